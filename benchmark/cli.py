@@ -1,0 +1,218 @@
+"""The command line. Heavy imports happen inside the commands, so that `cilbench --help` answers at once.
+
+Exit codes: 0 done; 1 a cell is not done, or an audit differs; 2 the request is wrong: one line, nothing written.
+"""
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import click
+import typer
+
+from cilbench.data_cli import app as data_app
+
+if TYPE_CHECKING:
+    pass
+
+app = typer.Typer(
+    help="The yardstick of class-incremental learning under a memory budget: bytes are weighed, not declared.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+app.add_typer(data_app, name="data", help="Data sets: list, fetch, import.")
+
+Methods = Annotated[
+    str, typer.Option("--methods", help="Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes.")
+]
+BudgetMb = Annotated[
+    str | None, typer.Option("--budget-mb", help="MB of 2**20 B, comma-separated; published labels are exact.")
+]
+BudgetOpt = Annotated[
+    str | None, typer.Option("--budget", help="Sizes with a unit, comma-separated: 7998016B, 7.6MiB, 8MB.")
+]
+DatasetOpt = Annotated[
+    str, typer.Option("--dataset", help="`cilbench data list` shows them; digits needs no download.")
+]
+Base = Annotated[int | None, typer.Option("--base", help="Classes of the first task; 0: as many as in the others.")]
+Inc = Annotated[int | None, typer.Option("--inc", help="Classes of every later task.")]
+Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of everything random but the class order.")]
+Orders = Annotated[str, typer.Option("--orders", help="Seeds of the class order; every pair with --seeds is a run.")]
+RecipeOpt = Annotated[str | None, typer.Option("--recipe", help="published, fast (a tenth of the epochs) or smoke.")]
+Backbone = Annotated[str, typer.Option("--backbone", help="auto, or one network for every method that has a choice.")]
+AccountingOpt = Annotated[str, typer.Option("--accounting", help="What the budget binds: published or strict.")]
+Settings = Annotated[list[str] | None, typer.Option("--set", help="A hyper-parameter, e.g. icarl.lr=0.05; repeatable.")]
+DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets are kept.")]
+
+
+@app.command()
+def run(
+    methods: Methods = "",
+    budget_mb: BudgetMb = None,
+    budget: BudgetOpt = None,
+    dataset: DatasetOpt = "cifar100",
+    base: Base = None,
+    inc: Inc = None,
+    seeds: Seeds = "1993",
+    orders: Orders = "1993",
+    recipe: RecipeOpt = None,
+    backbone: Backbone = "auto",
+    accounting: AccountingOpt = "published",
+    settings: Settings = None,
+    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
+    keep: Annotated[str, typer.Option("--keep", help="Sealed states to keep: last or all.")] = "last",
+    isolate: Annotated[bool, typer.Option("--isolate", help="Learn every task in a fresh process.")] = False,
+    fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is already done.")] = False,
+) -> None:
+    """Run methods under budgets; what is done already is not run again."""
+    from cilbench.request import RunRequest
+    from cilbench.sweep import sweep
+
+    request = RunRequest(
+        methods,
+        budget_mb,
+        budget,
+        dataset,
+        base,
+        inc,
+        seeds,
+        orders,
+        recipe,
+        backbone,
+        accounting,
+        tuple(settings or ()),
+        data_dir,
+    )
+    if keep not in {"last", "all"}:
+        raise click.UsageError(f"--keep {keep}: allowed are last, all")
+    raise typer.Exit(sweep(request, out, device, "all" if keep == "all" else "last", isolate=isolate, fresh=fresh))
+
+
+@app.command()
+def plan(
+    methods: Methods = "",
+    budget_mb: BudgetMb = None,
+    budget: BudgetOpt = None,
+    dataset: DatasetOpt = "cifar100",
+    base: Base = None,
+    inc: Inc = None,
+    orders: Orders = "1993",
+    recipe: RecipeOpt = None,
+    backbone: Backbone = "auto",
+    accounting: AccountingOpt = "published",
+    settings: Settings = None,
+    data_dir: DataDir = None,
+    as_json: Annotated[bool, typer.Option("--json", help="A list of records instead of a table.")] = False,
+) -> None:
+    """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data."""
+    from cilbench.plans import plan_records, plan_table
+    from cilbench.request import RunRequest
+
+    request = RunRequest(
+        methods,
+        budget_mb,
+        budget,
+        dataset,
+        base,
+        inc,
+        "1993",
+        orders,
+        recipe,
+        backbone,
+        accounting,
+        tuple(settings or ()),
+        data_dir,
+    )
+    records = plan_records(request)
+    if as_json:
+        import json
+
+        typer.echo(json.dumps(records, indent=2))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 140).print(plan_table(records))
+
+
+@app.command()
+def report(
+    runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: runs).")] = None,
+    out: Annotated[Path, typer.Option("--out", help="Where tables, figures and the page go.")] = Path("report"),
+) -> None:
+    """Tables, figures and one HTML page from run folders."""
+    from cilbench.reports import ReportError, write_report
+
+    try:
+        result = write_report(runs or [Path("runs")], out, command=" ".join(["cilbench", *sys.argv[1:]]))
+    except ReportError as error:
+        raise click.UsageError(str(error)) from None
+    for folder, reason in result.left_out:
+        typer.echo(f"left out: {folder}: {reason}", err=True)
+    typer.echo(f"report: {result.page}")
+
+
+@app.command()
+def audit(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")]) -> None:
+    """Re-weigh the sealed states on disk and compare them with the recorded ledger, to the byte."""
+    from cilbench.records import audit as audit_run
+
+    folders = [f for given in runs for f in ([given] if (given / "cell.json").exists() else sorted(given.glob("*/")))]
+    if not folders:
+        raise click.UsageError(f"{runs[0]}: no run folder there")
+    wrong = 0
+    for folder in folders:
+        problems = ["unfinished: nothing to audit yet"] if folder.suffix == ".partial" else audit_run(folder)
+        wrong += bool(problems)
+        typer.echo(f"{'differs' if problems else 'agrees '}  {folder}")
+        for problem in problems:
+            typer.echo(f"         {problem}")
+    raise typer.Exit(1 if wrong else 0)
+
+
+@app.command()
+def methods(bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the citations instead.")] = False) -> None:
+    """The methods there are, their papers and what is not as in the paper."""
+    from cilbench.plans import method_cards, methods_table
+
+    if bibtex:
+        typer.echo("\n\n".join(dict.fromkeys(entry for _, card in method_cards() for entry in card.bibtex)))
+    else:
+        from rich.console import Console
+
+        Console(width=None if sys.stdout.isatty() else 140).print(methods_table())
+
+
+def main() -> None:
+    """Entry point: a wrong request is one line on standard error and exit code 2, never a traceback."""
+    try:
+        code: Any = app(standalone_mode=False)
+    except click.exceptions.NoArgsIsHelpError as error:
+        typer.echo(error.format_message())
+        sys.exit(2)
+    except click.ClickException as error:
+        _refuse(error.format_message())
+    except (click.Abort, KeyboardInterrupt):
+        typer.echo("stopped; the same command goes on from the last finished task", err=True)
+        sys.exit(130)
+    except ValueError as error:
+        if not _is_refusal(error):
+            raise
+        _refuse(str(error))
+    else:
+        sys.exit(code if isinstance(code, int) else 0)
+
+
+def _is_refusal(error: ValueError) -> bool:
+    """Errors that say in one line what is wrong with the request. Only looked up once one has been raised."""
+    from cilbench.datasets import DatasetError
+    from cilbench.request import RequestError
+
+    return isinstance(error, (DatasetError, RequestError))
+
+
+def _refuse(message: str) -> None:
+    typer.echo(f"cilbench: {' '.join(message.split())}", err=True)
+    sys.exit(2)

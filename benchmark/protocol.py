@@ -1,0 +1,330 @@
+"""One cell: learn → seal → weigh → forget → judge → record, task by task.
+
+The learner that is judged, and that learns the next task, is always one that was built from the sealed bytes alone.
+"""
+
+import gc
+import hashlib
+import platform
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from collections.abc import Callable, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import cache
+from importlib.metadata import version
+from multiprocessing import get_context
+from os import chdir
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cilbench.budgets.ledger import Ledger
+from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.sealed import seal, unseal
+from cilbench.budgets.size import format_bytes
+from cilbench.datasets import Dataset
+from cilbench.methods.contract import Context, Method, Plan, Task
+from cilbench.methods.training import Diverged
+from cilbench.records import FORMAT, Keep, Outcome, RunFolder, TaskRecord
+from cilbench.request import Cell
+from cilbench.scenario import class_names, stream, test_of
+
+EVALUATION_BATCH = 500
+
+
+class OverBudget(RuntimeError):
+    """A sealed state that costs more than the budget. The message itemises it."""
+
+    def __init__(self, task: int, ledger: Ledger, budget: Budget) -> None:
+        total = ledger.total(budget.accounting)
+        items = ", ".join(f"{kind} {size:,}" for kind, size in ledger.by_kind(budget.accounting).items())
+        super().__init__(
+            f"over budget after task {task}: {format_bytes(total)} of {format_bytes(budget.bytes)} ({budget.accounting}: {items})"
+        )
+        self.task, self.ledger = task, ledger
+
+
+class Reporter(Protocol):
+    """Who watches a cell. `share` is the part of the cell that is done."""
+
+    def progress(self, share: float, images: int) -> None: ...
+
+    def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None: ...
+
+
+def run_cell(
+    cell: Cell,
+    plan: Plan | BudgetTooSmall,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
+    reporter: Reporter,
+    keep: Keep = "last",
+    isolate: bool = False,
+) -> Outcome:
+    """Run a cell to its end and leave its folder finished, whatever came of it. A crash of a method is a failed cell."""
+    started = time.perf_counter()
+    folder.open()
+    breach = None
+    if isinstance(plan, BudgetTooSmall):
+        outcome = Outcome("refused", str(plan))
+    else:
+        try:
+            _tasks(cell, plan, dataset, folder, device, reporter, keep, isolate)
+            outcome = Outcome("done")
+        except OverBudget as over:
+            outcome, breach = Outcome("over_budget", str(over)), (over.task, over.ledger)
+        except Diverged as diverged:
+            outcome = Outcome("diverged", str(diverged))
+        except Exception as error:  # a method may raise anything: the other cells go on
+            outcome = Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            folder.log({"task": len(folder.records()), "event": "failed", "traceback": traceback.format_exc()})
+    records = folder.records()
+    folder.finish(
+        {
+            "format": FORMAT,
+            "id": cell.id,
+            "status": outcome.status,
+            "reason": outcome.reason,
+            "request": {**cell.request, "budget_label": cell.budget_label},
+            "card": asdict(cell.spec.card),
+            "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
+            "environment": environment(device),
+            "timing": _timing(records, time.perf_counter() - started, device),
+            "tasks": [asdict(record) for record in records],
+            "class_names": class_names(dataset, cell.scenario),
+        },
+        breach,
+    )
+    return outcome
+
+
+def _tasks(
+    cell: Cell,
+    plan: Plan,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
+    reporter: Reporter,
+    keep: Keep,
+    isolate: bool,
+) -> None:
+    done = len(folder.records())
+    sealed = folder.sealed(done - 1) if done else None
+    for task in stream(dataset, cell.scenario, device, done):
+        started = time.perf_counter()
+        index, trained = task.index, _Meter(reporter, task.index, cell.scenario.tasks)
+        log = folder.log
+        if isolate:
+            sealed = _learn_elsewhere(cell, plan, task, sealed, str(device), log, trained)
+        else:
+            sealed = learn_and_seal(cell, plan, task, sealed, device, log, trained)
+        train_seconds = time.perf_counter() - started
+        task.images.zero_()  # a view that something still holds shows nothing from here on
+        del task
+        gc.collect()
+        ledger = Ledger.of_sealed(sealed)
+        if ledger.total(cell.budget.accounting) > cell.budget.bytes:
+            raise OverBudget(index, ledger, cell.budget)
+        predictions = judge(revive(cell, plan, sealed, device), *test_of(dataset, cell.scenario, index, device))
+        metrics = _metrics(predictions, cell, index)
+        record = TaskRecord(
+            task=index,
+            seen=cell.scenario.seen(index),
+            sealed_bytes=len(sealed),
+            sealed_sha256=hashlib.sha256(sealed).hexdigest(),
+            published_bytes=ledger.published,
+            strict_bytes=ledger.strict,
+            exemplars=_exemplars(sealed),
+            wall_seconds=time.perf_counter() - started,
+            train_seconds=train_seconds,
+            images=trained.images,
+        )
+        folder.add_task(record, ledger, sealed, predictions, metrics, keep)
+        reporter.task_done(record, {head: _overall(metrics, head) for head in cell.spec.card.heads})
+
+
+def learn_and_seal(
+    cell: Cell,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    log: Callable[[Mapping[str, Any]], None],
+    progress: Callable[[float, int], None],
+) -> bytes:
+    """One task's learning from the sealed bytes of the one before to its own. Random numbers depend on cell and task alone."""
+    seed = task_seed(cell.seed, task.index)
+    torch.manual_seed(seed)
+    method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
+    generator = torch.Generator(device).manual_seed(seed)
+    method.learn(task, Context(generator, log, progress))
+    return seal(method.state())
+
+
+def revive(cell: Cell, plan: Plan, sealed: bytes, device: torch.device) -> Method:
+    """A new learner from sealed bytes."""
+    method = cell.spec.build(plan, cell.scenario, device)
+    method.load({key: tensor.to(device) if _lives_on_device(key) else tensor for key, tensor in unseal(sealed).items()})
+    return method
+
+
+def task_seed(seed: int, task: int) -> int:
+    """A seed of its own for every task, so that a run that was interrupted draws what it would have drawn."""
+    return int.from_bytes(hashlib.sha256(f"cilbench {seed} {task}".encode()).digest()[:7], "big")
+
+
+@torch.inference_mode()
+def judge(method: Method, images: Tensor, labels: Tensor) -> dict[str, NDArray[np.int16]]:
+    """The top five classes of every test image for every head, int16 [N, 5], padded with −1; and `labels` int16 [N]."""
+    parts: dict[str, list[Tensor]] = {}
+    for batch in images.split(EVALUATION_BATCH):
+        for head, scores_BK in method.scores(batch).items():
+            parts.setdefault(head, []).append(scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices.short())
+    top = {head: torch.cat(found).cpu().numpy() for head, found in parts.items()}
+    padded = {head: np.pad(t, ((0, 0), (0, 5 - t.shape[1])), constant_values=-1) for head, t in top.items()}
+    return {**padded, "labels": labels.cpu().numpy().astype(np.int16)}
+
+
+def _metrics(predictions: Mapping[str, NDArray[np.int16]], cell: Cell, task: int) -> list[dict[str, Any]]:
+    labels = predictions["labels"]
+    rows = []
+    for tested in range(task + 1):
+        new = cell.scenario.new(tested)
+        of_task = (labels >= new.start) & (labels < new.stop)
+        for head in (name for name in predictions if name != "labels"):
+            hits = predictions[head][of_task] == labels[of_task, None]
+            top1, top5 = 100 * hits[:, 0].mean(), 100 * hits.any(1).mean()
+            rows.append(
+                {
+                    "task": task,
+                    "tested_task": tested,
+                    "head": head,
+                    "images": int(of_task.sum()),
+                    "top1": round(float(top1), 4),
+                    "top5": round(float(top5), 4),
+                }
+            )
+    return rows
+
+
+def _overall(metrics: list[dict[str, Any]], head: str) -> float:
+    """Accuracy on all classes seen, in percent."""
+    rows = [row for row in metrics if row["head"] == head]
+    return float(np.average([row["top1"] for row in rows], weights=[row["images"] for row in rows]))
+
+
+def _learn_elsewhere(
+    cell: Cell,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: str,
+    log: Callable[[Mapping[str, Any]], None],
+    progress: Callable[[float, int], None],
+) -> bytes:
+    """`learn_and_seal` in a fresh process whose working and temporary folders are empty and gone afterwards."""
+    with (
+        tempfile.TemporaryDirectory(prefix="cilbench-") as empty,
+        ProcessPoolExecutor(1, get_context("spawn"), initializer=chdir, initargs=(empty,)) as pool,
+    ):
+        on_cpu = replace(task, images=task.images.cpu().numpy(), labels=task.labels.cpu().numpy())
+        result, lines, images = pool.submit(_isolated, cell, plan, on_cpu, sealed, device, empty).result()
+    for line in lines:
+        log(line)
+    progress(1.0, images)
+    return result
+
+
+def _isolated(
+    cell: Cell, plan: Plan, task: Any, sealed: bytes | None, device: str, empty: str
+) -> tuple[bytes, list[Mapping[str, Any]], int]:
+    tempfile.tempdir = empty
+    lines: list[Mapping[str, Any]] = []
+    trained: list[int] = []
+    there = torch.device(device)
+    arrived = Task(task.index, torch.from_numpy(task.images).to(there), torch.from_numpy(task.labels).to(there))
+    result = learn_and_seal(
+        cell, plan, arrived, sealed, there, lines.append, lambda share, images: trained.append(images)
+    )
+    return result, lines, sum(trained)
+
+
+class _Meter:
+    """Counts the images of one task and tells the reporter how much of the cell is done."""
+
+    def __init__(self, reporter: Reporter, task: int, tasks: int) -> None:
+        self.reporter, self.task, self.tasks, self.images = reporter, task, tasks, 0
+
+    def __call__(self, share: float, images: int) -> None:
+        self.images += images
+        self.reporter.progress((self.task + share) / self.tasks, images)
+
+
+def _lives_on_device(key: str) -> bool:
+    """Exemplars stay encoded in main memory; they are decoded to the device when they are wanted."""
+    return key.partition("/")[0] not in {"exemplars", "boxes", "labels"}
+
+
+def _exemplars(sealed: bytes) -> int:
+    """Images kept, as the sealed state lists them."""
+    counts = unseal(sealed).get("labels/images_per_class")
+    return 0 if counts is None else int(counts.sum())
+
+
+def _plan_record(plan: Plan) -> dict[str, Any]:
+    record = asdict(plan)
+    record.pop("budget")
+    return record
+
+
+def _timing(records: list[TaskRecord], seconds: float, device: torch.device) -> dict[str, Any]:
+    train_seconds, images = sum(r.train_seconds for r in records), sum(r.images for r in records)
+    if device.type == "cuda":
+        peak = torch.cuda.max_memory_allocated(device)
+    else:
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+    return {
+        "wall_seconds": sum(r.wall_seconds for r in records) or seconds,
+        "train_seconds": train_seconds,
+        "images": images,
+        "images_per_second": images / train_seconds if train_seconds else None,
+        "peak_memory_bytes": peak,
+    }
+
+
+def environment(device: torch.device) -> dict[str, Any]:
+    """What a result depends on besides its request."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "cilbench": version("cilbench"),
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "numpy": np.__version__,
+        "platform": platform.platform(),
+        "device": f"{device} ({name})",
+        "threads": torch.get_num_threads(),
+        "git_commit": _git_commit(),
+    }
+
+
+@cache
+def _git_commit() -> str | None:
+    """Commit of the checkout that cilbench runs from; None for an installed wheel."""
+    try:
+        where = Path(__file__).resolve().parent
+        done = subprocess.run(
+            ["git", "-C", str(where), "rev-parse", "HEAD"], capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

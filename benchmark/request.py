@@ -1,0 +1,202 @@
+"""What was asked for → the cells to run. Everything wrong with a request is found here, before any training."""
+
+import hashlib
+import json
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from cilbench import datasets
+from cilbench.budgets.ledger import Accounting
+from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.size import parse_budget_mb, parse_bytes
+from cilbench.methods.contract import Plan, Scenario
+from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
+from cilbench.methods.training import RECIPES
+from cilbench.scenario import make_scenario
+
+
+class RequestError(ValueError):
+    """The request is wrong. The message is one line: the option, the value, what is allowed."""
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """The command line of `run` and `plan`, as typed; None where the data set's default holds."""
+
+    methods: str
+    budget_mb: str | None = None
+    budget: str | None = None
+    dataset: str = "cifar100"
+    base: int | None = None
+    inc: int | None = None
+    seeds: str = "1993"
+    orders: str = "1993"
+    recipe: str | None = None
+    backbone: str = "auto"
+    accounting: str = "published"
+    settings: tuple[str, ...] = ()
+    data_dir: Path | None = None
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: a method with its settings, a budget, a scenario, a seed."""
+
+    spec: MethodSpec
+    scenario: Scenario
+    budget: Budget
+    budget_label: str | None
+    seed: int
+    order: int
+    recipe: str
+
+    @cached_property
+    def request(self) -> dict[str, Any]:
+        """Everything that decides the result, as JSON."""
+        return {
+            "method": self.spec.name,
+            "dataset": self.scenario.dataset,
+            "image_shape": list(self.scenario.image_shape),
+            "base": self.scenario.base,
+            "inc": self.scenario.inc,
+            "tasks": self.scenario.tasks,
+            "classes": self.scenario.classes,
+            "seed": self.seed,
+            "order": self.order,
+            "budget_bytes": self.budget.bytes,
+            "accounting": self.budget.accounting,
+            "recipe": self.recipe,
+            "backbone": self.scenario.backbone,
+            "precision": "fp32",
+            "config": self.spec.settings(),
+        }
+
+    @cached_property
+    def id(self) -> str:
+        """Readable, and ends in a hash of the canonical JSON of `request`."""
+        canonical = json.dumps(self.request, sort_keys=True, separators=(",", ":"))
+        r = self.request
+        start = f"{r['method']}-{r['dataset']}-b{r['base']}i{r['inc']}-{r['budget_bytes']}B-s{r['seed']}-o{r['order']}"
+        return f"{start}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
+
+    def plan(self) -> Plan:
+        """Raises BudgetTooSmall."""
+        return self.spec.plan(self.budget, self.scenario)
+
+
+def cells(request: RunRequest) -> list[Cell]:
+    """Every (budget, method, seed, order). Raises RequestError (DatasetError for an unknown data set)."""
+    card = datasets.card(request.dataset, request.data_dir or datasets.default_data_dir())
+    base = card.base if request.base is None else request.base
+    inc = card.inc if request.inc is None else request.inc
+    recipe = request.recipe or card.recipe
+    if recipe not in RECIPES:
+        raise RequestError(f"--recipe {recipe}: allowed are {', '.join(RECIPES)}")
+    accounting = _accounting(request.accounting)
+    orders, seeds = _seeds("--orders", request.orders), _seeds("--seeds", request.seeds)
+    try:
+        scenarios = {order: make_scenario(card, base, inc, order, request.backbone) for order in orders}
+    except ValueError as error:
+        raise RequestError(str(error)) from None
+    budgets = _budgets(request, (card.name, base, inc))
+    specs = _methods(request, recipe, card.overrides)
+    return [
+        Cell(spec, scenarios[order], Budget(size_bytes, accounting), label, seed, order, recipe)
+        for (size_bytes, label), spec, seed, order in product(budgets, specs, seeds, orders)
+    ]
+
+
+def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
+    """The plan, or the refusal, of every cell by id.
+
+    Raises RequestError for a method that fits none of the budgets: that request is wrong. One that fits some of them is refused at
+    the others and recorded so.
+    """
+    plans: dict[str, Plan | BudgetTooSmall] = {}
+    for cell in asked:
+        try:
+            plans[cell.id] = cell.plan()
+        except BudgetTooSmall as refusal:
+            plans[cell.id] = refusal
+    for spec in {cell.spec.name: cell.spec for cell in asked}.values():
+        mine = [plans[cell.id] for cell in asked if cell.spec.name == spec.name]
+        refusals = [plan for plan in mine if isinstance(plan, BudgetTooSmall)]
+        if len(refusals) == len(mine):
+            raise RequestError(f"budget too small: {max(refusals, key=lambda r: r.have_bytes)}")
+    return plans
+
+
+def _methods(request: RunRequest, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
+    names = _split(request.methods)
+    if not names:
+        raise RequestError("--methods is empty: name at least one, e.g. icarl,der (`cilbench methods` lists them)")
+    expanded = Counter("+".join(components(name)) for name in names)
+    double = [name for name, times in expanded.items() if times > 1]
+    if double:
+        raise RequestError(f"--methods {request.methods}: two methods of one name: {double[0]}")
+    settings = _settings(request.settings)
+    try:
+        specs = [resolve(name, recipe, overrides, settings) for name in names]
+        for key, text in settings.items():
+            component, _, field_name = key.partition(".")
+            configs = [s.configs[component] for s in specs if component in s.configs]
+            if not configs:
+                there = sorted({component for s in specs for component in s.configs})
+                raise BadSetting(f"{key}={text}: no {component!r} among the methods; there is: {', '.join(there)}")
+            parse_setting(key, configs[0], field_name, text)
+    except UnknownMethod as error:
+        raise RequestError(f"--methods: {error}") from None
+    except BadSetting as error:
+        raise RequestError(f"--set {error}") from None
+    return specs
+
+
+def _settings(texts: tuple[str, ...]) -> dict[str, str]:
+    settings: dict[str, str] = {}
+    for text in texts:
+        key, equals, value = text.partition("=")
+        if not equals or "." not in key:
+            raise RequestError(f"--set {text}: write METHOD.FIELD=VALUE, e.g. icarl.lr=0.05")
+        settings[key.strip()] = value
+    return settings
+
+
+def _budgets(request: RunRequest, protocol: tuple[str, int, int]) -> list[tuple[int, str | None]]:
+    if (request.budget is None) == (request.budget_mb is None):
+        raise RequestError(
+            "give the budget once: --budget-mb 7.6 (MB = 2**20 B), or --budget 7998016B (also 7.6MiB, 8MB)"
+        )
+    option, text = ("--budget-mb", request.budget_mb) if request.budget_mb is not None else ("--budget", request.budget)
+    parts = (text or "").split(",")
+    try:
+        found = [parse_budget_mb(p, protocol) if option == "--budget-mb" else (parse_bytes(p), None) for p in parts]
+    except ValueError as error:
+        raise RequestError(f"{option}: {error}") from None
+    return sorted(dict(found).items())
+
+
+def _accounting(text: str) -> Accounting:
+    if text == "published":
+        return "published"
+    if text == "strict":
+        return "strict"
+    raise RequestError(f"--accounting {text}: allowed are published, strict")
+
+
+def _seeds(option: str, text: str) -> list[int]:
+    try:
+        seeds = [int(part) for part in _split(text)]
+    except ValueError:
+        seeds = []
+    if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
+        raise RequestError(f"{option} {text!r}: write different whole numbers from 0 to 2**32-1, e.g. 1993,1994")
+    return seeds
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]

@@ -1,0 +1,75 @@
+"""A data set and a protocol → a stream of tasks."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cilbench.datasets import Dataset, DatasetCard, Images
+from cilbench.methods.backbones import BACKBONES
+from cilbench.methods.contract import Scenario, Task
+
+
+def class_order(classes: int, seed: int) -> tuple[int, ...]:
+    """The permutation every CIL paper calls "seed 1993": `numpy.random.seed(seed)` then a permutation of the class ids."""
+    return tuple(int(c) for c in np.random.RandomState(seed).permutation(classes))
+
+
+def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: str = "auto") -> Scenario:
+    """Base-`base` Inc-`inc` on a data set. Raises ValueError, one line that names the option and what is allowed."""
+    rest = card.classes - base
+    if inc < 1 or base < 0 or rest < 0 or rest % inc or (rest == 0 and base) or (not base and rest == inc):
+        allowed = [n for n in range(1, rest + 1) if rest % n == 0 and (base or n < rest)] if rest > 0 else []
+        after = f" after a base of {base}" if base else ""
+        choice = f"allowed: {', '.join(map(str, allowed))}" if allowed else f"--base must be below {card.classes}"
+        raise ValueError(
+            f"--inc {inc} does not divide the {card.classes} classes of {card.name}{after} into tasks; {choice}"
+        )
+    members = BACKBONES[card.family]
+    if backbone != "auto" and backbone not in members:
+        raise ValueError(f"--backbone {backbone}: {card.name} takes auto, {', '.join(members)}")
+    return Scenario(
+        dataset=card.name,
+        image_shape=card.image_shape,
+        base=base,
+        inc=inc,
+        class_order=class_order(card.classes, order),
+        family=card.family,
+        backbone=backbone,
+        single_backbone=card.single_backbone,
+        base_exemplars=card.base_exemplars,
+        mean=card.mean,
+        std=card.std,
+        augmentation=card.augmentation,
+    )
+
+
+def stream(dataset: Dataset, scenario: Scenario, device: torch.device, first: int = 0) -> Iterator[Task]:
+    """The tasks from number `first` on, each read from the data set when its turn comes and given once."""
+    arrival = _arrival_numbers(scenario)[dataset.train.labels]
+    for index in range(first, scenario.tasks):
+        new = scenario.new(index)
+        yield Task(index, *_select(dataset.train, arrival, new, device))
+
+
+def test_of(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Test images of all classes seen after `task`: uint8 [N, C, H, W]; int64 [N], arrival numbers."""
+    arrival = _arrival_numbers(scenario)[dataset.test.labels]
+    return _select(dataset.test, arrival, range(scenario.seen(task)), device)
+
+
+def class_names(dataset: Dataset, scenario: Scenario) -> list[str]:
+    """Names of the classes in the order in which they arrive."""
+    return [dataset.class_names[c] for c in scenario.class_order]
+
+
+def _arrival_numbers(scenario: Scenario) -> np.ndarray:
+    """int64 [classes]: data-set class id → arrival number."""
+    return np.argsort(np.array(scenario.class_order))
+
+
+def _select(images: Images, arrival: np.ndarray, wanted: range, device: torch.device) -> tuple[Tensor, Tensor]:
+    chosen = np.flatnonzero((arrival >= wanted.start) & (arrival < wanted.stop))
+    pixels = torch.from_numpy(np.ascontiguousarray(images.images[chosen]))
+    return pixels.to(device), torch.from_numpy(arrival[chosen].astype(np.int64)).to(device)

@@ -1,0 +1,136 @@
+"""`cilbench run`: every cell of a request, one after another, each left finished."""
+
+import os
+import sys
+import time
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from cilbench import datasets
+from cilbench.budgets.size import format_bytes
+from cilbench.plans import announce
+from cilbench.protocol import run_cell
+from cilbench.records import FINAL, Keep, Outcome, RunFolder, TaskRecord
+from cilbench.request import Cell, RequestError, RunRequest, cells, check_feasible
+
+
+def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool) -> int:
+    """Run what is not done yet; the exit code: 0 if every cell is done, else 1. Raises RequestError, DatasetError before it starts."""
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    asked = cells(request)
+    plans = check_feasible(asked)
+    where = pick_device(device)
+    dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
+    _check_writable(out)
+    for line in [*announce(asked), f"device {where}; run folders in {out}"]:
+        console.print(line, markup=False)
+    outcomes: dict[str, Outcome] = {}
+    with _watch(console, len(asked)) as watch:
+        for number, cell in enumerate(asked):
+            folder = RunFolder(out, cell.id)
+            if fresh:
+                folder.discard()
+            status = folder.status()
+            if status in FINAL:
+                outcomes[cell.id] = folder.outcome()
+                watch.note(f"{_title(cell)}: {status} already")
+                continue
+            done = folder.open()
+            if done:
+                watch.note(f"{_title(cell)}: goes on after task {done - 1}")
+            watch.begin(number, cell)
+            outcomes[cell.id] = run_cell(cell, plans[cell.id], dataset, folder, where, watch, keep, isolate)
+            if outcomes[cell.id].status != "done":
+                watch.note(f"{_title(cell)}: {outcomes[cell.id].status}: {outcomes[cell.id].reason}")
+    return _conclude(console, asked, outcomes, out)
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA, then MPS, then the CPU. Raises RequestError for one that is not there."""
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name == "auto":
+        return torch.device(next((d for d in ("cuda", "mps") if d in there), "cpu"))
+    if name not in there:
+        raise RequestError(f"--device {name}: this machine has {', '.join(there)}")
+    return torch.device(name)
+
+
+def _check_writable(out: Path) -> None:
+    """Raises RequestError where no run folder can be made; leaves nothing behind."""
+    probe = out / f".cilbench-{os.getpid()}"
+    try:
+        probe.mkdir(parents=True)
+        probe.rmdir()
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+
+
+def _title(cell: Cell) -> str:
+    seeds = f"seed {cell.seed}" + ("" if cell.order == cell.seed else f" order {cell.order}")
+    return f"{cell.spec.name} {format_bytes(cell.budget.bytes)} {seeds}"
+
+
+class _Watch:
+    """Shows a sweep: a bar on a terminal, a line per task elsewhere."""
+
+    def __init__(self, console: Console, cells: int, bar: Progress | None) -> None:
+        self.console, self.cells, self.bar = console, cells, bar
+        self.number, self.cell, self.images, self.started = 0, None, 0, time.perf_counter()
+        self.bar_id = bar.add_task("", total=cells) if bar else None
+
+    def begin(self, number: int, cell: Cell) -> None:
+        self.number, self.cell, self.images, self.started = number, cell, 0, time.perf_counter()
+
+    def note(self, line: str) -> None:
+        self.console.print(line, markup=False, soft_wrap=True)
+
+    def progress(self, share: float, images: int) -> None:
+        self.images += images
+        if self.bar is not None and self.bar_id is not None and self.cell is not None:
+            rate = self.images / max(time.perf_counter() - self.started, 1e-9)
+            text = f"{self.number + 1}/{self.cells} {_title(self.cell)}  {rate:,.0f} images/s"
+            self.bar.update(self.bar_id, completed=self.number + share, description=text)
+
+    def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None:
+        assert self.cell is not None
+        budget = self.cell.budget
+        spent = record.published_bytes if budget.accounting == "published" else record.strict_bytes
+        scores = ", ".join(f"{head} {value:.2f} %" for head, value in top1.items())
+        self.note(
+            f"{_title(self.cell)}: task {record.task + 1}/{self.cell.scenario.tasks}, {record.seen} classes: {scores};"
+            f" {spent:,} of {budget.bytes:,} B, {record.exemplars} exemplars, {record.wall_seconds:.1f} s"
+        )
+
+
+@contextmanager
+def _watch(console: Console, cells: int) -> Iterator[_Watch]:
+    if not console.is_terminal:
+        yield _Watch(console, cells, None)
+        return
+    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+    with Progress(*columns, console=console) as bar:
+        yield _Watch(console, cells, bar)
+
+
+def _conclude(console: Console, asked: list[Cell], outcomes: Mapping[str, Outcome], out: Path) -> int:
+    counts = Counter(outcome.status for outcome in outcomes.values())
+    bad = [cell for cell in asked if outcomes[cell.id].status != "done"]
+    if bad:
+        table = Table("run", "status", "reason")
+        for cell in bad:
+            table.add_row(_title(cell), outcomes[cell.id].status, outcomes[cell.id].reason or "")
+        console.print(table)
+    summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
+    console.print(f"{len(asked)} runs: {summary}; in {out}. Next: cilbench report {out}", markup=False, soft_wrap=True)
+    return 1 if bad else 0

@@ -1,0 +1,28 @@
+"""The accountant: how many bytes a state has, what each convention charges, and what still fits.
+
+Knows nothing of methods or data sets; uses torch for tensors alone.
+"""
+
+if __name__ == "budgets":  # imported from the repository root: a second copy beside the installed package
+    raise ImportError("import cilbench.budgets, not budgets: the folder is only where that package's files lie")
+
+from cilbench.budgets.ledger import KINDS, Accounting, Entry, Ledger
+from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.sealed import seal, unseal
+from cilbench.budgets.size import MIB, format_bytes, human_bytes, parse_budget_mb, parse_bytes
+
+__all__ = [
+    "KINDS",
+    "MIB",
+    "Accounting",
+    "Budget",
+    "BudgetTooSmall",
+    "Entry",
+    "Ledger",
+    "format_bytes",
+    "human_bytes",
+    "parse_budget_mb",
+    "parse_bytes",
+    "seal",
+    "unseal",
+]

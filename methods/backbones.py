@@ -1,0 +1,208 @@
+"""The networks, and where MEMO (arXiv 2205.13218) splits them: shared = general layers, specialised = the last stage.
+
+    family     input    members, smallest first
+    tiny       ≤ 16     tinyconv3 … tinyconv32       two 3×3 convolutions; not from a paper, sized to compete with 64-byte images
+    cifar      ≤ 64     convnet2, resnet14 … resnet32   MEMO's; parameter-free option-A shortcuts (He 2016, arXiv 1512.03385, §4.2)
+    imagenet   > 64     convnet4, resnet10 … resnet50   MEMO's
+
+Parameter counts (no classifier) are those of the papers, computed from the built networks: `backbone_bytes`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cilbench.methods.contract import Family
+
+
+class BasicBlock(nn.Module):
+    """Two 3×3 convolutions and a shortcut: option A (subsample, pad with zero channels) or a 1×1 projection."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, projection: bool) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(outputs)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, 1, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.act2 = nn.ReLU(inplace=True)
+        self.stride, self.grow = stride, outputs - inputs
+        self.down = _projection(inputs, outputs, stride) if projection and (stride > 1 or self.grow) else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        if self.down is not None:
+            return self.act2(y + self.down(x))
+        if self.stride > 1 or self.grow:
+            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.grow))
+        return self.act2(y + x)
+
+
+class Bottleneck(nn.Module):
+    """1×1, 3×3, 1×1 convolutions, expansion 4 (He 2016); stride in the 3×3 as in torchvision."""
+
+    def __init__(self, inputs: int, width: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.act1 = nn.ReLU(inplace=True)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, 1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.act2 = nn.ReLU(inplace=True)
+        self.conv3 = nn.Conv2d(width, 4 * width, 1, bias=False)
+        self.bn3 = nn.BatchNorm2d(4 * width)
+        self.act3 = nn.ReLU(inplace=True)
+        self.down = _projection(inputs, 4 * width, stride) if stride > 1 or inputs != 4 * width else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.act1(self.bn1(self.conv1(x)))
+        y = self.bn3(self.conv3(self.act2(self.bn2(self.conv2(y)))))
+        return self.act3(y + (x if self.down is None else self.down(x)))
+
+
+def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+
+
+def _conv_block(
+    inputs: int, outputs: int, kernel: int = 3, stride: int = 1, *, bias: bool, pool: bool = True
+) -> nn.Sequential:
+    layers: list[nn.Module] = [
+        nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=bias),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(inplace=True),
+    ]
+    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+
+
+def _basic_stage(inputs: int, outputs: int, blocks: int, stride: int, *, projection: bool) -> nn.Sequential:
+    first = BasicBlock(inputs, outputs, stride, projection)
+    return nn.Sequential(first, *(BasicBlock(outputs, outputs, 1, projection) for _ in range(blocks - 1)))
+
+
+def _bottleneck_stage(inputs: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    first = Bottleneck(inputs, width, stride)
+    return nn.Sequential(first, *(Bottleneck(4 * width, width, 1) for _ in range(blocks - 1)))
+
+
+@dataclass(frozen=True)
+class BackboneSpec:
+    """How to build the two parts of a backbone from the number of image channels; `features` is D."""
+
+    features: int
+    shared: Callable[[int], nn.Sequential]
+    specialised: Callable[[], nn.Sequential]
+
+
+def _tiny(width: int) -> BackboneSpec:
+    return BackboneSpec(
+        2 * width,
+        lambda channels: nn.Sequential(_conv_block(channels, width, bias=False)),
+        lambda: nn.Sequential(_conv_block(width, 2 * width, bias=False, pool=False)),
+    )
+
+
+def _cifar_resnet(depth: int) -> BackboneSpec:
+    blocks = (depth - 2) // 6
+    return BackboneSpec(
+        64,
+        lambda channels: nn.Sequential(
+            _conv_block(channels, 16, bias=False, pool=False),
+            _basic_stage(16, 16, blocks, 1, projection=False),
+            _basic_stage(16, 32, blocks, 2, projection=False),
+        ),
+        lambda: nn.Sequential(_basic_stage(32, 64, blocks, 2, projection=False)),
+    )
+
+
+def _imagenet_stem(channels: int) -> list[nn.Module]:
+    return [_conv_block(channels, 64, 7, 2, bias=False, pool=False), nn.MaxPool2d(3, 2, 1)]
+
+
+def _imagenet_resnet(*blocks: int) -> BackboneSpec:
+    return BackboneSpec(
+        512,
+        lambda channels: nn.Sequential(
+            *_imagenet_stem(channels),
+            _basic_stage(64, 64, blocks[0], 1, projection=True),
+            _basic_stage(64, 128, blocks[1], 2, projection=True),
+            _basic_stage(128, 256, blocks[2], 2, projection=True),
+        ),
+        lambda: nn.Sequential(_basic_stage(256, 512, blocks[3], 2, projection=True)),
+    )
+
+
+def _imagenet_bottleneck(*blocks: int) -> BackboneSpec:
+    return BackboneSpec(
+        2048,
+        lambda channels: nn.Sequential(
+            *_imagenet_stem(channels),
+            _bottleneck_stage(64, 64, blocks[0], 1),
+            _bottleneck_stage(256, 128, blocks[1], 2),
+            _bottleneck_stage(512, 256, blocks[2], 2),
+        ),
+        lambda: nn.Sequential(_bottleneck_stage(1024, 512, blocks[3], 2)),
+    )
+
+
+# family → name → how to build it, smallest first. Two families may use one name (resnet26).
+BACKBONES: dict[Family, dict[str, BackboneSpec]] = {
+    "tiny": {f"tinyconv{width}": _tiny(width) for width in (3, 4, 6, 8, 12, 16, 24, 32)},
+    "cifar": {
+        "convnet2": BackboneSpec(
+            64,
+            lambda channels: nn.Sequential(_conv_block(channels, 64, bias=True)),
+            lambda: nn.Sequential(_conv_block(64, 64, bias=True)),
+        ),
+        **{f"resnet{depth}": _cifar_resnet(depth) for depth in (14, 20, 26, 32)},
+    },
+    "imagenet": {
+        "convnet4": BackboneSpec(
+            512,
+            lambda channels: nn.Sequential(
+                _conv_block(channels, 128, 7, 2, bias=True),
+                _conv_block(128, 128, bias=True),
+                _conv_block(128, 128, bias=True),
+            ),
+            lambda: nn.Sequential(_conv_block(128, 512, bias=True)),
+        ),
+        "resnet10": _imagenet_resnet(1, 1, 1, 1),
+        "resnet18": _imagenet_resnet(2, 2, 2, 2),
+        "resnet26": _imagenet_bottleneck(2, 2, 2, 2),
+        "resnet34": _imagenet_resnet(3, 4, 6, 3),
+        "resnet50": _imagenet_bottleneck(3, 4, 6, 3),
+    },
+}
+
+
+def init_weights(module: nn.Module) -> None:
+    """He initialisation of convolutions (fan out), BatchNorm at (1, 0): what the CIL toolboxes use for these networks."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d):
+            nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+
+
+def build_shared(family: Family, name: str, channels: int) -> nn.Sequential:
+    """The general layers of a backbone for images of `channels` channels."""
+    module = BACKBONES[family][name].shared(channels)
+    init_weights(module)
+    return module
+
+
+def build_specialised(family: Family, name: str) -> nn.Sequential:
+    """The last stage of a backbone."""
+    module = BACKBONES[family][name].specialised()
+    init_weights(module)
+    return module
+
+
+@cache
+def backbone_bytes(family: Family, name: str, channels: int) -> int:
+    """Bytes of the float32 parameters of a whole backbone."""
+    with torch.device("meta"):
+        parts = build_shared(family, name, channels), build_specialised(family, name)
+    return sum(4 * p.numel() for module in parts for p in module.parameters())

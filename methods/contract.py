@@ -1,0 +1,160 @@
+"""The vocabulary that methods and the harness share, and nothing else.
+
+A method is one public class and one frozen `Config` dataclass in one file. The harness asks it for a plan, hands it one
+task at a time, takes its state, destroys it, builds the next one from that state and measures what that one predicts. A
+method reports neither its score nor its size.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from cilbench.budgets.planning import Budget
+from cilbench.budgets.sealed import State
+
+Family = Literal["tiny", "cifar", "imagenet"]
+
+
+@dataclass(frozen=True)
+class Augmentation:
+    """Training-time augmentation, per image: random crop after zero padding, horizontal flip, brightness factor 1 ± b."""
+
+    padding: int = 4
+    flip: bool = True
+    brightness: float = 63 / 255
+
+
+@dataclass(frozen=True)
+class Scenario:
+    """The shape of a stream of tasks; no data. Classes are numbered in the order in which they arrive.
+
+    `class_order[i]` is the data set's own id of the class that arrives as number i. `base` 0 means equal tasks of `inc`
+    classes, otherwise the first task has `base`. `image_shape` is (C, H, W).
+    """
+
+    dataset: str
+    image_shape: tuple[int, int, int]
+    base: int
+    inc: int
+    class_order: tuple[int, ...]
+    family: Family
+    backbone: str  # "auto": what each method takes by the protocol's rule
+    single_backbone: str  # the protocol's network for methods that keep one
+    base_exemplars: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: Augmentation = field(default_factory=Augmentation)
+
+    @property
+    def classes(self) -> int:
+        return len(self.class_order)
+
+    @property
+    def tasks(self) -> int:
+        return 1 + (self.classes - self.base) // self.inc if self.base else self.classes // self.inc
+
+    def seen(self, task: int) -> int:
+        """Number of classes seen once task number `task` (from 0) is over."""
+        return self.base + task * self.inc if self.base else (task + 1) * self.inc
+
+    def new(self, task: int) -> range:
+        """Arrival numbers of the classes that task number `task` brings."""
+        return range(self.seen(task - 1) if task else 0, self.seen(task))
+
+    @property
+    def image_bytes(self) -> int:
+        """Bytes of one image as uint8."""
+        return self.image_shape[0] * self.image_shape[1] * self.image_shape[2]
+
+
+@dataclass
+class Task:
+    """One task's data, given once. `images` uint8 [N, C, H, W]; `labels` int64 [N], arrival numbers of classes."""
+
+    index: int
+    images: Tensor
+    labels: Tensor
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a method will keep under a budget. Bytes are under the budget's accounting where nothing else is said.
+
+    `exemplar_bytes` is what all exemplars together may take, `exemplars` how many images as they are that makes;
+    `model_bytes` is everything else that is charged, after the last task. `published_bytes` and `strict_bytes` are upper
+    bounds on the sealed state after each task. `details` are a method's own numbers (a generator's width).
+    """
+
+    budget: Budget
+    backbone: str
+    exemplars: int
+    exemplar_bytes: int
+    model_bytes: int
+    published_bytes: tuple[int, ...]
+    strict_bytes: tuple[int, ...]
+    details: Mapping[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class MethodCard:
+    """Who a method is. `name` stands in legends; `heads`: the predictions it makes, the published one first. `port`: what is not as in the paper."""
+
+    key: str
+    name: str
+    title: str
+    arxiv: str
+    bibtex: tuple[str, ...]
+    heads: tuple[str, ...]
+    rehearsal: bool
+    port: str = ""
+    competes: bool = True  # False for a floor or ceiling that is drawn as a line
+
+
+@dataclass
+class Context:
+    """What the harness gives a method while it learns.
+
+    `generator` is the cell's own random source, on the device; module initialisation uses torch's global one, which the
+    harness has seeded for this cell and task. `log` takes one flat record for log.jsonl; `progress` takes a unit-less share
+    done in [0, 1] and the images trained on since the last call.
+    """
+
+    generator: torch.Generator
+    log: Callable[[Mapping[str, Any]], None]
+    progress: Callable[[float, int], None]
+
+
+class Method(Protocol):
+    """A learner. Everything that outlives a task goes through `state`.
+
+    The object is built anew after every task: `Method(plan, config, scenario, device)` then `load(state)`.
+    """
+
+    card: ClassVar[MethodCard]
+    Config: ClassVar[type]
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Any) -> Plan:
+        """What it will keep. Raises BudgetTooSmall. Arithmetic only: no data, no device."""
+        ...
+
+    def __init__(self, plan: Plan, config: Any, scenario: Scenario, device: torch.device) -> None: ...
+
+    def learn(self, task: Task, context: Context) -> None:
+        """Learn the next task. `task.images` and `task.labels` are on the device."""
+        ...
+
+    def scores(self, images: Tensor) -> dict[str, Tensor]:
+        """uint8 [B, C, H, W] on the device → for each head float [B, seen], larger is likelier."""
+        ...
+
+    def state(self) -> State:
+        """`KIND/NAME` → tensor; see cilbench.budgets.KINDS."""
+        ...
+
+    def load(self, state: State) -> None:
+        """Become the learner that `state` was taken from; the object is fresh."""
+        ...

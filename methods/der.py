@@ -1,0 +1,65 @@
+"""DER: Dynamically Expandable Representation (Yan 2021, arXiv 2103.16788); not Dark Experience Replay.
+
+Keeps      one backbone per task, a linear head over all their features, herded exemplars.
+Throws away the auxiliary head.
+Deviation  the paper's channel pruning is left out, as in every comparison that publishes numbers (PyCIL; arXiv 2302.03648).
+"""
+
+from dataclasses import dataclass
+
+from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.network import freeze, new_head, train_unfrozen
+from cilbench.methods.parts import expansion_loss, weight_align
+from cilbench.methods.rehearsal import Layout, Rehearsal
+from cilbench.methods.training import SgdConfig, fit, in_epochs
+
+
+@dataclass(frozen=True)
+class Config(SgdConfig):
+    milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/der.py
+    auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/der.py
+
+
+class DER(Rehearsal):
+    """One new backbone a task, initialised from the newest; older ones frozen, in evaluation mode."""
+
+    Config = Config
+    layout = Layout(expanding=True)
+    card = MethodCard(
+        key="der",
+        name="DER",
+        title="DER: Dynamically Expandable Representation for Class Incremental Learning",
+        arxiv="2103.16788",
+        bibtex=(
+            """@inproceedings{yan2021der,
+  title = {{DER}: Dynamically Expandable Representation for Class Incremental Learning},
+  author = {Yan, Shipeng and Xie, Jiangwei and He, Xuming},
+  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year = {2021},
+  note = {arXiv:2103.16788}
+}""",
+        ),
+        heads=("head",),
+        rehearsal=True,
+        port="without the paper's channel pruning, as in the published comparisons",
+    )
+    config: Config
+
+    def learn(self, task: Task, context: Context) -> None:
+        known = self.net.seen
+        lesson = self.begin(task)
+        schedule = self.config.schedule(task.index)
+        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        for branch in self.net.branches[:-1]:
+            freeze(branch)
+        new = self.scenario.new(task.index)
+        auxiliary_head = new_head(self.net.branch_features, len(new) + 1).to(self.device)
+
+        train_unfrozen(self.net)
+        loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
+        parameters = [*self.net.parameters(), *(auxiliary_head.parameters() if known else ())]
+        fit(loss, parameters, lesson, schedule, self.look, context, task.index, compressing)
+        if known:
+            weight_align(self.net.classifier, known)
+        self.net.eval()
+        self.memory.keep(task, new, self.features, compressing.encode)

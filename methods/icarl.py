@@ -1,0 +1,85 @@
+"""iCaRL: Incremental Classifier and Representation Learning (Rebuffi 2017, arXiv 1611.07725).
+
+Keeps      one backbone, a linear head, herded exemplars.
+Recomputes class means (from the exemplars) and the teacher (the network as it was loaded).
+Deviation  the paper's binary cross-entropy is replaced by cross-entropy + distillation, as in every later comparison
+           (PyCIL; survey arXiv 2302.03648, whose numbers are the ones to compare with).
+"""
+
+import copy
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.network import train_unfrozen
+from cilbench.methods.parts import class_means, kd_loss, nearest_mean_scores
+from cilbench.methods.rehearsal import Layout, Rehearsal
+from cilbench.methods.training import SgdConfig, fit, in_batches, in_epochs
+
+
+@dataclass(frozen=True)
+class Config(SgdConfig):
+    milestones: tuple[int, ...] = in_epochs((80, 120))  # PyCIL models/icarl.py
+    temperature: float = 2.0  # PyCIL models/icarl.py
+    distillation: float = 1.0  # weight of the distillation loss, PyCIL models/icarl.py
+
+
+class ICaRL(Rehearsal):
+    """Predicts by the nearest mean of exemplars (`nme`, the published head); the linear head's answer is recorded beside it."""
+
+    Config = Config
+    layout = Layout()
+    card = MethodCard(
+        key="icarl",
+        name="iCaRL",
+        title="iCaRL: Incremental Classifier and Representation Learning",
+        arxiv="1611.07725",
+        bibtex=(
+            """@inproceedings{rebuffi2017icarl,
+  title = {{iCaRL}: Incremental Classifier and Representation Learning},
+  author = {Rebuffi, Sylvestre-Alvise and Kolesnikov, Alexander and Sperl, Georg and Lampert, Christoph H.},
+  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
+  year = {2017},
+  note = {arXiv:1611.07725}
+}""",
+        ),
+        heads=("nme", "head"),
+        rehearsal=True,
+        port="cross-entropy and distillation in place of the paper's binary cross-entropy, as in later comparisons",
+    )
+    config: Config
+    means_KD: Tensor | None = None
+
+    def learn(self, task: Task, context: Context) -> None:
+        known = self.net.seen
+        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        lesson = self.begin(task)
+        schedule = self.config.schedule(task.index)
+        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+
+        def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+            logits_BK = self.net(x_BCHW)
+            value = F.cross_entropy(logits_BK, labels_B)
+            if known:
+                with torch.no_grad():
+                    old_logits_BK = teacher(x_BCHW)
+                value = value + self.config.distillation * kd_loss(
+                    logits_BK[:, :known], old_logits_BK, self.config.temperature
+                )
+            return value
+
+        train_unfrozen(self.net)
+        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index, compressing)
+        self.net.eval()
+        self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)
+
+    def scores(self, images: Tensor) -> dict[str, Tensor]:
+        self.net.eval()
+        if self.means_KD is None:  # once after loading: nothing of it is stored
+            exemplars, labels = self.memory.decoded(self.device)
+            self.means_KD = class_means(in_batches(self.features, exemplars), labels, self.net.seen)
+        features_BD = self.features(images)
+        return {"nme": nearest_mean_scores(features_BD, self.means_KD), "head": self.net.logits(features_BD)}

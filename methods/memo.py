@@ -1,0 +1,76 @@
+"""MEMO: Memory-efficient Expandable MOdel, "A Model or 603 Exemplars" (Zhou 2023, arXiv 2205.13218).
+
+Keeps      the general layers once (stem and all stages but the last), one specialised last stage per task, a linear head over all
+           their features, herded exemplars.
+Throws away the auxiliary head.
+Base-0     the general layers go on learning in later tasks; after a large first task (Base-50) they stay as they are (the
+           authors' scripts: `train_base` true on Base-0, absent on Base-50).
+Deviation  step decay at 80/120/150 as in PyCIL; the survey's scripts use a cosine over 170 epochs.
+"""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.network import freeze, new_head, train_unfrozen
+from cilbench.methods.parts import expansion_loss, weight_align
+from cilbench.methods.rehearsal import Layout, Rehearsal
+from cilbench.methods.training import SgdConfig, fit, in_epochs
+
+
+@dataclass(frozen=True)
+class Config(SgdConfig):
+    milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
+    auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
+    train_general: Literal["auto", "yes", "no"] = "auto"  # auto: later tasks train the general layers on Base-0 only
+
+
+class MEMO(Rehearsal):
+    """One specialised stage a task on top of shared general layers."""
+
+    Config = Config
+    layout = Layout(expanding=True, share_general=True)
+    card = MethodCard(
+        key="memo",
+        name="MEMO",
+        title="A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning",
+        arxiv="2205.13218",
+        bibtex=(
+            """@inproceedings{zhou2023memo,
+  title = {A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning},
+  author = {Zhou, Da-Wei and Wang, Qi-Wei and Ye, Han-Jia and Zhan, De-Chuan},
+  booktitle = {International Conference on Learning Representations (ICLR)},
+  year = {2023},
+  note = {arXiv:2205.13218}
+}""",
+        ),
+        heads=("head",),
+        rehearsal=True,
+    )
+    config: Config
+
+    def learn(self, task: Task, context: Context) -> None:
+        known = self.net.seen
+        lesson = self.begin(task)
+        schedule = self.config.schedule(task.index)
+        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        for branch in self.net.branches[:-1]:
+            freeze(branch)
+        if known and not self._general_learns():
+            freeze(self.net.shared)
+        new = self.scenario.new(task.index)
+        auxiliary_head = new_head(self.net.branch_features, len(new) + 1).to(self.device)
+
+        train_unfrozen(self.net)
+        loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
+        parameters = [*self.net.parameters(), *(auxiliary_head.parameters() if known else ())]
+        fit(loss, parameters, lesson, schedule, self.look, context, task.index, compressing)
+        if known:
+            weight_align(self.net.classifier, known)
+        self.net.eval()
+        self.memory.keep(task, new, self.features, compressing.encode)
+
+    def _general_learns(self) -> bool:
+        if self.config.train_general == "auto":
+            return self.scenario.base == 0
+        return self.config.train_general == "yes"

@@ -1,0 +1,146 @@
+"""Exemplars between tasks: encoded bytes, best herded first, and how they are chosen.
+
+Every class may keep ⌊exemplar bytes / seen classes⌋ bytes. With images of one size that is the published ⌊total / seen⌋
+images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cilbench.budgets.codecs import Codec, Encoded
+from cilbench.budgets.sealed import State
+from cilbench.methods.contract import Context, Scenario, Task
+from cilbench.methods.network import IncrementalNet
+from cilbench.methods.parts import herd
+from cilbench.methods.training import Compressing, Lesson, Look, Schedule, in_batches
+
+
+class Compression(Protocol):
+    """How a rehearsal method's exemplars are compressed. `during` makes what is needed while one task is learned."""
+
+    codec: Codec
+
+    def during(
+        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
+    ) -> Compressing:
+        """The compression at work in one task, beside the net that is trained."""
+        ...
+
+    def export(self, net: IncrementalNet) -> dict[str, Tensor]:
+        """What the compression itself carries over a task boundary beside `net`; planning asks with a net on `meta`."""
+        ...
+
+    def load(self, state: State) -> None: ...
+
+
+class Plain:
+    """A fixed codec: nothing to learn."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def during(
+        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
+    ) -> "Plain":
+        return self
+
+    def show(self, batch: Tensor, positions: Tensor) -> Tensor:
+        return batch
+
+    def before_epoch(self, epoch: int, lr: float) -> None:
+        return None
+
+    def encode(self, images: Tensor, labels: Tensor) -> Encoded:
+        return self.codec.encode(images.cpu())
+
+    def export(self, net: IncrementalNet) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: State) -> None:
+        return None
+
+
+class ExemplarMemory:
+    """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each image beside its payload."""
+
+    def __init__(self, codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int) -> None:
+        self.codec, self.image_shape = codec, scenario.image_shape
+        self.exemplar_bytes, self.overhead_bytes = exemplar_bytes, overhead_bytes
+        self.classes: list[Encoded] = []
+
+    def lesson(self, task: Task) -> Lesson:
+        """The task's own images and all exemplars, decoded from their bytes."""
+        images, labels = self.decoded(task.images.device)
+        return Lesson(torch.cat([task.images, images]), torch.cat([task.labels, labels]), len(task.images))
+
+    def decoded(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All exemplars: uint8 [N, C, H, W] and their classes int64 [N]."""
+        counts = torch.tensor([len(c) for c in self.classes], dtype=torch.int64)
+        images = [self.codec.decode(c, self.image_shape) for c in self.classes]
+        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        return torch.cat([empty, *images]).to(device), labels.to(device)
+
+    def keep(
+        self,
+        task: Task,
+        new: range,
+        features: Callable[[Tensor], Tensor],
+        encode: Callable[[Tensor, Tensor], Encoded],
+    ) -> None:
+        """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit."""
+        share_bytes = self.exemplar_bytes // new.stop
+        self.classes = [c.within(share_bytes, self.overhead_bytes) for c in self.classes]
+        for label in new:
+            of_class = task.labels == label
+            images = task.images[of_class]
+            order = herd(in_batches(features, images), share_bytes // self.least_bytes).to(images.device)
+            encoded = encode(images[order], task.labels[of_class][order])
+            self.classes.append(encoded.within(share_bytes, self.overhead_bytes))
+
+    @property
+    def least_bytes(self) -> int:
+        """The least an image of this shape costs under the codec."""
+        return self.codec.least_bytes(self.image_shape) + self.overhead_bytes
+
+    def export(self) -> dict[str, Tensor]:
+        """State: payload in class order, images per class, and what decoding needs."""
+        if not self.classes:
+            return {}
+        state = {
+            "exemplars/payload": torch.cat([c.payload for c in self.classes]),
+            "labels/images_per_class": torch.tensor([len(c) for c in self.classes], dtype=torch.int32),
+        }
+        boxes = [c.boxes for c in self.classes if c.boxes is not None]
+        return state | ({"boxes/exemplars": torch.cat(boxes)} if boxes else {})
+
+    def load(self, state: State) -> None:
+        if "exemplars/payload" not in state:
+            return
+        counts: Sequence[int] = state["labels/images_per_class"].tolist()
+        boxes = state.get("boxes/exemplars")
+        lengths = self.codec.lengths(sum(counts), boxes, self.image_shape)
+        sizes = [int(part.sum()) for part in lengths.split(list(counts))]
+        boxes_of = boxes.split(list(counts)) if boxes is not None else [None] * len(counts)
+        parts = zip(state["exemplars/payload"].split(sizes), lengths.split(list(counts)), boxes_of, strict=True)
+        self.classes = [Encoded(*part) for part in parts]
+
+
+def largest_memory(
+    codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int, seen: int
+) -> Mapping[str, Tensor]:
+    """The largest memory that `ExemplarMemory` can export with `seen` classes, on the meta device."""
+    share_bytes, least = exemplar_bytes // seen, codec.least_bytes(scenario.image_shape)
+    per_class = share_bytes // (least + overhead_bytes)
+    payload = per_class * least if codec.fixed_length else share_bytes
+    meta = torch.device("meta")
+    state = {
+        "exemplars/payload": torch.empty(seen * payload, dtype=torch.uint8, device=meta),
+        "labels/images_per_class": torch.empty(seen, dtype=torch.int32, device=meta),
+    }
+    return state | (
+        {"boxes/exemplars": torch.empty(seen * per_class, 4, dtype=torch.int16, device=meta)} if codec.boxed else {}
+    )

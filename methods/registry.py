@@ -1,0 +1,199 @@
+"""A method's name on the command line → the class, its compression and its settings.
+
+    icarl            a method of the table, exemplars as they are
+    icarl+cim        a rehearsal method whose exemplars a compression encodes
+    cim              an abbreviation (`ALIASES`)
+
+Other distributions add methods through entry points in the group `cilbench.methods` (docs: README, "Add a method").
+"""
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, replace
+from functools import cache
+from importlib.metadata import entry_points
+from typing import Any, Literal, get_args, get_origin
+
+import torch
+
+from cilbench.budgets.codecs import Raw
+from cilbench.budgets.planning import Budget
+from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
+from cilbench.methods.contract import Method, MethodCard, Plan, Scenario
+from cilbench.methods.memory import Compression, Plain
+from cilbench.methods.training import RECIPES, apply_recipe
+
+
+class UnknownMethod(ValueError):
+    """No method of that name; the message is one line with the nearest names."""
+
+
+class BadSetting(ValueError):
+    """A `--set` that fits no field; the message is one line that says what is allowed."""
+
+
+@dataclass(frozen=True)
+class MethodSpec:
+    """A method as asked for: `icarl+cim` is base `icarl` with compression `cim`. `configs` by component, in that order."""
+
+    name: str
+    base: type
+    compression: type | None
+    configs: Mapping[str, Any]
+
+    @property
+    def card(self) -> MethodCard:
+        card: MethodCard = self.base.card  # type: ignore[attr-defined]
+        if self.compression is None:
+            return card
+        extra: MethodCard = self.compression.card  # type: ignore[attr-defined]
+        return replace(
+            card,
+            name=f"{extra.name} (on {card.name})",
+            bibtex=extra.bibtex + card.bibtex,
+            title=extra.title,
+            arxiv=extra.arxiv,
+            port="; ".join(filter(None, (extra.port, card.port))),
+        )
+
+    def plan(self, budget: Budget, scenario: Scenario) -> Plan:
+        """Raises BudgetTooSmall."""
+        return self.base.plan(budget, scenario, self._config, **self._with_compression(scenario))  # type: ignore[attr-defined]
+
+    def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
+        """A fresh learner that knows nothing."""
+        return self.base(plan, self._config, scenario, device, **self._with_compression(scenario))
+
+    def settings(self) -> dict[str, dict[str, Any]]:
+        """Every hyper-parameter by component, for the record."""
+        return {component: asdict(config) for component, config in self.configs.items()}
+
+    @property
+    def _config(self) -> Any:
+        return next(iter(self.configs.values()))
+
+    def _with_compression(self, scenario: Scenario) -> dict[str, Compression]:
+        if not self.base.card.rehearsal:  # type: ignore[attr-defined]
+            return {}
+        if self.compression is None:
+            return {"compression": Plain(Raw())}
+        return {"compression": self.compression(list(self.configs.values())[1], scenario)}
+
+
+def known_methods() -> dict[str, str]:
+    """Name → "module:Class", built in and from entry points. Raises BadSetting where a plug-in takes a name that exists."""
+    table = dict(METHODS)
+    for point in entry_points(group="cilbench.methods"):
+        if table.get(point.name, point.value) != point.value or point.name in ALIASES:
+            raise BadSetting(f"two methods of one name: {point.name} is built in and comes from {point.value} as well")
+        table[point.name] = point.value
+    return table
+
+
+def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: Mapping[str, str]) -> MethodSpec:
+    """The method called `name` with its configuration: its own defaults, what the data set asks for, the recipe, `settings`.
+
+    Keys of `overrides` are `component.field`, or a bare field of any component that has it; keys of `settings` are
+    `component.field`, their values text. Raises UnknownMethod, BadSetting.
+    """
+    base_name, _, compression_name = ALIASES.get(name, name).partition("+")
+    base = load_class(base_name)
+    compression = None
+    if compression_name:
+        if compression_name not in COMPRESSIONS:
+            raise UnknownMethod(
+                f"unknown compression {compression_name!r} in {name!r}; there is: {', '.join(COMPRESSIONS)}"
+            )
+        if not base.card.rehearsal:
+            raise UnknownMethod(f"{name!r}: {base_name} keeps no exemplars to compress")
+        compression = load_compression(compression_name)
+    configs = {base_name: base.Config()} | ({compression_name: compression.Config()} if compression else {})
+    for component, config in configs.items():
+        suited = replace(config, **_overrides_of(component, config, overrides))
+        shortened = apply_recipe(suited, RECIPES[recipe])
+        wished = {key.partition(".")[2]: text for key, text in settings.items() if key.partition(".")[0] == component}
+        parsed = {f: parse_setting(f"{component}.{f}", shortened, f, text) for f, text in wished.items()}
+        configs[component] = replace(shortened, **parsed)
+    return MethodSpec(name, base, compression, configs)
+
+
+def _overrides_of(component: str, config: Any, overrides: Mapping[str, object]) -> dict[str, object]:
+    names = {f.name for f in fields(config)}
+    bare = {key: value for key, value in overrides.items() if key in names}
+    own = {
+        key.removeprefix(f"{component}."): value for key, value in overrides.items() if key.startswith(f"{component}.")
+    }
+    return bare | own
+
+
+def load_class(name: str) -> Any:
+    """The class of a method of the table. Raises UnknownMethod with the nearest names."""
+    table = known_methods()
+    if name not in table:
+        every = [*table, *ALIASES]
+        near = difflib.get_close_matches(name, every, n=3) or sorted(every)
+        raise UnknownMethod(
+            f"unknown method {name!r}; {'nearest' if len(near) < len(every) else 'there is'}: {', '.join(near)}"
+        )
+    return _import(table[name])
+
+
+def load_compression(name: str) -> Any:
+    """The class of a compression of the table."""
+    return _import(COMPRESSIONS[name])
+
+
+def components(name: str) -> tuple[str, ...]:
+    """The components of a method whose fields `--set` may name: `cim` → ("icarl", "cim")."""
+    return tuple(part for part in ALIASES.get(name, name).split("+") if part)
+
+
+def parse_setting(key: str, config: Any, field_name: str, text: str) -> Any:
+    """`text` as the type of the field. Raises BadSetting: no such field, or not of its type."""
+    types = {f.name: f.type for f in fields(config)}
+    if field_name not in types:
+        near = difflib.get_close_matches(field_name, types, n=1)
+        hint = f" (nearest: {near[0]})" if near else ""
+        raise BadSetting(f"{key}: no such field{hint}; there is: {', '.join(types)}")
+    wanted = types[field_name]
+    try:
+        value = _convert(text.strip(), wanted)
+    except ValueError:
+        raise BadSetting(f"{key}={text}: not a {_type_name(wanted)}") from None
+    return value
+
+
+def _convert(text: str, wanted: Any) -> Any:
+    origin = get_origin(wanted)
+    if origin is Literal:
+        for allowed in get_args(wanted):
+            if text == str(allowed):
+                return allowed
+        raise ValueError(text)
+    if origin is tuple:
+        return tuple(
+            _convert(part.strip(), get_args(wanted)[0]) for part in text.strip("()").split(",") if part.strip()
+        )
+    if type(None) in get_args(wanted):
+        return None if text.lower() == "none" else _convert(text, get_args(wanted)[0])
+    if wanted is bool:
+        if text.lower() not in {"true", "false"}:
+            raise ValueError(text)
+        return text.lower() == "true"
+    value = wanted(text)
+    if isinstance(value, (int, float)) and not -1e300 < value < 1e300:
+        raise ValueError(text)
+    return value
+
+
+def _type_name(wanted: Any) -> str:
+    if get_origin(wanted) is Literal:
+        return " | ".join(map(str, get_args(wanted)))
+    return getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
+
+
+@cache
+def _import(path: str) -> Any:
+    module, _, name = path.partition(":")
+    return getattr(importlib.import_module(module), name)

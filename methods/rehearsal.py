@@ -1,0 +1,136 @@
+"""What every method with exemplars keeps, and how it is planned. No loop and no loss: those are in each method's own file.
+
+kept        network (backbones, running statistics, head) and encoded exemplars
+recomputed  class means, the teacher (the network as it was loaded)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cilbench.budgets.codecs import Codec
+from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, largest_whole
+from cilbench.budgets.sealed import State, ledger_of_state
+from cilbench.methods.backbones import BACKBONES, backbone_bytes
+from cilbench.methods.contract import MethodCard, Plan, Scenario, Task
+from cilbench.methods.memory import Compression, ExemplarMemory, Lesson, largest_memory
+from cilbench.methods.network import IncrementalNet
+from cilbench.methods.training import Look
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a method's network grows: one branch for good, or one a task; general layers shared or not."""
+
+    expanding: bool = False
+    share_general: bool = False
+
+
+class Rehearsal:
+    """A network, an exemplar memory, and the compression between them. Subclasses bring `card`, `layout`, `Config` and `learn`."""
+
+    card: ClassVar[MethodCard]
+    layout: ClassVar[Layout]
+
+    def __init__(
+        self, plan: Plan, config: Any, scenario: Scenario, device: torch.device, compression: Compression
+    ) -> None:
+        self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
+        self.net = IncrementalNet(scenario, plan.backbone, device, share_general=self.layout.share_general)
+        overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
+        self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
+        self.look = Look(scenario, device)
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression) -> Plan:
+        return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression)
+
+    def begin(self, task: Task) -> Lesson:
+        """Grow the network for a task's classes; the lesson is its images and all exemplars."""
+        if self.layout.expanding or not self.net.branches:
+            self.net.add_branch()
+        self.net.grow_head(self.scenario.seen(task.index))
+        return self.memory.lesson(task)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] → [B, D·branches]; the network must be in evaluation mode."""
+        return self.net.features(self.look.plain(images))
+
+    def scores(self, images: Tensor) -> dict[str, Tensor]:
+        self.net.eval()
+        return {"head": self.net(self.look.plain(images))}
+
+    def state(self) -> State:
+        return self.net.export() | self.memory.export() | self.compression.export(self.net)
+
+    def load(self, state: State) -> None:
+        self.net.load(state)
+        self.memory.load(state)
+        self.compression.load(state)
+
+
+def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenario, compression: Compression) -> Plan:
+    """⌊(budget − model after the last task) / exemplar⌋ exemplars on the protocol's backbone. Raises BudgetTooSmall.
+
+    A method that keeps one backbone takes the protocol's; an expanding one the largest of which as many whole copies as
+    there are tasks leave room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
+    """
+    codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
+    image_bytes = codec.least_bytes(scenario.image_shape) + overhead_bytes
+    backbone = _choose_backbone(layout, budget, scenario)
+    models = list(_model_states(layout, scenario, backbone, compression))
+    model_bytes = ledger_of_state(models[-1]).total(budget.accounting)
+    need_bytes = model_bytes + scenario.classes * image_bytes
+    if need_bytes > budget.bytes:
+        raise BudgetTooSmall(method, budget.bytes, need_bytes, f"{backbone} and one exemplar a class")
+    exemplar_bytes = budget.bytes - model_bytes
+    ledgers = []
+    for task, model in enumerate(models):
+        memory = largest_memory(codec, scenario, exemplar_bytes, overhead_bytes, scenario.seen(task))
+        ledgers.append(ledger_of_state({**model, **memory}))
+    as_they_are = image_bytes if codec.fixed_length else scenario.image_bytes + overhead_bytes
+    return Plan(
+        budget=budget,
+        backbone=backbone,
+        exemplars=exemplar_count(budget.bytes, model_bytes, as_they_are),
+        exemplar_bytes=exemplar_bytes,
+        model_bytes=model_bytes,
+        published_bytes=tuple(ledger.published for ledger in ledgers),
+        strict_bytes=tuple(ledger.strict for ledger in ledgers),
+    )
+
+
+def _choose_backbone(layout: Layout, budget: Budget, scenario: Scenario) -> str:
+    if scenario.backbone != "auto":
+        return scenario.backbone
+    if not layout.expanding:
+        return scenario.single_backbone
+    sizes = [
+        (name, backbone_bytes(scenario.family, name, scenario.image_shape[0])) for name in BACKBONES[scenario.family]
+    ]
+    return largest_whole(sizes, scenario.tasks, budget.bytes, scenario.base_exemplars * scenario.image_bytes)
+
+
+def _model_states(
+    layout: Layout, scenario: Scenario, backbone: str, compression: Compression
+) -> Iterator[dict[str, Tensor]]:
+    """After each task everything but the exemplars themselves, shapes only."""
+    meta = torch.device("meta")
+    with meta:
+        net = IncrementalNet(scenario, backbone, meta, share_general=layout.share_general)
+    for task in range(scenario.tasks):
+        seen = scenario.seen(task)
+        with meta:
+            if layout.expanding or not task:
+                net.add_branch()
+            net.grow_head(seen)
+            counts = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)}
+        yield net.export() | compression.export(net) | counts
+
+
+def _overhead_bytes(codec: Codec, budget: Budget) -> int:
+    """What an exemplar costs beside its payload: its box, under `strict`."""
+    return 8 if codec.boxed and budget.accounting == "strict" else 0

@@ -1,0 +1,225 @@
+"""The epoch loop, written once: images on the device as uint8, augmented in batches there, SGD with a step or cosine decay.
+
+    fit(loss, parameters, lesson, schedule, look, context, task)
+
+A method brings its loss as a function of a batch; everything a toolbox would hide in a trainer is an argument here.
+"""
+
+import math
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cilbench.budgets.codecs import Encoded
+from cilbench.methods.contract import Augmentation, Context, Scenario
+
+
+class Diverged(RuntimeError):
+    """The loss is no longer a number."""
+
+    def __init__(self, task: int, epoch: int, lr: float) -> None:
+        super().__init__(f"the loss is not finite in task {task}, epoch {epoch}, learning rate {lr:g}")
+
+
+def in_epochs(value: int | tuple[int, ...]) -> Any:
+    """A `Config` field counted in epochs: a recipe shortens it."""
+    return field(default=value, metadata={"unit": "epochs"})
+
+
+@dataclass(frozen=True)
+class SgdConfig:
+    """SGD as the CIFAR-100 protocol has it; sources: PyCIL `models/*.py`, equal in the survey's code (arXiv 2302.03648)."""
+
+    batch_size: int = 128
+    lr: float = 0.1
+    momentum: float = 0.9
+    lr_decay: float = 0.1
+    first_epochs: int = in_epochs(200)
+    first_milestones: tuple[int, ...] = in_epochs((60, 120, 170))
+    first_weight_decay: float = 5e-4
+    epochs: int = in_epochs(170)
+    milestones: tuple[int, ...] = in_epochs((80, 120))
+    weight_decay: float = 2e-4
+    max_steps: int | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
+
+    def schedule(self, task: int) -> "Schedule":
+        """First tasks are trained longer than later ones."""
+        first = task == 0
+        return Schedule(
+            epochs=self.first_epochs if first else self.epochs,
+            milestones=self.first_milestones if first else self.milestones,
+            weight_decay=self.first_weight_decay if first else self.weight_decay,
+            lr=self.lr,
+            momentum=self.momentum,
+            lr_decay=self.lr_decay,
+            batch_size=self.batch_size,
+            max_steps=self.max_steps,
+        )
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """One training run: learning rate × `lr_decay` at each milestone (epochs)."""
+
+    epochs: int
+    milestones: tuple[int, ...]
+    weight_decay: float
+    lr: float
+    momentum: float
+    lr_decay: float
+    batch_size: int
+    max_steps: int | None = None
+
+    def lr_at(self, epoch: int) -> float:
+        return self.lr * self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How much of the published schedule is run: every field counted in epochs is scaled; `max_steps` caps an epoch."""
+
+    epochs: float
+    max_steps: int | None = None
+
+
+RECIPES = {"published": Recipe(1.0), "fast": Recipe(0.1), "smoke": Recipe(0.0, max_steps=4)}
+
+
+def apply_recipe(config: Any, recipe: Recipe) -> Any:
+    """A method's `Config` with its epochs scaled, at least one each; a milestone may fall behind the end."""
+
+    def scaled(value: Any) -> Any:
+        if isinstance(value, tuple):
+            return tuple(scaled(v) for v in value)
+        return value if recipe.epochs == 1 else max(1, round(value * recipe.epochs))
+
+    changes = {f.name: scaled(getattr(config, f.name)) for f in fields(config) if f.metadata.get("unit") == "epochs"}
+    if recipe.max_steps is not None:
+        changes |= {f.name: recipe.max_steps for f in fields(config) if f.name == "max_steps"}
+    return replace(config, **changes)
+
+
+class Look:
+    """uint8 images as the network sees them: augmented for training, plain for everything else."""
+
+    def __init__(self, scenario: Scenario, device: torch.device) -> None:
+        self.augmentation = scenario.augmentation
+        self.mean_C11 = torch.tensor(scenario.mean, device=device).reshape(-1, 1, 1)
+        self.std_C11 = torch.tensor(scenario.std, device=device).reshape(-1, 1, 1)
+
+    def plain(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] → normalised float32."""
+        return (images.float() / 255 - self.mean_C11) / self.std_C11
+
+    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """uint8 [B, C, H, W] → cropped, flipped, brightened (each image its own draw), normalised float32."""
+        how: Augmentation = self.augmentation
+        images = random_crop(images, how.padding, generator)
+        if how.flip:
+            coin_B = torch.rand(len(images), device=images.device, generator=generator) < 0.5
+            images = torch.where(coin_B[:, None, None, None], images.flip(3), images)
+        x_BCHW = images.float() / 255
+        if how.brightness:
+            draw_B = torch.rand(len(images), device=images.device, generator=generator)
+            factor_B = 1 + how.brightness * (2 * draw_B - 1)
+            x_BCHW = (x_BCHW * factor_B[:, None, None, None]).clamp(max=1)
+        return (x_BCHW - self.mean_C11) / self.std_C11
+
+
+def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
+    """Pad with zeros and cut [H, W] back out at a place of each image's own: uint8 [B, C, H, W]."""
+    if not padding:
+        return images
+    batch, _, height, width = images.shape
+    padded = F.pad(images, (padding,) * 4)
+    top_B, left_B = torch.randint(0, 2 * padding + 1, (2, batch), device=images.device, generator=generator)
+    y_BH = top_B[:, None] + torch.arange(height, device=images.device)
+    x_BW = left_B[:, None] + torch.arange(width, device=images.device)
+    b_B11 = torch.arange(batch, device=images.device)[:, None, None]
+    return padded[b_B11, :, y_BH[:, :, None], x_BW[:, None, :]].permute(0, 3, 1, 2)
+
+
+@dataclass
+class Lesson:
+    """What a task is learned from: its own images, then the decoded exemplars. uint8 [N, C, H, W]; int64 [N], on the device."""
+
+    images: Tensor
+    labels: Tensor
+    new: int  # the first so many are the task's own
+
+
+class Compressing(Protocol):
+    """A compression at work in one task."""
+
+    def show(self, batch: Tensor, positions: Tensor) -> Tensor:
+        """Images as the network is to meet them: uint8 [B, C, H, W] → same; `positions` are those in the lesson."""
+        ...
+
+    def before_epoch(self, epoch: int, lr: float) -> None: ...
+
+    def encode(self, images: Tensor, labels: Tensor) -> Encoded:
+        """Exemplars of the task's classes, uint8 [N, C, H, W] and int64 [N] → bytes."""
+        ...
+
+
+def fit(
+    loss: Callable[[Tensor, Tensor], Tensor],
+    parameters: Iterable[nn.Parameter],
+    lesson: Lesson,
+    schedule: Schedule,
+    look: Look,
+    context: Context,
+    task: int,
+    compressing: Compressing | None = None,
+) -> None:
+    """Train `parameters` on `loss(x_BCHW, labels_B)` for the whole schedule. Raises Diverged.
+
+    `compressing` has its turn before every epoch and may show a batch as it will look once stored.
+    """
+    images, labels = lesson.images, lesson.labels
+    learning = [p for p in parameters if p.requires_grad]
+    optimizer = torch.optim.SGD(
+        learning, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+    )
+    for epoch in range(schedule.epochs):
+        lr = schedule.lr_at(epoch)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if compressing is not None:
+            compressing.before_epoch(epoch, lr)
+        started, total, seen = time.perf_counter(), torch.zeros((), device=images.device), 0
+        for positions in batches(len(images), schedule.batch_size, schedule.max_steps, context.generator):
+            batch = images[positions]
+            if compressing is not None:
+                batch = compressing.show(batch, positions)
+            value = loss(look.augmented(batch, context.generator), labels[positions])
+            optimizer.zero_grad(set_to_none=True)
+            value.backward()
+            optimizer.step()
+            total += value.detach() * len(positions)
+            seen += len(positions)
+        mean_loss = total.item() / seen
+        if not math.isfinite(mean_loss):
+            raise Diverged(task, epoch, lr)
+        seconds = time.perf_counter() - started
+        context.log({"task": task, "epoch": epoch, "loss": mean_loss, "lr": lr, "images_per_second": seen / seconds})
+        context.progress((epoch + 1) / schedule.epochs, seen)
+
+
+def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:
+    """Positions 0…count−1 shuffled and cut into batches; a last batch of one joins the one before (BatchNorm needs two)."""
+    cut = list(torch.randperm(count, device=generator.device, generator=generator).split(size))
+    if len(cut) > 1 and len(cut[-1]) == 1:
+        cut[-2:] = [torch.cat(cut[-2:])]
+    return cut[:max_steps]
+
+
+@torch.no_grad()
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, size: int = 512) -> Tensor:
+    """`function` over uint8 [N, C, H, W] in batches, results concatenated; nothing is kept for gradients."""
+    return torch.cat([function(batch) for batch in images.split(size)])

@@ -1,0 +1,412 @@
+"""Run folders → tidy DataFrames. Folders are untrusted: nothing in them is executed, and what does not add up is named and left out.
+
+    runs = read_runs([Path("runs")])     cells, accuracies, bytes and what was left out, a table each
+    frame = load("runs")                 the tidy table most people want: a row per run, stage and head
+"""
+
+import csv
+import hashlib
+import json
+import math
+import tomllib
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports import summarise
+
+STATUSES = ("done", "failed", "refused", "over_budget", "diverged")
+KINDS = ("backbone", "generator", "masks", "exemplars", "other", "head", "statistics", "labels", "boxes")
+
+CELL_COLUMNS = (
+    *("run", "folder", "status", "reason", "method", "name", "key", "title", "arxiv", "bibtex", "rehearsal", "competes", "port"),
+    *("dataset", "base", "inc", "classes", "tasks", "recipe", "accounting", "precision"),
+    *("seed", "order", "budget_bytes", "budget_label", "backbone", "requested_backbone", "config", "head"),
+    *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
+    *("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit"),
+)
+BOUNDARY_COLUMNS = ("run", "task", "seen", "exemplars", "published_bytes", "strict_bytes", "sealed_bytes")
+TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
+LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_bytes")
+
+_CELL_FILE_BYTES, _TABLE_FILE_BYTES = 16 * 2**20, 256 * 2**20  # larger files are not what the harness writes
+_TEXT_LENGTH = 80
+
+
+class NotARun(ValueError):
+    """The folder is no finished run; the message is one line and says why."""
+
+
+@dataclass(frozen=True)
+class LeftOut:
+    """A folder that is not in the report."""
+
+    folder: Path
+    reason: str
+
+
+@dataclass(frozen=True)
+class Runs:
+    """All that was read. Accuracies are in %, sizes in bytes.
+
+    `cells`: a row per run. `boundaries`: a row per run and task. `tests`: a row per run, stage, tested task and head.
+    `ledger`: a row per run, task and kind. `inputs_sha256`: hash over the contents of every file read, wherever it lies.
+    """
+
+    cells: pd.DataFrame
+    boundaries: pd.DataFrame
+    tests: pd.DataFrame
+    ledger: pd.DataFrame
+    left_out: tuple[LeftOut, ...]
+    inputs_sha256: str
+
+    @property
+    def stages(self) -> pd.DataFrame:
+        """A row per run, stage and head (`summarise.stages`); a run without accuracies has one row with a status."""
+        return summarise.stages(self.cells, self.boundaries, self.tests)
+
+
+def load(*folders: str | Path) -> pd.DataFrame:
+    """The tidy table of all runs under `folders`: a row per run, stage and head, a row with a status for a run that has no accuracy.
+
+    `top1`, `top5` (%) are over all classes seen at the stage, `forgetting` is in points. Folders left out are in `read_runs`.
+    """
+    return read_runs([Path(folder) for folder in folders]).stages
+
+
+def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | None = None) -> Runs:
+    """Read every run in `folders`: each is a run folder itself or holds run folders. `progress` is told (read, all)."""
+    candidates, left_out = _candidates(folders)
+    cells: list[dict[str, Any]] = []
+    boundaries: list[dict[str, Any]] = []
+    tests: list[dict[str, Any]] = []
+    ledger: list[dict[str, Any]] = []
+    digests: dict[str, str] = {}
+    for number, folder in enumerate(candidates):
+        try:
+            run = _read_run(folder)
+            if run.cell["run"] in digests:
+                raise NotARun(f"the run {run.cell['run']} is in the report already")
+        except NotARun as error:
+            left_out.append(LeftOut(folder, str(error)))
+        except OSError as error:
+            left_out.append(LeftOut(folder, f"cannot be read: {error.strerror}"))
+        else:
+            cells.append(run.cell)
+            boundaries += run.boundaries
+            tests += run.tests
+            ledger += run.ledger
+            digests[run.cell["run"]] = run.sha256
+        if progress:
+            progress(number + 1, len(candidates))
+    everything = "".join(f"{run} {digest}\n" for run, digest in sorted(digests.items()))
+    cell_frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS)).sort_values("run", ignore_index=True)
+    return Runs(
+        cells=cell_frame.assign(name=_distinct_names(cell_frame)),
+        boundaries=pd.DataFrame(boundaries, columns=list(BOUNDARY_COLUMNS)),
+        tests=pd.DataFrame(tests, columns=list(TEST_COLUMNS)),
+        ledger=pd.DataFrame(ledger, columns=list(LEDGER_COLUMNS)),
+        left_out=tuple(sorted(left_out, key=lambda item: str(item.folder))),
+        inputs_sha256=hashlib.sha256(everything.encode()).hexdigest(),
+    )
+
+
+def load_published() -> pd.DataFrame:
+    """Published numbers, a row each: dataset, base, inc, method, measure, budget_mb (missing for an AUC), value, confidence, source.
+
+    `measure` is avg or last (top-1 %), auc_a or auc_l. Every row says how far to trust it: `exact-from-text` or `read-off-figure`.
+    """
+    document = tomllib.loads(files(__package__).joinpath("published.toml").read_text(encoding="utf-8"))
+    rows = []
+    for entry in document["curves"]:
+        for method, values in entry["values"].items():
+            for budget, value in zip(entry["budgets_mb"], values, strict=True):
+                rows.append(_published_row(entry, method, float(budget), value))
+    for entry in document["auc"]:
+        rows += [_published_row(entry, method, math.nan, value) for method, value in entry["values"].items()]
+    return pd.DataFrame(rows)
+
+
+def _published_row(entry: Mapping[str, Any], method: str, budget_mb: float, value: float) -> dict[str, Any]:
+    row = {column: entry[column] for column in ("dataset", "base", "inc", "measure", "confidence", "source")}
+    return row | {"method": method, "budget_mb": budget_mb, "value": float(value)}
+
+
+# ------------------------------------------------------------------------------------------------ one folder
+
+
+@dataclass(frozen=True)
+class _Run:
+    cell: dict[str, Any]
+    boundaries: list[dict[str, Any]]
+    tests: list[dict[str, Any]]
+    ledger: list[dict[str, Any]]
+    sha256: str
+
+
+def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
+    """Folders that may be runs, and what is named because it cannot be one. Names that start with a dot are not looked at."""
+    candidates, left_out = [], []
+    for folder in folders:
+        if not folder.is_dir():
+            left_out.append(LeftOut(folder, "there is no such folder"))
+            continue
+        if (folder / "cell.json").exists():
+            candidates.append(folder)
+            continue
+        for path in sorted(folder.iterdir()):
+            if path.name.startswith("."):
+                continue
+            if not path.is_dir():
+                left_out.append(LeftOut(path, "a file, not a run folder"))
+            elif path.name.endswith(".partial"):
+                left_out.append(LeftOut(path, "still in progress, or interrupted: the same command goes on with it"))
+            else:
+                candidates.append(path)
+    return candidates, left_out
+
+
+def _read_run(folder: Path) -> _Run:
+    """One run folder. Raises NotARun."""
+    if folder.name.endswith(".partial"):
+        raise NotARun("still in progress, or interrupted: the same command goes on with it")
+    if not (folder / "cell.json").is_file():
+        raise NotARun("not a run folder: it has no cell.json")
+    raw = {"cell.json": _bytes(folder / "cell.json", _CELL_FILE_BYTES)}
+    try:
+        document = json.loads(raw["cell.json"], parse_constant=_no_constant)
+    except (ValueError, RecursionError) as error:
+        raise NotARun("cell.json is not JSON: half-written or damaged") from error
+    cell, heads = _cell(_mapping(document, "cell.json"), folder)
+    done = cell["status"] == "done"
+    for name in ("metrics.csv", "ledger.csv"):
+        if (folder / name).is_file():
+            raw[name] = _bytes(folder / name, _TABLE_FILE_BYTES)
+        elif done:
+            raise NotARun(f"{name} is missing, yet the run is done")
+    tests = _tests(raw.get("metrics.csv", b""), cell["run"])
+    ledger = _ledger(raw.get("ledger.csv", b""), cell["run"])
+    boundaries = [_boundary(item, cell["run"]) for item in _list(document.get("tasks") or [], "tasks")]
+    if done:
+        _check_complete(cell, heads, boundaries, tests, ledger)
+    digest = hashlib.sha256("".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(raw.items())).encode())
+    return _Run(cell, boundaries, tests, ledger, digest.hexdigest())
+
+
+def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """cell.json as one flat row, and the heads of the method. Raises NotARun at the first field that is not as agreed."""
+    if document.get("format") != 1:
+        raise NotARun(f"cell.json has format {str(document.get('format'))[:20]}, this report reads format 1")
+    request, card = _mapping(document.get("request"), "request"), _mapping(document.get("card"), "card")
+    plan, timing = _mapping(document.get("plan") or {}, "plan"), _mapping(document.get("timing") or {}, "timing")
+    environment = _mapping(document.get("environment") or {}, "environment")
+    status = _text(document, "status")
+    if status not in STATUSES:
+        raise NotARun(f"cell.json: the status {status!r} is none of {', '.join(STATUSES)}")
+    accounting = _text(request, "accounting")
+    if accounting not in ("published", "strict"):
+        raise NotARun(f"cell.json: the accounting {accounting!r} is neither published nor strict")
+    heads = tuple(_clean(str(head)) for head in _list(card.get("heads"), "card.heads"))
+    if not heads:
+        raise NotARun("cell.json: card.heads is empty")
+    backbone = _clean(str(request.get("backbone") or ""))
+    row = {
+        "run": _text(document, "id"),
+        "folder": folder,
+        "status": status,
+        "reason": _clean(str(document.get("reason") or ""), 400),
+        **{column: _text(request, column) for column in ("method", "dataset", "recipe", "precision")},
+        **{column: _integer(request, column) for column in ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")},
+        "accounting": accounting,
+        "budget_label": _label(request.get("budget_label")),
+        "requested_backbone": backbone,
+        "backbone": _clean(str(plan.get("backbone") or "")),
+        "planned_exemplars": _integer(plan, "exemplars") if plan else None,
+        "config": json.dumps(request.get("config"), sort_keys=True),
+        "head": heads[0],
+        "name": _text(card, "name"),
+        "key": _text(card, "key"),
+        "title": _clean(str(card.get("title") or ""), 300),
+        "arxiv": _clean(str(card.get("arxiv") or "")),
+        "bibtex": "\n\n".join(str(entry) for entry in _list(card.get("bibtex") or [], "card.bibtex")),
+        "rehearsal": card.get("rehearsal") is True,
+        "competes": card.get("competes") is not False,
+        "port": _clean(str(card.get("port") or ""), 400),
+        **{column: _number(timing.get(column)) for column in ("wall_seconds", "images_per_second", "peak_memory_bytes")},
+        **{
+            column: _clean(str(environment.get(column) or ""))
+            for column in ("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit")
+        },
+    }
+    if row["budget_bytes"] < 1 or row["tasks"] < 1:
+        raise NotARun("cell.json: budget_bytes and tasks must be positive")
+    return row, heads
+
+
+def _boundary(item: Any, run: str) -> dict[str, Any]:
+    fields = _mapping(item, "tasks")
+    return {"run": run} | {column: _integer(fields, column) for column in BOUNDARY_COLUMNS[1:]}
+
+
+def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
+    rows = []
+    for row in _rows(data, "metrics.csv", TEST_COLUMNS[1:]):
+        try:
+            task, tested_task, images = int(row["task"]), int(row["tested_task"]), int(row["images"])
+            top1, top5 = float(row["top1"]), float(row["top5"])
+        except (TypeError, ValueError) as error:
+            raise NotARun("metrics.csv: a row is not numbers") from error
+        if not (0 <= top1 <= 100 and 0 <= top5 <= 100 and images > 0 and 0 <= tested_task <= task):
+            raise NotARun("metrics.csv: a row is out of range")
+        values = (run, task, tested_task, _clean(str(row["head"])), images, top1, top5)
+        rows.append(dict(zip(TEST_COLUMNS, values, strict=True)))
+    if len({(row["task"], row["tested_task"], row["head"]) for row in rows}) < len(rows):
+        raise NotARun("metrics.csv: a row is there twice")
+    return rows
+
+
+def _ledger(data: bytes, run: str) -> list[dict[str, Any]]:
+    """ledger.csv summed over the items of each kind."""
+    totals: dict[tuple[int, str], list[int]] = {}
+    for row in _rows(data, "ledger.csv", LEDGER_COLUMNS[1:]):
+        try:
+            task, sizes = int(row["task"]), [int(row[column]) for column in LEDGER_COLUMNS[3:]]
+        except (TypeError, ValueError) as error:
+            raise NotARun("ledger.csv: a row is not numbers") from error
+        if row["kind"] not in KINDS or min(sizes) < 0 or task < 0:
+            raise NotARun(f"ledger.csv: a row is out of range or of the unknown kind {_clean(str(row['kind']))!r}")
+        sums = totals.setdefault((task, row["kind"]), [0, 0, 0])
+        totals[task, row["kind"]] = [a + b for a, b in zip(sums, sizes, strict=True)]
+    return [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
+
+
+def _check_complete(
+    cell: Mapping[str, Any],
+    heads: tuple[str, ...],
+    boundaries: Sequence[Mapping[str, Any]],
+    tests: Sequence[Mapping[str, Any]],
+    ledger: Sequence[Mapping[str, Any]],
+) -> None:
+    """A run that says it is done has every stage, every tested task and a ledger that agrees with its totals. Raises NotARun."""
+    found = {(row["task"], row["tested_task"], row["head"]) for row in tests}
+    for head in heads:
+        for task in range(cell["tasks"]):
+            if any((task, tested, head) not in found for tested in range(task + 1)):
+                raise NotARun(f"metrics.csv: stage {task} of the head {head} is not complete, yet the run is done")
+    if [item["task"] for item in boundaries] != list(range(cell["tasks"])):
+        raise NotARun("cell.json: the list of tasks is not complete, yet the run is done")
+    sums = {
+        task: tuple(sum(column) for column in zip(*((r["published_bytes"], r["strict_bytes"]) for r in rows), strict=True))
+        for task, rows in groupby(sorted(ledger, key=lambda r: int(r["task"])), key=lambda r: r["task"])
+    }
+    for item in boundaries:
+        if sums.get(item["task"]) != (item["published_bytes"], item["strict_bytes"]):
+            raise NotARun(f"ledger.csv and cell.json disagree about the bytes of task {item['task']}")
+
+
+def _distinct_names(cells: pd.DataFrame) -> pd.Series:
+    """Display names that never hide a difference: a name shared by several methods or configurations says in what they differ."""
+    names: dict[int, str] = {}
+    for name, same_name in cells.groupby("name", sort=False):
+        several = same_name["method"].nunique() > 1
+        for method, same_method in same_name.groupby("method", sort=False):
+            settings = {i: _flat(c) | {"backbone": b} for i, c, b in _settings(same_method)}
+            keys = sorted({key for setting in settings.values() for key in setting})
+            differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings.values()}) > 1]
+            for index, setting in settings.items():
+                marks = ([str(method)] if several else []) + [f"{key}={setting.get(key)}" for key in differ]
+                names[index] = f"{name} [{_clean(', '.join(marks))}]" if marks else str(name)
+    return pd.Series(names, dtype=object).reindex(cells.index)
+
+
+def _settings(cells: pd.DataFrame) -> Iterable[tuple[int, str, str]]:
+    return zip(cells.index.astype(int), cells["config"].astype(str), cells["requested_backbone"].astype(str), strict=True)
+
+
+def _flat(config: str) -> dict[str, Any]:
+    """A nested configuration as `part.field` → value."""
+    flat: dict[str, Any] = {}
+    todo: list[tuple[str, Any]] = [("", json.loads(config))]
+    while todo:
+        prefix, value = todo.pop()
+        if isinstance(value, dict):
+            todo += [(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
+        elif prefix:
+            flat[prefix] = value
+    return flat
+
+
+# ------------------------------------------------------------------------------------------------ fields, checked
+
+
+def _bytes(path: Path, limit_bytes: int) -> bytes:
+    if path.stat().st_size > limit_bytes:
+        raise NotARun(f"{path.name} is larger than {limit_bytes // 2**20} MiB")
+    return path.read_bytes()
+
+
+def _rows(data: bytes, name: str, columns: Sequence[str]) -> list[dict[str, str]]:
+    try:
+        reader = csv.DictReader(data.decode().splitlines())
+        rows = list(reader)
+    except (ValueError, csv.Error) as error:
+        raise NotARun(f"{name} is not a table") from error
+    if rows and (missing := [column for column in columns if column not in rows[0]]):
+        raise NotARun(f"{name} lacks the column {missing[0]}")
+    return rows
+
+
+def _mapping(value: Any, what: str) -> Mapping[str, Any]:
+    if not isinstance(value, dict):
+        raise NotARun(f"cell.json: {what} is missing or of the wrong kind")
+    return value
+
+
+def _list(value: Any, what: str) -> list[Any]:
+    if not isinstance(value, list):
+        raise NotARun(f"cell.json: {what} is missing or of the wrong kind")
+    return value
+
+
+def _text(fields: Mapping[str, Any], key: str) -> str:
+    if not isinstance(value := fields.get(key), str) or not (cleaned := _clean(value)):
+        raise NotARun(f"cell.json: {key} is missing or no text")
+    return cleaned
+
+
+def _integer(fields: Mapping[str, Any], key: str) -> int:
+    value = fields.get(key)
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+        raise NotARun(f"cell.json: {key} is missing or no whole number from 0")
+    return value
+
+
+def _number(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18 else None
+
+
+def _label(value: Any) -> str | None:
+    """A published label such as "7.6"; None where the budget has none."""
+    if value is None:
+        return None
+    try:
+        if isinstance(value, str) and 0 < float(value) < math.inf:
+            return _clean(value)
+    except ValueError:
+        pass
+    raise NotARun("cell.json: budget_label is no number")
+
+
+def _clean(text: str, length: int = _TEXT_LENGTH) -> str:
+    """One line of printable text: control characters and runs of white space become a blank, what is too long is cut."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _no_constant(name: str) -> float:
+    raise ValueError(name)

@@ -1,0 +1,230 @@
+"""Synthetic run folders, as the harness writes them: seeded numbers, no training, any number of methods, budgets and seeds."""
+
+import csv
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Synthetic:
+    """One method as the generator draws it: accuracy starts at 99, falls to about `last`, and `slope` is gained per doubling of the budget."""
+
+    method: str
+    name: str
+    arxiv: str
+    cite: str
+    last: float
+    slope: float
+    heads: tuple[str, ...] = ("head",)
+    port: str = ""
+    competes: bool = True
+    expands: bool = False
+    smallest_budget_bytes: int = 0
+
+    @property
+    def bibtex(self) -> str:
+        return f"@inproceedings{{{self.cite},\n  title = {{{self.name}: A Synthetic Paper}},\n  author = {{Doe, Jane}},\n  year = {{2020}},\n}}"
+
+
+METHODS = (
+    Synthetic("icarl", "iCaRL", "1611.07725", "rebuffi2017icarl", 58, 7, ("nme", "head"), "cross-entropy and distillation, not BCE"),
+    Synthetic("icarl+cim", "CIM (on iCaRL)", "2303.14042", "luo2023cim", 64, 6, ("nme", "head"), "exemplars are stored compressed"),
+    Synthetic("der", "DER", "2103.16788", "yan2021der", 52, 13, expands=True),
+    Synthetic("memo", "MEMO", "2205.13218", "zhou2023memo", 54, 12, expands=True),
+    Synthetic("dgm", "DGM", "1904.03137", "ostapenko2019dgm", 40, 5, port="no numbers on this data set are published", smallest_budget_bytes=60_000),
+)
+REFERENCES = (
+    Synthetic("finetune", "Fine-tuning", "1312.6211", "goodfellow2013", 19, 0, competes=False),
+    Synthetic("joint", "Joint training", "1312.6211", "goodfellow2013", 97, 0, competes=False),
+)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is run: every method at every budget for every seed."""
+
+    methods: Sequence[Synthetic] = METHODS
+    budgets_bytes: Sequence[int] = (49_152, 98_304, 196_608)
+    labels: Mapping[int, str] = field(default_factory=dict)
+    seeds: Sequence[int] = (1993,)
+    dataset: str = "digits"
+    base: int = 0
+    inc: int = 2
+    tasks: int = 5
+    accounting: str = "strict"
+    recipe: str = "fast"
+    config: Mapping[str, Any] = field(default_factory=lambda: {"training": {"lr": 0.1, "epochs": 30}})
+
+    def seen(self, task: int) -> int:
+        return self.base + task * self.inc if self.base else (task + 1) * self.inc
+
+
+def make_runs(folder: Path, grid: Grid | None = None) -> list[Path]:
+    """Write one run folder per cell of `grid` into `folder`; their paths in order."""
+    grid = grid or Grid()
+    return [
+        make_run(folder, grid, method, budget, seed) for method in grid.methods for budget in grid.budgets_bytes for seed in grid.seeds
+    ]
+
+
+def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, seed: int) -> Path:
+    """Write the run folder of one cell."""
+    refused = budget_bytes < method.smallest_budget_bytes
+    key = json.dumps([method.method, grid.dataset, grid.inc, budget_bytes, seed, grid.accounting, grid.recipe, dict(grid.config)])
+    digest = hashlib.sha256(key.encode()).hexdigest()
+    run_id = f"{grid.dataset}-{method.method}-{budget_bytes}B-s{seed}-{digest[:8]}"
+    path = folder / run_id
+    path.mkdir(parents=True)
+    rng = np.random.default_rng(int(digest[:12], 16))
+    backbone_bytes = 2_000 * 4 * (grid.tasks if method.expands else 1)
+    ledgers = {task: _ledger(method, grid, budget_bytes, backbone_bytes, task, rng) for task in range(grid.tasks)}
+    totals = {
+        task: (sum(row["published_bytes"] for row in rows), sum(row["strict_bytes"] for row in rows)) for task, rows in ledgers.items()
+    }
+    exemplars = 0 if method.method in {"dgm", "finetune", "joint"} else max(budget_bytes - backbone_bytes, 0) // 64
+    need = method.smallest_budget_bytes
+    cell = {
+        "format": 1,
+        "id": run_id,
+        "status": "refused" if refused else "done",
+        "reason": f"{method.method} needs at least {need:,} B and has {budget_bytes:,} B" if refused else None,
+        "request": {
+            "method": method.method,
+            "dataset": grid.dataset,
+            "base": grid.base,
+            "inc": grid.inc,
+            "tasks": grid.tasks,
+            "classes": grid.seen(grid.tasks - 1),
+            "seed": seed,
+            "order": seed,
+            "budget_bytes": budget_bytes,
+            "budget_label": grid.labels.get(budget_bytes),
+            "accounting": grid.accounting,
+            "recipe": grid.recipe,
+            "backbone": "auto",
+            "precision": "fp32",
+            "config": dict(grid.config),
+        },
+        "card": {
+            "key": method.method.partition("+")[0],
+            "name": method.name,
+            "title": f"{method.name}: A Synthetic Paper",
+            "arxiv": method.arxiv,
+            "bibtex": [method.bibtex],
+            "heads": list(method.heads),
+            "rehearsal": exemplars > 0,
+            "port": method.port,
+            "competes": method.competes,
+        },
+        "plan": None
+        if refused
+        else {
+            "backbone": "tinyconv12",
+            "exemplars": exemplars,
+            "exemplar_bytes": exemplars * 64,
+            "model_bytes": backbone_bytes,
+            "published_bytes": [totals[task][0] for task in totals],
+            "strict_bytes": [totals[task][1] for task in totals],
+            "details": {},
+        },
+        "environment": {
+            "cilbench": "0.1.0",
+            "python": "3.12.0",
+            "torch": "2.11.0",
+            "numpy": "2.4.0",
+            "platform": "Linux-x86_64",
+            "device": "cpu",
+            "threads": 1,
+            "git_commit": "0" * 40,
+        },
+        "timing": None
+        if refused
+        else {"wall_seconds": 12.5, "train_seconds": 10.0, "images": 50_000, "images_per_second": 5_000.0, "peak_memory_bytes": 10**8},
+        "tasks": []
+        if refused
+        else [
+            {
+                "task": task,
+                "seen": grid.seen(task),
+                "sealed_bytes": totals[task][1] + 400,
+                "sealed_sha256": "0" * 64,
+                "published_bytes": totals[task][0],
+                "strict_bytes": totals[task][1],
+                "exemplars": exemplars // grid.seen(task) * grid.seen(task),
+                "wall_seconds": 2.5,
+            }
+            for task in range(grid.tasks)
+        ],
+        "class_names": [str(number) for number in range(grid.seen(grid.tasks - 1))],
+    }
+    (path / "cell.json").write_text(json.dumps(cell, indent=1))
+    if refused:
+        return path
+    rows = [{"task": task, **row} for task, entries in ledgers.items() for row in entries]
+    _write_csv(path / "ledger.csv", rows)
+    _write_csv(path / "metrics.csv", _metrics(method, grid, budget_bytes, rng))
+    (path / "log.jsonl").write_text('{"task": 0, "epoch": 0, "loss": 1.0, "lr": 0.1}\n')
+    np.savez(path / "predictions.npz", **{f"task{task}/labels": np.zeros(4, np.int16) for task in range(grid.tasks)})
+    return path
+
+
+def _metrics(method: Synthetic, grid: Grid, budget_bytes: int, rng: np.random.Generator) -> list[dict[str, Any]]:
+    """Accuracy of every seen task at every stage: the older a task, the more of it is forgotten."""
+    doublings = np.log2(budget_bytes / min(grid.budgets_bytes))
+    last = min(method.last + method.slope * doublings + rng.normal(0, 1.2), 97.5)
+    rows = []
+    for task in range(grid.tasks):
+        share = task / max(grid.tasks - 1, 1)
+        for head_number, head in enumerate(method.heads):
+            level = 99 - (99 - last) * share**0.8 - 2.5 * head_number * share
+            for tested in range(task + 1):
+                spread = 9 * (tested - task / 2) / max(grid.tasks, 1)
+                top1 = float(np.clip(level + spread + rng.normal(0, 0.6), 0, 100))
+                top5 = float(min(100, top1 + 8))
+                images = 10 * (grid.seen(tested) - (grid.seen(tested - 1) if tested else 0))
+                rows.append(
+                    {"task": task, "tested_task": tested, "head": head, "images": images, "top1": round(top1, 4), "top5": round(top5, 4)}
+                )
+    return rows
+
+
+def _ledger(
+    method: Synthetic, grid: Grid, budget_bytes: int, backbone_bytes: int, task: int, rng: np.random.Generator
+) -> list[dict[str, Any]]:
+    """What is kept after one task: the kinds a method of this sort has, exemplars with what is left."""
+    model = backbone_bytes * (task + 1) // grid.tasks if method.expands else backbone_bytes
+    sizes = {"backbone": model, "head": 64 * grid.seen(task), "statistics": 256, "labels": 0, "exemplars": 0}
+    if method.method == "dgm":
+        sizes |= {"generator": int(budget_bytes * 0.55), "masks": int(budget_bytes * 0.02) * (task + 1)}
+    elif method.competes:
+        room = budget_bytes - sum(sizes.values()) - 3_000
+        sizes |= {"exemplars": max(room, 64) // 64 * 64, "labels": max(room, 64) // 64}
+    if method.method.endswith("cim"):
+        sizes |= {"boxes": 800 + int(rng.integers(0, 64))}
+    free = {"head", "statistics", "labels", "boxes"}
+    return [
+        {
+            "kind": kind,
+            "item": "all",
+            "shape": str(size),
+            "dtype": "U8",
+            "bytes": size,
+            "published_bytes": 0 if kind in free else size,
+            "strict_bytes": size,
+        }
+        for kind, size in sizes.items()
+        if size
+    ]
+
+
+def _write_csv(path: Path, rows: Sequence[Mapping[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)

@@ -1,0 +1,204 @@
+"""Sizes, ledgers, sealing: exact, inverse, and closed to what is not accounted for."""
+
+import json
+import struct
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cilbench.budgets import Ledger, format_bytes, human_bytes, parse_budget_mb, parse_bytes, seal, unseal
+from cilbench.budgets.ledger import KINDS, LedgerError
+from cilbench.budgets.planning import exemplar_count, largest_whole
+from cilbench.budgets.sealed import DTYPE_NAMES, ledger_of_state, pack_bits, unpack_bits
+
+
+@given(st.integers(1, 10**15))
+def test_sizes_print_and_parse_as_inverses(size_bytes):
+    assert parse_bytes(format_bytes(size_bytes)) == size_bytes
+    assert parse_bytes(f"{size_bytes}B") == size_bytes
+
+
+@pytest.mark.parametrize(
+    ("text", "size_bytes"),
+    [
+        ("7998016B", 7_998_016),
+        ("7.6MiB", 7_969_177),
+        ("8MB", 8_000_000),
+        ("24KiB", 24_576),
+        ("1 GiB", 2**30),
+        ("2kb", 2000),
+    ],
+)
+def test_parse_bytes(text, size_bytes):
+    assert parse_bytes(text) == size_bytes
+
+
+@pytest.mark.parametrize("text", ["", "8", "MB", "-8MB", "0B", "0.5B", "8 XB", "1e3B", "nanMB", "٣MB"])
+def test_what_is_no_size_is_refused_in_one_line(text):
+    with pytest.raises(ValueError, match="is not a size") as refusal:
+        parse_bytes(text)
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("text", ["", "-1", "0", "nan", "inf", "8MB", "1e-9"])
+def test_what_is_no_budget_in_mb_is_refused(text):
+    with pytest.raises(ValueError, match="is not a budget"):
+        parse_budget_mb(text)
+
+
+def test_budget_mb_is_mebibytes_unless_it_is_a_label():
+    assert parse_budget_mb("8") == (8_388_608, None)
+    assert parse_budget_mb("7.6") == (7_969_177, None)
+    assert parse_budget_mb("7.60", ("cifar100", 0, 10)) == (7_998_016, "7.6")
+
+
+@pytest.mark.parametrize(
+    ("size_bytes", "text"),
+    [(5, "5 B"), (1024, "1 KiB"), (24_576, "24 KiB"), (7_998_016, "7.63 MiB"), (2**30, "1.00 GiB")],
+)
+def test_human_bytes(size_bytes, text):
+    assert human_bytes(size_bytes) == text
+
+
+def small_state() -> dict[str, torch.Tensor]:
+    return {
+        "backbone/conv.weight": torch.randn(4, 3, 3, 3),
+        "backbone/bn.weight": torch.randn(4),
+        "statistics/bn.running_mean": torch.randn(4),
+        "head/weight": torch.randn(10, 4),
+        "exemplars/payload": torch.randint(0, 256, (100,), dtype=torch.uint8),
+        "labels/images_per_class": torch.ones(10, dtype=torch.int32),
+        "masks/m": pack_bits(torch.rand(3, 7) < 0.5),
+        "other/phi": torch.randn(2, 10),
+    }
+
+
+def test_the_two_sums():
+    ledger = Ledger.of_sealed(seal(small_state()))
+    assert ledger.published == 4 * (108 + 4) + 100 + 3 + 80
+    assert ledger.strict == ledger.published + 4 * 4 + 4 * 40 + 4 * 10
+    assert ledger.by_kind("published") == {"backbone": 448, "exemplars": 100, "other": 80, "masks": 3}
+
+
+def test_the_ledger_of_a_state_is_that_of_its_seal():
+    state = small_state()
+    meta = {key: value.to("meta") for key, value in state.items()}
+    assert ledger_of_state(meta) == ledger_of_state(state) == Ledger.of_sealed(seal(state))
+
+
+def test_a_file_weighs_what_its_bytes_weigh(tmp_path):
+    sealed = seal(small_state())
+    (tmp_path / "s").write_bytes(sealed)
+    assert Ledger.of_sealed(tmp_path / "s") == Ledger.of_sealed(sealed)
+
+
+@given(
+    st.dictionaries(
+        st.tuples(st.sampled_from(sorted(KINDS)), st.text("abc.", min_size=1, max_size=5)).map("/".join),
+        st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(list(DTYPE_NAMES))),
+        max_size=6,
+    )
+)
+def test_every_byte_is_in_the_ledger_and_comes_back(recipe):
+    state = {key: torch.ones(shape, dtype=dtype) for key, (shape, dtype) in recipe.items()}
+    sealed = seal(state)
+    header = struct.unpack("<Q", sealed[:8])[0]
+    ledger = Ledger.of_sealed(sealed)
+    assert ledger.strict == len(sealed) - 8 - header
+    assert 0 <= ledger.published <= ledger.strict
+    back = unseal(sealed)
+    assert back.keys() == state.keys()
+    assert all(torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype for key in state)
+
+
+def test_a_view_seals_as_what_it_shows():
+    data = torch.arange(1000, dtype=torch.uint8)
+    sealed = seal({"exemplars/payload": data[10:20], "other/t": torch.randn(4, 6).T})
+    assert Ledger.of_sealed(sealed).strict == 10 + 96
+    assert unseal(sealed)["exemplars/payload"].untyped_storage().nbytes() == 10
+
+
+def test_tied_tensors_are_weighed_twice():
+    weight = torch.randn(8)
+    assert Ledger.of_sealed(seal({"backbone/a": weight, "backbone/b": weight})).published == 64
+
+
+@pytest.mark.parametrize(
+    "state",
+    [
+        {"pictures/x": torch.zeros(1)},
+        {"backbone": torch.zeros(1)},
+        {"backbone/": torch.zeros(1)},
+        {"backbone/x": [1, 2]},
+        {"backbone/x": b"bytes"},
+        {"backbone/x": torch.zeros(2, dtype=torch.complex64)},
+        {"backbone/x": torch.eye(2).to_sparse()},
+    ],
+)
+def test_only_dense_tensors_of_known_kinds_pass(state):
+    with pytest.raises(LedgerError):
+        seal(state)
+
+
+def test_a_free_kind_is_no_place_to_hide():
+    pixels = torch.zeros(3072)
+    hidden = {"backbone/bn.weight": torch.ones(4), "statistics/bn.pixels": pixels, "statistics/bn.running_var": pixels}
+    assert Ledger.of_sealed(seal(hidden)).published == 16 + 2 * 4 * 3072
+
+
+def with_header(header: object, tensors: bytes) -> bytes:
+    text = json.dumps(header).encode()
+    return struct.pack("<Q", len(text)) + text + tensors
+
+
+@pytest.mark.parametrize(
+    "sealed",
+    [
+        b"",
+        b"1234567",
+        struct.pack("<Q", 2**60) + b"{}",
+        struct.pack("<Q", 2) + b"{]",
+        with_header({"backbone/a": {"dtype": "U8", "shape": [2], "data_offsets": [0, 2]}}, b"123"),
+        with_header({"backbone/a": {"dtype": "U8", "shape": [2], "data_offsets": [1, 3]}}, b"123"),
+        with_header({"backbone/a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 3]}}, b"123"),
+        with_header({"backbone/a": {"dtype": "U8", "shape": [-1, -3], "data_offsets": [0, 3]}}, b"123"),
+        with_header({"backbone/a": {"dtype": "Q4", "shape": [3], "data_offsets": [0, 3]}}, b"123"),
+        with_header({"backbone/a": 7}, b""),
+        with_header([1, 2], b""),
+    ],
+)
+def test_bytes_nobody_accounts_for_are_refused(sealed, tmp_path):
+    (tmp_path / "s").write_bytes(sealed)
+    for source in (sealed, tmp_path / "s"):
+        with pytest.raises(LedgerError):
+            Ledger.of_sealed(source)
+
+
+@given(
+    st.lists(st.integers(1, 6), min_size=1, max_size=3).flatmap(lambda s: st.tuples(st.just(s), st.integers(0, 2**30)))
+)
+def test_masks_cost_one_bit_an_entry(case):
+    shape, seed = case
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(seed)) < 0.5
+    packed = pack_bits(mask)
+    assert packed.numel() == -(-mask.numel() // 8)
+    assert torch.equal(unpack_bits(packed, tuple(shape)), mask)
+
+
+@given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, 10**5))
+def test_one_exemplar_more_would_not_fit(budget_bytes, model_bytes, exemplar_bytes):
+    count = exemplar_count(budget_bytes, model_bytes, exemplar_bytes)
+    assert model_bytes + count * exemplar_bytes <= budget_bytes < model_bytes + (count + 1) * exemplar_bytes
+
+
+def test_largest_whole_backbone():
+    sizes = [("small", 10), ("large", 30), ("middle", 20)]
+    assert [largest_whole(sizes, 2, budget, 5) for budget in (24, 25, 44, 45, 65)] == [
+        "small",
+        "small",
+        "small",
+        "middle",
+        "large",
+    ]
