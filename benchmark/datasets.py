@@ -296,20 +296,20 @@ def fetch(name: str, data_dir: Path) -> DatasetCard:
     A cache that is whole stays as it is, a damaged one is built anew. Raises DatasetError where it cannot be had.
     """
     known = card(name, data_dir)
-    by_hand = f"import it with `cilbench data import {name} DIR`, or try `--dataset digits`"
+    size = "" if known.fetch else f" --size {known.image_shape[1]}"
+    by_hand = f"import it with `cilbench data import {name} DIR{size}`, or try `--dataset digits`"
     missing = f"there is no whole {name} in {data_dir} and it cannot be downloaded"
     with _locked(name, data_dir):
         with suppress(DatasetError):  # whoever had the lock before may have built it
             verify(name, data_dir)
             return known
         if known.fetch is None:
-            side = known.image_shape[1]
-            raise DatasetError(f"{missing}: {by_hand} (--size {side} where images are not {side} pixels wide and high)")
+            raise DatasetError(f"{missing}: {by_hand}")
         with _building(name, data_dir) as folder:
             try:
                 class_names, splits = _digits() if known.fetch == "sklearn" else _download(known.fetch, folder.parent)
             except Exception as error:  # torchvision, urllib, tarfile and pickle raise nearly anything
-                reason = f"{type(error).__name__}: {error}".split("\n")[0]
+                reason = " ".join(f"{type(error).__name__}: {error}".split())
                 raise DatasetError(f"{missing} ({reason:.100}): {by_hand}") from error
             parts = {split: (labels, [images]) for split, (images, labels) in splits.items()}
             _write_cache(name, folder, class_names, known.image_shape, parts)

@@ -112,12 +112,11 @@ def _arrange(source: Path, names: Iterable[str]) -> dict[str, dict[str, list[str
             images += [name] if parts[-1] else []
         elif parts[1]:
             raise DatasetError(f"{source}: {name} lies in no class folder; allowed is {parts[0]}/CLASS/IMAGE")
-    if "test" not in found:
-        found = {"test" if split == "val" else split: classes for split, classes in found.items()}
+    test = "test" if "test" in found else "val"
     layout = "class folders must lie under train/ and test/ (or val/)"
-    for split in ("train", "test"):
+    for split in ("train", test):
         if split not in found:
-            raise DatasetError(f"{source} has no {split if split == 'train' else 'test/ or val'}/: {layout}")
+            raise DatasetError(f"{source} has no {'train' if split == 'train' else 'test/ or val'}/: {layout}")
         if not found[split]:
             raise DatasetError(f"{source}: {split}/ is empty: {layout}")
         for label, images in sorted(found[split].items()):
@@ -125,15 +124,12 @@ def _arrange(source: Path, names: Iterable[str]) -> dict[str, dict[str, list[str
                 raise DatasetError(f"{source}: {split}/{label}/ is empty; every class needs images on both sides")
             if not label.isprintable():
                 raise DatasetError(f"{source}: class name {label!r} holds characters that cannot be printed")
-    train, test = found["train"], found["test"]
-    for label in sorted(train.keys() ^ test.keys()):
-        here, there = ("train", "test/ or val") if label in train else ("test", "train")
-        raise DatasetError(
-            f"{source}: class {label} is under {here}/ but not under {there}/; every class must be on both"
-        )
-    if len(train) < 2:
-        raise DatasetError(f"{source} has one class, {next(iter(train))}; at least two are needed")
-    return {"train": train, "test": test}
+    for label in sorted(found["train"].keys() ^ found[test].keys()):
+        here, there = ("train", test) if label in found["train"] else (test, "train")
+        raise DatasetError(f"{source}: class {label} is under {here}/ but not under {there}/; it must be under both")
+    if len(found["train"]) < 2:
+        raise DatasetError(f"{source} has one class, {next(iter(found['train']))}; at least two are needed")
+    return {"train": found["train"], "test": found[test]}
 
 
 def _is_junk(part: str) -> bool:

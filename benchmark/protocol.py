@@ -36,7 +36,7 @@ from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.training import Diverged
 from cilbench.records import FORMAT, Keep, Outcome, RunFolder, TaskRecord
 from cilbench.request import Cell
-from cilbench.scenario import class_names, stream, test_of
+from cilbench.scenario import class_names, stream, seen_test_images
 
 EVALUATION_BATCH = 500
 
@@ -135,7 +135,7 @@ def _tasks(
         ledger = Ledger.of_sealed(sealed)
         if ledger.total(cell.budget.accounting) > cell.budget.bytes:
             raise OverBudget(index, ledger, cell.budget)
-        predictions = judge(revive(cell, plan, sealed, device), *test_of(dataset, cell.scenario, index, device))
+        predictions = judge(revive(cell, plan, sealed, device), *seen_test_images(dataset, cell.scenario, index, device))
         metrics = _metrics(predictions, cell, index)
         record = TaskRecord(
             task=index,

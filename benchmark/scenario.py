@@ -53,7 +53,7 @@ def stream(dataset: Dataset, scenario: Scenario, device: torch.device, first: in
         yield Task(index, *_select(dataset.train, arrival, new, device))
 
 
-def test_of(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def seen_test_images(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Tensor, Tensor]:
     """Test images of all classes seen after `task`: uint8 [N, C, H, W]; int64 [N], arrival numbers."""
     arrival = _arrival_numbers(scenario)[dataset.test.labels]
     return _select(dataset.test, arrival, range(scenario.seen(task)), device)

@@ -31,12 +31,12 @@ def exemplar_count(budget_bytes: int, model_bytes: int, exemplar_bytes: int) -> 
     return (budget_bytes - model_bytes) // exemplar_bytes
 
 
-def largest_whole(sizes: Iterable[tuple[str, int]], copies: int, budget_bytes: int, base_exemplars_bytes: int) -> str:
-    """Name of the default backbone of an expanding method.
+def whole_fitting(sizes: Iterable[tuple[str, int]], copies: int, budget_bytes: int, base_bytes: int) -> list[str]:
+    """Names of the backbones an expanding method may take by default, best first. `sizes`: (name, bytes of one).
 
-    The largest of the family for which `copies` WHOLE backbones still leave room for the base exemplars (the rule behind
-    the published rows, MEMO Tables 2-12); the smallest of the family where none does. `sizes`: (name, bytes of one).
+    The largest of the family for which `copies` WHOLE backbones still leave room for the protocol's base exemplars (the rule
+    behind the published rows, MEMO Tables 2-12), then smaller ones; where none fits, the smallest of the family alone.
     """
-    ordered = sorted(sizes, key=lambda size: size[1])
-    fitting = [name for name, size in ordered if copies * size + base_exemplars_bytes <= budget_bytes]
-    return fitting[-1] if fitting else ordered[0][0]
+    largest_first = sorted(sizes, key=lambda size: -size[1])
+    fitting = [name for name, size in largest_first if copies * size + base_bytes <= budget_bytes]
+    return fitting or [largest_first[-1][0]]

@@ -1,10 +1,10 @@
-"""DGM's generator: a DCGAN that grows, and a binary mask per task over it (Ostapenko 2019, arXiv 1904.03137, §3).
+"""DGM's two networks (Ostapenko 2019, arXiv 1904.03137, §3): a generator that grows under a binary mask per task, a discriminator.
 
     z [B, Z] → 4×4 → doubled until S/2 → one output layer per task → image [B, C, S, S] in [−1, 1]
 
-Widths of the shared layers: 4g, 2g, g for S = 32; 2g, g for 16; g for 8. Transposed convolutions of kernel 4 without biases,
-BatchNorm per task, ReLU. A shared weight is [in, out, 4, 4]; a later task's is larger, and a task uses the corner [:in_t, :out_t]
-that was there in its time. `dgmw` masks every weight (a mask is [in_t, out_t, 4, 4]), `dgma` every output unit ([1, out_t, 1, 1]).
+Widths of the generator's shared layers: 4g, 2g, g for S = 32; 2g, g for 16; g for 8. Transposed convolutions of kernel 4
+without biases, BatchNorm per task, ReLU. A shared weight is [in, out, 4, 4]; in later tasks it is larger, and a task uses the
+corner [:in_t, :out_t] that was there in its time. `dgmw` masks every weight, `dgma` every output unit.
 """
 
 import math
@@ -15,8 +15,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cilbench.budgets.sealed import State, pack_bits
+
 Variant = Literal["dgmw", "dgma"]
 Shape = tuple[int, int, int, int]
+Device = torch.device | str | None
 KERNEL = 4
 CLAMP = 50.0  # of s·e in the compensation: cosh(50) is still a float32 (HAT, arXiv 1801.01423, §2.5)
 
@@ -31,11 +34,6 @@ def mask_shapes(z_dim: int, widths: Sequence[int], variant: Variant) -> list[Sha
     if variant == "dgma":
         return [(1, width, 1, 1) for width in widths]
     return [(i, o, KERNEL, KERNEL) for i, o in zip([z_dim, *widths], widths, strict=False)]
-
-
-def initial_weight(shape: Sequence[int], device: torch.device | str | None = None, deviation: float = 0.02) -> Tensor:
-    """N(0, 0.02), as DCGAN initialises convolutions (arXiv 1511.06434, §4); torch's global random source."""
-    return torch.empty(*shape, device=device).normal_(0, deviation)
 
 
 def epoch_scale(epoch: int, epochs: int, s_max: float) -> float:
@@ -54,19 +52,19 @@ def compensation(embedding: Tensor, s: float, s_epoch: float) -> Tensor:
 
 
 def sparsity(masks: Sequence[Tensor], reserved: Sequence[Tensor]) -> Tensor:
-    """Σ m·(1 − m_≤t−1) / Σ (1 − m_≤t−1) over all layers: what earlier tasks reserved may be used again for nothing (§3.2)."""
+    """Σ m·(1 − m_≤t−1) / Σ (1 − m_≤t−1) over all layers: using again what earlier tasks reserved is free (§3.2)."""
     used = torch.stack([(m * ~r).sum() for m, r in zip(masks, reserved, strict=True)]).sum()
-    free = sum(((~r).sum() for r in reserved), torch.zeros((), device=used.device))
+    free = torch.stack([(~r).sum() for r in reserved]).sum()
     return used / free.clamp(min=1)
 
 
 def grown_widths(
     z_dim: int, widths: Sequence[int], initial: Sequence[int], taken: Sequence[int], variant: Variant
 ) -> list[int]:
-    """Widths that give every layer at least its initial number of free entries again.
+    """Widths that give every layer at least its initial number of free mask entries again.
 
-    `taken`: reserved mask entries of each layer. dgmw counts what a layer gains by the growth of the one before it:
-    out ≥ (taken/k² + in₀·out₀) / in. dgma: out ≥ taken + out₀.
+    `taken`: reserved entries of each layer. dgma: out ≥ taken + out₀. dgmw, where a layer also gains what the one
+    before it grew by: out ≥ (taken/k² + in₀·out₀) / in.
     """
     grown: list[int] = []
     fan_in, fan_in_0 = z_dim, z_dim
@@ -74,7 +72,7 @@ def grown_widths(
         if variant == "dgma":
             needed = entries + width_0
         else:
-            needed = -(-(entries + fan_in_0 * width_0 * KERNEL**2) // (fan_in * KERNEL**2))
+            needed = math.ceil((entries + fan_in_0 * width_0 * KERNEL**2) / (fan_in * KERNEL**2))
         grown.append(max(width, needed))
         fan_in, fan_in_0 = grown[-1], width_0
     return grown
@@ -83,53 +81,50 @@ def grown_widths(
 class TaskPart(nn.Module):
     """What a task has of its own: a BatchNorm after every shared layer, and the layer that makes the image."""
 
-    def __init__(self, widths: Sequence[int], channels: int, device: torch.device | str | None) -> None:
+    def __init__(self, widths: Sequence[int], channels: int, device: Device) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.BatchNorm2d(width, device=device) for width in widths)
-        deviation = (
-            KERNEL * widths[-1]
-        ) ** -0.5  # a pixel has k²/4 taps a unit; N(0, 0.02) leaves a narrow layer's tanh at grey
-        self.output = nn.Parameter(initial_weight((widths[-1], channels, KERNEL, KERNEL), device, deviation))
+        # N(0, 0.02) would leave the tanh of a narrow layer at grey for thousands of steps; a pixel has k²/4 taps per unit
+        deviation = (KERNEL**2 / 4 * widths[-1]) ** -0.5
+        self.output = nn.Parameter(_normal((widths[-1], channels, KERNEL, KERNEL), device, deviation))
 
     @property
     def widths(self) -> list[int]:
-        return [len(norm.weight) for norm in self.norms]
+        return [norm.num_features for norm in self.norms]
 
 
 class MaskedGenerator(nn.Module):
-    """Shared weights, the parts of each task, and their binary masks (`masks[task][layer]`, bool).
+    """Shared weights, what each task has of its own, and the tasks' binary masks (`masks[task][layer]`).
 
-    `reserved[layer]`: mask entries some task has taken, at the layer's present size.
+    `reserved[layer]`: mask entries that some task has taken, at the layer's present size.
     """
 
-    def __init__(
-        self,
-        z_dim: int,
-        widths: Sequence[int],
-        channels: int,
-        variant: Variant,
-        device: torch.device | str | None = None,
-    ) -> None:
+    def __init__(self, z_dim: int, widths: Sequence[int], channels: int, variant: Variant, device: Device) -> None:
         super().__init__()
         self.z_dim, self.channels, self.variant, self.device = z_dim, channels, variant, device
-        weights = [initial_weight(shape, device) for shape in mask_shapes(z_dim, widths, "dgmw")]
-        self.layers = nn.ParameterList(map(nn.Parameter, weights))
+        weights = [_normal(shape, device) for shape in mask_shapes(z_dim, widths, "dgmw")]
+        self.layers = nn.ParameterList(nn.Parameter(weight) for weight in weights)
         self.tasks = nn.ModuleList()
         self.masks: list[list[Tensor]] = []
-        self.reserved = [torch.zeros(s, dtype=torch.bool, device=device) for s in self.shapes(widths)]
+        self.reserved = [torch.zeros(shape, dtype=torch.bool, device=device) for shape in self.shapes(widths)]
 
     @property
     def widths(self) -> list[int]:
         return [weight.shape[1] for weight in self.layers]
 
+    @property
+    def history(self) -> list[list[int]]:
+        """The widths each task had."""
+        return [part.widths for part in self.tasks]
+
     def shapes(self, widths: Sequence[int]) -> list[Shape]:
-        """Shape of each layer's mask for a task whose layers had `widths`."""
+        """Shape of each layer's mask for a task whose layers have `widths`."""
         return mask_shapes(self.z_dim, widths, self.variant)
 
-    def add_task(self, widths: Sequence[int] | None = None) -> TaskPart:
-        """The part of one more task, for layers of the present widths unless others are given; older parts are frozen."""
-        self.tasks.requires_grad_(False)
-        part = TaskPart(self.widths if widths is None else widths, self.channels, self.device)
+    def add_task(self, widths: Sequence[int]) -> TaskPart:
+        """Begin a task whose layers have `widths`; what older tasks have of their own is frozen."""
+        self.tasks.requires_grad_(False).eval()
+        part = TaskPart(widths, self.channels, self.device)
         self.tasks.append(part)
         return part
 
@@ -138,7 +133,7 @@ class MaskedGenerator(nn.Module):
         part = self.tasks[task]
         h = z_BZ[:, :, None, None]
         for i, (weight, norm, mask) in enumerate(zip(self.layers, part.norms, masks, strict=True)):
-            weight = weight[: h.shape[1], : len(norm.weight)]  # later tasks' units do not exist for this one
+            weight = weight[: h.shape[1], : norm.num_features]  # units added later do not exist for this task
             if self.variant == "dgmw":
                 weight = weight * mask
             h = F.conv_transpose2d(h, weight, stride=2 if i else 1, padding=1 if i else 0)
@@ -148,43 +143,96 @@ class MaskedGenerator(nn.Module):
         return torch.tanh(F.conv_transpose2d(h, part.output, stride=2, padding=1))
 
     def writable(self) -> list[Tensor]:
-        """1 − m_≤t−1 for each shared weight, float [in, out, k, k] or broadcastable: what a gradient is multiplied by.
+        """1 − m_≤t−1 per shared weight, float, broadcastable to [in, out, k, k]: the factor on its gradient.
 
-        dgma: a weight is protected where the units at both its ends are (HAT, arXiv 1801.01423, eq. 2).
+        dgma: a weight is protected where the units at both its ends are reserved (HAT, arXiv 1801.01423, eq. 2).
         """
         if self.variant == "dgmw":
             return [(~reserved).float() for reserved in self.reserved]
-        ends = [
-            torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device),
-            *(r.transpose(0, 1) for r in self.reserved),
-        ]
-        return [(~(before & after)).float() for before, after in zip(ends, self.reserved, strict=False)]
+        noise = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
+        inputs = [noise, *(reserved.transpose(0, 1) for reserved in self.reserved[:-1])]
+        return [(~(before & after)).float() for before, after in zip(inputs, self.reserved, strict=True)]
 
     def keep(self, masks: Sequence[Tensor]) -> None:
-        """The newest task is over: its binary masks are kept, m_≤t = max(m_≤t−1, m_t)."""
+        """The task whose binary masks are kept is over: m_≤t = max(m_≤t−1, m_t)."""
         self.masks.append(list(masks))
-        widths = self.tasks[len(self.masks) - 1].widths
-        for reserved, mask, shape in zip(self.reserved, masks, self.shapes(widths), strict=True):
-            reserved[: shape[0], : shape[1]] |= mask
+        for reserved, mask in zip(self.reserved, masks, strict=True):
+            reserved[: mask.shape[0], : mask.shape[1]] |= mask
 
     def grow(self, widths: Sequence[int]) -> None:
-        """Make the shared layers `widths` wide; new weights start anew and are free."""
-        for i, (weight, shape) in enumerate(zip(self.layers, self.shapes(widths), strict=True)):
-            inputs = widths[i - 1] if i else self.z_dim
-            grown = initial_weight((inputs, widths[i], KERNEL, KERNEL), self.device)
+        """Make the shared layers `widths` wide; what is added starts anew and is free."""
+        shapes = mask_shapes(self.z_dim, widths, "dgmw")
+        for i, (weight, shape, masked) in enumerate(zip(self.layers, shapes, self.shapes(widths), strict=True)):
+            grown = _normal(shape, self.device)
             grown[: weight.shape[0], : weight.shape[1]] = weight.detach()
             self.layers[i] = nn.Parameter(grown)
-            reserved = torch.zeros(shape, dtype=torch.bool, device=self.device)
+            reserved = torch.zeros(masked, dtype=torch.bool, device=self.device)
             reserved[: self.reserved[i].shape[0], : self.reserved[i].shape[1]] = self.reserved[i]
             self.reserved[i] = reserved
 
     @torch.no_grad()
     def settle(self, z_BZ: Tensor, task: int) -> None:
         """Set a task's running statistics to those of one large batch under its binary masks."""
-        norms = self.tasks[task].norms
-        for norm in norms:
-            norm.train()
+        part = self.tasks[task].train()
+        for norm in part.norms:
             norm.momentum = 1.0
         self(z_BZ, task, self.masks[task])
-        for norm in norms:
-            norm.eval()
+        part.eval()
+
+
+class Discriminator(nn.Module):
+    """Images [B, C, S, S] in [−1, 1] → features [B, D]; two linear heads. 5×5 convolutions d, 2d, 4d of stride 2."""
+
+    def __init__(self, channels: int, side: int, d: int, classes: int, device: Device) -> None:
+        super().__init__()
+        widths = [d * 2**i for i in range(max(2, int(math.log2(side)) - 2))]
+        weights = [_normal((o, i, 5, 5), device) for i, o in zip([channels, *widths], widths, strict=False)]
+        self.convs = nn.ParameterList(nn.Parameter(weight) for weight in weights)
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, device=device) for width in widths[1:])
+        features = widths[-1] * (side // 2 ** len(widths)) ** 2
+        self.classes = nn.Linear(features, classes, device=device)
+        self.critic = nn.Linear(features, 1, device=device)
+
+    def forward(self, x_BCSS: Tensor, keep_statistics: bool = False) -> Tensor:
+        """Features [B, D]. In training mode a batch's own statistics are used, and kept only where asked for."""
+        first, *others = self.convs
+        h = F.leaky_relu(F.conv2d(x_BCSS, first, stride=2, padding=2), 0.2)
+        for weight, norm in zip(others, self.norms, strict=True):
+            h = F.conv2d(h, weight, stride=2, padding=2)
+            passing = self.training and not keep_statistics
+            h = F.batch_norm(h, None, None, norm.weight, norm.bias, training=True) if passing else norm(h)
+            h = F.leaky_relu(h, 0.2)
+        return h.flatten(1)
+
+
+def export(generator: MaskedGenerator, discriminator: Discriminator) -> State:
+    """Both networks as a state; on the `meta` device they give its shapes, which is how it is planned."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in generator.named_parameters():
+        state[f"generator/{name}"] = parameter.detach()
+    for name, parameter in discriminator.named_parameters():
+        kind = "backbone" if name.startswith(("convs", "norms")) else "head"
+        state[f"{kind}/{name}"] = parameter.detach()
+    for name, buffer in [*generator.named_buffers(), *discriminator.named_buffers()]:
+        if not name.endswith("num_batches_tracked"):  # read only where momentum is None, which no layer here has
+            state[f"statistics/{name}"] = buffer
+    for t, masks in enumerate(generator.masks):
+        for i, mask in enumerate(masks):
+            state[f"masks/{t}.{i}"] = pack_bits(mask)
+    return state
+
+
+@torch.no_grad()
+def restore(module: nn.Module, state: State) -> None:
+    """Copy what `export` gave of this module into it; its shapes are those of the state."""
+    for name, parameter in module.named_parameters():
+        (key,) = (f"{kind}/{name}" for kind in ("generator", "backbone", "head") if f"{kind}/{name}" in state)
+        parameter.copy_(state[key])
+    for name, buffer in module.named_buffers():
+        if not name.endswith("num_batches_tracked"):
+            buffer.copy_(state[f"statistics/{name}"])
+
+
+def _normal(shape: Sequence[int], device: Device, deviation: float = 0.02) -> Tensor:
+    """N(0, 0.02), as DCGAN initialises (arXiv 1511.06434, §4), from torch's global random source."""
+    return torch.empty(*shape, device=device).normal_(0, deviation)

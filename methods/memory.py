@@ -4,7 +4,8 @@ Every class may keep ⌊exemplar bytes / seen classes⌋ bytes. With images of o
 images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,6 +17,8 @@ from cilbench.methods.contract import Context, Scenario, Task
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.parts import herd
 from cilbench.methods.training import Compressing, Lesson, Look, Schedule, in_batches
+
+BOX_BYTES = 8  # four int16
 
 
 class Compression(Protocol):
@@ -129,18 +132,23 @@ class ExemplarMemory:
         self.classes = [Encoded(*part) for part in parts]
 
 
+@dataclass(frozen=True)
+class MemoryBytes:
+    """Upper bounds on what an exemplar memory costs, beside the count of images per class."""
+
+    published: int
+    strict: int
+
+
 def largest_memory(
     codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int, seen: int
-) -> Mapping[str, Tensor]:
-    """The largest memory that `ExemplarMemory` can export with `seen` classes, on the meta device."""
-    share_bytes, least = exemplar_bytes // seen, codec.least_bytes(scenario.image_shape)
-    per_class = share_bytes // (least + overhead_bytes)
-    payload = per_class * least if codec.fixed_length else share_bytes
-    meta = torch.device("meta")
-    state = {
-        "exemplars/payload": torch.empty(seen * payload, dtype=torch.uint8, device=meta),
-        "labels/images_per_class": torch.empty(seen, dtype=torch.int32, device=meta),
-    }
-    return state | (
-        {"boxes/exemplars": torch.empty(seen * per_class, 4, dtype=torch.int16, device=meta)} if codec.boxed else {}
+) -> MemoryBytes:
+    """The most that `ExemplarMemory` can export with `seen` classes. `overhead_bytes` as it has it."""
+    share_bytes, least_bytes = exemplar_bytes // seen, codec.least_bytes(scenario.image_shape)
+    images = share_bytes // (least_bytes + overhead_bytes)
+    payload_bytes = images * least_bytes if codec.fixed_length else share_bytes
+    box_bytes = images * BOX_BYTES if codec.boxed else 0
+    return MemoryBytes(
+        published=seen * payload_bytes,
+        strict=seen * (min(payload_bytes + box_bytes, share_bytes) if overhead_bytes else payload_bytes + box_bytes),
     )

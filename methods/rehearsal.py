@@ -12,11 +12,11 @@ import torch
 from torch import Tensor
 
 from cilbench.budgets.codecs import Codec
-from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, largest_whole
+from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
 from cilbench.budgets.sealed import State, ledger_of_state
 from cilbench.methods.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task
-from cilbench.methods.memory import Compression, ExemplarMemory, Lesson, largest_memory
+from cilbench.methods.memory import BOX_BYTES, Compression, ExemplarMemory, Lesson, largest_memory
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.training import Look
 
@@ -79,39 +79,40 @@ def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenar
     there are tasks leave room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
     """
     codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
-    image_bytes = codec.least_bytes(scenario.image_shape) + overhead_bytes
-    backbone = _choose_backbone(layout, budget, scenario)
-    models = list(_model_states(layout, scenario, backbone, compression))
-    model_bytes = ledger_of_state(models[-1]).total(budget.accounting)
-    need_bytes = model_bytes + scenario.classes * image_bytes
-    if need_bytes > budget.bytes:
-        raise BudgetTooSmall(method, budget.bytes, need_bytes, f"{backbone} and one exemplar a class")
+    least_bytes = scenario.classes * (codec.least_bytes(scenario.image_shape) + overhead_bytes)
+    for backbone in _candidates(layout, budget, scenario):
+        models = [ledger_of_state(state) for state in _model_states(layout, scenario, backbone, compression)]
+        model_bytes = models[-1].total(budget.accounting)
+        if model_bytes + least_bytes <= budget.bytes:
+            break
+    else:
+        raise BudgetTooSmall(method, budget.bytes, model_bytes + least_bytes, f"{backbone} and one exemplar a class")
     exemplar_bytes = budget.bytes - model_bytes
-    ledgers = []
-    for task, model in enumerate(models):
-        memory = largest_memory(codec, scenario, exemplar_bytes, overhead_bytes, scenario.seen(task))
-        ledgers.append(ledger_of_state({**model, **memory}))
-    as_they_are = image_bytes if codec.fixed_length else scenario.image_bytes + overhead_bytes
+    memories = [
+        largest_memory(codec, scenario, exemplar_bytes, overhead_bytes, scenario.seen(task))
+        for task in range(scenario.tasks)
+    ]
+    as_it_is = codec.least_bytes(scenario.image_shape) if codec.fixed_length else scenario.image_bytes
     return Plan(
         budget=budget,
         backbone=backbone,
-        exemplars=exemplar_count(budget.bytes, model_bytes, as_they_are),
+        exemplars=exemplar_count(budget.bytes, model_bytes, as_it_is + overhead_bytes),
         exemplar_bytes=exemplar_bytes,
         model_bytes=model_bytes,
-        published_bytes=tuple(ledger.published for ledger in ledgers),
-        strict_bytes=tuple(ledger.strict for ledger in ledgers),
+        published_bytes=tuple(m.published + e.published for m, e in zip(models, memories, strict=True)),
+        strict_bytes=tuple(m.strict + e.strict for m, e in zip(models, memories, strict=True)),
     )
 
 
-def _choose_backbone(layout: Layout, budget: Budget, scenario: Scenario) -> str:
+def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]:
+    """Backbones in order of preference."""
     if scenario.backbone != "auto":
-        return scenario.backbone
+        return [scenario.backbone]
     if not layout.expanding:
-        return scenario.single_backbone
-    sizes = [
-        (name, backbone_bytes(scenario.family, name, scenario.image_shape[0])) for name in BACKBONES[scenario.family]
-    ]
-    return largest_whole(sizes, scenario.tasks, budget.bytes, scenario.base_exemplars * scenario.image_bytes)
+        return [scenario.single_backbone]
+    channels = scenario.image_shape[0]
+    sizes = [(name, backbone_bytes(scenario.family, name, channels)) for name in BACKBONES[scenario.family]]
+    return whole_fitting(sizes, scenario.tasks, budget.bytes, scenario.base_exemplars * scenario.image_bytes)
 
 
 def _model_states(
@@ -133,4 +134,4 @@ def _model_states(
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:
     """What an exemplar costs beside its payload: its box, under `strict`."""
-    return 8 if codec.boxed and budget.accounting == "strict" else 0
+    return BOX_BYTES if codec.boxed and budget.accounting == "strict" else 0

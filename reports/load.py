@@ -37,6 +37,9 @@ LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_byt
 _CELL_FILE_BYTES, _TABLE_FILE_BYTES = 16 * 2**20, 256 * 2**20  # larger files are not what the harness writes
 _TEXT_LENGTH = 80
 
+# With the columns of GROUP: what makes two runs the same cell, which must count once.
+_SETTING = ("method", "requested_backbone", "config", "budget_bytes", "seed", "order")
+
 
 class NotARun(ValueError):
     """The folder is no finished run; the message is one line and says why."""
@@ -87,11 +90,15 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
     tests: list[dict[str, Any]] = []
     ledger: list[dict[str, Any]] = []
     digests: dict[str, str] = {}
+    settings: dict[tuple[Any, ...], str] = {}
     for number, folder in enumerate(candidates):
         try:
             run = _read_run(folder)
             if run.cell["run"] in digests:
                 raise NotARun(f"the run {run.cell['run']} is in the report already")
+            setting = tuple(run.cell[column] for column in (*summarise.GROUP, *_SETTING))
+            if setting in settings:
+                raise NotARun(f"the same cell as the run {settings[setting]}, which is in the report already")
         except NotARun as error:
             left_out.append(LeftOut(folder, str(error)))
         except OSError as error:
@@ -101,7 +108,7 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
             boundaries += run.boundaries
             tests += run.tests
             ledger += run.ledger
-            digests[run.cell["run"]] = run.sha256
+            settings[setting], digests[run.cell["run"]] = run.cell["run"], run.sha256
         if progress:
             progress(number + 1, len(candidates))
     everything = "".join(f"{run} {digest}\n" for run, digest in sorted(digests.items()))

@@ -117,7 +117,8 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if own.empty:
             runs = " ".join(per_run["run"].sort_values())
             rows.append(named | {"published_head": True, "n": 0} | facts | {"runs": runs})
-    return pd.DataFrame(rows, columns=_SUMMARY_COLUMNS).astype({"n": int, "published_head": bool})
+    whole = dict.fromkeys(("exemplars_min", "exemplars_max", "published_bytes", "strict_bytes"), "Int64")
+    return pd.DataFrame(rows, columns=_SUMMARY_COLUMNS).astype({"n": int, "published_head": bool} | whole)
 
 
 _MEASURES = ("avg", "last", "forgetting")

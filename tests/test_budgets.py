@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cilbench.budgets import Ledger, format_bytes, human_bytes, parse_budget_mb, parse_bytes, seal, unseal
 from cilbench.budgets.ledger import KINDS, LedgerError
-from cilbench.budgets.planning import exemplar_count, largest_whole
+from cilbench.budgets.planning import exemplar_count, whole_fitting
 from cilbench.budgets.sealed import DTYPE_NAMES, ledger_of_state, pack_bits, unpack_bits
 
 
@@ -193,12 +193,7 @@ def test_one_exemplar_more_would_not_fit(budget_bytes, model_bytes, exemplar_byt
     assert model_bytes + count * exemplar_bytes <= budget_bytes < model_bytes + (count + 1) * exemplar_bytes
 
 
-def test_largest_whole_backbone():
+def test_whole_fitting_backbones_largest_first():
     sizes = [("small", 10), ("large", 30), ("middle", 20)]
-    assert [largest_whole(sizes, 2, budget, 5) for budget in (24, 25, 44, 45, 65)] == [
-        "small",
-        "small",
-        "small",
-        "middle",
-        "large",
-    ]
+    found = [whole_fitting(sizes, 2, budget, 5) for budget in (24, 25, 44, 45, 65)]
+    assert found == [["small"], ["small"], ["small"], ["middle", "small"], ["large", "middle", "small"]]

@@ -1,0 +1,380 @@
+"""The figures of a report. Every function takes DataFrames of ONE group of comparable runs and returns a matplotlib Figure.
+
+Axes are in % and in KiB or MB (2**20 B); bands are 95 % bootstrap intervals over repetitions, drawn where there is more than one.
+Methods that do not compete (a floor, a ceiling) are dashed lines without a marker.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
+
+from cilbench.reports import summarise
+from cilbench.reports.load import KINDS
+from cilbench.reports.styles import FAINT, INK, KIND_COLOURS, WIDTH_INCHES, PaperColumns, Style, paper_style, styles_of
+from cilbench.reports.wording import budget_text, number_text, status_text, unit_of
+
+_POINT = 1 / 72  # inch
+
+
+def accuracy_over_classes(
+    frame: pd.DataFrame, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
+) -> Figure:
+    """Top-1 accuracy on all classes seen, after each task: one panel per budget, one line per method, its published head.
+
+    `frame` as `load` returns it. Raises MixedRuns for runs of more than one group.
+    """
+    summarise.require_one_group(frame)
+    styles = styles or styles_of(frame["method"])
+    curves = summarise.curves(frame)
+    references = summarise.curves(frame[~frame["competes"]].assign(budget_bytes=0))
+    budgets = _budgets(frame)
+    with paper_style():
+        figure, panels = _panels(len(budgets), paper_columns, height_inches=1.95)
+        for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
+            for name, line in references.groupby("name"):
+                axes.plot(line["seen"], line["top1"], color=FAINT, dashes=_dashes(name, references), linewidth=1, label=name)
+            own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
+            for (method, name), line in own.groupby(["method", "name"]):
+                _line(axes, line["seen"], line["top1"], line["top1_low"], line["top1_high"], styles[method], name)
+            absent = _absent(frame, budget_bytes)
+            if absent:
+                note = "no result:\n" + "\n".join(absent)
+                axes.annotate(note, (0.03, 0.04), xycoords="axes fraction", va="bottom", color=FAINT, fontsize=6.5)
+            axes.set_title(budget_text(budget_bytes, label))
+            axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+            _class_ticks(axes, sorted(set(curves["seen"])))
+            axes.set_xlabel("Classes seen")
+            if axes.get_subplotspec().is_first_col():
+                axes.set_ylabel("Top-1 accuracy (%)")
+        _legend(figure, panels)
+    return figure
+
+
+def accuracy_over_memory(
+    frame: pd.DataFrame,
+    paper_columns: PaperColumns = 2,
+    styles: Mapping[str, Style] | None = None,
+    published: pd.DataFrame | None = None,
+) -> Figure:
+    """Average and last accuracy against the budget, one panel each, with AUC-A and AUC-L beside the name of each line.
+
+    × at the foot marks a budget at which a method has no result. `published` (rows of `load_published` of the same protocol) is
+    overlaid as open markers. Raises MixedRuns for runs of more than one group.
+    """
+    summarise.require_one_group(frame)
+    styles = styles or styles_of(frame["method"])
+    means = summarise.summary(frame)
+    means = means[means["published_head"]]
+    areas = summarise.aucs(frame).set_index("name")
+    budgets = _budgets(frame)
+    unit, scale = unit_of(max(size for size, _ in budgets))
+    labelled = all(isinstance(label, str) for _, label in budgets)
+    xs = {size: float(str(label)) if labelled else size / scale for size, label in budgets}
+    with paper_style():
+        figure = Figure()
+        FigureCanvasAgg(figure)
+        rows, columns = (1, 2) if paper_columns == 2 else (2, 1)
+        names = [str(name) for name in means["name"].unique()]
+        room = _text_inches(figure, names) + (0.48 if len(areas) else 0.08) + 0.2
+        width, panel_height = WIDTH_INCHES[paper_columns], max(2.0, 0.145 * len(names) + 0.2)
+        left, gap, foot, head = 0.42, 0.42, 0.42, 0.36
+        height = rows * (panel_height + foot + head)
+        figure.set_size_inches(width, height)
+        panel_width = (width - columns * (left + room) - (columns - 1) * (gap - left)) / columns
+        for number, (measure, title) in enumerate((("avg", "Average accuracy"), ("last", "Last accuracy"))):
+            row, column = divmod(number, columns)
+            x = left + column * (panel_width + room + gap)
+            y = height - (row + 1) * (panel_height + head) - row * foot
+            axes = figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
+            points = None if published is None else published[published["measure"] == measure]
+            ends = _memory_lines(axes, means, measure, xs, styles, points)
+            axes.set_title(title)
+            axes.set_ylabel("Top-1 accuracy (%)")
+            axes.set_xlabel(f"Memory budget ({unit})")
+            _budget_ticks(axes, list(xs.values()), panel_width)
+            sns.despine(ax=axes)
+            area = f"auc_{measure[0]}"
+            values = {name: f"{areas.loc[name, area]:.4g}" for name in areas.index if not math.isnan(areas.loc[name, area])}
+            _end_labels(axes, ends, values, area.upper().replace("_", "-") if values else "", panel_height)
+    return figure
+
+
+def bytes_by_kind(
+    cells: pd.DataFrame, ledger: pd.DataFrame, paper_columns: PaperColumns = 2, kinds: Sequence[str] = KINDS
+) -> Figure:
+    """What each method spent its bytes on after the last task, in the accounting that bound: one panel per budget, which is the line.
+
+    `cells` and `ledger` as in `Runs`. A cell without a ledger is a hatched bar with its status; methods that do not compete for bytes
+    are left out. Raises MixedRuns for runs of more than one group.
+    """
+    summarise.require_one_group(cells)
+    competing = cells[cells["competes"]]
+    spent = summarise.spending(competing, ledger)
+    budgets = _budgets(cells)
+    names = sorted(map(str, spent["name"].unique()), key=str.casefold, reverse=True)
+    unit, scale = unit_of(max(size for size, _ in budgets))
+    accounting = cells["accounting"].iloc[0]
+    with paper_style():
+        figure, panels = _panels(len(budgets), paper_columns, height_inches=0.6 + 0.22 * len(names), most_columns=3)
+        for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
+            own = spent[spent["budget_bytes"] == budget_bytes]
+            budget = budget_bytes / scale
+            for position, name in enumerate(names):
+                _bar(axes, position, own[own["name"] == name], budget, scale)
+            axes.axvline(budget, color=INK, linewidth=1.1, zorder=4)
+            axes.set_title(budget_text(budget_bytes, label))
+            most = max([budget, *(own.groupby("name")["charged_bytes"].sum() / scale)])
+            axes.set_xlim(0, most * 1.06)
+            axes.set_xlabel(f"{unit} kept ({accounting})")
+            axes.set_ylim(-0.6, len(names) - 0.4)
+            axes.set_yticks(range(len(names)), names)
+            axes.xaxis.set_major_locator(MaxNLocator(3 if len(panels) > 1 and paper_columns == 2 else 5))
+            axes.grid(visible=True, axis="x")
+            axes.grid(visible=False, axis="y")
+            axes.tick_params(axis="y", length=0)
+        present = [kind for kind in kinds if kind in set(spent["kind"])]
+        handles: list[Patch | Line2D] = [Patch(color=KIND_COLOURS[kind], label=kind) for kind in present]
+        handles.append(Line2D([], [], color=INK, linewidth=1.1, label="budget"))
+        if spent["kind"].isna().any():
+            handles.append(Patch(facecolor="none", edgecolor=FAINT, hatch="////", label="no result"))
+        _draw_legend(figure, handles, [str(handle.get_label()) for handle in handles])
+    return figure
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+def _line(
+    axes: Axes, x: "pd.Series[float]", mean: "pd.Series[float]", low: "pd.Series[float]", high: "pd.Series[float]", style: Style, name: str
+) -> None:
+    if low.notna().any():
+        axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
+    axes.plot(x, mean, color=style.colour, marker=style.marker, markeredgecolor="white", label=name, clip_on=False, zorder=3)
+
+
+def _memory_lines(
+    axes: Axes,
+    means: pd.DataFrame,
+    measure: str,
+    xs: Mapping[int, float],
+    styles: Mapping[str, Style],
+    published: pd.DataFrame | None,
+) -> dict[str, tuple[float, float, str]]:
+    """Draw every method; for each the end of its line (x, y) and its colour."""
+    ends: dict[str, tuple[float, float, str]] = {}
+    competing = means[means["competes"]]
+    right = max(xs.values())
+    for (method, name), line in competing.groupby(["method", "name"]):
+        line = line.sort_values("budget_bytes")
+        x, done = line["budget_bytes"].map(xs), line[measure].notna()
+        if done.any():
+            shown = line[done]
+            _line(axes, x[done], shown[measure], shown[f"{measure}_low"], shown[f"{measure}_high"], styles[method], str(name))
+            ends[str(name)] = (float(x[done].iloc[-1]), float(shown[measure].iloc[-1]), styles[method].colour)
+        if published is not None:
+            points = published[published["method"] == name]
+            axes.plot(
+                points["budget_mb"], points["value"], color=styles[method].colour, marker=styles[method].marker, linestyle=":",
+                linewidth=0.8, markerfacecolor="none", markeredgewidth=0.8, label="_published", zorder=2,
+            )  # fmt: skip
+    low, high = axes.get_ylim() if ends else (0.0, 100.0)
+    reach = 0.3 * (high - low)
+    for name, line in means[~means["competes"]].groupby("name"):
+        value = float(line[measure].mean())
+        if math.isnan(value):
+            continue
+        if low - reach <= value <= high + reach:
+            axes.axhline(value, color=FAINT, dashes=_dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
+            ends[str(name)] = (right, value, FAINT)
+        else:  # a line far away would flatten all others: said in words at the edge instead
+            above = value > high
+            axes.annotate(
+                f"{'↑' if above else '↓'} {name} {value:.1f}", (0.02, 0.985 if above else 0.015), xycoords="axes fraction",
+                va="top" if above else "bottom", color=FAINT, fontsize=7,
+            )  # fmt: skip
+    if not ends:
+        axes.set_ylim(0, 100)
+    absent = competing[competing[measure].isna()]
+    counts: dict[float, int] = {}
+    for row in absent.sort_values("name").itertuples():
+        x_absent = xs[int(str(row.budget_bytes))]
+        counts[x_absent] = counts.get(x_absent, 0) + 1
+        axes.annotate(
+            "×", (x_absent, 0), xycoords=("data", "axes fraction"), xytext=(0, 5 + 6 * (counts[x_absent] - 1)),
+            textcoords="offset points", ha="center", va="center", color=styles[str(row.method)].colour, fontsize=9, fontweight="bold",
+        )  # fmt: skip
+    return ends
+
+
+def _end_labels(axes: Axes, ends: Mapping[str, tuple[float, float, str]], values: Mapping[str, str], header: str, height: float) -> None:
+    """Names at the ends of the lines, moved apart where they would overlap, each tied to its line; `values` in a column beside them."""
+    low, high = axes.get_ylim()
+    ordered = sorted(ends, key=lambda name: (ends[name][1], name))
+    gap = 9.2 * _POINT / height  # one line of text as a share of the panel's height
+    shares = [(ends[name][1] - low) / (high - low) for name in ordered]
+    figure = axes.get_figure()
+    assert isinstance(figure, Figure)
+    widest = _text_inches(figure, ordered) / _POINT
+    for name, at, share in zip(ordered, spread(shares, gap), shares, strict=True):
+        colour = ends[name][2]
+        axes.annotate(
+            name, (1, share), xytext=(13, (at - share) * height / _POINT), xycoords="axes fraction", textcoords="offset points",
+            va="center", ha="left", fontsize=7.5, color=INK if colour != FAINT else FAINT, annotation_clip=False,
+            arrowprops={
+                "arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
+            },
+        )  # fmt: skip
+        if name in values:
+            axes.annotate(
+                values[name], (1, at), xytext=(13 + widest + 32, 0), xycoords="axes fraction", textcoords="offset points",
+                va="center", ha="right", fontsize=7.5, color=INK,
+            )  # fmt: skip
+    if header:
+        axes.annotate(
+            header, (1, 1), xytext=(13 + widest + 32, 5), xycoords="axes fraction", textcoords="offset points",
+            va="bottom", ha="right", fontsize=7, color=FAINT,
+        )  # fmt: skip
+
+
+def spread(targets: Sequence[float], gap: float) -> list[float]:
+    """Positions at least `gap` apart, inside [0, 1] if they fit, nearest to the ascending `targets` (least squares).
+
+    y_i − i·gap must not decrease: isotonic regression by pooling adjacent violators (Barlow et al., 1972).
+    """
+    blocks: list[list[float]] = []  # [sum, count]
+    for number, target in enumerate(targets):
+        blocks.append([target - number * gap, 1])
+        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
+            total, count = blocks.pop()
+            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
+    levels = [total / count for total, count in blocks for _ in range(int(count))]
+    top = max(1 - gap * (len(targets) - 1), 0)
+    return [float(np.clip(level, 0, top)) + number * gap for number, level in enumerate(levels)]
+
+
+# ------------------------------------------------------------------------------------------------ bars
+
+
+def _bar(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int) -> None:
+    """One stacked bar, or the outline of one with the status where there is no ledger."""
+    if own.empty:
+        return
+    start = 0.0
+    for kind in [kind for kind in KINDS if kind in set(own["kind"])]:
+        width = float(own.loc[own["kind"] == kind, "charged_bytes"].iloc[0]) / scale
+        axes.barh(position, width, left=start, height=0.66, color=KIND_COLOURS[kind], edgecolor="white", linewidth=0.3, label=kind)
+        start += width
+    status = str(own["status"].iloc[0])
+    if own["kind"].isna().all():
+        axes.barh(position, budget, height=0.66, facecolor="none", edgecolor=FAINT, hatch="////", linewidth=0.6)
+    if own["kind"].isna().all() or status != "done":
+        box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none"}
+        axes.text(budget / 2, position, status_text(status), ha="center", va="center", fontsize=6.5, color="#1a1a1a", bbox=box)
+
+
+# ------------------------------------------------------------------------------------------------ panels and ticks
+
+
+def _budgets(frame: pd.DataFrame) -> list[tuple[int, object]]:
+    """Budgets at which something competes, smallest first, with their labels."""
+    competing = frame[frame["competes"]] if frame["competes"].any() else frame
+    unique = competing.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    return [(int(size), label) for size, label in zip(unique["budget_bytes"], unique["budget_label"], strict=True)]
+
+
+def _panels(count: int, paper_columns: PaperColumns, height_inches: float, most_columns: int = 3) -> tuple[Figure, list[Axes]]:
+    """A grid of panels that share the y axis; places that are not needed stay empty."""
+    columns = min(count, most_columns if paper_columns == 2 else 1 if count <= 3 else 2)
+    rows = math.ceil(count / columns)
+    width = WIDTH_INCHES[paper_columns] if count > 1 else min(WIDTH_INCHES[paper_columns], 4.2)
+    figure = Figure(figsize=(width, rows * height_inches + 0.55), layout="constrained")
+    FigureCanvasAgg(figure)
+    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
+    panels = [axes for row in grid for axes in row]
+    for axes in panels[count:]:
+        axes.set_visible(False)
+    for axes in panels[:count]:
+        sns.despine(ax=axes)
+    return figure, panels[:count]
+
+
+def _absent(frame: pd.DataFrame, budget_bytes: int) -> list[str]:
+    """`DGM (refused)`: methods that should have a line at a budget and have none."""
+    own = frame[(frame["budget_bytes"] == budget_bytes) & frame["competes"]].groupby("name")["status"]
+    return [f"{name} ({status_text(', '.join(sorted(set(found))))})" for name, found in own if "done" not in set(found)]
+
+
+def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
+    """One legend for all panels, under them, with as many columns as fit."""
+    entries: dict[str, Line2D] = {}
+    for axes in panels:
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            entries.setdefault(label, handle)
+    names = sorted(entries, key=lambda name: (entries[name].get_color() == FAINT, name.casefold()))
+    if names:
+        _draw_legend(figure, [entries[name] for name in names], names)
+
+
+def _draw_legend(figure: Figure, handles: Sequence[Patch | Line2D], names: Sequence[str]) -> None:
+    width_inches = figure.get_figwidth()
+    columns = max(1, min(len(names), int((width_inches - 0.2) // (_text_inches(figure, names) + 0.5))))
+    figure.legend(
+        list(handles), list(names), loc="outside lower center", ncols=columns, frameon=False, handlelength=1.9, columnspacing=1.3,
+        handletextpad=0.5, borderaxespad=0.2,
+    )  # fmt: skip
+
+
+def _text_inches(figure: Figure, texts: Sequence[str]) -> float:
+    """Width of the longest text at the size of labels."""
+    canvas = figure.canvas
+    assert isinstance(canvas, FigureCanvasAgg)
+    renderer = canvas.get_renderer()
+    widest = 0.0
+    for text in texts:
+        probe = figure.text(0, 0, text, fontsize=7.5)
+        widest = max(widest, probe.get_window_extent(renderer).width / figure.dpi)
+        probe.remove()
+    return widest
+
+
+def _class_ticks(axes: Axes, seen: Sequence[int]) -> None:
+    """Ticks at stages, every second or third where there are many."""
+    step = math.ceil(len(seen) / 6)
+    axes.set_xticks(list(seen)[::-1][::step][::-1])
+
+
+def _budget_ticks(axes: Axes, values: Sequence[float], width_inches: float) -> None:
+    """A tick at every budget, a label where there is room for it; logarithmic where the budgets span a factor of 6."""
+    low, high = min(values), max(values)
+    transform = math.log2 if high / low >= 6 else float
+    if high / low >= 6:
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    axes.set_xticks(list(values))
+    span = transform(high) - transform(low) or 1.0
+    labels, free_from = [], -math.inf
+    for value in values:
+        at = (transform(value) - transform(low)) / span * width_inches * 0.9
+        text = number_text(value)
+        half = 0.5 * 4.2 * _POINT * len(text)
+        fits = at - half > free_from
+        labels.append(text if fits else "")
+        free_from = at + half + 3 * _POINT if fits else free_from
+    axes.set_xticklabels(labels)
+    if low == high:
+        axes.set_xlim(low * 0.8, high * 1.2)
+
+
+def _dashes(name: str, frame: pd.DataFrame) -> tuple[float, float]:
+    """Dashes that tell the lines which do not compete apart."""
+    names = sorted(frame.loc[~frame["competes"], "name"].unique())
+    return ((1.2, 1.6), (5, 2), (8, 3))[names.index(name) % 3]

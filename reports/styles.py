@@ -1,0 +1,152 @@
+"""How figures look: one colour and marker per method everywhere, paper sizes, embedded vector text, the same bytes for the same runs."""
+
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from io import BytesIO
+from pathlib import Path
+from typing import Literal
+
+import matplotlib as mpl
+import seaborn as sns
+from matplotlib import font_manager
+from matplotlib.figure import Figure
+
+PaperColumns = Literal[1, 2]
+WIDTH_INCHES: dict[PaperColumns, float] = {1: 3.3, 2: 6.9}
+
+INK = "#1b1b1f"  # text and axes; the page replaces it by the colour of its own text
+FAINT = "#7d7d85"
+
+# Okabe & Ito (2008) for the methods the benchmark is about, without black (text) and yellow (too light on white).
+_FIXED: dict[str, tuple[str, str]] = {
+    "icarl": ("#0072B2", "o"),
+    "der": ("#D55E00", "s"),
+    "memo": ("#009E73", "D"),
+    "cim": ("#E69F00", "^"),
+    "foster+cim": ("#E69F00", "^"),
+    "icarl+cim": ("#E69F00", "^"),
+    "der+cim": ("#E69F00", "^"),
+    "dgm": ("#CC79A7", "v"),
+    "dgmw": ("#CC79A7", "v"),
+    "foster": ("#56B4E9", "P"),
+    "replay": ("#8C564B", "X"),
+    "finetune": ("#6E6E76", "None"),
+    "joint": ("#6E6E76", "None"),
+}
+
+# Paul Tol's muted scheme (2021), then markers that are still free: for every other method, in the order of their keys.
+_SPARE: tuple[tuple[str, str], ...] = (
+    *(("#332288", "<"), ("#999933", ">"), ("#882255", "h"), ("#44AA99", "p"), ("#117733", "8"), ("#AA4499", "*")),
+    *(("#661100", "d"), ("#6699CC", "H"), ("#B8860B", "o"), ("#4D4D4D", "s"), ("#7B3294", "D"), ("#008080", "^")),
+)
+
+# Bytes by kind: Tol's muted scheme again; a kind is never drawn beside a method.
+KIND_COLOURS = {
+    "backbone": "#4477AA",
+    "generator": "#44AA99",
+    "masks": "#CC6677",
+    "exemplars": "#DDCC77",
+    "other": "#BBBBBB",
+    "head": "#88CCEE",
+    "statistics": "#999933",
+    "labels": "#AA4499",
+    "boxes": "#882255",
+}
+
+
+@dataclass(frozen=True)
+class Style:
+    """Colour and marker of one method."""
+
+    colour: str
+    marker: str
+
+
+def styles_of(methods: Iterable[str]) -> dict[str, Style]:
+    """A style for every method key, the same whatever else is drawn unless two want the same colour: then the later key gives way."""
+    styles: dict[str, Style] = {}
+    keys = sorted(set(methods), key=lambda key: ("+" in key, key))
+    spare = iter(Style(*_SPARE[number % len(_SPARE)]) for number in range(len(keys)))
+    composed: set[str] = {_FIXED["cim"][0]} if "cim" in keys else set()
+    for key in keys:
+        colour, marker = _FIXED.get(key, ("", ""))
+        if not colour or ("+" in key and colour in composed):
+            styles[key] = next(spare)
+            continue
+        styles[key] = Style(colour, marker)
+        composed |= {colour} if "+" in key else set()
+    return styles
+
+
+@contextmanager
+def paper_style() -> Iterator[None]:
+    """Settings under which every figure is made and saved; matplotlib's own are untouched afterwards."""
+    with mpl.rc_context({**sns.axes_style("ticks"), **_settings()}):
+        yield
+
+
+def _settings() -> Mapping[str, object]:
+    known = set(font_manager.get_font_names())
+    families = [name for name in ("Helvetica", "Arial", "Liberation Sans") if name in known][:1]
+    return {
+        "font.family": [*families, "DejaVu Sans"],
+        "font.size": 7.5,
+        "axes.titlesize": 8,
+        "axes.titleweight": "bold",
+        "axes.labelsize": 7.5,
+        "xtick.labelsize": 7,
+        "ytick.labelsize": 7,
+        "legend.fontsize": 7.5,
+        "axes.linewidth": 0.7,
+        "xtick.major.width": 0.7,
+        "ytick.major.width": 0.7,
+        "xtick.major.size": 3,
+        "ytick.major.size": 3,
+        "axes.grid": True,
+        "axes.grid.axis": "y",
+        "grid.color": "#80808040",
+        "grid.linewidth": 0.6,
+        "lines.linewidth": 1.4,
+        "lines.markersize": 4.2,
+        "lines.markeredgewidth": 0.5,
+        "hatch.linewidth": 0.5,
+        "text.color": INK,
+        "axes.labelcolor": INK,
+        "axes.edgecolor": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+        "text.parse_math": False,  # names come from folders: a dollar sign is a dollar sign
+        "pdf.fonttype": 42,
+        "svg.fonttype": "path",
+        "svg.hashsalt": "cilbench",
+        "figure.dpi": 100,
+        "savefig.dpi": 300,
+    }
+
+
+def save(figure: Figure, stem: Path, formats: Iterable[str] = ("pdf", "png")) -> list[Path]:
+    """Write the figure as `stem`.pdf, `stem`.png, …: fonts embedded, no time stamp; the paths written."""
+    paths = []
+    with paper_style():
+        for suffix in formats:
+            path = stem.with_name(f"{stem.name}.{suffix}")
+            metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
+            figure.savefig(path, format=suffix, metadata=metadata)
+            paths.append(path)
+    return paths
+
+
+def inline_svg(figure: Figure, prefix: str) -> str:
+    """The figure as an <svg> element for the page: transparent, its ink the colour of the page's text, ids that start with `prefix`."""
+    buffer = BytesIO()
+    with paper_style():
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    svg = buffer.getvalue().decode()
+    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)  # matplotlib writes labels into comments
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
+    svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
+    svg = re.sub(r'<svg ([^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"', r"<svg \1\2", svg.replace("\n", " "), count=1)
+    return svg.replace(INK, "currentColor")

@@ -1,0 +1,58 @@
+"""Sizes and statuses as the report words them. 1 KiB is 2**10 B, 1 MB is 2**20 B, as in the literature."""
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import pandas as pd
+
+STATUS_WORDS = {"over_budget": "over budget"}
+
+
+def unit_of(largest_bytes: float) -> tuple[str, int]:
+    """Unit and its bytes in which sizes up to `largest_bytes` read well."""
+    return ("KiB", 2**10) if largest_bytes < 2**20 else ("MB", 2**20)
+
+
+def number_text(value: float) -> str:
+    """At most four significant digits, no exponent, no trailing zeros: `7.628`, `48`, `1273`."""
+    return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def budget_text(budget_bytes: int, label: object = None) -> str:
+    """`7.6 MB` where the budget has a published label, else its size: `48 KiB`."""
+    if isinstance(label, str):
+        return f"{label} MB"
+    unit, scale = unit_of(budget_bytes)
+    return f"{number_text(budget_bytes / scale)} {unit}"
+
+
+def protocol_text(group: Mapping[str, Any]) -> str:
+    """`digits, Base-0 Inc-2, 10 classes`."""
+    return f"{group['dataset']}, Base-{group['base']} Inc-{group['inc']}, {group['classes']} classes"
+
+
+def conditions_text(group: Mapping[str, Any]) -> str:
+    """`recipe fast, accounting strict, fp32`."""
+    return f"recipe {group['recipe']}, accounting {group['accounting']}, {group['precision']}"
+
+
+def status_text(status: str) -> str:
+    """Statuses without underscores, also inside counts such as `2 done, 1 over_budget`."""
+    for status_key, words in STATUS_WORDS.items():
+        status = status.replace(status_key, words)
+    return status
+
+
+def repetitions_text(counts: Iterable[int]) -> str:
+    """`n = 3`, or the range where methods differ: `n = 2–3`."""
+    known = sorted(set(counts))
+    if not known:
+        return "n = 0"
+    return f"n = {known[0]}" if len(known) == 1 else f"n = {known[0]}–{known[-1]}"
+
+
+def exemplars_text(fewest: object, most: object) -> str:
+    """`594`, or the range where repetitions differ: `590–602`."""
+    if pd.isna(fewest) or pd.isna(most):  # type: ignore[call-overload]
+        return "–"
+    return f"{fewest:,}" if fewest == most else f"{fewest:,}–{most:,}"

@@ -1,0 +1,125 @@
+"""Encodings of exemplars: bytes to the byte, pixels to the pixel."""
+
+import pytest
+import torch
+from cilbench.budgets.codecs import Box, Encoded, Raw, image_shape
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+
+def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, channels, height, width), dtype=torch.uint8, generator=_generator(seed))
+
+
+def decoded_by_hand(image: Tensor, box: tuple[int, int, int, int]) -> Tensor:
+    """What the box codec must show, pixel by pixel."""
+    top, left, height, width = (2 * side for side in box)
+    out = torch.empty_like(image)
+    for y in range(image.shape[1]):
+        for x in range(image.shape[2]):
+            inside = top <= y < top + height and left <= x < left + width
+            out[:, y, x] = image[:, y, x] if inside else image[:, y - y % 2, x - x % 2]
+    return out
+
+
+@st.composite
+def boxed_images(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
+    """A batch of any shape, odd sides too, with a box in every image; empty boxes and whole images among them."""
+    count, channels = draw(st.integers(1, 3)), draw(st.sampled_from([1, 3]))
+    height, width = draw(st.integers(1, 11)), draw(st.integers(1, 11))
+    boxes = []
+    for _ in range(count):
+        box = []
+        for cells in ((height + 1) // 2, (width + 1) // 2):
+            start = draw(st.integers(0, cells - 1))
+            box.append((start, draw(st.integers(0, cells - start))))
+        (top, box_height), (left, box_width) = box
+        boxes.append([top, left, box_height, box_width])
+    images = pictures(count, channels, height, width, draw(st.integers(0, 99)))
+    return images, torch.tensor(boxes, dtype=torch.int16)
+
+
+@settings(max_examples=60, deadline=None)
+@given(boxed_images())
+def test_box_shows_the_inside_exactly_and_the_rest_at_a_quarter(case: tuple[Tensor, Tensor]) -> None:
+    images, boxes = case
+    encoded = Box().encode(images, boxes)
+    shown = Box().decode(encoded, image_shape(images))
+    for image, box, picture in zip(images, boxes.tolist(), shown, strict=True):
+        assert torch.equal(picture, decoded_by_hand(image, tuple(box)))
+    assert int(encoded.lengths.sum()) == len(encoded.payload)
+    assert torch.equal(encoded.lengths, Box().lengths(len(images), boxes, image_shape(images)))
+    assert (encoded.lengths >= Box().least_bytes(image_shape(images))).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 8), st.integers(1, 8), st.sampled_from([1, 3]), st.data())
+def test_box_costs_its_formula_on_even_sides(half_height: int, half_width: int, channels: int, data: st.DataObject) -> None:
+    height, width = 2 * half_height, 2 * half_width
+    box_height = data.draw(st.integers(0, half_height))
+    box_width = data.draw(st.integers(0, half_width))
+    top, left = data.draw(st.integers(0, half_height - box_height)), data.draw(st.integers(0, half_width - box_width))
+    boxes = torch.tensor([[top, left, box_height, box_width]], dtype=torch.int16)
+    encoded = Box().encode(pictures(1, channels, height, width), boxes)
+    inside = (2 * box_height) * (2 * box_width)  # bh · bw in pixels
+    assert len(encoded.payload) * 4 == channels * (4 * inside + height * width - inside)
+
+
+@pytest.mark.parametrize(("shape", "least", "whole"), [((3, 32, 32), 768, 3072), ((1, 8, 8), 16, 64), ((3, 7, 5), 36, 105)])
+def test_box_of_nothing_and_of_everything(shape: tuple[int, int, int], least: int, whole: int) -> None:
+    images = pictures(1, *shape)
+    cells = [(shape[1] + 1) // 2, (shape[2] + 1) // 2]
+    nothing = Box().encode(images, torch.zeros(1, 4, dtype=torch.int16))
+    everything = Box().encode(images, torch.tensor([[0, 0, *cells]]))
+    assert Box().least_bytes(shape) == len(nothing.payload) == least
+    assert len(everything.payload) == whole
+    assert torch.equal(Box().decode(everything, shape), images)
+
+
+@settings(max_examples=40, deadline=None)
+@given(boxed_images(), st.data())
+def test_take_reorders_what_decodes_the_same(case: tuple[Tensor, Tensor], data: st.DataObject) -> None:
+    images, boxes = case
+    index = torch.tensor(data.draw(st.lists(st.integers(0, len(images) - 1), max_size=5)), dtype=torch.int64)
+    taken = Box().encode(images, boxes).take(index)
+    again = Box().encode(images[index], boxes[index])
+    assert torch.equal(taken.payload, again.payload)
+    assert torch.equal(taken.lengths, again.lengths)
+
+
+@settings(max_examples=40, deadline=None)
+@given(boxed_images(), st.integers(0, 800), st.sampled_from([0, 8]))
+def test_within_keeps_the_longest_prefix_that_fits(case: tuple[Tensor, Tensor], limit: int, overhead: int) -> None:
+    images, boxes = case
+    encoded = Box().encode(images, boxes)
+    kept = encoded.within(limit, overhead)
+    costs = [int(length) + overhead for length in encoded.lengths]
+    assert len(kept) == max(n for n in range(len(costs) + 1) if sum(costs[:n]) <= limit)
+    assert len(kept.payload) + overhead * len(kept) <= limit or not len(kept)
+    first = torch.arange(len(kept))
+    assert torch.equal(kept.payload, encoded.take(first).payload)
+    assert kept.boxes is not None
+    assert torch.equal(kept.boxes, boxes[: len(kept)])
+
+
+def test_raw_is_the_pixels() -> None:
+    images = pictures(5, 3, 4, 6)
+    encoded = Raw().encode(images)
+    assert encoded.boxes is None
+    assert encoded.lengths.tolist() == [72] * 5
+    assert torch.equal(Raw().decode(encoded, (3, 4, 6)), images)
+    images.zero_()  # the bytes are no view of the images
+    assert encoded.payload.any()
+
+
+def test_a_box_is_needed_and_fits_in_16_bits() -> None:
+    with pytest.raises(ValueError, match="needs a box"):
+        Box().encode(pictures(1, 1, 8, 8))
+    encoded: Encoded = Box().encode(pictures(1, 1, 8, 8), torch.tensor([[1, 1, 2, 2]]))
+    assert encoded.boxes is not None
+    assert encoded.boxes.dtype == torch.int16
+
+
+def _generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)

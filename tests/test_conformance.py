@@ -1,0 +1,159 @@
+"""What holds for every method of the table, and for every compression on every method that takes one."""
+
+import gc
+import weakref
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy import CPU, toy_cell, toy_dataset
+
+from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
+from cilbench.budgets.planning import Budget
+from cilbench.methods import COMPRESSIONS, METHODS
+from cilbench.methods.contract import Context
+from cilbench.methods.registry import load_class, resolve
+from cilbench.protocol import learn_and_seal, revive
+from cilbench.scenario import make_scenario, stream, seen_test_images
+
+EVERY = [
+    *METHODS,
+    *(f"{base}+{compression}" for base in METHODS if load_class(base).card.rehearsal for compression in COMPRESSIONS),
+]
+
+
+def ignore(*_):
+    return None
+
+
+def learn_all(cell, dataset, tasks=None):
+    """Sealed bytes after each task."""
+    plan, sealed, every = cell.plan(), None, []
+    for task in stream(dataset, cell.scenario, CPU):
+        if tasks is not None and task.index >= tasks:
+            break
+        sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+        every.append(sealed)
+    return every
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sealed_and_rebuilt_it_scores_the_same(name, toy):
+    cell = toy_cell(name, toy)
+    plan, sealed = cell.plan(), None
+    for task in stream(toy, cell.scenario, CPU):
+        torch.manual_seed(task.index)
+        method = revive(cell, plan, sealed, CPU) if sealed else cell.spec.build(plan, cell.scenario, CPU)
+        method.learn(task, Context(torch.Generator().manual_seed(task.index), ignore, ignore))
+        sealed = seal(method.state())
+        images, _ = seen_test_images(toy, cell.scenario, task.index, CPU)
+        with torch.no_grad():
+            before, after = method.scores(images), revive(cell, plan, sealed, CPU).scores(images)
+        assert tuple(before) == cell.spec.card.heads
+        for head, scores_BK in before.items():
+            assert scores_BK.shape == (len(images), cell.scenario.seen(task.index))
+            assert torch.equal(scores_BK, after[head]), head
+        assert seal(revive(cell, plan, sealed, CPU).state()) == sealed
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("accounting", ["published", "strict"])
+def test_planned_covers_sealed_at_every_boundary(name, accounting, toy):
+    cell = toy_cell(name, toy, accounting=accounting)
+    plan = cell.plan()
+    for task, sealed in enumerate(learn_all(cell, toy)):
+        ledger = Ledger.of_sealed(sealed)
+        assert ledger.published <= plan.published_bytes[task], task
+        assert ledger.strict <= plan.strict_bytes[task], task
+        assert ledger.total(accounting) <= cell.budget.bytes
+    planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
+    assert max(planned) <= cell.budget.bytes
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_same_seed_same_bytes_other_seed_other_weights(name, toy):
+    first, again = (learn_all(toy_cell(name, toy), toy, tasks=2) for _ in range(2))
+    assert first == again
+    other = unseal(learn_all(toy_cell(name, toy, seed=2), toy, tasks=1)[0])
+    weights = [key for key, value in unseal(first[0]).items() if key.startswith("backbone/") and value.dim() > 1]
+    assert weights
+    assert not any(torch.equal(unseal(first[0])[key], other[key]) for key in weights)
+
+
+def test_other_orders_bring_other_classes(toy):
+    orders = {make_scenario(toy.card, 0, 2, order).class_order for order in range(4)}
+    assert len(orders) == 4
+    first, second = (next(iter(stream(toy, make_scenario(toy.card, 0, 2, order), CPU))) for order in (0, 1))
+    assert not torch.equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("accounting", ["published", "strict"])
+def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
+    with pytest.raises(BudgetTooSmall) as refusal:
+        toy_cell(name, toy, budget_bytes=1, accounting=accounting).plan()
+    smallest = refusal.value.smallest_bytes
+    assert f"{smallest:,} B" in str(refusal.value)
+    plan = toy_cell(name, toy, budget_bytes=smallest, accounting=accounting).plan()
+    assert plan.budget.bytes == smallest
+    with pytest.raises(BudgetTooSmall) as again:
+        toy_cell(name, toy, budget_bytes=smallest - 1, accounting=accounting).plan()
+    assert again.value.smallest_bytes == smallest
+
+
+@pytest.mark.parametrize("name", EVERY)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(budget_bytes=st.integers(6_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
+def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
+    scenario = make_scenario(toy.card, 0, 2, 0)
+    spec = resolve(name, "smoke", toy.card.overrides, {})
+    try:
+        plan = spec.plan(Budget(budget_bytes, accounting), scenario)
+    except BudgetTooSmall as refusal:
+        assert refusal.smallest_bytes > budget_bytes
+        return
+    planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
+    assert 0 < max(planned) <= budget_bytes
+    richer = spec.plan(Budget(budget_bytes + 1_000, accounting), scenario)
+    if richer.backbone == plan.backbone:
+        assert richer.exemplars >= plan.exemplars
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_a_smallest_budget_is_enough_to_run(name, toy):
+    with pytest.raises(BudgetTooSmall) as refusal:
+        toy_cell(name, toy, budget_bytes=1).plan()
+    cell = toy_cell(name, toy, budget_bytes=refusal.value.smallest_bytes)
+    assert Ledger.of_sealed(learn_all(cell, toy)[-1]).published <= cell.budget.bytes
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
+    cell = toy_cell(name, toy)
+    plan = cell.plan()
+    task = next(iter(stream(toy, cell.scenario, CPU)))
+    method = cell.spec.build(plan, cell.scenario, CPU)
+    method.learn(task, Context(torch.Generator().manual_seed(0), ignore, ignore))
+    method = revive(cell, plan, seal(method.state()), CPU)
+    images = weakref.ref(task.images)
+    del task
+    gc.collect()
+    assert images() is None
+    assert all(v.untyped_storage().nbytes() <= 4 * cell.budget.bytes for v in method.state().values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    ("data", "inc", "budget_bytes"),
+    [({"per_class": 2}, 2, 16_000), ({}, 1, 16_000), ({"per_class": 17}, 1, 16_000), ({"shape": (3, 32, 32)}, 2, 3_000_000)],
+    ids=["two images a class", "one class a task", "a last batch of one", "colour"],
+)
+def test_small_and_odd_data(name, data, inc, budget_bytes):
+    dataset = toy_dataset(**data)
+    cell = toy_cell(name, dataset, budget_bytes=budget_bytes, inc=inc)
+    sealed = learn_all(cell, dataset, tasks=2)
+    images, _ = seen_test_images(dataset, cell.scenario, 1, CPU)
+    with torch.no_grad():
+        scores = revive(cell, cell.plan(), sealed[-1], CPU).scores(images)
+    assert all(torch.isfinite(s).all() for s in scores.values())

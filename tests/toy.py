@@ -1,0 +1,79 @@
+"""A data set small enough for every test: six classes of 8×8 grey images, each a bright patch at a place of its own."""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from cilbench.budgets.planning import Budget
+from cilbench.datasets import Dataset, DatasetCard, Images
+from cilbench.methods.contract import Augmentation
+from cilbench.methods.registry import resolve
+from cilbench.request import Cell
+from cilbench.scenario import make_scenario
+
+OVERRIDES = {"batch_size": 16, "dgm.z_dim": 12}
+
+
+def toy_dataset(classes: int = 6, per_class: int = 20, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Dataset:
+    rng = np.random.default_rng(seed)
+
+    def images(count: int) -> Images:
+        labels = np.repeat(np.arange(classes), count)
+        pixels = rng.integers(0, 60, (len(labels), *shape), dtype=np.uint8)
+        for image, label in zip(pixels, labels, strict=True):
+            top, left = 2 * (label // 3), 2 * (label % 3)
+            image[:, top : top + 3, left : left + 3] += 180
+        return Images(pixels, labels.astype(np.int64))
+
+    card = DatasetCard(
+        name="toy",
+        title="toy",
+        bibtex="",
+        classes=classes,
+        image_shape=shape,
+        family="tiny" if shape[1] <= 16 else "cifar",
+        single_backbone="tinyconv6" if shape[1] <= 16 else "convnet2",
+        base=0,
+        inc=2,
+        recipe="smoke",
+        base_exemplars=5 * classes,
+        mean=(0.3,) * shape[0],
+        std=(0.3,) * shape[0],
+        augmentation=Augmentation(padding=1, flip=False, brightness=0.0),
+        overrides=OVERRIDES,
+    )
+    return Dataset(card, images(per_class), images(10), tuple(f"class {c}" for c in range(classes)))
+
+
+def toy_cell(
+    method: str,
+    dataset: Dataset,
+    budget_bytes: int = 16_000,
+    seed: int = 1,
+    order: int = 1,
+    inc: int = 2,
+    base: int = 0,
+    accounting: Any = "published",
+    settings: dict[str, str] | None = None,
+) -> Cell:
+    spec = resolve(method, "smoke", OVERRIDES, settings or {})
+    scenario = make_scenario(dataset.card, base, inc, order)
+    return Cell(spec, scenario, Budget(budget_bytes, accounting), None, seed, order, "smoke")
+
+
+@dataclass
+class Silent:
+    """A reporter that only takes notes."""
+
+    done: list[int] = field(default_factory=list)
+
+    def progress(self, share: float, images: int) -> None:
+        assert 0 <= share <= 1 + 1e-9
+
+    def task_done(self, record: Any, top1: Any) -> None:
+        self.done.append(record.task)
+
+
+CPU = torch.device("cpu")
