@@ -5,15 +5,12 @@ Exit codes: 0 done; 1 a cell is not done, or an audit differs; 2 the request is 
 
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
-import click
 import typer
 
 from cilbench.data_cli import app as data_app
-
-if TYPE_CHECKING:
-    pass
+from cilbench.errors import RequestError
 
 app = typer.Typer(
     help="The yardstick of class-incremental learning under a memory budget: bytes are weighed, not declared.",
@@ -22,6 +19,15 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(data_app, name="data", help="Data sets: list, fetch, import.")
+
+
+def _whole_number(text: str) -> int:
+    """An option's value; names it where it is none, which typer's own message does not."""
+    try:
+        return int(text)
+    except ValueError:
+        raise typer.BadParameter(f"{text!r} is not a whole number") from None
+
 
 Methods = Annotated[
     str, typer.Option("--methods", help="Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes.")
@@ -35,8 +41,15 @@ BudgetOpt = Annotated[
 DatasetOpt = Annotated[
     str, typer.Option("--dataset", help="`cilbench data list` shows them; digits needs no download.")
 ]
-Base = Annotated[int | None, typer.Option("--base", help="Classes of the first task; 0: as many as in the others.")]
-Inc = Annotated[int | None, typer.Option("--inc", help="Classes of every later task.")]
+Base = Annotated[
+    int | None,
+    typer.Option(
+        "--base", parser=_whole_number, metavar="N", help="Classes of the first task; 0: as many as in the others."
+    ),
+]
+Inc = Annotated[
+    int | None, typer.Option("--inc", parser=_whole_number, metavar="N", help="Classes of every later task.")
+]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of everything random but the class order.")]
 Orders = Annotated[str, typer.Option("--orders", help="Seeds of the class order; every pair with --seeds is a run.")]
 RecipeOpt = Annotated[str | None, typer.Option("--recipe", help="published, fast (a tenth of the epochs) or smoke.")]
@@ -87,7 +100,7 @@ def run(
         data_dir,
     )
     if keep not in {"last", "all"}:
-        raise click.UsageError(f"--keep {keep}: allowed are last, all")
+        raise RequestError(f"--keep {keep}: allowed are last, all")
     raise typer.Exit(sweep(request, out, device, "all" if keep == "all" else "last", isolate=isolate, fresh=fresh))
 
 
@@ -148,7 +161,7 @@ def report(
     try:
         result = write_report(runs or [Path("runs")], out, command=" ".join(["cilbench", *sys.argv[1:]]))
     except ReportError as error:
-        raise click.UsageError(str(error)) from None
+        raise RequestError(str(error)) from None
     for folder, reason in result.left_out:
         typer.echo(f"left out: {folder}: {reason}", err=True)
     typer.echo(f"report: {result.page}")
@@ -161,7 +174,7 @@ def audit(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folde
 
     folders = [f for given in runs for f in ([given] if (given / "cell.json").exists() else sorted(given.glob("*/")))]
     if not folders:
-        raise click.UsageError(f"{runs[0]}: no run folder there")
+        raise RequestError(f"{runs[0]}: no run folder there")
     wrong = 0
     for folder in folders:
         problems = ["unfinished: nothing to audit yet"] if folder.suffix == ".partial" else audit_run(folder)
@@ -185,34 +198,25 @@ def methods(bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the cit
         Console(width=None if sys.stdout.isatty() else 140).print(methods_table())
 
 
+# typer brought click's exceptions in with release 0.20-odd; by this road both layouts give them.
+_ClickException = typer.BadParameter.__mro__[2]
+
+
 def main() -> None:
     """Entry point: a wrong request is one line on standard error and exit code 2, never a traceback."""
     try:
         code: Any = app(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
-        typer.echo(error.format_message())
-        sys.exit(2)
-    except click.ClickException as error:
-        _refuse(error.format_message())
-    except (click.Abort, KeyboardInterrupt):
+    except RequestError as error:
+        code = _refuse(str(error))
+    except _ClickException as error:
+        code = _refuse(error.format_message()) if sys.argv[1:] else 2
+    except (typer.Abort, KeyboardInterrupt):
+        code = 130
+    if code == 130:
         typer.echo("stopped; the same command goes on from the last finished task", err=True)
-        sys.exit(130)
-    except ValueError as error:
-        if not _is_refusal(error):
-            raise
-        _refuse(str(error))
-    else:
-        sys.exit(code if isinstance(code, int) else 0)
+    sys.exit(code if isinstance(code, int) else 0)
 
 
-def _is_refusal(error: ValueError) -> bool:
-    """Errors that say in one line what is wrong with the request. Only looked up once one has been raised."""
-    from cilbench.datasets import DatasetError
-    from cilbench.request import RequestError
-
-    return isinstance(error, (DatasetError, RequestError))
-
-
-def _refuse(message: str) -> None:
+def _refuse(message: str) -> int:
     typer.echo(f"cilbench: {' '.join(message.split())}", err=True)
-    sys.exit(2)
+    return 2

@@ -9,6 +9,7 @@ size and mode is known before a byte is written. EXIF orientation is not applied
 """
 
 import io
+import logging
 import os
 import stat
 import threading
@@ -27,6 +28,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+from cilbench.errors import RequestError
+
 Uint8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 T = TypeVar("T")
@@ -43,7 +46,7 @@ JUNK = {"__MACOSX", "Thumbs.db", "desktop.ini"}  # and everything that starts wi
 RUNS_PROGRAMS = {"EPS", "WMF"}  # formats that Pillow reads by starting another program or the system's renderer
 
 
-class DatasetError(ValueError):
+class DatasetError(RequestError):
     """A data set that is not there, not whole or not allowed. The message is one printable line."""
 
     def __init__(self, message: str) -> None:
@@ -84,8 +87,7 @@ def open_tree(source: Path, size: int | None) -> Iterator[Tree]:
     """
     if size is not None and not 0 < size <= SIZE_LIMIT:
         raise DatasetError(f"--size {size}: allowed is a number of pixels from 1 to {SIZE_LIMIT}")
-    with warnings.catch_warnings(), _open_source(source) as opened:
-        warnings.simplefilter("ignore")  # Pillow's, about broken metadata; broken pixels are errors
+    with _quiet_pillow(), _open_source(source) as opened:
         by_split = _arrange(source, opened.names())
         class_names = tuple(sorted(by_split["train"]))
         files = {split: [n for c in class_names for n in sorted(by_split[split][c])] for split in by_split}
@@ -94,6 +96,19 @@ def open_tree(source: Path, size: int | None) -> Iterator[Tree]:
             for split in by_split
         }
         yield Tree(opened, class_names, _common_shape(opened, files, size), size, files, labels)
+
+
+@contextmanager
+def _quiet_pillow() -> Iterator[None]:
+    """Pillow warns and logs about broken metadata, on standard error; broken pixels are errors."""
+    logger, handler = logging.getLogger("PIL"), logging.NullHandler()
+    logger.addHandler(handler)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.removeHandler(handler)
 
 
 def _arrange(source: Path, names: Iterable[str]) -> dict[str, dict[str, list[str]]]:

@@ -135,7 +135,9 @@ def _tasks(
         ledger = Ledger.of_sealed(sealed)
         if ledger.total(cell.budget.accounting) > cell.budget.bytes:
             raise OverBudget(index, ledger, cell.budget)
-        predictions = judge(revive(cell, plan, sealed, device), *seen_test_images(dataset, cell.scenario, index, device))
+        predictions = judge(
+            revive(cell, plan, sealed, device), *seen_test_images(dataset, cell.scenario, index, device)
+        )
         metrics = _metrics(predictions, cell, index)
         record = TaskRecord(
             task=index,

@@ -14,14 +14,11 @@ from cilbench import datasets
 from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.size import parse_budget_mb, parse_bytes
+from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
 from cilbench.methods.training import RECIPES
 from cilbench.scenario import make_scenario
-
-
-class RequestError(ValueError):
-    """The request is wrong. The message is one line: the option, the value, what is allowed."""
 
 
 @dataclass(frozen=True)

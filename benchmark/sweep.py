@@ -15,10 +15,11 @@ from rich.table import Table
 
 from cilbench import datasets
 from cilbench.budgets.size import format_bytes
+from cilbench.errors import RequestError
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
 from cilbench.records import FINAL, Keep, Outcome, RunFolder, TaskRecord
-from cilbench.request import Cell, RequestError, RunRequest, cells, check_feasible
+from cilbench.request import Cell, RunRequest, cells, check_feasible
 
 
 def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool) -> int:

@@ -8,6 +8,7 @@ METHODS: dict[str, str] = {
     "memo": "cilbench.methods.memo:MEMO",
     "icarl": "cilbench.methods.icarl:ICaRL",
     "der": "cilbench.methods.der:DER",
+    "replay": "cilbench.methods.replay:Replay",
 }
 
 COMPRESSIONS: dict[str, str] = {

@@ -18,6 +18,7 @@ Deviations  Exemplars are stored compressed and decoded from those bytes; the au
 
 import copy
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -92,10 +93,10 @@ class Twin(nn.Module):
             self.net.set_submodule(name, Rational())
         self.to("meta").eval()
 
-    def run(self, tensors: State, x_BCHW: Tensor, phi_A10: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """`tensors`: parameters and buffers by the net's names → feature maps [B, D, h, w] and logits [B, seen]."""
-        phi = {f"{name}.phi": row for name, row in zip(self.rationals, phi_A10 if self.rationals else (), strict=True)}
-        return functional_call(self, {f"net.{name}": tensor for name, tensor in {**tensors, **phi}.items()}, (x_BCHW,))
+    def run(self, theta: State, x_BCHW: Tensor, phi: Iterable[Tensor] = ()) -> tuple[Tensor, Tensor]:
+        """`theta`: parameters and buffers by the net's names → feature maps [B, D, h, w] and logits [B, seen]."""
+        tensors = {**theta, **{f"{name}.phi": row for name, row in zip(self.rationals, phi, strict=True)}}
+        return functional_call(self, {f"net.{name}": tensor for name, tensor in tensors.items()}, (x_BCHW,))
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         maps_BDhw = self.net.maps(x_BCHW)
@@ -157,7 +158,7 @@ def hybrid(x_BCHW: Tensor, mask_BHW: Tensor) -> Tensor:
 class CIM:
     """What stays between tasks: φ. Boxes stay with their exemplars."""
 
-    Config: ClassVar[type] = Config
+    Config = Config
     codec: Codec = Box()
     card: ClassVar[MethodCard] = MethodCard(
         key="cim",
@@ -288,7 +289,7 @@ class Masking:
     def masked(self, x_BCHW: Tensor, labels_B: Tensor) -> tuple[Tensor, Tensor]:
         """CAM [B, h, w] and logits of the mask model, which takes θ as a constant."""
         theta = {name: tensor.detach() for name, tensor in self.theta().items()}
-        maps_BDhw, logits_BK = self.mask_net.run(theta, x_BCHW, self.phi)
+        maps_BDhw, logits_BK = self.mask_net.run(theta, x_BCHW, self.phi if self.learned else ())
         return class_activation_map(maps_BDhw, theta["head.weight"][labels_B]), logits_BK
 
     def draw(self) -> tuple[Tensor, Tensor]:
@@ -331,6 +332,6 @@ class Masking:
             norm = torch.nn.utils.clip_grad_norm_([self.phi], self.config.phi_clip)
             if total.isfinite() and norm.isfinite():
                 self.optimizer.step()
-                taken.append(parts)
-        means = {key: torch.stack([parts[key].detach() for parts in taken]).mean().item() for key in dict(*taken[:1])}
+                taken.append({key: part.detach() for key, part in parts.items()})
+        means = {key: torch.stack([parts[key] for parts in taken]).mean().item() for key in (taken[0] if taken else ())}
         return {"steps": len(taken), "skipped": self.steps - len(taken), **means}

@@ -1,28 +1,29 @@
 """DGM: Learning to Remember, a synaptic plasticity driven framework (Ostapenko 2019, CVPR, arXiv 1904.03137).
 
-Keeps      the generator's shared weights; per task its BatchNorm, output layer and binary masks (one bit an entry); and
-           the discriminator, whose class head is the classifier. No image.
-Recomputes images of old classes (as many as a new class has, dropped after the task); what is reserved (from the masks).
+Keeps      the generator's shared weights; per task its BatchNorm, output layer and masks (one bit an entry); the
+           discriminator, whose class head is the classifier. No image.
+Recomputes images of old classes (as many as a new class has, dropped after the task); what the masks reserve.
 Paper      a conditional WGAN-GP whose discriminator also classifies; masks m = σ(s·e) learned with the generator under
-           double annealing; what a task reserved is never written again; the generator grows by what a task reserved.
+           double annealing; what a task reserved is never written again, and the generator grows by as much.
 
 Deviations, each with its reason:
-- Growth. The paper adds (newly reserved / fan-in) units to a layer. That leaves out what the layer gains because the one
-  before it grew, and exceeds the free capacity of the start by far. Here that gain counts (`grown_widths`): free capacity is
-  at least what it was, and after T tasks a layer has at most about T times its first size, which a budget can be planned for.
+- Growth. The paper adds (newly reserved / fan-in) units to a layer. That leaves out what the layer gains because the
+  one before it grew, and exceeds the free capacity of the start by far. Here that gain counts (`grown_widths`): what is
+  free is at least what it was, and T tasks make a layer at most about T times its first size, which can be planned.
 - Growth stops at the bytes the plan allows and is logged then (event `growth_clipped`); none after the last task.
-- A task's running statistics are set once more at its end, under its binary masks: replay uses those, training soft ones.
+- A task's running statistics are set once at its end, under its binary masks: replay uses those, training soft ones.
 - The discriminator's running statistics follow the class batches alone: the class head is evaluated with them.
-- Output layers start from N(0, 1/fan-in), all other weights from DCGAN's N(0, 0.02): widths under a budget are small, and
-  0.02 leaves images at grey for longer than small data sets train.
-- Images are resized (bilinear, antialiased, to a square) to 8, 16 or 32 pixels a side, for the discriminator as well. At 8
-  and 16, not in the paper, the generator lacks its last doublings; the discriminator keeps at least two convolutions.
+- Output layers start from N(0, 1/fan-in), all other weights from DCGAN's N(0, 0.02): widths under a budget are small,
+  and 0.02 leaves images at grey for longer than small data sets train.
+- Images are resized (bilinear, antialiased, to a square) to 8, 16 or 32 pixels a side, for the discriminator as well.
+  At 8 and 16, not in the paper, the generator lacks its first layers (a width of g is always the last shared layer's);
+  the discriminator keeps at least two convolutions.
 - Replayed images are rounded to uint8, as real ones are. No augmentation, as in the paper.
 """
 
 import bisect
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -54,34 +55,32 @@ SMALLEST_D = 4  # the plan halves `Config.d` no further
 SETTLING = 1024  # images whose statistics a task's BatchNorm keeps
 
 
-@dataclass(frozen=True)
-class Config:
-    """Nothing was published for CIFAR-100: defaults are the authors' for ImageNet-50 at 32 pixels (colour, ten classes a task).
-
-    "cfg" is their cfg/*.yml (github.com/SAP-archive/machine-learning-dgm), "ours" what they do not say.
-    """
-
-    variant: Variant = "dgmw"  # a mask on every weight (dgmw) or every output unit (dgma), §3.2
-    width: int | None = None  # g; None: the widest whose worst case fits. cfg: 64, MNIST and SVHN 6
-    min_width: int = 4  # ours: the plan narrows the discriminator before the generator gets narrower than this
-    d: int = 32  # discriminator's first width, halved where the budget is small. cfg: MNIST, SVHN 32; ImageNet-50 128
-    z_dim: int = 128  # cfg: nz; the one-hot class takes the leading entries
-    epochs: int = in_epochs(100)  # cfg: niter 101
-    batch_size: int = 70  # cfg: ImageNet-50 70, MNIST 64
-    lr: float = 2e-4  # cfg: ImageNet-50 2e-4, SVHN 5e-4, MNIST 2e-3
-    beta1: float = 0.5  # Adam's; cfg
-    s_max: float = 1e4  # cfg: dgmw 1e4, dgma 1e5
-    sparsity: float = 1e-3  # λ. cfg: ImageNet-50 and SVHN 1e-3, MNIST 0.08
-    gradient_penalty: float = 0.6  # cfg: ImageNet-50 0.6; WGAN-GP itself has 10
-    critic_steps: int = 1  # a generator step; approaches/DGMw.py
-    generator_class_weight: float = 1.0  # cfg: aux_G of ImageNet-50; without it a task's classes are not told apart
-    max_steps: int | None = None  # at most so many batches an epoch; only the smoke recipe sets it
-
-
 class DGM:
     """Generative replay from a generator that cannot forget. `scores`: the discriminator's class head."""
 
-    Config = Config
+    @dataclass(frozen=True)
+    class Config:
+        """Nothing was published for CIFAR-100: the defaults are the authors' for ImageNet-50 (32 pixels, ten classes).
+
+        "cfg" is their cfg/*.yml (github.com/SAP-archive/machine-learning-dgm), "ours" what they do not say.
+        """
+
+        variant: Variant = "dgmw"  # a mask on every weight (dgmw) or every output unit (dgma), §3.2
+        width: int | None = None  # g; None: the widest whose worst case fits. cfg: 64, MNIST and SVHN 6
+        min_width: int = 4  # ours: the plan narrows the discriminator before the generator gets narrower than this
+        d: int = 32  # the discriminator's first width at most (see `plan`). cfg: MNIST and SVHN 32; ImageNet-50 128
+        z_dim: int = 128  # cfg: nz; the one-hot class takes the leading entries
+        epochs: int = in_epochs(100)  # cfg: niter 101
+        batch_size: int = 70  # cfg: ImageNet-50 70, MNIST 64
+        lr: float = 2e-4  # cfg: ImageNet-50 2e-4, SVHN 5e-4, MNIST 2e-3
+        beta1: float = 0.5  # Adam's; cfg
+        s_max: float = 1e4  # cfg: dgmw 1e4, dgma 1e5
+        sparsity: float = 1e-3  # λ. cfg: ImageNet-50 and SVHN 1e-3, MNIST 0.08
+        gradient_penalty: float = 0.6  # cfg: ImageNet-50 0.6; WGAN-GP itself has 10
+        critic_steps: int = 1  # a generator step; approaches/DGMw.py
+        generator_class_weight: float = 1.0  # cfg: aux_G of ImageNet-50; without it a task's classes are not told apart
+        max_steps: int | None = None  # at most so many batches an epoch; only the smoke recipe sets it
+
     card: ClassVar[MethodCard] = MethodCard(
         key="dgm",
         name="DGM",
@@ -98,7 +97,7 @@ class DGM:
         ),
         heads=("head",),
         rehearsal=False,
-        port="no CIFAR-100 numbers were published; the generator grows by less than in the paper, and within the budget",
+        port="no CIFAR-100 numbers were published; the generator grows less than in the paper, and within the budget",
     )
     discriminator: Discriminator  # new in every task
 
@@ -110,11 +109,11 @@ class DGM:
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config) -> Plan:
-        """The widest generator, `details["width"]`, beside the widest discriminator, `details["d"]`, that leaves it `min_width`.
+        """The widest generator (`details["width"]`) beside the widest discriminator (`details["d"]`) that leaves room.
 
-        The generator should have most bytes: all that is known of old classes is in it, while the discriminator is learned
-        anew in every task. But images that a narrow discriminator cannot tell apart do not help, so d goes down by halves
-        (a quarter of the bytes) and only while the generator would not be `min_width` wide.
+        The generator should have most bytes: all that is known of old classes is in it, while the discriminator is
+        learned anew in every task. But one too narrow to tell images apart teaches the generator nothing: d goes down
+        by halves (a quarter of its bytes), and only as long as the generator would not be `min_width` wide.
         Raises BudgetTooSmall, and ValueError for a size below one or a z without room for noise.
         """
         smallest = min(config.d, config.min_width, 1 if config.width is None else config.width)
@@ -217,7 +216,8 @@ class DGM:
             context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses})
             context.progress((epoch + 1) / config.epochs, sum(map(len, mixed[:taken])))
 
-        generator.keep([torch.sigmoid(config.s_max * e.detach()) >= 0.5 for e in embeddings])  # §3.2
+        # §3.2: σ(s_max·e) ≥ ½. No layer is left without an entry: a narrow dgma can close them all
+        generator.keep([e.detach() >= e.detach().max().clamp(max=0) for e in embeddings])
         classes = torch.tensor(self.scenario.new(t), device=self.device)
         generator.settle(self._noise(classes.repeat(math.ceil(SETTLING / len(classes))), rng), t)
         if t < self.scenario.tasks - 1:
@@ -243,6 +243,7 @@ class DGM:
         self.discriminator = self._new_discriminator(len(state["head/classes.bias"]))
         restore(self.generator, state)
         restore(self.discriminator, state)
+        self.generator.eval()
 
     def replay(self, labels: Tensor, task: int, rng: torch.Generator) -> Tensor:
         """uint8 images [N, C, S, S] of classes `labels`, int64 [N], that an earlier `task` brought."""
@@ -283,7 +284,7 @@ class DGM:
         return in_batches(resize, images)
 
     def _grow(self, task: int, context: Context) -> None:
-        """Expand after a task as far as the plan's bytes allow, at this boundary and, growing no more, at all later ones."""
+        """Expand after a task as far as the plan's bytes allow, now and, should nothing grow any more, later."""
         config, scenario, bounds = self.config, self.scenario, self.bounds
         widths, history = self.generator.widths, self.generator.history
         taken = [int(reserved.sum()) for reserved in self.generator.reserved]
@@ -310,12 +311,12 @@ class DGM:
             context.log({"event": "growth_clipped", "task": task, **wider})
         self.generator.grow(share(parts))
 
-    def _adam(self, parameters) -> torch.optim.Adam:
+    def _adam(self, parameters: Iterable[Tensor]) -> torch.optim.Adam:
         return torch.optim.Adam(parameters, lr=self.config.lr, betas=(self.config.beta1, 0.999), fused=True)
 
     def _new_generator(self, widths: Sequence[int]) -> MaskedGenerator:
         channels = self.scenario.image_shape[0]
-        return MaskedGenerator(self.config.z_dim, widths, channels, self.config.variant, self.device).eval()
+        return MaskedGenerator(self.config.z_dim, widths, channels, self.config.variant, self.device)
 
     def _new_discriminator(self, classes: int) -> Discriminator:
         return Discriminator(self.scenario.image_shape[0], self.side, self.d, classes, self.device)
@@ -339,7 +340,7 @@ def _signed(images: Tensor) -> Tensor:
 
 
 def _ledger(
-    scenario: Scenario, config: Config, d: int, history: Sequence[Sequence[int]], widths: Sequence[int]
+    scenario: Scenario, config: DGM.Config, d: int, history: Sequence[Sequence[int]], widths: Sequence[int]
 ) -> Ledger:
     """The ledger after as many tasks as `history` has widths, the shared layers being `widths` wide by then."""
     channels = scenario.image_shape[0]
@@ -353,7 +354,7 @@ def _ledger(
     return ledger_of_state(export(generator, discriminator))
 
 
-def _worst_case(scenario: Scenario, config: Config, width: int) -> list[list[int]]:
+def _worst_case(scenario: Scenario, config: DGM.Config, width: int) -> list[list[int]]:
     """Widths in each task, the last twice (nothing grows after it), if every task reserves all there is."""
     initial = layer_widths(width, working_side(scenario))
     widths = [initial]
@@ -363,7 +364,7 @@ def _worst_case(scenario: Scenario, config: Config, width: int) -> list[list[int
     return [*widths, widths[-1]]
 
 
-def _widths(budget: Budget, scenario: Scenario, config: Config) -> tuple[int, int]:
+def _widths(budget: Budget, scenario: Scenario, config: DGM.Config) -> tuple[int, int]:
     """Widths (g, d) of a plan. Raises BudgetTooSmall."""
     halves = [config.d, *(config.d >> i for i in range(1, config.d.bit_length()) if config.d >> i >= SMALLEST_D)]
 

@@ -1,15 +1,15 @@
-"""DGM's two networks (Ostapenko 2019, arXiv 1904.03137, §3): a generator that grows under a binary mask per task, a discriminator.
+"""DGM's networks (Ostapenko 2019, arXiv 1904.03137, §3): a generator growing under masks, a discriminator.
 
     z [B, Z] → 4×4 → doubled until S/2 → one output layer per task → image [B, C, S, S] in [−1, 1]
 
-Widths of the generator's shared layers: 4g, 2g, g for S = 32; 2g, g for 16; g for 8. Transposed convolutions of kernel 4
-without biases, BatchNorm per task, ReLU. A shared weight is [in, out, 4, 4]; in later tasks it is larger, and a task uses the
-corner [:in_t, :out_t] that was there in its time. `dgmw` masks every weight, `dgma` every output unit.
+Widths of the generator's shared layers: 4g, 2g, g for S = 32; 2g, g for 16; g for 8. Transposed convolutions of kernel
+4 without biases, BatchNorm per task, ReLU. A shared weight is [in, out, 4, 4]; in later tasks it is larger, and a task
+uses the corner [:in_t, :out_t] that was there in its time. `dgmw` masks every weight, `dgma` every output unit.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, cast
 
 import torch
 from torch import Tensor, nn
@@ -78,19 +78,23 @@ def grown_widths(
     return grown
 
 
+def batch_norms(module: "TaskPart | Discriminator") -> list[nn.BatchNorm2d]:
+    """Its BatchNorm layers, with their type."""
+    return cast(list[nn.BatchNorm2d], list(module.norms))
+
+
 class TaskPart(nn.Module):
     """What a task has of its own: a BatchNorm after every shared layer, and the layer that makes the image."""
 
     def __init__(self, widths: Sequence[int], channels: int, device: Device) -> None:
         super().__init__()
         self.norms = nn.ModuleList(nn.BatchNorm2d(width, device=device) for width in widths)
-        # N(0, 0.02) would leave the tanh of a narrow layer at grey for thousands of steps; a pixel has k²/4 taps per unit
-        deviation = (KERNEL**2 / 4 * widths[-1]) ** -0.5
+        deviation = (KERNEL**2 / 4 * widths[-1]) ** -0.5  # 1/√fan-in: stride 2 leaves a pixel a quarter of the taps
         self.output = nn.Parameter(_normal((widths[-1], channels, KERNEL, KERNEL), device, deviation))
 
     @property
     def widths(self) -> list[int]:
-        return [norm.num_features for norm in self.norms]
+        return [norm.num_features for norm in batch_norms(self)]
 
 
 class MaskedGenerator(nn.Module):
@@ -115,7 +119,10 @@ class MaskedGenerator(nn.Module):
     @property
     def history(self) -> list[list[int]]:
         """The widths each task had."""
-        return [part.widths for part in self.tasks]
+        return [self.part(task).widths for task in range(len(self.tasks))]
+
+    def part(self, task: int) -> TaskPart:
+        return cast(TaskPart, self.tasks[task])
 
     def shapes(self, widths: Sequence[int]) -> list[Shape]:
         """Shape of each layer's mask for a task whose layers have `widths`."""
@@ -130,9 +137,9 @@ class MaskedGenerator(nn.Module):
 
     def forward(self, z_BZ: Tensor, task: int, masks: Sequence[Tensor]) -> Tensor:
         """Images [B, C, S, S] of a task, under soft or binary masks of its own widths."""
-        part = self.tasks[task]
+        part = self.part(task)
         h = z_BZ[:, :, None, None]
-        for i, (weight, norm, mask) in enumerate(zip(self.layers, part.norms, masks, strict=True)):
+        for i, (weight, norm, mask) in enumerate(zip(self.layers, batch_norms(part), masks, strict=True)):
             weight = weight[: h.shape[1], : norm.num_features]  # units added later do not exist for this task
             if self.variant == "dgmw":
                 weight = weight * mask
@@ -173,8 +180,8 @@ class MaskedGenerator(nn.Module):
     @torch.no_grad()
     def settle(self, z_BZ: Tensor, task: int) -> None:
         """Set a task's running statistics to those of one large batch under its binary masks."""
-        part = self.tasks[task].train()
-        for norm in part.norms:
+        part = self.part(task).train()
+        for norm in batch_norms(part):
             norm.momentum = 1.0
         self(z_BZ, task, self.masks[task])
         part.eval()
@@ -197,7 +204,7 @@ class Discriminator(nn.Module):
         """Features [B, D]. In training mode a batch's own statistics are used, and kept only where asked for."""
         first, *others = self.convs
         h = F.leaky_relu(F.conv2d(x_BCSS, first, stride=2, padding=2), 0.2)
-        for weight, norm in zip(others, self.norms, strict=True):
+        for weight, norm in zip(others, batch_norms(self), strict=True):
             h = F.conv2d(h, weight, stride=2, padding=2)
             passing = self.training and not keep_statistics
             h = F.batch_norm(h, None, None, norm.weight, norm.bias, training=True) if passing else norm(h)

@@ -23,6 +23,8 @@ from cilbench.reports.styles import FAINT, INK, KIND_COLOURS, WIDTH_INCHES, Pape
 from cilbench.reports.wording import budget_text, number_text, status_text, unit_of
 
 _POINT = 1 / 72  # inch
+_LABEL_OFFSET = 13  # points between a panel and the names at its right
+_ROW = 9.2  # points from one line of text to the next
 
 
 def accuracy_over_classes(
@@ -41,7 +43,9 @@ def accuracy_over_classes(
         figure, panels = _panels(len(budgets), paper_columns, height_inches=1.95)
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
             for name, line in references.groupby("name"):
-                axes.plot(line["seen"], line["top1"], color=FAINT, dashes=_dashes(name, references), linewidth=1, label=name)
+                axes.plot(
+                    line["seen"], line["top1"], color=FAINT, dashes=_dashes(name, references), linewidth=1, label=name
+                )
             own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
             for (method, name), line in own.groupby(["method", "name"]):
                 _line(axes, line["seen"], line["top1"], line["top1_low"], line["top1_high"], styles[method], name)
@@ -50,7 +54,7 @@ def accuracy_over_classes(
                 note = "no result:\n" + "\n".join(absent)
                 axes.annotate(note, (0.03, 0.04), xycoords="axes fraction", va="bottom", color=FAINT, fontsize=6.5)
             axes.set_title(budget_text(budget_bytes, label))
-            axes.yaxis.set_major_locator(MaxNLocator(6, integer=True))
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
             _class_ticks(axes, sorted(set(curves["seen"])))
             axes.set_xlabel("Classes seen")
             if axes.get_subplotspec().is_first_col():
@@ -84,27 +88,33 @@ def accuracy_over_memory(
         FigureCanvasAgg(figure)
         rows, columns = (1, 2) if paper_columns == 2 else (2, 1)
         names = [str(name) for name in means["name"].unique()]
-        room = _text_inches(figure, names) + (0.48 if len(areas) else 0.08) + 0.2
+        texts = {area: _area_texts(areas, area) for area in ("auc_a", "auc_l")}
+        name_room = _text_inches(figure, names)
+        value_room = _text_inches(figure, [*texts["auc_a"].values(), *texts["auc_l"].values()])
+        values_end = name_room + (value_room + 0.12 if value_room else 0)
+        room = _LABEL_OFFSET * _POINT + values_end + 0.04
         width, panel_height = WIDTH_INCHES[paper_columns], max(2.0, 0.145 * len(names) + 0.2)
-        left, gap, foot, head = 0.42, 0.42, 0.42, 0.36
+        left, gap, foot, head = 0.46, 0.52, 0.42, 0.27
         height = rows * (panel_height + foot + head)
         figure.set_size_inches(width, height)
-        panel_width = (width - columns * (left + room) - (columns - 1) * (gap - left)) / columns
+        panel_width = (width - left - columns * room - (columns - 1) * gap) / columns
         for number, (measure, title) in enumerate((("avg", "Average accuracy"), ("last", "Last accuracy"))):
             row, column = divmod(number, columns)
             x = left + column * (panel_width + room + gap)
             y = height - (row + 1) * (panel_height + head) - row * foot
             axes = figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
-            points = None if published is None else published[published["measure"] == measure]
-            ends = _memory_lines(axes, means, measure, xs, styles, points)
             axes.set_title(title)
             axes.set_ylabel("Top-1 accuracy (%)")
             axes.set_xlabel(f"Memory budget ({unit})")
+            axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
+            points = None if published is None else published[published["measure"] == measure]
+            ends = _memory_lines(axes, means[means["competes"]], measure, xs, styles, points)
             _budget_ticks(axes, list(xs.values()), panel_width)
+            ends |= _references(axes, means[~means["competes"]], measure, max(xs.values()), panel_height)
+            _absences(axes, means[means["competes"]], measure, xs, styles, panel_height)
             sns.despine(ax=axes)
             area = f"auc_{measure[0]}"
-            values = {name: f"{areas.loc[name, area]:.4g}" for name in areas.index if not math.isnan(areas.loc[name, area])}
-            _end_labels(axes, ends, values, area.upper().replace("_", "-") if values else "", panel_height)
+            _end_labels(axes, ends, texts[area], area.upper().replace("_", "-"), panel_height, values_end / _POINT)
     return figure
 
 
@@ -154,11 +164,19 @@ def bytes_by_kind(
 
 
 def _line(
-    axes: Axes, x: "pd.Series[float]", mean: "pd.Series[float]", low: "pd.Series[float]", high: "pd.Series[float]", style: Style, name: str
+    axes: Axes,
+    x: "pd.Series[float]",
+    mean: "pd.Series[float]",
+    low: "pd.Series[float]",
+    high: "pd.Series[float]",
+    style: Style,
+    name: str,
 ) -> None:
     if low.notna().any():
         axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
-    axes.plot(x, mean, color=style.colour, marker=style.marker, markeredgecolor="white", label=name, clip_on=False, zorder=3)
+    axes.plot(
+        x, mean, color=style.colour, marker=style.marker, markeredgecolor="white", label=name, clip_on=False, zorder=3
+    )
 
 
 def _memory_lines(
@@ -168,81 +186,151 @@ def _memory_lines(
     xs: Mapping[int, float],
     styles: Mapping[str, Style],
     published: pd.DataFrame | None,
-) -> dict[str, tuple[float, float, str]]:
-    """Draw every method; for each the end of its line (x, y) and its colour."""
-    ends: dict[str, tuple[float, float, str]] = {}
-    competing = means[means["competes"]]
-    right = max(xs.values())
-    for (method, name), line in competing.groupby(["method", "name"]):
-        line = line.sort_values("budget_bytes")
-        x, done = line["budget_bytes"].map(xs), line[measure].notna()
-        if done.any():
-            shown = line[done]
-            _line(axes, x[done], shown[measure], shown[f"{measure}_low"], shown[f"{measure}_high"], styles[method], str(name))
-            ends[str(name)] = (float(x[done].iloc[-1]), float(shown[measure].iloc[-1]), styles[method].colour)
+) -> dict[str, tuple[float, str]]:
+    """Draw every method that competes; for each the height at which its line ends and its colour."""
+    ends: dict[str, tuple[float, str]] = {}
+    for (method, name), line in means.groupby(["method", "name"]):
+        style = styles[method]
+        done = line[line[measure].notna()].sort_values("budget_bytes")
+        if len(done):
+            _line(
+                axes,
+                done["budget_bytes"].map(xs),
+                done[measure],
+                done[f"{measure}_low"],
+                done[f"{measure}_high"],
+                style,
+                name,
+            )
+            ends[name] = (float(done[measure].iloc[-1]), style.colour)
         if published is not None:
             points = published[published["method"] == name]
+            look = {"color": style.colour, "marker": style.marker, "markerfacecolor": "none", "markeredgewidth": 0.8}
             axes.plot(
-                points["budget_mb"], points["value"], color=styles[method].colour, marker=styles[method].marker, linestyle=":",
-                linewidth=0.8, markerfacecolor="none", markeredgewidth=0.8, label="_published", zorder=2,
-            )  # fmt: skip
-    low, high = axes.get_ylim() if ends else (0.0, 100.0)
-    reach = 0.3 * (high - low)
-    for name, line in means[~means["competes"]].groupby("name"):
-        value = float(line[measure].mean())
-        if math.isnan(value):
-            continue
-        if low - reach <= value <= high + reach:
-            axes.axhline(value, color=FAINT, dashes=_dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
-            ends[str(name)] = (right, value, FAINT)
-        else:  # a line far away would flatten all others: said in words at the edge instead
-            above = value > high
-            axes.annotate(
-                f"{'↑' if above else '↓'} {name} {value:.1f}", (0.02, 0.985 if above else 0.015), xycoords="axes fraction",
-                va="top" if above else "bottom", color=FAINT, fontsize=7,
-            )  # fmt: skip
+                points["budget_mb"],
+                points["value"],
+                linestyle=":",
+                linewidth=0.8,
+                label=f"{name}, published",
+                zorder=2,
+                **look,
+            )
     if not ends:
         axes.set_ylim(0, 100)
-    absent = competing[competing[measure].isna()]
-    counts: dict[float, int] = {}
-    for row in absent.sort_values("name").itertuples():
-        x_absent = xs[int(str(row.budget_bytes))]
-        counts[x_absent] = counts.get(x_absent, 0) + 1
-        axes.annotate(
-            "×", (x_absent, 0), xycoords=("data", "axes fraction"), xytext=(0, 5 + 6 * (counts[x_absent] - 1)),
-            textcoords="offset points", ha="center", va="center", color=styles[str(row.method)].colour, fontsize=9, fontweight="bold",
-        )  # fmt: skip
     return ends
 
 
-def _end_labels(axes: Axes, ends: Mapping[str, tuple[float, float, str]], values: Mapping[str, str], header: str, height: float) -> None:
+def _references(
+    axes: Axes, means: pd.DataFrame, measure: str, right: float, height_inches: float
+) -> dict[str, tuple[float, str]]:
+    """Floors and ceilings: a dashed line where it is near, else a word at the edge, so that it does not flatten all others."""
+    ends: dict[str, tuple[float, str]] = {}
+    low, high = axes.get_ylim()
+    reach = 0.3 * (high - low)
+    for name, value in means.groupby("name")[measure].mean().dropna().items():
+        if low - reach <= value <= high + reach:
+            axes.axhline(value, color=FAINT, dashes=_dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
+            ends[str(name)] = (float(value), FAINT)
+            continue
+        above = value > high
+        _make_room(axes, height_inches, above)
+        text = f"{'↑' if above else '↓'} {name} {value:.1f}"
+        edge = {"xy": (0.02, 1.0), "va": "top"} if above else {"xy": (0.02, 0.01), "va": "bottom"}
+        axes.annotate(text, xycoords="axes fraction", color=FAINT, fontsize=7, **edge)
+    return ends
+
+
+def _absences(
+    axes: Axes,
+    means: pd.DataFrame,
+    measure: str,
+    xs: Mapping[int, float],
+    styles: Mapping[str, Style],
+    height_inches: float,
+) -> None:
+    """A row of × at the foot for each method that lacks a result, with the reason in a word where there is most room."""
+    row = len([text for text in axes.texts if text.get_text().startswith("↓")])
+    for (method, name), cells in means[means[measure].isna()].groupby(["method", "name"]):
+        _make_room(axes, height_inches, above=False)
+        at = sorted(cells["budget_bytes"].map(xs))
+        shares = [
+            float(axes.transAxes.inverted().transform(axes.transData.transform((x, axes.get_ylim()[0])))[0]) for x in at
+        ]
+        y = (5 + _ROW * row) / (height_inches / _POINT)
+        for share in shares:
+            axes.annotate(
+                "×",
+                (share, y),
+                xycoords="axes fraction",
+                ha="center",
+                va="center",
+                color=styles[method].colour,
+                weight="bold",
+                size=9,
+            )
+        edges = [0.0, *shares, 1.0]
+        widest = max(range(len(edges) - 1), key=lambda i: edges[i + 1] - edges[i])
+        anchor, side = (edges[widest], "left") if widest else (edges[1], "right")
+        text = f"{name}: {status_text(', '.join(sorted(set(cells['status']))))}"
+        offset = (6 if side == "left" else -6, 0)
+        axes.annotate(
+            text,
+            (anchor, y),
+            xytext=offset,
+            xycoords="axes fraction",
+            textcoords="offset points",
+            ha=side,
+            va="center",
+            size=6.5,
+            color=FAINT,
+        )
+        row += 1
+
+
+def _make_room(axes: Axes, height_inches: float, above: bool) -> None:
+    """One row of text more above or below what is drawn."""
+    low, high = axes.get_ylim()
+    row = (high - low) * _ROW / (height_inches / _POINT - _ROW)
+    axes.set_ylim((low, high + row) if above else (low - row, high))
+
+
+def _end_labels(
+    axes: Axes,
+    ends: Mapping[str, tuple[float, str]],
+    values: Mapping[str, str],
+    header: str,
+    height_inches: float,
+    values_end: float,
+) -> None:
     """Names at the ends of the lines, moved apart where they would overlap, each tied to its line; `values` in a column beside them."""
     low, high = axes.get_ylim()
-    ordered = sorted(ends, key=lambda name: (ends[name][1], name))
-    gap = 9.2 * _POINT / height  # one line of text as a share of the panel's height
-    shares = [(ends[name][1] - low) / (high - low) for name in ordered]
-    figure = axes.get_figure()
-    assert isinstance(figure, Figure)
-    widest = _text_inches(figure, ordered) / _POINT
-    for name, at, share in zip(ordered, spread(shares, gap), shares, strict=True):
-        colour = ends[name][2]
-        axes.annotate(
-            name, (1, share), xytext=(13, (at - share) * height / _POINT), xycoords="axes fraction", textcoords="offset points",
-            va="center", ha="left", fontsize=7.5, color=INK if colour != FAINT else FAINT, annotation_clip=False,
-            arrowprops={
-                "arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5),
-            },
-        )  # fmt: skip
+    height = height_inches / _POINT
+    ordered = sorted(ends, key=lambda name: (ends[name][0], name))
+    shares = [(ends[name][0] - low) / (high - low) for name in ordered]
+    beside = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    for name, at, share in zip(ordered, spread(shares, _ROW / height), shares, strict=True):
+        colour = ends[name][1]
+        tie = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+        offset = (_LABEL_OFFSET, (at - share) * height)
+        ink = FAINT if colour == FAINT else INK
+        axes.annotate(name, (1, share), xytext=offset, va="center", color=ink, size=7.5, arrowprops=tie, **beside)
         if name in values:
             axes.annotate(
-                values[name], (1, at), xytext=(13 + widest + 32, 0), xycoords="axes fraction", textcoords="offset points",
-                va="center", ha="right", fontsize=7.5, color=INK,
-            )  # fmt: skip
-    if header:
-        axes.annotate(
-            header, (1, 1), xytext=(13 + widest + 32, 5), xycoords="axes fraction", textcoords="offset points",
-            va="bottom", ha="right", fontsize=7, color=FAINT,
-        )  # fmt: skip
+                values[name],
+                (1, at),
+                xytext=(_LABEL_OFFSET + values_end, 0),
+                va="center",
+                ha="right",
+                size=7.5,
+                **beside,
+            )
+    if values:
+        axes.annotate(header, (1, 1), xytext=(_LABEL_OFFSET + values_end, 5), ha="right", color=FAINT, size=7, **beside)
+
+
+def _area_texts(areas: pd.DataFrame, measure: str) -> dict[str, str]:
+    """AUC of each method that has one, to four significant digits."""
+    return {str(name): f"{value:.4g}" for name, value in areas[measure].dropna().items()}
 
 
 def spread(targets: Sequence[float], gap: float) -> list[float]:
@@ -271,14 +359,25 @@ def _bar(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int
     start = 0.0
     for kind in [kind for kind in KINDS if kind in set(own["kind"])]:
         width = float(own.loc[own["kind"] == kind, "charged_bytes"].iloc[0]) / scale
-        axes.barh(position, width, left=start, height=0.66, color=KIND_COLOURS[kind], edgecolor="white", linewidth=0.3, label=kind)
+        axes.barh(
+            position,
+            width,
+            left=start,
+            height=0.66,
+            color=KIND_COLOURS[kind],
+            edgecolor="white",
+            linewidth=0.3,
+            label=kind,
+        )
         start += width
     status = str(own["status"].iloc[0])
     if own["kind"].isna().all():
         axes.barh(position, budget, height=0.66, facecolor="none", edgecolor=FAINT, hatch="////", linewidth=0.6)
     if own["kind"].isna().all() or status != "done":
         box = {"boxstyle": "round,pad=0.2", "facecolor": "white", "edgecolor": "none"}
-        axes.text(budget / 2, position, status_text(status), ha="center", va="center", fontsize=6.5, color="#1a1a1a", bbox=box)
+        axes.text(
+            budget / 2, position, status_text(status), ha="center", va="center", fontsize=6.5, color="#1a1a1a", bbox=box
+        )
 
 
 # ------------------------------------------------------------------------------------------------ panels and ticks
@@ -291,7 +390,9 @@ def _budgets(frame: pd.DataFrame) -> list[tuple[int, object]]:
     return [(int(size), label) for size, label in zip(unique["budget_bytes"], unique["budget_label"], strict=True)]
 
 
-def _panels(count: int, paper_columns: PaperColumns, height_inches: float, most_columns: int = 3) -> tuple[Figure, list[Axes]]:
+def _panels(
+    count: int, paper_columns: PaperColumns, height_inches: float, most_columns: int = 3
+) -> tuple[Figure, list[Axes]]:
     """A grid of panels that share the y axis; places that are not needed stay empty."""
     columns = min(count, most_columns if paper_columns == 2 else 1 if count <= 3 else 2)
     rows = math.ceil(count / columns)

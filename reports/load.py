@@ -1,7 +1,7 @@
 """Run folders → tidy DataFrames. Folders are untrusted: nothing in them is executed, and what does not add up is named and left out.
 
-    runs = read_runs([Path("runs")])     cells, accuracies, bytes and what was left out, a table each
-    frame = load("runs")                 the tidy table most people want: a row per run, stage and head
+runs = read_runs([Path("runs")])     cells, accuracies, bytes and what was left out, a table each
+frame = load("runs")                 the tidy table most people want: a row per run, stage and head
 """
 
 import csv
@@ -24,7 +24,21 @@ STATUSES = ("done", "failed", "refused", "over_budget", "diverged")
 KINDS = ("backbone", "generator", "masks", "exemplars", "other", "head", "statistics", "labels", "boxes")
 
 CELL_COLUMNS = (
-    *("run", "folder", "status", "reason", "method", "name", "key", "title", "arxiv", "bibtex", "rehearsal", "competes", "port"),
+    *(
+        "run",
+        "folder",
+        "status",
+        "reason",
+        "method",
+        "name",
+        "key",
+        "title",
+        "arxiv",
+        "bibtex",
+        "rehearsal",
+        "competes",
+        "port",
+    ),
     *("dataset", "base", "inc", "classes", "tasks", "recipe", "accounting", "precision"),
     *("seed", "order", "budget_bytes", "budget_label", "backbone", "requested_backbone", "config", "head"),
     *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
@@ -201,7 +215,9 @@ def _read_run(folder: Path) -> _Run:
     boundaries = [_boundary(item, cell["run"]) for item in _list(document.get("tasks") or [], "tasks")]
     if done:
         _check_complete(cell, heads, boundaries, tests, ledger)
-    digest = hashlib.sha256("".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(raw.items())).encode())
+    digest = hashlib.sha256(
+        "".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(raw.items())).encode()
+    )
     return _Run(cell, boundaries, tests, ledger, digest.hexdigest())
 
 
@@ -228,7 +244,10 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "status": status,
         "reason": _clean(str(document.get("reason") or ""), 400),
         **{column: _text(request, column) for column in ("method", "dataset", "recipe", "precision")},
-        **{column: _integer(request, column) for column in ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")},
+        **{
+            column: _integer(request, column)
+            for column in ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
+        },
         "accounting": accounting,
         "budget_label": _label(request.get("budget_label")),
         "requested_backbone": backbone,
@@ -244,7 +263,9 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "rehearsal": card.get("rehearsal") is True,
         "competes": card.get("competes") is not False,
         "port": _clean(str(card.get("port") or ""), 400),
-        **{column: _number(timing.get(column)) for column in ("wall_seconds", "images_per_second", "peak_memory_bytes")},
+        **{
+            column: _number(timing.get(column)) for column in ("wall_seconds", "images_per_second", "peak_memory_bytes")
+        },
         **{
             column: _clean(str(environment.get(column) or ""))
             for column in ("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit")
@@ -308,7 +329,9 @@ def _check_complete(
     if [item["task"] for item in boundaries] != list(range(cell["tasks"])):
         raise NotARun("cell.json: the list of tasks is not complete, yet the run is done")
     sums = {
-        task: tuple(sum(column) for column in zip(*((r["published_bytes"], r["strict_bytes"]) for r in rows), strict=True))
+        task: tuple(
+            sum(column) for column in zip(*((r["published_bytes"], r["strict_bytes"]) for r in rows), strict=True)
+        )
         for task, rows in groupby(sorted(ledger, key=lambda r: int(r["task"])), key=lambda r: r["task"])
     }
     for item in boundaries:
@@ -332,7 +355,9 @@ def _distinct_names(cells: pd.DataFrame) -> pd.Series:
 
 
 def _settings(cells: pd.DataFrame) -> Iterable[tuple[int, str, str]]:
-    return zip(cells.index.astype(int), cells["config"].astype(str), cells["requested_backbone"].astype(str), strict=True)
+    return zip(
+        cells.index.astype(int), cells["config"].astype(str), cells["requested_backbone"].astype(str), strict=True
+    )
 
 
 def _flat(config: str) -> dict[str, Any]:
@@ -394,7 +419,9 @@ def _integer(fields: Mapping[str, Any], key: str) -> int:
 
 
 def _number(value: Any) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18 else None
+    return (
+        float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18 else None
+    )
 
 
 def _label(value: Any) -> str | None:

@@ -47,7 +47,9 @@ def forgetting(tests: pd.DataFrame) -> pd.DataFrame:
     Chaudhry et al. 2018 (arXiv 1801.10112), Eq. 3: F_k = mean over tasks j < k of (max over stages l < k of a_{l,j}) − a_{k,j}.
     """
     if tests.empty:
-        return pd.DataFrame({"run": [], "task": [], "head": [], "forgetting": []}).astype({"run": object, "head": object})
+        return pd.DataFrame({"run": [], "task": [], "head": [], "forgetting": []}).astype(
+            {"run": object, "head": object}
+        )
     keys = ["run", "head", "tested_task"]
     frame = tests.sort_values([*keys, "task"])
     best_so_far = frame.groupby(keys, sort=False)["top1"].cummax()
@@ -76,7 +78,9 @@ def bootstrap_interval(values: NDArray[np.float64], level: float = 0.95) -> NDAr
     n = len(values)
     if n < 2:
         return np.full((2, *values.shape[1:]), np.nan)
-    drawn = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n  # [resamples, n], rows sum to 1
+    drawn = (
+        np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
+    )  # [resamples, n], rows sum to 1
     return np.asarray(np.quantile(drawn @ values, [(1 - level) / 2, (1 + level) / 2], axis=0))
 
 
@@ -178,7 +182,9 @@ _AUC_COLUMNS = [
 ]
 
 
-def _auc_row(mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.float64], own: pd.DataFrame) -> dict[str, Any]:
+def _auc_row(
+    mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.float64], own: pd.DataFrame
+) -> dict[str, Any]:
     """AUC and APM of each repetition that has every budget, then their means."""
     repetition = ["seed", "order"]
     avg = mine.pivot(index=repetition, columns="budget_bytes", values="avg").reindex(columns=sizes).dropna()
@@ -194,7 +200,11 @@ def _auc_row(mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.flo
     ends = avg.to_numpy()[:, [0, -1]] / megabytes[[0, -1]]
     values = (a, b, 100 * a / span, 100 * b / span, ends[:, 0], ends[:, 1])
     used = mine.set_index(repetition).loc[avg.index, "run"]
-    return row | _with_intervals(dict(zip(_AUC_MEASURES, values, strict=True))) | {"reason": "", "runs": " ".join(sorted(used))}
+    return (
+        row
+        | _with_intervals(dict(zip(_AUC_MEASURES, values, strict=True)))
+        | {"reason": "", "runs": " ".join(sorted(used))}
+    )
 
 
 # ------------------------------------------------------------------------------------------------ bytes
@@ -213,7 +223,10 @@ def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
     keys = [*METHOD, "budget_bytes"]
     for key, cell in frame.groupby(keys, sort=True, dropna=False):
         named = dict(zip(keys, _tuple(key), strict=True))
-        named |= {"budget_label": cell["budget_label"].iloc[0], "status": _status(cell.drop_duplicates("run")["status"])}
+        named |= {
+            "budget_label": cell["budget_label"].iloc[0],
+            "status": _status(cell.drop_duplicates("run")["status"]),
+        }
         weighed = cell[cell["kind"].notna()]
         repetitions = weighed["run"].nunique()
         for kind, part in weighed.groupby("kind"):
@@ -248,7 +261,9 @@ def _tuple(key: Hashable) -> tuple[Any, ...]:
 def _status(statuses: pd.Series) -> str:
     """One word where all runs agree, otherwise counts: `2 done, 1 failed`."""
     counts = statuses.value_counts().sort_index()
-    return str(counts.index[0]) if len(counts) == 1 else ", ".join(f"{count} {status}" for status, count in counts.items())
+    return (
+        str(counts.index[0]) if len(counts) == 1 else ", ".join(f"{count} {status}" for status, count in counts.items())
+    )
 
 
 def _means(part: pd.DataFrame) -> dict[str, Any]:
@@ -260,7 +275,11 @@ def _with_intervals(values: dict[str, NDArray[np.float64]]) -> dict[str, float]:
     low, high = bootstrap_interval(np.column_stack(list(values.values())))
     row: dict[str, float] = {}
     for number, (measure, sample) in enumerate(values.items()):
-        row |= {measure: float(sample.mean()), f"{measure}_low": float(low[number]), f"{measure}_high": float(high[number])}
+        row |= {
+            measure: float(sample.mean()),
+            f"{measure}_low": float(low[number]),
+            f"{measure}_high": float(high[number]),
+        }
     return row
 
 

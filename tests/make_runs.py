@@ -33,11 +33,38 @@ class Synthetic:
 
 
 METHODS = (
-    Synthetic("icarl", "iCaRL", "1611.07725", "rebuffi2017icarl", 58, 7, ("nme", "head"), "cross-entropy and distillation, not BCE"),
-    Synthetic("icarl+cim", "CIM (on iCaRL)", "2303.14042", "luo2023cim", 64, 6, ("nme", "head"), "exemplars are stored compressed"),
+    Synthetic(
+        "icarl",
+        "iCaRL",
+        "1611.07725",
+        "rebuffi2017icarl",
+        58,
+        7,
+        ("nme", "head"),
+        "cross-entropy and distillation, not BCE",
+    ),
+    Synthetic(
+        "icarl+cim",
+        "CIM (on iCaRL)",
+        "2303.14042",
+        "luo2023cim",
+        64,
+        6,
+        ("nme", "head"),
+        "exemplars are stored compressed",
+    ),
     Synthetic("der", "DER", "2103.16788", "yan2021der", 52, 13, expands=True),
     Synthetic("memo", "MEMO", "2205.13218", "zhou2023memo", 54, 12, expands=True),
-    Synthetic("dgm", "DGM", "1904.03137", "ostapenko2019dgm", 40, 5, port="no numbers on this data set are published", smallest_budget_bytes=60_000),
+    Synthetic(
+        "dgm",
+        "DGM",
+        "1904.03137",
+        "ostapenko2019dgm",
+        40,
+        5,
+        port="no numbers on this data set are published",
+        smallest_budget_bytes=60_000,
+    ),
 )
 REFERENCES = (
     Synthetic("finetune", "Fine-tuning", "1312.6211", "goodfellow2013", 19, 0, competes=False),
@@ -69,14 +96,19 @@ def make_runs(folder: Path, grid: Grid | None = None) -> list[Path]:
     """Write one run folder per cell of `grid` into `folder`; their paths in order."""
     grid = grid or Grid()
     return [
-        make_run(folder, grid, method, budget, seed) for method in grid.methods for budget in grid.budgets_bytes for seed in grid.seeds
+        make_run(folder, grid, method, budget, seed)
+        for method in grid.methods
+        for budget in grid.budgets_bytes
+        for seed in grid.seeds
     ]
 
 
 def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, seed: int) -> Path:
     """Write the run folder of one cell."""
     refused = budget_bytes < method.smallest_budget_bytes
-    key = json.dumps([method.method, grid.dataset, grid.inc, budget_bytes, seed, grid.accounting, grid.recipe, dict(grid.config)])
+    key = json.dumps(
+        [method.method, grid.dataset, grid.inc, budget_bytes, seed, grid.accounting, grid.recipe, dict(grid.config)]
+    )
     digest = hashlib.sha256(key.encode()).hexdigest()
     run_id = f"{grid.dataset}-{method.method}-{budget_bytes}B-s{seed}-{digest[:8]}"
     path = folder / run_id
@@ -85,7 +117,8 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
     backbone_bytes = 2_000 * 4 * (grid.tasks if method.expands else 1)
     ledgers = {task: _ledger(method, grid, budget_bytes, backbone_bytes, task, rng) for task in range(grid.tasks)}
     totals = {
-        task: (sum(row["published_bytes"] for row in rows), sum(row["strict_bytes"] for row in rows)) for task, rows in ledgers.items()
+        task: (sum(row["published_bytes"] for row in rows), sum(row["strict_bytes"] for row in rows))
+        for task, rows in ledgers.items()
     }
     exemplars = 0 if method.method in {"dgm", "finetune", "joint"} else max(budget_bytes - backbone_bytes, 0) // 64
     need = method.smallest_budget_bytes
@@ -145,7 +178,13 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
         },
         "timing": None
         if refused
-        else {"wall_seconds": 12.5, "train_seconds": 10.0, "images": 50_000, "images_per_second": 5_000.0, "peak_memory_bytes": 10**8},
+        else {
+            "wall_seconds": 12.5,
+            "train_seconds": 10.0,
+            "images": 50_000,
+            "images_per_second": 5_000.0,
+            "peak_memory_bytes": 10**8,
+        },
         "tasks": []
         if refused
         else [
@@ -189,7 +228,14 @@ def _metrics(method: Synthetic, grid: Grid, budget_bytes: int, rng: np.random.Ge
                 top5 = float(min(100, top1 + 8))
                 images = 10 * (grid.seen(tested) - (grid.seen(tested - 1) if tested else 0))
                 rows.append(
-                    {"task": task, "tested_task": tested, "head": head, "images": images, "top1": round(top1, 4), "top5": round(top5, 4)}
+                    {
+                        "task": task,
+                        "tested_task": tested,
+                        "head": head,
+                        "images": images,
+                        "top1": round(top1, 4),
+                        "top5": round(top5, 4),
+                    }
                 )
     return rows
 

@@ -2,10 +2,11 @@
 
 import pytest
 import torch
-from cilbench.budgets.codecs import Box, Encoded, Raw, image_shape
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from cilbench.budgets.codecs import Box, Encoded, Raw, image_shape
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -55,7 +56,12 @@ def test_box_shows_the_inside_exactly_and_the_rest_at_a_quarter(case: tuple[Tens
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(1, 8), st.integers(1, 8), st.sampled_from([1, 3]), st.data())
-def test_box_costs_its_formula_on_even_sides(half_height: int, half_width: int, channels: int, data: st.DataObject) -> None:
+def test_box_costs_its_formula_on_even_sides(
+    half_height: int,
+    half_width: int,
+    channels: int,
+    data: st.DataObject,
+) -> None:
     height, width = 2 * half_height, 2 * half_width
     box_height = data.draw(st.integers(0, half_height))
     box_width = data.draw(st.integers(0, half_width))
@@ -66,7 +72,9 @@ def test_box_costs_its_formula_on_even_sides(half_height: int, half_width: int, 
     assert len(encoded.payload) * 4 == channels * (4 * inside + height * width - inside)
 
 
-@pytest.mark.parametrize(("shape", "least", "whole"), [((3, 32, 32), 768, 3072), ((1, 8, 8), 16, 64), ((3, 7, 5), 36, 105)])
+@pytest.mark.parametrize(
+    ("shape", "least", "whole"), [((3, 32, 32), 768, 3072), ((1, 8, 8), 16, 64), ((3, 7, 5), 36, 105)]
+)
 def test_box_of_nothing_and_of_everything(shape: tuple[int, int, int], least: int, whole: int) -> None:
     images = pictures(1, *shape)
     cells = [(shape[1] + 1) // 2, (shape[2] + 1) // 2]

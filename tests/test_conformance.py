@@ -15,7 +15,7 @@ from cilbench.methods import COMPRESSIONS, METHODS
 from cilbench.methods.contract import Context
 from cilbench.methods.registry import load_class, resolve
 from cilbench.protocol import learn_and_seal, revive
-from cilbench.scenario import make_scenario, stream, seen_test_images
+from cilbench.scenario import make_scenario, seen_test_images, stream
 
 EVERY = [
     *METHODS,
@@ -104,15 +104,11 @@ def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
 
 @pytest.mark.parametrize("name", EVERY)
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(budget_bytes=st.integers(6_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
+@given(budget_bytes=st.integers(9_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
 def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
     scenario = make_scenario(toy.card, 0, 2, 0)
     spec = resolve(name, "smoke", toy.card.overrides, {})
-    try:
-        plan = spec.plan(Budget(budget_bytes, accounting), scenario)
-    except BudgetTooSmall as refusal:
-        assert refusal.smallest_bytes > budget_bytes
-        return
+    plan = spec.plan(Budget(budget_bytes, accounting), scenario)
     planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
     assert 0 < max(planned) <= budget_bytes
     richer = spec.plan(Budget(budget_bytes + 1_000, accounting), scenario)
@@ -146,7 +142,12 @@ def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.parametrize(
     ("data", "inc", "budget_bytes"),
-    [({"per_class": 2}, 2, 16_000), ({}, 1, 16_000), ({"per_class": 17}, 1, 16_000), ({"shape": (3, 32, 32)}, 2, 3_000_000)],
+    [
+        ({"per_class": 2}, 2, 16_000),
+        ({}, 1, 16_000),
+        ({"per_class": 17}, 1, 16_000),
+        ({"shape": (3, 32, 32)}, 2, 3_000_000),
+    ],
     ids=["two images a class", "one class a task", "a last batch of one", "colour"],
 )
 def test_small_and_odd_data(name, data, inc, budget_bytes):

@@ -203,6 +203,7 @@ def test_pixels_labels_and_statistics_are_those_of_the_tree(tmp_path: Path) -> N
     tree = small_tree()
     made = import_folder("mine", write_folder(tmp_path / "in", tree), tmp_path / "data")
     data = load("mine", tmp_path / "data")
+    assert made == data.card == card("mine", tmp_path / "data")
     want = np.stack([np.asarray(tree[f"train/{c}/{i}.png"]).transpose(2, 0, 1) for c in "ab" for i in range(2)])
     assert np.array_equal(data.train.images, want)
     assert data.train.labels.tolist() == [0, 0, 1, 1]
@@ -518,6 +519,35 @@ def test_a_member_that_lies_about_its_size_or_its_content(tmp_path: Path) -> Non
     source.write_bytes(whole[:-30])
     refusal(lambda: import_folder("mine", source, tmp_path / "data"))
     assert left_in(tmp_path / "data") == []
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.sampled_from(["png", "bmp", "tif", "gif"]), st.booleans(), st.data())
+def test_whatever_bytes_are_wrong_it_is_refused_in_one_line_or_imported(
+    ending: str, whole_zip: bool, draw: st.DataObject
+) -> None:
+    tree: Tree = {p.replace("png", ending): encoded(c, f"x.{ending}") for p, c in small_tree().items()}
+
+    def spoilt(content: bytes) -> bytes:
+        spoils = draw.draw(st.dictionaries(st.integers(0, len(content) - 1), st.integers(0, 255), max_size=8))
+        end = draw.draw(st.integers(0, len(content)) | st.just(len(content)))
+        return bytes(spoils.get(i, byte) for i, byte in enumerate(content))[:end]
+
+    with tempfile.TemporaryDirectory() as folder:
+        path = f"train/a/0.{ending}"
+        source = write_zip(Path(folder) / "in.zip", tree if whole_zip else tree | {path: spoilt(encoded(tree[path]))})
+        if whole_zip:
+            source.write_bytes(spoilt(source.read_bytes()))
+        try:
+            import_folder("mine", source, Path(folder) / "data")
+            message = None
+        except DatasetError as error:
+            message = str(error)
+        if message is None:
+            assert sum(verify("mine", Path(folder) / "data")[:2]) == 6
+        else:
+            assert message.isprintable()
+            assert left_in(Path(folder) / "data") == []
 
 
 def test_an_interrupted_import_leaves_nothing(tmp_path: Path) -> None:

@@ -16,7 +16,9 @@ from cilbench.scenario import make_scenario
 OVERRIDES = {"batch_size": 16, "dgm.z_dim": 12}
 
 
-def toy_dataset(classes: int = 6, per_class: int = 20, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0) -> Dataset:
+def toy_dataset(
+    classes: int = 6, per_class: int = 20, shape: tuple[int, int, int] = (1, 8, 8), seed: int = 0
+) -> Dataset:
     rng = np.random.default_rng(seed)
 
     def images(count: int) -> Images:

@@ -1,0 +1,60 @@
+"""Experience replay: cross-entropy on the new task and the exemplars (Ratcliff 1990; as compared in arXiv 2302.03648).
+
+Keeps one backbone, a linear head, herded exemplars. The plainest use of a memory: what a method must beat.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.network import train_unfrozen
+from cilbench.methods.rehearsal import Layout, Rehearsal
+from cilbench.methods.training import SgdConfig, fit, in_epochs
+
+
+@dataclass(frozen=True)
+class Config(SgdConfig):
+    epochs: int = in_epochs(70)  # PyCIL models/replay.py
+    milestones: tuple[int, ...] = in_epochs((30, 50))  # PyCIL models/replay.py
+
+
+class Replay(Rehearsal):
+    """Predicts by its linear head."""
+
+    Config = Config
+    layout = Layout()
+    card = MethodCard(
+        key="replay",
+        name="Replay",
+        title="Connectionist Models of Recognition Memory: Constraints Imposed by Learning and Forgetting Functions",
+        arxiv="",
+        bibtex=(
+            """@article{ratcliff1990connectionist,
+  title = {Connectionist Models of Recognition Memory: Constraints Imposed by Learning and Forgetting Functions},
+  author = {Ratcliff, Roger},
+  journal = {Psychological Review},
+  volume = {97},
+  number = {2},
+  pages = {285--308},
+  year = {1990}
+}""",
+        ),
+        heads=("head",),
+        rehearsal=True,
+    )
+    config: Config
+
+    def learn(self, task: Task, context: Context) -> None:
+        lesson = self.begin(task)
+        schedule = self.config.schedule(task.index)
+        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+
+        def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+            return F.cross_entropy(self.net(x_BCHW), labels_B)
+
+        train_unfrozen(self.net)
+        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index, compressing)
+        self.net.eval()
+        self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)

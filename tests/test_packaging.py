@@ -1,0 +1,94 @@
+"""What is shipped is what is in the tree, and the packages depend on each other in one direction only."""
+
+import ast
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+FOLDERS = {"benchmark": "cilbench", "methods": "cilbench.methods", "budgets": "cilbench.budgets"}
+FOLDERS["reports"] = "cilbench.reports"
+
+
+def test_the_wheel_holds_the_tree(tmp_path):
+    """Setuptools' discovery drops folders of this layout without a word, so the packages are listed by hand."""
+    command = [
+        sys.executable,
+        "-m",
+        "pip",
+        "wheel",
+        "--quiet",
+        "--no-deps",
+        "--no-build-isolation",
+        "-w",
+        str(tmp_path),
+        ".",
+    ]
+    subprocess.run(command, cwd=ROOT, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    shipped = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
+    tree = {
+        f"{package.replace('.', '/')}/{path.relative_to(ROOT / folder).as_posix()}"
+        for folder, package in FOLDERS.items()
+        for path in (ROOT / folder).rglob("*")
+        if path.is_file() and "__pycache__" not in path.parts
+    }
+    assert shipped == tree
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names |= {node.module, *(f"{node.module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize(
+    ("folder", "allowed"),
+    [
+        ("budgets", ("cilbench.budgets",)),
+        ("methods", ("cilbench.methods", "cilbench.budgets")),
+        ("reports", ("cilbench.reports",)),
+    ],
+)
+def test_arrows(folder, allowed):
+    for path in sorted((ROOT / folder).glob("*.py")):
+        ours = {name for name in imported(path) if name == "cilbench" or name.startswith("cilbench.")}
+        wrong = {name for name in ours if name != "cilbench" and not name.startswith(allowed)}
+        assert not wrong, f"{path.name} imports {wrong}"
+        if folder == "reports":
+            assert not any(name.split(".")[0] == "torch" for name in imported(path)), path.name
+
+
+def test_reports_load_without_torch():
+    code = "import sys, cilbench.reports; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_a_folder_is_not_imported_under_its_own_name(folder):
+    done = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "ImportError: import cilbench" in done.stderr
+
+
+def test_help_is_quick_to_import():
+    """No clock: `--help` must not import what is slow."""
+    code = (
+        "import sys; sys.argv = ['cilbench', '--help']\n"
+        "from cilbench.cli import main\n"
+        "try: main()\n"
+        "except SystemExit as e: assert not e.code, e.code\n"
+        "slow = {'torch', 'numpy', 'pandas', 'sklearn', 'matplotlib', 'PIL', 'torchvision'} & set(sys.modules)\n"
+        "assert not slow, slow\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 0, done.stderr
+    assert "cilbench" in done.stdout

@@ -1,0 +1,311 @@
+"""One cell from beginning to end: what is on disk, what is refused, what survives a boundary, what resuming gives."""
+
+import csv
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from toy import CPU, Silent, toy_cell
+
+from cilbench.budgets import BudgetTooSmall, Ledger
+from cilbench.methods.contract import Task
+from cilbench.methods.icarl import ICaRL
+from cilbench.methods.replay import Replay
+from cilbench.methods.training import Diverged
+from cilbench.protocol import run_cell, task_seed
+from cilbench.records import RunFolder, audit
+from cilbench.request import Cell
+
+
+def run(cell: Cell, toy, out: Path, keep="all", isolate=False, reporter=None):
+    folder = RunFolder(out, cell.id)
+    try:
+        plan = cell.plan()
+    except BudgetTooSmall as refusal:
+        plan = refusal
+    return run_cell(cell, plan, toy, folder, CPU, reporter or Silent(), keep, isolate), folder.final
+
+
+def with_class(cell: Cell, base: type) -> Cell:
+    """The cell with another class in the place of its method's."""
+    return replace(cell, spec=replace(cell.spec, base=base))
+
+
+def predictions(folder: Path) -> dict[str, np.ndarray]:
+    with np.load(folder / "predictions.npz", allow_pickle=False) as stored:
+        return {name: stored[name] for name in stored.files}
+
+
+def test_a_run_folder_is_complete_and_consistent(toy, tmp_path):
+    cell = toy_cell("icarl", toy)
+    outcome, folder = run(cell, toy, tmp_path)
+    assert (outcome.status, outcome.reason) == ("done", None)
+    assert [p.name for p in tmp_path.iterdir()] == [cell.id]
+    record = json.loads((folder / "cell.json").read_text())
+    assert record["request"]["config"]["icarl"]["temperature"] == 2.0
+    assert record["card"]["heads"] == ["nme", "head"]
+    assert [t["seen"] for t in record["tasks"]] == [2, 4, 6]
+    rows = list(csv.DictReader((folder / "ledger.csv").open()))
+    for task in record["tasks"]:
+        path = folder / "tasks" / str(task["task"]) / "state.safetensors"
+        ledger = Ledger.of_sealed(path)
+        mine = [r for r in rows if int(r["task"]) == task["task"]]
+        assert sum(int(r["published_bytes"]) for r in mine) == ledger.published == task["published_bytes"]
+        assert sum(int(r["strict_bytes"]) for r in mine) == ledger.strict == task["strict_bytes"]
+        assert ledger.published <= cell.budget.bytes
+        assert path.stat().st_size == task["sealed_bytes"]
+        assert hashlib.sha256(path.read_bytes()).hexdigest() == task["sealed_sha256"]
+    assert audit(folder) == []
+
+
+def test_metrics_follow_from_the_predictions(toy, tmp_path):
+    _, folder = run(toy_cell("icarl", toy), toy, tmp_path)
+    stored = predictions(folder)
+    for row in csv.DictReader((folder / "metrics.csv").open()):
+        labels, top5 = stored[f"task{row['task']}/labels"], stored[f"task{row['task']}/{row['head']}"]
+        chosen = labels // 2 == int(row["tested_task"])
+        assert int(row["images"]) == chosen.sum() == 20
+        assert float(row["top1"]) == pytest.approx(100 * np.mean(top5[chosen, 0] == labels[chosen]), abs=1e-3)
+        hits = [label in five for label, five in zip(labels[chosen], top5[chosen], strict=True)]
+        assert float(row["top5"]) == pytest.approx(100 * np.mean(hits), abs=1e-3)
+
+
+def test_with_few_classes_the_top_five_are_padded(toy, tmp_path):
+    _, folder = run(toy_cell("der", toy), toy, tmp_path)
+    first = predictions(folder)["task0/head"]
+    assert first.shape == (20, 5)
+    assert (first[:, 2:] == -1).all()
+    assert sorted(np.unique(first[:, :2])) == [0, 1]
+
+
+@pytest.mark.parametrize("name", ["icarl", "dgm", "memo+cim"])
+def test_killed_after_a_task_it_ends_the_same(name, toy, tmp_path):
+    cell = toy_cell(name, toy)
+    _, whole = run(cell, toy, tmp_path / "whole")
+
+    class Killed(BaseException):
+        pass
+
+    class Killer(Silent):
+        def task_done(self, record, top1):
+            raise Killed
+
+    for _ in range(2):  # killed twice: after the first task, after the second
+        with pytest.raises(Killed):
+            run(cell, toy, tmp_path / "killed", reporter=Killer())
+        (tmp_path / "killed" / f"{cell.id}.partial" / "tasks" / "7.writing").mkdir()  # torn while writing
+        with (tmp_path / "killed" / f"{cell.id}.partial" / "log.jsonl").open("a") as log:
+            log.write('{"task": 9, "epoch"')
+    watch = Silent()
+    _, resumed = run(cell, toy, tmp_path / "killed", reporter=watch)
+    assert watch.done == [2]
+    expected, found = predictions(whole), predictions(resumed)
+    assert expected.keys() == found.keys()
+    assert all(np.array_equal(expected[key], found[key]) for key in expected)
+    assert (whole / "ledger.csv").read_bytes() == (resumed / "ledger.csv").read_bytes()
+    seen = [json.loads(line)["task"] for line in (resumed / "log.jsonl").read_text().splitlines()]
+    assert sorted(set(seen)) == [0, 1, 2]
+
+
+def test_a_damaged_state_is_not_gone_on_from(toy, tmp_path):
+    cell = toy_cell("icarl", toy)
+
+    class Killer(Silent):
+        def task_done(self, record, top1):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, toy, tmp_path, reporter=Killer())
+    path = tmp_path / f"{cell.id}.partial" / "tasks" / "0" / "state.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    outcome, _ = run(cell, toy, tmp_path)
+    assert outcome.status == "failed"
+    assert "is damaged" in outcome.reason
+
+
+def test_keep_last_keeps_the_last(toy, tmp_path):
+    _, folder = run(toy_cell("der", toy), toy, tmp_path, keep="last")
+    assert [p.parent.name for p in folder.glob("tasks/*/state.safetensors")] == ["2"]
+    assert audit(folder) == []
+
+
+def test_isolated_tasks_give_the_same_bytes(toy, tmp_path):
+    cell = toy_cell("icarl", toy, inc=3)
+    _, here = run(cell, toy, tmp_path / "here")
+    _, there = run(cell, toy, tmp_path / "there", isolate=True)
+    for task in range(2):
+        name = f"tasks/{task}/state.safetensors"
+        assert (here / name).read_bytes() == (there / name).read_bytes()
+    images = [json.loads((f / "cell.json").read_text())["timing"]["images"] for f in (here, there)]
+    assert images[0] == images[1] > 0
+
+
+def test_seeds_of_tasks_differ():
+    assert len({task_seed(seed, task) for seed in range(20) for task in range(20)}) == 400
+
+
+class Greedy(ICaRL):
+    """Keeps every image it sees, whatever the plan says."""
+
+    def learn(self, task, context):
+        self.memory.exemplar_bytes = 10**9
+        super().learn(task, context)
+
+
+def test_over_budget_ends_the_cell_itemised(toy, tmp_path):
+    cell = with_class(toy_cell("icarl", toy, budget_bytes=4_000), Greedy)
+    outcome, folder = run(cell, toy, tmp_path)
+    assert outcome.status == "over_budget"
+    assert "5,512 B of 4,000 B" in outcome.reason
+    assert "exemplars 2,560, backbone 2,952" in outcome.reason or "backbone 2,952, exemplars 2,560" in outcome.reason
+    rows = list(csv.DictReader((folder / "ledger.csv").open()))
+    assert sum(int(r["published_bytes"]) for r in rows) == 5_512
+    assert json.loads((folder / "cell.json").read_text())["tasks"] == []
+
+
+def test_a_refused_cell_is_a_folder_with_a_reason(toy, tmp_path):
+    outcome, folder = run(toy_cell("icarl", toy, budget_bytes=100), toy, tmp_path)
+    assert outcome.status == "refused"
+    assert json.loads((folder / "cell.json").read_text())["reason"] == outcome.reason
+    assert "icarl needs at least" in outcome.reason
+
+
+class Crashing(ICaRL):
+    def learn(self, task, context):
+        if task.index == 1:
+            raise RuntimeError("out of luck\nsecond line")
+        super().learn(task, context)
+
+
+class Diverging(ICaRL):
+    def learn(self, task, context):
+        raise Diverged(task.index, 3, 0.1)
+
+
+def test_a_crash_is_a_failed_cell_that_keeps_what_it_had(toy, tmp_path):
+    outcome, folder = run(with_class(toy_cell("icarl", toy), Crashing), toy, tmp_path)
+    assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: out of luck")
+    assert len(json.loads((folder / "cell.json").read_text())["tasks"]) == 1
+    assert "second line" in (folder / "log.jsonl").read_text()
+
+
+def test_divergence_is_a_status_of_its_own(toy, tmp_path):
+    outcome, _ = run(with_class(toy_cell("icarl", toy), Diverging), toy, tmp_path)
+    assert outcome.status == "diverged"
+    assert "task 0, epoch 3, learning rate 0.1" in outcome.reason
+
+
+# --- methods that cheat ---
+
+
+class HidesOnItself(Replay):
+    """Keeps all images as an attribute and uses them in place of its memory."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.hoard = []
+
+    def learn(self, task, context):
+        assert self.hoard == [], "something survived the boundary"
+        self.hoard.append((task.images, task.labels))
+        super().learn(task, context)
+
+
+def test_what_is_hidden_on_the_object_is_gone(toy, tmp_path):
+    outcome, _ = run(with_class(toy_cell("replay", toy), HidesOnItself), toy, tmp_path)
+    assert (outcome.status, outcome.reason) == ("done", None)
+
+
+VIEWS: list[torch.Tensor] = []
+
+
+class HidesAView(Replay):
+    """Keeps a view of the task's images in a module global."""
+
+    def learn(self, task: Task, context):
+        VIEWS.append(task.images[:])
+        super().learn(task, context)
+
+
+def test_a_view_kept_in_a_global_shows_nothing(toy, tmp_path):
+    VIEWS.clear()
+    outcome, _ = run(with_class(toy_cell("replay", toy), HidesAView), toy, tmp_path)
+    assert outcome.status == "done"
+    assert [int(view.sum()) for view in VIEWS] == [0, 0, 0]
+
+
+COPIES: list[int] = []
+
+
+class HidesACopy(Replay):
+    """Keeps a copy in a module global: only a process of its own for every task helps."""
+
+    def learn(self, task: Task, context):
+        if COPIES:
+            raise RuntimeError("the copy survived")
+        COPIES.append(1)
+        super().learn(task, context)
+
+
+def test_isolation_closes_module_globals(toy, tmp_path):
+    COPIES.clear()
+    cell = with_class(toy_cell("replay", toy, inc=3), HidesACopy)
+    assert run(cell, toy, tmp_path / "together")[0].reason == "RuntimeError: the copy survived"
+    COPIES.clear()
+    assert run(cell, toy, tmp_path / "apart", isolate=True)[0].status == "done"
+
+
+class HidesUnderAFreeKind(Replay):
+    """Seals images as running statistics."""
+
+    def state(self):
+        return {**super().state(), "statistics/images": torch.zeros(20_000, dtype=torch.uint8)}
+
+
+def test_pixels_under_a_free_kind_are_charged(toy, tmp_path):
+    outcome, _ = run(with_class(toy_cell("replay", toy), HidesUnderAFreeKind), toy, tmp_path)
+    assert outcome.status == "over_budget"
+    assert "statistics 20,000" in outcome.reason
+
+
+class HidesUnderAnUnknownKey(Replay):
+    def state(self):
+        return {**super().state(), "cache/images": torch.zeros(4)}
+
+
+def test_an_unknown_kind_ends_the_cell(toy, tmp_path):
+    outcome, _ = run(with_class(toy_cell("replay", toy), HidesUnderAnUnknownKey), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert "cache/images" in outcome.reason
+
+
+# --- the audit ---
+
+
+@pytest.mark.parametrize("how", ["changed", "truncated", "swapped", "gone", "ledger"])
+def test_the_audit_names_what_differs(how, toy, tmp_path):
+    _, folder = run(toy_cell("der", toy), toy, tmp_path)
+    first, second = (folder / "tasks" / str(task) / "state.safetensors" for task in (1, 2))
+    if how == "changed":
+        data = bytearray(second.read_bytes())
+        data[-1] ^= 255
+        second.write_bytes(data)
+    elif how == "truncated":
+        second.write_bytes(second.read_bytes()[:-3])
+    elif how == "swapped":
+        second.write_bytes(first.read_bytes())
+    elif how == "gone":
+        second.unlink()
+    else:
+        text = (folder / "ledger.csv").read_text()
+        (folder / "ledger.csv").write_text(text.replace("F32", "F16", 1))
+    problems = audit(folder)
+    assert problems
+    where = {"gone": str(folder), "ledger": "tasks/0/"}.get(how, str(second))
+    assert all(where in problem for problem in problems)
