@@ -154,17 +154,22 @@ def plan(
 def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: runs).")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where tables, figures and the page go.")] = Path("report"),
+    published: Annotated[bool, typer.Option("--published", help="Overlay published points of the protocol.")] = False,
 ) -> None:
     """Tables, figures and one HTML page from run folders."""
-    from cilbench.reports import ReportError, write_report
+    from cilbench.reports import write_report
 
+    folders = runs or [Path("runs")]
+    for folder in folders:
+        if not folder.is_dir():
+            raise RequestError(f"RUNS {folder}: no such folder; `cilbench run` makes one")
     try:
-        result = write_report(runs or [Path("runs")], out, command=" ".join(["cilbench", *sys.argv[1:]]))
-    except ReportError as error:
-        raise RequestError(str(error)) from None
-    for folder, reason in result.left_out:
-        typer.echo(f"left out: {folder}: {reason}", err=True)
-    typer.echo(f"report: {result.page}")
+        result = write_report(folders, out, command=" ".join(["cilbench", *sys.argv[1:]]), published=published)
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+    for left_out in result.left_out:
+        typer.echo(f"left out: {left_out.folder}: {left_out.reason}", err=True)
+    typer.echo(f"{result.runs} runs reported: {result.index}")
 
 
 @app.command()

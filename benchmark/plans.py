@@ -56,7 +56,7 @@ def plan_table(records: list[dict[str, Any]]) -> Table:
     first = records[0]
     protocol = f"Base-{first['base']} Inc-{first['inc']}, {first['tasks']} tasks"
     table = Table(
-        title=f"{first['dataset']}, {protocol}; the budget binds the {first['accounting']} bytes; sizes after the last task",
+        title=f"{first['dataset']}, {protocol}; budget in {first['accounting']} bytes; sizes after the last task",
         title_justify="left",
     )
     for name, justify in (
@@ -91,8 +91,8 @@ def announce(asked: list[Cell]) -> list[str]:
     first = asked[0]
     scenario = first.scenario
     lines = [
-        f"{scenario.dataset}: Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks, class order {first.order},"
-        f" recipe {first.recipe}, accounting {first.budget.accounting}"
+        f"{scenario.dataset}: Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks,"
+        f" class order {first.order}, recipe {first.recipe}, accounting {first.budget.accounting}"
     ]
     budgets = {cell.budget.bytes: cell.budget_label for cell in asked}
     for size, label in budgets.items():

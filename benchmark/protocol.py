@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
@@ -36,7 +36,7 @@ from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.training import Diverged
 from cilbench.records import FORMAT, Keep, Outcome, RunFolder, TaskRecord
 from cilbench.request import Cell
-from cilbench.scenario import class_names, stream, seen_test_images
+from cilbench.scenario import class_names, seen_test_images, stream
 
 EVALUATION_BATCH = 500
 
@@ -48,7 +48,8 @@ class OverBudget(RuntimeError):
         total = ledger.total(budget.accounting)
         items = ", ".join(f"{kind} {size:,}" for kind, size in ledger.by_kind(budget.accounting).items())
         super().__init__(
-            f"over budget after task {task}: {format_bytes(total)} of {format_bytes(budget.bytes)} ({budget.accounting}: {items})"
+            f"over budget after task {task}: {format_bytes(total)} of {format_bytes(budget.bytes)}"
+            f" ({budget.accounting}: {items})"
         )
         self.task, self.ledger = task, ledger
 
@@ -71,7 +72,7 @@ def run_cell(
     keep: Keep = "last",
     isolate: bool = False,
 ) -> Outcome:
-    """Run a cell to its end and leave its folder finished, whatever came of it. A crash of a method is a failed cell."""
+    """Run a cell to its end and leave its folder finished, whatever came of it. A crash is a failed cell."""
     started = time.perf_counter()
     folder.open()
     breach = None
@@ -164,7 +165,7 @@ def learn_and_seal(
     log: Callable[[Mapping[str, Any]], None],
     progress: Callable[[float, int], None],
 ) -> bytes:
-    """One task's learning from the sealed bytes of the one before to its own. Random numbers depend on cell and task alone."""
+    """One task's learning, sealed bytes to sealed bytes. Random numbers depend on seed and task alone."""
     seed = task_seed(cell.seed, task.index)
     torch.manual_seed(seed)
     method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
@@ -189,7 +190,7 @@ def task_seed(seed: int, task: int) -> int:
 def judge(method: Method, images: Tensor, labels: Tensor) -> dict[str, NDArray[np.int16]]:
     """The top five classes of every test image for every head, int16 [N, 5], padded with −1; and `labels` int16 [N]."""
     parts: dict[str, list[Tensor]] = {}
-    for batch in images.split(EVALUATION_BATCH):
+    for batch in torch.split(images, EVALUATION_BATCH):
         for head, scores_BK in method.scores(batch).items():
             parts.setdefault(head, []).append(scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices.short())
     top = {head: torch.cat(found).cpu().numpy() for head, found in parts.items()}
@@ -239,8 +240,9 @@ def _learn_elsewhere(
         tempfile.TemporaryDirectory(prefix="cilbench-") as empty,
         ProcessPoolExecutor(1, get_context("spawn"), initializer=chdir, initargs=(empty,)) as pool,
     ):
-        on_cpu = replace(task, images=task.images.cpu().numpy(), labels=task.labels.cpu().numpy())
-        result, lines, images = pool.submit(_isolated, cell, plan, on_cpu, sealed, device, empty).result()
+        arrays = task.images.cpu().numpy(), task.labels.cpu().numpy()
+        job = pool.submit(_isolated, cell, plan, task.index, *arrays, sealed, device, empty)
+        result, lines, images = job.result()
     for line in lines:
         log(line)
     progress(1.0, images)
@@ -248,16 +250,21 @@ def _learn_elsewhere(
 
 
 def _isolated(
-    cell: Cell, plan: Plan, task: Any, sealed: bytes | None, device: str, empty: str
+    cell: Cell,
+    plan: Plan,
+    index: int,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    sealed: bytes | None,
+    device: str,
+    empty: str,
 ) -> tuple[bytes, list[Mapping[str, Any]], int]:
     tempfile.tempdir = empty
     lines: list[Mapping[str, Any]] = []
     trained: list[int] = []
     there = torch.device(device)
-    arrived = Task(task.index, torch.from_numpy(task.images).to(there), torch.from_numpy(task.labels).to(there))
-    result = learn_and_seal(
-        cell, plan, arrived, sealed, there, lines.append, lambda share, images: trained.append(images)
-    )
+    task = Task(index, torch.from_numpy(images).to(there), torch.from_numpy(labels).to(there))
+    result = learn_and_seal(cell, plan, task, sealed, there, lines.append, lambda share, count: trained.append(count))
     return result, lines, sum(trained)
 
 

@@ -1,9 +1,9 @@
 """Run folders: evidence, written once.
 
-    <out>/<cell>.partial/        while the cell runs: one folder per finished task, each written under another name and renamed
-    <out>/<cell>/                when it is over, whatever came of it; never written to again
+    <out>/<cell>.partial/   while the cell runs: a folder per finished task, written under another name and renamed
+    <out>/<cell>/           when it is over, whatever came of it; never written to again
 
-A partial folder is where the same command goes on after it was killed. docs: shared names in README, "The run folder".
+A partial folder is where the same command goes on after it was killed.
 """
 
 import csv
@@ -125,7 +125,7 @@ class RunFolder:
         return [TaskRecord(**text["record"]) for text in self._texts()]
 
     def finish(self, cell: Mapping[str, Any], breach: tuple[int, Ledger] | None = None) -> None:
-        """Bring the tasks together, write cell.json, give the folder its name. `breach`: the boundary that was over budget."""
+        """Bring the tasks together, write cell.json, rename. `breach`: the boundary that was over budget."""
         texts = self._texts()
         rows = [{"task": t["record"]["task"], **row} for t in texts for row in t["ledger"]]
         if breach:
@@ -174,7 +174,7 @@ class RunFolder:
 
 
 def audit(folder: Path) -> list[str]:
-    """Re-weigh the sealed files of a finished run from their headers alone; every difference from the record, one line each.
+    """Re-weigh a finished run's sealed files from their headers; every difference from the record, a line each.
 
     No method code is imported and nothing in the folder is executed.
     """

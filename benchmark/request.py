@@ -111,8 +111,8 @@ def cells(request: RunRequest) -> list[Cell]:
 def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
     """The plan, or the refusal, of every cell by id.
 
-    Raises RequestError for a method that fits none of the budgets: that request is wrong. One that fits some of them is refused at
-    the others and recorded so.
+    Raises RequestError for a method that fits none of the budgets: that request is wrong. One that fits some of them
+    is refused at the others and recorded so.
     """
     plans: dict[str, Plan | BudgetTooSmall] = {}
     for cell in asked:

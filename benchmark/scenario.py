@@ -12,7 +12,7 @@ from cilbench.methods.contract import Scenario, Task
 
 
 def class_order(classes: int, seed: int) -> tuple[int, ...]:
-    """The permutation every CIL paper calls "seed 1993": `numpy.random.seed(seed)` then a permutation of the class ids."""
+    """What CIL papers call "seed 1993": `numpy.random.seed(seed)`, then a permutation of the class ids."""
     return tuple(int(c) for c in np.random.RandomState(seed).permutation(classes))
 
 

@@ -23,7 +23,7 @@ from cilbench.request import Cell, RunRequest, cells, check_feasible
 
 
 def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool) -> int:
-    """Run what is not done yet; the exit code: 0 if every cell is done, else 1. Raises RequestError, DatasetError before it starts."""
+    """Run what is not done yet; 0 if every cell is done in the end, else 1. Raises RequestError before it starts."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     asked = cells(request)
     plans = check_feasible(asked)
@@ -87,7 +87,8 @@ class _Watch:
 
     def __init__(self, console: Console, cells: int, bar: Progress | None) -> None:
         self.console, self.cells, self.bar = console, cells, bar
-        self.number, self.cell, self.images, self.started = 0, None, 0, time.perf_counter()
+        self.number, self.images, self.started = 0, 0, time.perf_counter()
+        self.cell: Cell | None = None
         self.bar_id = bar.add_task("", total=cells) if bar else None
 
     def begin(self, number: int, cell: Cell) -> None:

@@ -1,7 +1,7 @@
 """How an exemplar is written: uint8 images → bytes → uint8 images, whole batches at a time.
 
-`encode` gives one flat uint8 payload and what is needed to read it back. Lengths are never stored where they follow from
-the shape or the boxes.
+`encode` gives one flat uint8 payload and what is needed to read it back. Lengths are never stored where they follow
+from the shape or the boxes.
 """
 
 import math
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Encoded:
-    """N encoded images: `payload` uint8 [Σ lengths]; `lengths` int64 [N], bytes of each; `boxes` int16 [N, 4] or None."""
+    """N images: `payload` uint8 [Σ lengths]; `lengths` int64 [N], bytes of each; `boxes` int16 [N, 4] or None."""
 
     payload: Tensor
     lengths: Tensor

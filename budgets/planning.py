@@ -34,8 +34,8 @@ def exemplar_count(budget_bytes: int, model_bytes: int, exemplar_bytes: int) -> 
 def whole_fitting(sizes: Iterable[tuple[str, int]], copies: int, budget_bytes: int, base_bytes: int) -> list[str]:
     """Names of the backbones an expanding method may take by default, best first. `sizes`: (name, bytes of one).
 
-    The largest of the family for which `copies` WHOLE backbones still leave room for the protocol's base exemplars (the rule
-    behind the published rows, MEMO Tables 2-12), then smaller ones; where none fits, the smallest of the family alone.
+    The largest of the family for which `copies` WHOLE backbones still leave room for the protocol's base exemplars (the
+    rule behind the published rows, MEMO Tables 2-12), then smaller ones; where none fits, the smallest alone.
     """
     largest_first = sorted(sizes, key=lambda size: -size[1])
     fitting = [name for name, size in largest_first if copies * size + base_bytes <= budget_bytes]

@@ -29,7 +29,7 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 
 
 def seal(state: State) -> bytes:
-    """The bytes of a state. Raises LedgerError for an unknown kind, a value that is no dense tensor, an unknown dtype."""
+    """The bytes of a state. Raises LedgerError for an unknown kind or dtype and for what is no dense tensor."""
     return save({key: _own_elements(key, value) for key, value in state.items()})
 
 

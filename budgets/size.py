@@ -43,7 +43,8 @@ PUBLISHED_BYTES: dict[tuple[str, int, int], dict[str, int]] = {
 def parse_bytes(text: str) -> int:
     """Bytes of a size such as `7998016B`, `7,998,016 B`, `7.6MiB` (2**20) or `8MB` (10**6).
 
-    Raises ValueError, one line that says what is allowed, for anything else: no unit, zero, a negative size, a fraction of a byte.
+    Raises ValueError, one line that says what is allowed, for anything else: no unit, nothing, less than nothing, a
+    fraction of a byte.
     """
     match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
@@ -77,7 +78,7 @@ def human_bytes(size_bytes: int) -> str:
 def parse_budget_mb(text: str, protocol: tuple[str, int, int] | None = None) -> tuple[int, str | None]:
     """Bytes of a `--budget-mb` value (1 MB = 2**20 B), and the published label it resolved to, if any.
 
-    `protocol` is (data set, base classes, increment); where it has published budgets, their labels mean their exact bytes.
+    `protocol` is (data set, base classes, increment); where it has published budgets, their labels mean their bytes.
     Raises ValueError, one line, for anything that is not a positive number.
     """
     try:

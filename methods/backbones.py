@@ -1,8 +1,8 @@
 """The networks, and where MEMO (arXiv 2205.13218) splits them: shared = general layers, specialised = the last stage.
 
     family     input    members, smallest first
-    tiny       ≤ 16     tinyconv3 … tinyconv32       two 3×3 convolutions; not from a paper, sized to compete with 64-byte images
-    cifar      ≤ 64     convnet2, resnet14 … resnet32   MEMO's; parameter-free option-A shortcuts (He 2016, arXiv 1512.03385, §4.2)
+    tiny       ≤ 16     tinyconv3 … tinyconv32          ours: two 3×3 convolutions that compete with 64-byte images
+    cifar      ≤ 64     convnet2, resnet14 … resnet32   MEMO's; option-A shortcuts (He 2016, arXiv 1512.03385, §4.2)
     imagenet   > 64     convnet4, resnet10 … resnet50   MEMO's
 
 Parameter counts (no classifier) are those of the papers, computed from the built networks: `backbone_bytes`.
@@ -180,9 +180,9 @@ BACKBONES: dict[Family, dict[str, BackboneSpec]] = {
 
 
 def init_weights(module: nn.Module) -> None:
-    """He initialisation of convolutions (fan out), BatchNorm at (1, 0): what the CIL toolboxes use for these networks."""
+    """He initialisation of convolutions (fan out), BatchNorm at (1, 0), as the CIL toolboxes have it."""
     for layer in module.modules():
-        if isinstance(layer, nn.Conv2d):
+        if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:  # shapes alone need no draw, and it is slow there
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 

@@ -43,28 +43,6 @@ RELU = ABOVE + BELOW
 Mask = Literal["learned", "cam", "full", "centre", "random"]
 
 
-@dataclass(frozen=True)
-class Config:
-    """Names in quotes: the authors' `cim-imagenet100.json`. Degrees 5/4 and η = 4 are structural (`RELU`, `Box`).
-
-    `mask` other than "learned" are the poster's ablations: "cam" has ReLU for φ, "full" no box, the rest a fixed size.
-    """
-
-    mask: Mask = "learned"
-    tau: float = 0.6  # "mask_threshold"
-    renew_every: int = in_epochs(40)  # "cam_update_interval"
-    show_growth: float = 0.1  # "randombbxblur_prob_incre"
-    phi_lr: float = 0.01  # "incre_phi_lr"; cosine over the task, models/foster.py
-    phi_weight_decay: float = 5e-4  # "incre_weight_decay": the authors' Adam has it too, models/foster.py
-    phi_clip: float = 1.0  # "max_phi_grad_norm"
-    meta_batch: int = 16  # "meta_batch_size"
-    lr_ratio: float = 0.1  # "lr_ratio": learning rate of the virtual step over θ's
-    steps_per_class: float = 0.5  # "num_meta_iters_per_cls": upper-level steps an epoch for each new class
-    classification: float = 0.2  # "div_coef"
-    sparsity: float = 0.1  # "reg_coef", on the mean of CAM²
-    box_side: float = 0.6  # not the authors': b = 0.36 costs what CIM's boxes did on the poster, 20/38.3 of an image
-
-
 class Rational(nn.Module):
     """Padé activation of degrees 5/4, the safe form of Molina 2020 (arXiv 1907.06732): Σ a_i xⁱ / (1 + |Σ b_j xʲ|)."""
 
@@ -158,7 +136,29 @@ def hybrid(x_BCHW: Tensor, mask_BHW: Tensor) -> Tensor:
 class CIM:
     """What stays between tasks: φ. Boxes stay with their exemplars."""
 
-    Config = Config
+    @dataclass(frozen=True)
+    class Config:
+        """Names in quotes: the authors' `cim-imagenet100.json`. Degrees 5/4 and η = 4 are structural (`RELU`, `Box`).
+
+        `mask` other than "learned" are the poster's ablations: "cam" has ReLU for φ, "full" no box, the rest a fixed
+        size.
+        """
+
+        mask: Mask = "learned"
+        tau: float = 0.6  # "mask_threshold"
+        renew_every: int = in_epochs(40)  # "cam_update_interval"
+        show_growth: float = 0.1  # "randombbxblur_prob_incre"
+        phi_lr: float = 0.01  # "incre_phi_lr"; cosine over the task, models/foster.py
+        phi_weight_decay: float = 5e-4  # "incre_weight_decay": the authors' Adam has it too, models/foster.py
+        phi_clip: float = 1.0  # "max_phi_grad_norm"
+        meta_batch: int = 16  # "meta_batch_size"
+        lr_ratio: float = 0.1  # "lr_ratio": learning rate of the virtual step over θ's
+        steps_per_class: float = 0.5  # "num_meta_iters_per_cls": upper-level steps an epoch for each new class
+        classification: float = 0.2  # "div_coef"
+        sparsity: float = 0.1  # "reg_coef", on the mean of CAM²
+        # not the authors': b = 0.36 costs what CIM's boxes did on the poster, 20/38.3 of an image
+        box_side: float = 0.6
+
     codec: Codec = Box()
     card: ClassVar[MethodCard] = MethodCard(
         key="cim",
@@ -208,7 +208,7 @@ class CIM:
 class Masking:
     """CIM in one task: φ learns before every epoch, boxes are renewed, new images are shown as they would be stored."""
 
-    config: Config
+    config: CIM.Config
     phi: Tensor  # [A, 10], what CIM carries on; learned in place
     net: IncrementalNet
     lesson: Lesson

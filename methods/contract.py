@@ -20,7 +20,7 @@ Family = Literal["tiny", "cifar", "imagenet"]
 
 @dataclass(frozen=True)
 class Augmentation:
-    """Training-time augmentation, per image: random crop after zero padding, horizontal flip, brightness factor 1 ± b."""
+    """Per image while training: random crop after zero padding, horizontal flip, brightness factor 1 ± b."""
 
     padding: int = 4
     flip: bool = True
@@ -84,8 +84,8 @@ class Plan:
     """What a method will keep under a budget. Bytes are under the budget's accounting where nothing else is said.
 
     `exemplar_bytes` is what all exemplars together may take, `exemplars` how many images as they are that makes;
-    `model_bytes` is everything else that is charged, after the last task. `published_bytes` and `strict_bytes` are upper
-    bounds on the sealed state after each task. `details` are a method's own numbers (a generator's width).
+    `model_bytes` is everything else that is charged, after the last task. `published_bytes` and `strict_bytes` are
+    upper bounds on the sealed state after each task. `details` are a method's own numbers (a generator's width).
     """
 
     budget: Budget
@@ -100,7 +100,10 @@ class Plan:
 
 @dataclass(frozen=True)
 class MethodCard:
-    """Who a method is. `name` stands in legends; `heads`: the predictions it makes, the published one first. `port`: what is not as in the paper."""
+    """Who a method is. `name` stands in legends.
+
+    `heads`: the predictions it makes, the published one first. `port`: what is not as in the paper.
+    """
 
     key: str
     name: str
@@ -118,7 +121,7 @@ class Context:
     """What the harness gives a method while it learns.
 
     `generator` is the cell's own random source, on the device; module initialisation uses torch's global one, which the
-    harness has seeded for this cell and task. `log` takes one flat record for log.jsonl; `progress` takes a unit-less share
+    harness has seeded for this cell and task. `log` takes one flat record for log.jsonl; `progress` takes the share
     done in [0, 1] and the images trained on since the last call.
     """
 

@@ -2,7 +2,7 @@
 
 Keeps      one backbone per task, a linear head over all their features, herded exemplars.
 Throws away the auxiliary head.
-Deviation  the paper's channel pruning is left out, as in every comparison that publishes numbers (PyCIL; arXiv 2302.03648).
+Deviation  the paper's channel pruning is left out, as in the published comparisons (PyCIL; arXiv 2302.03648).
 """
 
 from dataclasses import dataclass
@@ -14,16 +14,14 @@ from cilbench.methods.rehearsal import Layout, Rehearsal
 from cilbench.methods.training import SgdConfig, fit, in_epochs
 
 
-@dataclass(frozen=True)
-class Config(SgdConfig):
-    milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/der.py
-    auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/der.py
-
-
 class DER(Rehearsal):
     """One new backbone a task, initialised from the newest; older ones frozen, in evaluation mode."""
 
-    Config = Config
+    @dataclass(frozen=True)
+    class Config(SgdConfig):
+        milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/der.py
+        auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/der.py
+
     layout = Layout(expanding=True)
     card = MethodCard(
         key="der",

@@ -51,7 +51,7 @@ from cilbench.methods.dgm_generator import (
 )
 from cilbench.methods.training import Diverged, in_batches, in_epochs
 
-SMALLEST_D = 4  # the plan halves `Config.d` no further
+SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
 SETTLING = 1024  # images whose statistics a task's BatchNorm keeps
 
 
@@ -183,10 +183,8 @@ class DGM:
             if config.generator_class_weight:
                 loss = loss + config.generator_class_weight * F.cross_entropy(net.classes(features_BD), labels_B)
             gradients = list(torch.autograd.grad(loss, learning))
-            for i, free in enumerate(writable):
-                gradients[i] = (
-                    gradients[i] * free
-                )  # 0 from the first step on: Adam's moments stay 0, the weight as it is
+            for i, free in enumerate(writable):  # 0 from the first step on: Adam's moments stay 0, the weight as it is
+                gradients[i] = gradients[i] * free
             for i, e in enumerate(embeddings, start=len(learning) - len(embeddings)):
                 gradients[i] = gradients[i] * compensation(e.detach(), s, s_epoch)
             for parameter, gradient in zip(learning, gradients, strict=True):
@@ -243,7 +241,6 @@ class DGM:
         self.discriminator = self._new_discriminator(len(state["head/classes.bias"]))
         restore(self.generator, state)
         restore(self.discriminator, state)
-        self.generator.eval()
 
     def replay(self, labels: Tensor, task: int, rng: torch.Generator) -> Tensor:
         """uint8 images [N, C, S, S] of classes `labels`, int64 [N], that an earlier `task` brought."""

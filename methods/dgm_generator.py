@@ -129,8 +129,7 @@ class MaskedGenerator(nn.Module):
         return mask_shapes(self.z_dim, widths, self.variant)
 
     def add_task(self, widths: Sequence[int]) -> TaskPart:
-        """Begin a task whose layers have `widths`; what older tasks have of their own is frozen."""
-        self.tasks.requires_grad_(False).eval()
+        """Begin a task whose layers have `widths`."""
         part = TaskPart(widths, self.channels, self.device)
         self.tasks.append(part)
         return part

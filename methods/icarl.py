@@ -20,17 +20,15 @@ from cilbench.methods.rehearsal import Layout, Rehearsal
 from cilbench.methods.training import SgdConfig, fit, in_batches, in_epochs
 
 
-@dataclass(frozen=True)
-class Config(SgdConfig):
-    milestones: tuple[int, ...] = in_epochs((80, 120))  # PyCIL models/icarl.py
-    temperature: float = 2.0  # PyCIL models/icarl.py
-    distillation: float = 1.0  # weight of the distillation loss, PyCIL models/icarl.py
-
-
 class ICaRL(Rehearsal):
-    """Predicts by the nearest mean of exemplars (`nme`, the published head); the linear head's answer is recorded beside it."""
+    """Predicts by the nearest mean of exemplars (`nme`, published); the linear head is recorded beside it."""
 
-    Config = Config
+    @dataclass(frozen=True)
+    class Config(SgdConfig):
+        milestones: tuple[int, ...] = in_epochs((80, 120))  # PyCIL models/icarl.py
+        temperature: float = 2.0  # PyCIL models/icarl.py
+        distillation: float = 1.0  # weight of the distillation loss, PyCIL models/icarl.py
+
     layout = Layout()
     card = MethodCard(
         key="icarl",

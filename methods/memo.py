@@ -1,10 +1,9 @@
 """MEMO: Memory-efficient Expandable MOdel, "A Model or 603 Exemplars" (Zhou 2023, arXiv 2205.13218).
 
-Keeps      the general layers once (stem and all stages but the last), one specialised last stage per task, a linear head over all
-           their features, herded exemplars.
-Throws away the auxiliary head.
-Base-0     the general layers go on learning in later tasks; after a large first task (Base-50) they stay as they are (the
-           authors' scripts: `train_base` true on Base-0, absent on Base-50).
+Keeps      the general layers once (stem and all stages but the last), one specialised last stage per task, a linear
+           head over all their features, herded exemplars. The auxiliary head is thrown away.
+Base-0     the general layers go on learning in later tasks; after a large first task (Base-50) they stay as they are
+           (the authors' scripts: `train_base` true on Base-0, absent on Base-50).
 Deviation  step decay at 80/120/150 as in PyCIL; the survey's scripts use a cosine over 170 epochs.
 """
 
@@ -18,17 +17,16 @@ from cilbench.methods.rehearsal import Layout, Rehearsal
 from cilbench.methods.training import SgdConfig, fit, in_epochs
 
 
-@dataclass(frozen=True)
-class Config(SgdConfig):
-    milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
-    auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
-    train_general: Literal["auto", "yes", "no"] = "auto"  # auto: later tasks train the general layers on Base-0 only
-
-
 class MEMO(Rehearsal):
     """One specialised stage a task on top of shared general layers."""
 
-    Config = Config
+    @dataclass(frozen=True)
+    class Config(SgdConfig):
+        milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
+        auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
+        # auto: later tasks train the general layers on Base-0 only
+        train_general: Literal["auto", "yes", "no"] = "auto"
+
     layout = Layout(expanding=True, share_general=True)
     card = MethodCard(
         key="memo",

@@ -67,7 +67,7 @@ class Plain:
 
 
 class ExemplarMemory:
-    """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each image beside its payload."""
+    """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
 
     def __init__(self, codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int) -> None:
         self.codec, self.image_shape = codec, scenario.image_shape

@@ -18,7 +18,7 @@ class IncrementalNet(nn.Module):
     """Normalised images [B, C, H, W] → logits [B, seen].
 
     `share_general` is MEMO's layout; otherwise every branch is a whole backbone. A new net has neither branch nor head:
-    `add_branch` and `grow_head` make them, or `load`. Weights are drawn on the CPU, so that every device starts from the same.
+    `add_branch` and `grow_head` make them, or `load`. Weights are drawn on the CPU: every device starts from the same.
     """
 
     def __init__(self, scenario: Scenario, backbone: str, device: torch.device, *, share_general: bool = False) -> None:

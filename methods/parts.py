@@ -26,7 +26,8 @@ def herd(features_ND: Tensor, count: int) -> Tensor:
     """
     x_ND = F.normalize(features_ND.double(), dim=1)
     mean_D, squares_N = x_ND.mean(0), x_ND.square().sum(1)
-    picked, total_D = [], torch.zeros_like(mean_D)
+    picked: list[int] = []
+    total_D = torch.zeros_like(mean_D)
     for k in range(1, min(count, len(x_ND)) + 1):
         # ‖mean − (total + x)/k‖², times k², less what is the same for every x
         distance_N = squares_N - 2 * (x_ND @ (k * mean_D - total_D))
@@ -40,10 +41,10 @@ def herd(features_ND: Tensor, count: int) -> Tensor:
 def expansion_loss(
     net: IncrementalNet, auxiliary_head: nn.Linear, known: int, weight: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Cross-entropy on all classes + `weight` × that of the auxiliary head on the newest branch (DER §3.3; MEMO takes it over).
+    """Cross-entropy on all classes + `weight` × the auxiliary head's, on the newest branch (DER §3.3; MEMO's too).
 
-    The auxiliary head tells the new classes from each other and from one class "known", label 0. Nothing is known in a first task:
-    there is no second term.
+    The auxiliary head tells the new classes from each other and from one class "known", label 0. Nothing is known in a
+    first task: there is no second term.
     """
 
     def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
@@ -59,7 +60,7 @@ def expansion_loss(
 
 @torch.no_grad()
 def weight_align(head: nn.Linear, known: int) -> None:
-    """Scale the rows of the new classes so that their mean norm is that of the old ones (WA, Zhao 2020, arXiv 1911.07053)."""
+    """Scale the new classes' rows to the mean norm of the old ones (WA, Zhao 2020, arXiv 1911.07053)."""
     norms = head.weight.norm(dim=1)
     head.weight[known:] *= norms[:known].mean() / norms[known:].mean()
 

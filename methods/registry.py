@@ -35,7 +35,7 @@ class BadSetting(ValueError):
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as asked for: `icarl+cim` is base `icarl` with compression `cim`. `configs` by component, in that order."""
+    """A method as asked for: `icarl+cim` is base `icarl`, compression `cim`; `configs` by component, in that order."""
 
     name: str
     base: type
@@ -82,7 +82,7 @@ class MethodSpec:
 
 
 def known_methods() -> dict[str, str]:
-    """Name → "module:Class", built in and from entry points. Raises BadSetting where a plug-in takes a name that exists."""
+    """Name → "module:Class", built in and from entry points. Raises BadSetting where two have one name."""
     table = dict(METHODS)
     for point in entry_points(group="cilbench.methods"):
         if table.get(point.name, point.value) != point.value or point.name in ALIASES:
@@ -92,7 +92,7 @@ def known_methods() -> dict[str, str]:
 
 
 def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: Mapping[str, str]) -> MethodSpec:
-    """The method called `name` with its configuration: its own defaults, what the data set asks for, the recipe, `settings`.
+    """The method called `name`, configured: its own defaults, what the data set asks for, the recipe, `settings`.
 
     Keys of `overrides` are `component.field`, or a bare field of any component that has it; keys of `settings` are
     `component.field`, their values text. Raises UnknownMethod, BadSetting.

@@ -1,4 +1,4 @@
-"""What every method with exemplars keeps, and how it is planned. No loop and no loss: those are in each method's own file.
+"""What every method with exemplars keeps, and how it is planned. No loop and no loss: each method's own file has them.
 
 kept        network (backbones, running statistics, head) and encoded exemplars
 recomputed  class means, the teacher (the network as it was loaded)
@@ -16,9 +16,9 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, wh
 from cilbench.budgets.sealed import State, ledger_of_state
 from cilbench.methods.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task
-from cilbench.methods.memory import BOX_BYTES, Compression, ExemplarMemory, Lesson, largest_memory
+from cilbench.methods.memory import BOX_BYTES, Compression, ExemplarMemory, largest_memory
 from cilbench.methods.network import IncrementalNet
-from cilbench.methods.training import Look
+from cilbench.methods.training import Lesson, Look
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Layout:
 
 
 class Rehearsal:
-    """A network, an exemplar memory, and the compression between them. Subclasses bring `card`, `layout`, `Config` and `learn`."""
+    """A network, an exemplar memory, a compression. Subclasses bring `card`, `layout`, `Config` and `learn`."""
 
     card: ClassVar[MethodCard]
     layout: ClassVar[Layout]

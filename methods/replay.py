@@ -14,16 +14,14 @@ from cilbench.methods.rehearsal import Layout, Rehearsal
 from cilbench.methods.training import SgdConfig, fit, in_epochs
 
 
-@dataclass(frozen=True)
-class Config(SgdConfig):
-    epochs: int = in_epochs(70)  # PyCIL models/replay.py
-    milestones: tuple[int, ...] = in_epochs((30, 50))  # PyCIL models/replay.py
-
-
 class Replay(Rehearsal):
     """Predicts by its linear head."""
 
-    Config = Config
+    @dataclass(frozen=True)
+    class Config(SgdConfig):
+        epochs: int = in_epochs(70)  # PyCIL models/replay.py
+        milestones: tuple[int, ...] = in_epochs((30, 50))  # PyCIL models/replay.py
+
     layout = Layout()
     card = MethodCard(
         key="replay",

@@ -1,4 +1,4 @@
-"""The epoch loop, written once: images on the device as uint8, augmented in batches there, SGD with a step or cosine decay.
+"""The epoch loop, written once: images on the device as uint8, augmented there in batches, SGD with step decay.
 
     fit(loss, parameters, lesson, schedule, look, context, task)
 
@@ -33,7 +33,7 @@ def in_epochs(value: int | tuple[int, ...]) -> Any:
 
 @dataclass(frozen=True)
 class SgdConfig:
-    """SGD as the CIFAR-100 protocol has it; sources: PyCIL `models/*.py`, equal in the survey's code (arXiv 2302.03648)."""
+    """SGD as the CIFAR-100 protocol has it: PyCIL `models/*.py`, the same in the survey's code (arXiv 2302.03648)."""
 
     batch_size: int = 128
     lr: float = 0.1
@@ -146,7 +146,7 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
 
 @dataclass
 class Lesson:
-    """What a task is learned from: its own images, then the decoded exemplars. uint8 [N, C, H, W]; int64 [N], on the device."""
+    """What a task is learned from: its images, then the decoded exemplars. uint8 [N, C, H, W], int64 [N], on device."""
 
     images: Tensor
     labels: Tensor
@@ -212,7 +212,7 @@ def fit(
 
 
 def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:
-    """Positions 0…count−1 shuffled and cut into batches; a last batch of one joins the one before (BatchNorm needs two)."""
+    """0…count−1, shuffled and cut into batches; a last batch of one joins the one before: BatchNorm needs two."""
     cut = list(torch.randperm(count, device=generator.device, generator=generator).split(size))
     if len(cut) > 1 and len(cut[-1]) == 1:
         cut[-2:] = [torch.cat(cut[-2:])]

@@ -33,7 +33,9 @@ def read_entries(text: str) -> list[Entry]:
 
 
 def bibliography(texts: Iterable[str]) -> tuple[list[Entry], list[str]]:
-    """Entries of all texts sorted by key, each key once, and a line for every key whose texts differ or that was left out."""
+    """Entries of all texts sorted by key, each key once, and a line for every key whose texts differ or that was left
+    out.
+    """
     entries: dict[str, Entry] = {}
     remarks = []
     for text in dict.fromkeys(texts):
@@ -95,4 +97,4 @@ def _harmless(value: str) -> bool:
         depth += (character == "{") - (character == "}")
         if depth < 0:
             return False
-    return depth == 0 and "\\" not in rest and value.isprintable()
+    return depth == 0 and "\\" not in rest and "^^" not in value and value.isprintable()

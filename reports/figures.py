@@ -1,18 +1,19 @@
-"""The figures of a report. Every function takes DataFrames of ONE group of comparable runs and returns a matplotlib Figure.
+"""The figures of a report. Every function takes DataFrames of ONE group of comparable runs and returns a Figure.
 
-Axes are in % and in KiB or MB (2**20 B); bands are 95 % bootstrap intervals over repetitions, drawn where there is more than one.
-Methods that do not compete (a floor, a ceiling) are dashed lines without a marker.
+Axes are in % and in KiB or MB (2**20 B); bands are 95 % bootstrap intervals, drawn where there is more than one
+repetition. Methods that do not compete (a floor, a ceiling) are dashed lines without a marker.
 """
 
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
@@ -30,9 +31,9 @@ _ROW = 9.2  # points from one line of text to the next
 def accuracy_over_classes(
     frame: pd.DataFrame, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
 ) -> Figure:
-    """Top-1 accuracy on all classes seen, after each task: one panel per budget, one line per method, its published head.
+    """Top-1 accuracy on all classes seen, after each task: a panel per budget, a line per method, its published head.
 
-    `frame` as `load` returns it. Raises MixedRuns for runs of more than one group.
+    `frame` as `load` returns it. Raises MixedRunsError for runs of more than one group.
     """
     summarise.require_one_group(frame)
     styles = styles or styles_of(frame["method"])
@@ -42,14 +43,14 @@ def accuracy_over_classes(
     with paper_style():
         figure, panels = _panels(len(budgets), paper_columns, height_inches=1.95)
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
-            for name, line in references.groupby("name"):
+            for (name,), line in summarise.parts(references, ["name"]):
                 axes.plot(
                     line["seen"], line["top1"], color=FAINT, dashes=_dashes(name, references), linewidth=1, label=name
                 )
             own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
-            for (method, name), line in own.groupby(["method", "name"]):
+            for (method, name), line in summarise.parts(own, ["method", "name"]):
                 _line(axes, line["seen"], line["top1"], line["top1_low"], line["top1_high"], styles[method], name)
-            absent = _absent(frame, budget_bytes)
+            absent = [_fitted(figure, text, 1.4) for text in _absent(frame, budget_bytes)]
             if absent:
                 note = "no result:\n" + "\n".join(absent)
                 axes.annotate(note, (0.03, 0.04), xycoords="axes fraction", va="bottom", color=FAINT, fontsize=6.5)
@@ -57,7 +58,7 @@ def accuracy_over_classes(
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
             _class_ticks(axes, sorted(set(curves["seen"])))
             axes.set_xlabel("Classes seen")
-            if axes.get_subplotspec().is_first_col():
+            if axes in panels[:: _columns(len(budgets), paper_columns)]:
                 axes.set_ylabel("Top-1 accuracy (%)")
         _legend(figure, panels)
     return figure
@@ -71,8 +72,8 @@ def accuracy_over_memory(
 ) -> Figure:
     """Average and last accuracy against the budget, one panel each, with AUC-A and AUC-L beside the name of each line.
 
-    × at the foot marks a budget at which a method has no result. `published` (rows of `load_published` of the same protocol) is
-    overlaid as open markers. Raises MixedRuns for runs of more than one group.
+    × at the foot marks a budget at which a method has no result. `published` (rows of `load_published` of the same
+    protocol) is overlaid as open markers. Raises MixedRunsError for runs of more than one group.
     """
     summarise.require_one_group(frame)
     styles = styles or styles_of(frame["method"])
@@ -87,9 +88,9 @@ def accuracy_over_memory(
         figure = Figure()
         FigureCanvasAgg(figure)
         rows, columns = (1, 2) if paper_columns == 2 else (2, 1)
-        names = [str(name) for name in means["name"].unique()]
+        names = {str(name): _fitted(figure, str(name)) for name in means["name"].unique()}
         texts = {area: _area_texts(areas, area) for area in ("auc_a", "auc_l")}
-        name_room = _text_inches(figure, names)
+        name_room = _text_inches(figure, list(names.values()))
         value_room = _text_inches(figure, [*texts["auc_a"].values(), *texts["auc_l"].values()])
         values_end = name_room + (value_room + 0.12 if value_room else 0)
         room = _LABEL_OFFSET * _POINT + values_end + 0.04
@@ -111,20 +112,22 @@ def accuracy_over_memory(
             ends = _memory_lines(axes, means[means["competes"]], measure, xs, styles, points)
             _budget_ticks(axes, list(xs.values()), panel_width)
             ends |= _references(axes, means[~means["competes"]], measure, max(xs.values()), panel_height)
-            _absences(axes, means[means["competes"]], measure, xs, styles, panel_height)
-            sns.despine(ax=axes)
+            _absences(axes, means[means["competes"]], measure, xs, styles, names, panel_height)
             area = f"auc_{measure[0]}"
-            _end_labels(axes, ends, texts[area], area.upper().replace("_", "-"), panel_height, values_end / _POINT)
+            _end_labels(
+                axes, ends, names, texts[area], area.upper().replace("_", "-"), panel_height, values_end / _POINT
+            )
     return figure
 
 
 def bytes_by_kind(
     cells: pd.DataFrame, ledger: pd.DataFrame, paper_columns: PaperColumns = 2, kinds: Sequence[str] = KINDS
 ) -> Figure:
-    """What each method spent its bytes on after the last task, in the accounting that bound: one panel per budget, which is the line.
+    """What each method spent its bytes on after the last task, in the accounting that bound: a panel per budget, its
+    line.
 
-    `cells` and `ledger` as in `Runs`. A cell without a ledger is a hatched bar with its status; methods that do not compete for bytes
-    are left out. Raises MixedRuns for runs of more than one group.
+    `cells` and `ledger` as in `Runs`. A cell without a ledger is a hatched bar with its status; methods that do not
+    compete for bytes are left out. Raises MixedRunsError for runs of more than one group.
     """
     summarise.require_one_group(cells)
     competing = cells[cells["competes"]]
@@ -134,7 +137,7 @@ def bytes_by_kind(
     unit, scale = unit_of(max(size for size, _ in budgets))
     accounting = cells["accounting"].iloc[0]
     with paper_style():
-        figure, panels = _panels(len(budgets), paper_columns, height_inches=0.6 + 0.22 * len(names), most_columns=3)
+        figure, panels = _panels(len(budgets), paper_columns, height_inches=0.6 + 0.22 * len(names))
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
             own = spent[spent["budget_bytes"] == budget_bytes]
             budget = budget_bytes / scale
@@ -146,7 +149,7 @@ def bytes_by_kind(
             axes.set_xlim(0, most * 1.06)
             axes.set_xlabel(f"{unit} kept ({accounting})")
             axes.set_ylim(-0.6, len(names) - 0.4)
-            axes.set_yticks(range(len(names)), names)
+            axes.set_yticks(range(len(names)), [_fitted(figure, name) for name in names])
             axes.xaxis.set_major_locator(MaxNLocator(3 if len(panels) > 1 and paper_columns == 2 else 5))
             axes.grid(visible=True, axis="x")
             axes.grid(visible=False, axis="y")
@@ -189,7 +192,7 @@ def _memory_lines(
 ) -> dict[str, tuple[float, str]]:
     """Draw every method that competes; for each the height at which its line ends and its colour."""
     ends: dict[str, tuple[float, str]] = {}
-    for (method, name), line in means.groupby(["method", "name"]):
+    for (method, name), line in summarise.parts(means, ["method", "name"]):
         style = styles[method]
         done = line[line[measure].notna()].sort_values("budget_bytes")
         if len(done):
@@ -205,7 +208,12 @@ def _memory_lines(
             ends[name] = (float(done[measure].iloc[-1]), style.colour)
         if published is not None:
             points = published[published["method"] == name]
-            look = {"color": style.colour, "marker": style.marker, "markerfacecolor": "none", "markeredgewidth": 0.8}
+            look: dict[str, Any] = {
+                "color": style.colour,
+                "marker": style.marker,
+                "markerfacecolor": "none",
+                "markeredgewidth": 0.8,
+            }
             axes.plot(
                 points["budget_mb"],
                 points["value"],
@@ -223,7 +231,7 @@ def _memory_lines(
 def _references(
     axes: Axes, means: pd.DataFrame, measure: str, right: float, height_inches: float
 ) -> dict[str, tuple[float, str]]:
-    """Floors and ceilings: a dashed line where it is near, else a word at the edge, so that it does not flatten all others."""
+    """Floors and ceilings: a dashed line, or a word at the edge where a line would flatten all others."""
     ends: dict[str, tuple[float, str]] = {}
     low, high = axes.get_ylim()
     reach = 0.3 * (high - low)
@@ -235,7 +243,7 @@ def _references(
         above = value > high
         _make_room(axes, height_inches, above)
         text = f"{'↑' if above else '↓'} {name} {value:.1f}"
-        edge = {"xy": (0.02, 1.0), "va": "top"} if above else {"xy": (0.02, 0.01), "va": "bottom"}
+        edge: dict[str, Any] = {"xy": (0.02, 1.0), "va": "top"} if above else {"xy": (0.02, 0.01), "va": "bottom"}
         axes.annotate(text, xycoords="axes fraction", color=FAINT, fontsize=7, **edge)
     return ends
 
@@ -246,11 +254,12 @@ def _absences(
     measure: str,
     xs: Mapping[int, float],
     styles: Mapping[str, Style],
+    names: Mapping[str, str],
     height_inches: float,
 ) -> None:
-    """A row of × at the foot for each method that lacks a result, with the reason in a word where there is most room."""
+    """A row of × at the foot for each method that lacks a result, with its status where there is most room."""
     row = len([text for text in axes.texts if text.get_text().startswith("↓")])
-    for (method, name), cells in means[means[measure].isna()].groupby(["method", "name"]):
+    for (method, name), cells in summarise.parts(means[means[measure].isna()], ["method", "name"]):
         _make_room(axes, height_inches, above=False)
         at = sorted(cells["budget_bytes"].map(xs))
         shares = [
@@ -271,7 +280,7 @@ def _absences(
         edges = [0.0, *shares, 1.0]
         widest = max(range(len(edges) - 1), key=lambda i: edges[i + 1] - edges[i])
         anchor, side = (edges[widest], "left") if widest else (edges[1], "right")
-        text = f"{name}: {status_text(', '.join(sorted(set(cells['status']))))}"
+        text = f"{names[name]}: {status_text(', '.join(sorted(set(cells['status']))))}"
         offset = (6 if side == "left" else -6, 0)
         axes.annotate(
             text,
@@ -297,40 +306,37 @@ def _make_room(axes: Axes, height_inches: float, above: bool) -> None:
 def _end_labels(
     axes: Axes,
     ends: Mapping[str, tuple[float, str]],
+    names: Mapping[str, str],
     values: Mapping[str, str],
     header: str,
     height_inches: float,
     values_end: float,
 ) -> None:
-    """Names at the ends of the lines, moved apart where they would overlap, each tied to its line; `values` in a column beside them."""
+    """`names` at the ends of the lines, moved apart, each tied to its line; `values` in a column beside them."""
     low, high = axes.get_ylim()
     height = height_inches / _POINT
     ordered = sorted(ends, key=lambda name: (ends[name][0], name))
     shares = [(ends[name][0] - low) / (high - low) for name in ordered]
-    beside = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
     for name, at, share in zip(ordered, spread(shares, _ROW / height), shares, strict=True):
         colour = ends[name][1]
-        tie = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3, "relpos": (0, 0.5)}
+        tie: dict[str, Any] = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3}
+        tie["relpos"] = (0, 0.5)
         offset = (_LABEL_OFFSET, (at - share) * height)
         ink = FAINT if colour == FAINT else INK
-        axes.annotate(name, (1, share), xytext=offset, va="center", color=ink, size=7.5, arrowprops=tie, **beside)
+        axes.annotate(
+            names[name], (1, share), xytext=offset, va="center", color=ink, size=7.5, arrowprops=tie, **beside
+        )
         if name in values:
-            axes.annotate(
-                values[name],
-                (1, at),
-                xytext=(_LABEL_OFFSET + values_end, 0),
-                va="center",
-                ha="right",
-                size=7.5,
-                **beside,
-            )
+            right = (_LABEL_OFFSET + values_end, 0)
+            axes.annotate(values[name], (1, at), xytext=right, va="center", ha="right", size=7.5, **beside)
     if values:
         axes.annotate(header, (1, 1), xytext=(_LABEL_OFFSET + values_end, 5), ha="right", color=FAINT, size=7, **beside)
 
 
 def _area_texts(areas: pd.DataFrame, measure: str) -> dict[str, str]:
     """AUC of each method that has one, to four significant digits."""
-    return {str(name): f"{value:.4g}" for name, value in areas[measure].dropna().items()}
+    return {str(name): f"{value:#.4g}".rstrip(".") for name, value in areas[measure].dropna().items()}
 
 
 def spread(targets: Sequence[float], gap: float) -> list[float]:
@@ -390,21 +396,17 @@ def _budgets(frame: pd.DataFrame) -> list[tuple[int, object]]:
     return [(int(size), label) for size, label in zip(unique["budget_bytes"], unique["budget_label"], strict=True)]
 
 
-def _panels(
-    count: int, paper_columns: PaperColumns, height_inches: float, most_columns: int = 3
-) -> tuple[Figure, list[Axes]]:
+def _panels(count: int, paper_columns: PaperColumns, height_inches: float) -> tuple[Figure, list[Axes]]:
     """A grid of panels that share the y axis; places that are not needed stay empty."""
-    columns = min(count, most_columns if paper_columns == 2 else 1 if count <= 3 else 2)
+    columns = _columns(count, paper_columns)
     rows = math.ceil(count / columns)
     width = WIDTH_INCHES[paper_columns] if count > 1 else min(WIDTH_INCHES[paper_columns], 4.2)
-    figure = Figure(figsize=(width, rows * height_inches + 0.55), layout="constrained")
+    figure = Figure(figsize=(width, rows * height_inches + 0.55), layout=ConstrainedLayoutEngine(h_pad=0.07))
     FigureCanvasAgg(figure)
     grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
     panels = [axes for row in grid for axes in row]
     for axes in panels[count:]:
         axes.set_visible(False)
-    for axes in panels[:count]:
-        sns.despine(ax=axes)
     return figure, panels[:count]
 
 
@@ -419,30 +421,48 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     entries: dict[str, Line2D] = {}
     for axes in panels:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            entries.setdefault(label, handle)
+            if isinstance(handle, Line2D):
+                entries.setdefault(label, handle)
     names = sorted(entries, key=lambda name: (entries[name].get_color() == FAINT, name.casefold()))
     if names:
         _draw_legend(figure, [entries[name] for name in names], names)
 
 
 def _draw_legend(figure: Figure, handles: Sequence[Patch | Line2D], names: Sequence[str]) -> None:
-    width_inches = figure.get_figwidth()
-    columns = max(1, min(len(names), int((width_inches - 0.2) // (_text_inches(figure, names) + 0.5))))
-    figure.legend(
-        list(handles), list(names), loc="outside lower center", ncols=columns, frameon=False, handlelength=1.9, columnspacing=1.3,
-        handletextpad=0.5, borderaxespad=0.2,
-    )  # fmt: skip
+    """One legend under all panels; the layout is then fixed: every format gets the same, worked out once."""
+    columns = max(1, min(len(names), int((figure.get_figwidth() - 0.2) // (_text_inches(figure, names) + 0.5))))
+    look: dict[str, Any] = {
+        "frameon": False,
+        "handlelength": 1.9,
+        "columnspacing": 1.3,
+        "handletextpad": 0.5,
+        "borderaxespad": 0.2,
+    }
+    fitted = [_fitted(figure, name, room_inches=2.6) for name in names]
+    figure.legend(list(handles), fitted, loc="outside lower center", ncols=columns, **look)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")
+
+
+def _columns(count: int, paper_columns: PaperColumns) -> int:
+    """Panels in a row."""
+    return min(count, 3 if paper_columns == 2 else 1 if count <= 3 else 2)
+
+
+def _fitted(figure: Figure, name: str, room_inches: float = 1.3) -> str:
+    """The name, cut where it would take too much of a figure's width."""
+    if _text_inches(figure, [name]) <= room_inches:
+        return name
+    kept = next(n for n in range(len(name) - 1, -1, -1) if _text_inches(figure, [f"{name[:n]}…"]) <= room_inches)
+    return f"{name[:kept]}…"
 
 
 def _text_inches(figure: Figure, texts: Sequence[str]) -> float:
     """Width of the longest text at the size of labels."""
-    canvas = figure.canvas
-    assert isinstance(canvas, FigureCanvasAgg)
-    renderer = canvas.get_renderer()
     widest = 0.0
     for text in texts:
         probe = figure.text(0, 0, text, fontsize=7.5)
-        widest = max(widest, probe.get_window_extent(renderer).width / figure.dpi)
+        widest = max(widest, probe.get_window_extent().width / figure.dpi)
         probe.remove()
     return widest
 

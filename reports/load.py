@@ -1,7 +1,6 @@
-"""Run folders → tidy DataFrames. Folders are untrusted: nothing in them is executed, and what does not add up is named and left out.
+"""Run folders → tidy DataFrames. Folders are untrusted: nothing in them is executed, what does not add up is left out.
 
-runs = read_runs([Path("runs")])     cells, accuracies, bytes and what was left out, a table each
-frame = load("runs")                 the tidy table most people want: a row per run, stage and head
+`load` gives the table most people want, a row per run, stage and head; `read_runs` everything, with what was left out.
 """
 
 import csv
@@ -55,7 +54,7 @@ _TEXT_LENGTH = 80
 _SETTING = ("method", "requested_backbone", "config", "budget_bytes", "seed", "order")
 
 
-class NotARun(ValueError):
+class NotARunError(ValueError):
     """The folder is no finished run; the message is one line and says why."""
 
 
@@ -72,7 +71,7 @@ class Runs:
     """All that was read. Accuracies are in %, sizes in bytes.
 
     `cells`: a row per run. `boundaries`: a row per run and task. `tests`: a row per run, stage, tested task and head.
-    `ledger`: a row per run, task and kind. `inputs_sha256`: hash over the contents of every file read, wherever it lies.
+    `ledger`: a row per run, task and kind. `inputs_sha256`: over the contents of every file read, wherever it lies.
     """
 
     cells: pd.DataFrame
@@ -89,9 +88,11 @@ class Runs:
 
 
 def load(*folders: str | Path) -> pd.DataFrame:
-    """The tidy table of all runs under `folders`: a row per run, stage and head, a row with a status for a run that has no accuracy.
+    """The tidy table of all runs under `folders`: a row per run, stage and head; one with a status for a run without
+    accuracies.
 
-    `top1`, `top5` (%) are over all classes seen at the stage, `forgetting` is in points. Folders left out are in `read_runs`.
+    `top1`, `top5` (%) are over all classes seen at the stage, `forgetting` is in points. `read_runs` says what was
+    left out.
     """
     return read_runs([Path(folder) for folder in folders]).stages
 
@@ -109,11 +110,11 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
         try:
             run = _read_run(folder)
             if run.cell["run"] in digests:
-                raise NotARun(f"the run {run.cell['run']} is in the report already")
+                raise NotARunError(f"the run {run.cell['run']} is in the report already")
             setting = tuple(run.cell[column] for column in (*summarise.GROUP, *_SETTING))
             if setting in settings:
-                raise NotARun(f"the same cell as the run {settings[setting]}, which is in the report already")
-        except NotARun as error:
+                raise NotARunError(f"the same cell as the run {settings[setting]}, which is in the report already")
+        except NotARunError as error:
             left_out.append(LeftOut(folder, str(error)))
         except OSError as error:
             left_out.append(LeftOut(folder, f"cannot be read: {error.strerror}"))
@@ -138,9 +139,11 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
 
 
 def load_published() -> pd.DataFrame:
-    """Published numbers, a row each: dataset, base, inc, method, measure, budget_mb (missing for an AUC), value, confidence, source.
+    """Published numbers, a row each: dataset, base, inc, method, measure, budget_mb (none for an AUC), value,
+    confidence, source.
 
-    `measure` is avg or last (top-1 %), auc_a or auc_l. Every row says how far to trust it: `exact-from-text` or `read-off-figure`.
+    `measure` is avg or last (top-1 %), auc_a or auc_l; `confidence` says how far to trust it: exact-from-text or
+    read-off-figure.
     """
     document = tomllib.loads(files(__package__).joinpath("published.toml").read_text(encoding="utf-8"))
     rows = []
@@ -171,7 +174,7 @@ class _Run:
 
 
 def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
-    """Folders that may be runs, and what is named because it cannot be one. Names that start with a dot are not looked at."""
+    """Folders that may be runs, and what cannot be one. Names that start with a dot are not looked at."""
     candidates, left_out = [], []
     for folder in folders:
         if not folder.is_dir():
@@ -193,23 +196,23 @@ def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
 
 
 def _read_run(folder: Path) -> _Run:
-    """One run folder. Raises NotARun."""
+    """One run folder. Raises NotARunError."""
     if folder.name.endswith(".partial"):
-        raise NotARun("still in progress, or interrupted: the same command goes on with it")
+        raise NotARunError("still in progress, or interrupted: the same command goes on with it")
     if not (folder / "cell.json").is_file():
-        raise NotARun("not a run folder: it has no cell.json")
+        raise NotARunError("not a run folder: it has no cell.json")
     raw = {"cell.json": _bytes(folder / "cell.json", _CELL_FILE_BYTES)}
     try:
         document = json.loads(raw["cell.json"], parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
-        raise NotARun("cell.json is not JSON: half-written or damaged") from error
+        raise NotARunError("cell.json is not JSON: half-written or damaged") from error
     cell, heads = _cell(_mapping(document, "cell.json"), folder)
     done = cell["status"] == "done"
     for name in ("metrics.csv", "ledger.csv"):
         if (folder / name).is_file():
             raw[name] = _bytes(folder / name, _TABLE_FILE_BYTES)
         elif done:
-            raise NotARun(f"{name} is missing, yet the run is done")
+            raise NotARunError(f"{name} is missing, yet the run is done")
     tests = _tests(raw.get("metrics.csv", b""), cell["run"])
     ledger = _ledger(raw.get("ledger.csv", b""), cell["run"])
     boundaries = [_boundary(item, cell["run"]) for item in _list(document.get("tasks") or [], "tasks")]
@@ -222,21 +225,23 @@ def _read_run(folder: Path) -> _Run:
 
 
 def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """cell.json as one flat row, and the heads of the method. Raises NotARun at the first field that is not as agreed."""
+    """cell.json as one flat row, and the method's heads. Raises NotARunError at the first field that is not as
+    agreed.
+    """
     if document.get("format") != 1:
-        raise NotARun(f"cell.json has format {str(document.get('format'))[:20]}, this report reads format 1")
+        raise NotARunError(f"cell.json has format {str(document.get('format'))[:20]}, this report reads format 1")
     request, card = _mapping(document.get("request"), "request"), _mapping(document.get("card"), "card")
     plan, timing = _mapping(document.get("plan") or {}, "plan"), _mapping(document.get("timing") or {}, "timing")
     environment = _mapping(document.get("environment") or {}, "environment")
     status = _text(document, "status")
     if status not in STATUSES:
-        raise NotARun(f"cell.json: the status {status!r} is none of {', '.join(STATUSES)}")
+        raise NotARunError(f"cell.json: the status {status!r} is none of {', '.join(STATUSES)}")
     accounting = _text(request, "accounting")
     if accounting not in ("published", "strict"):
-        raise NotARun(f"cell.json: the accounting {accounting!r} is neither published nor strict")
+        raise NotARunError(f"cell.json: the accounting {accounting!r} is neither published nor strict")
     heads = tuple(_clean(str(head)) for head in _list(card.get("heads"), "card.heads"))
     if not heads:
-        raise NotARun("cell.json: card.heads is empty")
+        raise NotARunError("cell.json: card.heads is empty")
     backbone = _clean(str(request.get("backbone") or ""))
     row = {
         "run": _text(document, "id"),
@@ -255,7 +260,7 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "planned_exemplars": _integer(plan, "exemplars") if plan else None,
         "config": json.dumps(request.get("config"), sort_keys=True),
         "head": heads[0],
-        "name": _text(card, "name"),
+        "name": _text(card, "name").lstrip("_") or _text(card, "key"),  # a legend drops names that start with _
         "key": _text(card, "key"),
         "title": _clean(str(card.get("title") or ""), 300),
         "arxiv": _clean(str(card.get("arxiv") or "")),
@@ -271,8 +276,8 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
             for column in ("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit")
         },
     }
-    if row["budget_bytes"] < 1 or row["tasks"] < 1:
-        raise NotARun("cell.json: budget_bytes and tasks must be positive")
+    if not (request["budget_bytes"] and request["tasks"]):
+        raise NotARunError("cell.json: budget_bytes and tasks must be positive")
     return row, heads
 
 
@@ -288,13 +293,13 @@ def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
             task, tested_task, images = int(row["task"]), int(row["tested_task"]), int(row["images"])
             top1, top5 = float(row["top1"]), float(row["top5"])
         except (TypeError, ValueError) as error:
-            raise NotARun("metrics.csv: a row is not numbers") from error
+            raise NotARunError("metrics.csv: a row is not numbers") from error
         if not (0 <= top1 <= 100 and 0 <= top5 <= 100 and images > 0 and 0 <= tested_task <= task):
-            raise NotARun("metrics.csv: a row is out of range")
+            raise NotARunError("metrics.csv: a row is out of range")
         values = (run, task, tested_task, _clean(str(row["head"])), images, top1, top5)
         rows.append(dict(zip(TEST_COLUMNS, values, strict=True)))
     if len({(row["task"], row["tested_task"], row["head"]) for row in rows}) < len(rows):
-        raise NotARun("metrics.csv: a row is there twice")
+        raise NotARunError("metrics.csv: a row is there twice")
     return rows
 
 
@@ -305,9 +310,9 @@ def _ledger(data: bytes, run: str) -> list[dict[str, Any]]:
         try:
             task, sizes = int(row["task"]), [int(row[column]) for column in LEDGER_COLUMNS[3:]]
         except (TypeError, ValueError) as error:
-            raise NotARun("ledger.csv: a row is not numbers") from error
+            raise NotARunError("ledger.csv: a row is not numbers") from error
         if row["kind"] not in KINDS or min(sizes) < 0 or task < 0:
-            raise NotARun(f"ledger.csv: a row is out of range or of the unknown kind {_clean(str(row['kind']))!r}")
+            raise NotARunError(f"ledger.csv: a row is out of range or of the unknown kind {_clean(str(row['kind']))!r}")
         sums = totals.setdefault((task, row["kind"]), [0, 0, 0])
         totals[task, row["kind"]] = [a + b for a, b in zip(sums, sizes, strict=True)]
     return [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
@@ -320,14 +325,14 @@ def _check_complete(
     tests: Sequence[Mapping[str, Any]],
     ledger: Sequence[Mapping[str, Any]],
 ) -> None:
-    """A run that says it is done has every stage, every tested task and a ledger that agrees with its totals. Raises NotARun."""
+    """A run that says it is done has every stage and a ledger that agrees with its totals. Raises NotARunError."""
     found = {(row["task"], row["tested_task"], row["head"]) for row in tests}
     for head in heads:
         for task in range(cell["tasks"]):
             if any((task, tested, head) not in found for tested in range(task + 1)):
-                raise NotARun(f"metrics.csv: stage {task} of the head {head} is not complete, yet the run is done")
+                raise NotARunError(f"metrics.csv: stage {task} of the head {head} is not complete, yet the run is done")
     if [item["task"] for item in boundaries] != list(range(cell["tasks"])):
-        raise NotARun("cell.json: the list of tasks is not complete, yet the run is done")
+        raise NotARunError("cell.json: the list of tasks is not complete, yet the run is done")
     sums = {
         task: tuple(
             sum(column) for column in zip(*((r["published_bytes"], r["strict_bytes"]) for r in rows), strict=True)
@@ -336,11 +341,13 @@ def _check_complete(
     }
     for item in boundaries:
         if sums.get(item["task"]) != (item["published_bytes"], item["strict_bytes"]):
-            raise NotARun(f"ledger.csv and cell.json disagree about the bytes of task {item['task']}")
+            raise NotARunError(f"ledger.csv and cell.json disagree about the bytes of task {item['task']}")
 
 
 def _distinct_names(cells: pd.DataFrame) -> pd.Series:
-    """Display names that never hide a difference: a name shared by several methods or configurations says in what they differ."""
+    """Display names that hide no difference: one shared by several methods or configurations says in what they
+    differ.
+    """
     names: dict[int, str] = {}
     for name, same_name in cells.groupby("name", sort=False):
         several = same_name["method"].nunique() > 1
@@ -378,7 +385,7 @@ def _flat(config: str) -> dict[str, Any]:
 
 def _bytes(path: Path, limit_bytes: int) -> bytes:
     if path.stat().st_size > limit_bytes:
-        raise NotARun(f"{path.name} is larger than {limit_bytes // 2**20} MiB")
+        raise NotARunError(f"{path.name} is larger than {limit_bytes // 2**20} MiB")
     return path.read_bytes()
 
 
@@ -387,34 +394,34 @@ def _rows(data: bytes, name: str, columns: Sequence[str]) -> list[dict[str, str]
         reader = csv.DictReader(data.decode().splitlines())
         rows = list(reader)
     except (ValueError, csv.Error) as error:
-        raise NotARun(f"{name} is not a table") from error
+        raise NotARunError(f"{name} is not a table") from error
     if rows and (missing := [column for column in columns if column not in rows[0]]):
-        raise NotARun(f"{name} lacks the column {missing[0]}")
+        raise NotARunError(f"{name} lacks the column {missing[0]}")
     return rows
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
     if not isinstance(value, dict):
-        raise NotARun(f"cell.json: {what} is missing or of the wrong kind")
+        raise NotARunError(f"cell.json: {what} is missing or of the wrong kind")
     return value
 
 
 def _list(value: Any, what: str) -> list[Any]:
     if not isinstance(value, list):
-        raise NotARun(f"cell.json: {what} is missing or of the wrong kind")
+        raise NotARunError(f"cell.json: {what} is missing or of the wrong kind")
     return value
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:
     if not isinstance(value := fields.get(key), str) or not (cleaned := _clean(value)):
-        raise NotARun(f"cell.json: {key} is missing or no text")
+        raise NotARunError(f"cell.json: {key} is missing or no text")
     return cleaned
 
 
 def _integer(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
-        raise NotARun(f"cell.json: {key} is missing or no whole number from 0")
+        raise NotARunError(f"cell.json: {key} is missing or no whole number from 0")
     return value
 
 
@@ -433,11 +440,11 @@ def _label(value: Any) -> str | None:
             return _clean(value)
     except ValueError:
         pass
-    raise NotARun("cell.json: budget_label is no number")
+    raise NotARunError("cell.json: budget_label is no number")
 
 
 def _clean(text: str, length: int = _TEXT_LENGTH) -> str:
-    """One line of printable text: control characters and runs of white space become a blank, what is too long is cut."""
+    """One line of printable text: control characters and runs of white space become a blank, the end is cut off."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= length else line[: length - 1] + "…"
 

@@ -30,6 +30,7 @@ class Section:
 
     anchor: str
     title: str
+    conditions: str
     chips: tuple[tuple[str, str], ...]
     summary: pd.DataFrame
     figures: tuple[PageFigure, ...]
@@ -49,7 +50,10 @@ def render_page(
     lead = f"{_count(len(cells), 'run')} of {_count(methods, 'method')}"
     if len(sections) > 1:
         lead += f" under {len(sections)} sets of conditions, which are kept apart"
-    links = "".join(f'<a href="#{escape(section.anchor)}">{escape(section.title)}</a>' for section in sections)
+    links = "".join(
+        f'<a href="#{escape(section.anchor)}">{escape(section.title)}; {escape(section.conditions)}</a>'
+        for section in sections
+    )
     return template.substitute(
         title=escape("cilbench report" + (f": {sections[0].title}" if len(sections) == 1 else "")),
         heading="Which class-incremental method is best for the bytes it may keep?",
@@ -58,7 +62,9 @@ def render_page(
         sections="\n".join(_section(section) for section in sections) or "<p>No finished run was found.</p>",
         left_out=_left_out(left_out),
         bibtex=escape(bibtex),
-        provenance="\n".join(f"<dt>{escape(key)}</dt><dd><code>{escape(value)}</code></dd>" for key, value in provenance.items()),
+        provenance="\n".join(
+            f"<dt>{escape(key)}</dt><dd><code>{escape(value)}</code></dd>" for key, value in provenance.items()
+        ),
         runs=_runs(cells),
     )
 
@@ -77,8 +83,9 @@ def verdicts(summary: pd.DataFrame) -> list[tuple[str, str, str]]:
             continue
         best = done[0]
         interval = "" if pd.isna(best["avg_low"]) else f" [{best['avg_low']:.2f}, {best['avg_high']:.2f}]"
-        why = f"{best['avg']:.2f} %{interval} on average, {best['last']:.2f} % after the last task, {repetitions_text([best['n']])}"
-        words.append((budget, str(best["name"]), f"{why}; {_lead(best, done[1:])}{without}"))
+        why = f"{best['avg']:.2f} %{interval} on average, {best['last']:.2f} % after the last task"
+        sure = f"{repetitions_text([best['n']])}; {_lead(best, done[1:])}{without}"
+        words.append((budget, str(best["name"]), f"{why}, {sure}"))
     return words
 
 
@@ -114,7 +121,8 @@ def _section(section: Section) -> str:
 
 def _figure(figure: PageFigure) -> str:
     stem = escape(figure.stem)
-    links = f'<a href="figures/{stem}.pdf">PDF</a> · <a href="figures/{stem}.png">PNG</a> · <a href="figures/{stem}-1col.pdf">one column</a>'
+    files_beside = ((".pdf", "PDF"), (".png", "PNG"), ("-1col.pdf", "one column"))
+    links = " · ".join(f'<a href="figures/{stem}{end}">{name}</a>' for end, name in files_beside)
     title = escape(figure.caption.partition(".")[0])
     return (
         f'<figure><div class="wide" role="img" aria-label="{title}">{figure.wide_svg}</div>'
@@ -123,14 +131,12 @@ def _figure(figure: PageFigure) -> str:
     )
 
 
+_LONG = 30  # letters: a text that is longer is broken over lines
 _TITLES = {"results": "Results", "auc": "Areas under accuracy over memory"}
 
 
 def _table(table: Table) -> str:
-    heads = "".join(
-        f'<th scope="col"{" class=number" if numeric else ""}><button type="button">{escape(column)}</button></th>'
-        for column, numeric in zip(table.columns, table.numeric, strict=True)
-    )
+    heads = "".join(_heading(column, numeric) for column, numeric in zip(table.columns, table.numeric, strict=True))
     rows, section = [], table.rows[0].section if table.rows else ""
     for row in table.rows:
         rows.append(_row(row, table.numeric, new_section=row.section != section))
@@ -138,9 +144,19 @@ def _table(table: Table) -> str:
     notes = "".join(f"<li><sup>{escape(mark)}</sup> {escape(text)}</li>" for mark, text in table.notes)
     return (
         f"<h3>{escape(_TITLES[table.name])}</h3><p>{escape(table.caption)}</p>"
-        f'<div class="scroll" tabindex="0"><table data-sortable><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div>'
+        f"{_scrolling(heads, rows)}"
         f'<ul class="notes">{notes}</ul>'
     )
+
+
+def _scrolling(heads: str, rows: Sequence[str]) -> str:
+    body = f"<table data-sortable><thead><tr>{heads}</tr></thead><tbody>{''.join(rows)}</tbody></table>"
+    return f'<div class="scroll" tabindex="0">{body}</div>'
+
+
+def _heading(column: str, numeric: bool = False) -> str:
+    kind = ' class="number"' if numeric else ""
+    return f'<th scope="col"{kind}><button type="button">{escape(column)}</button></th>'
 
 
 def _row(row: TableRow, numeric: Iterable[bool], new_section: bool) -> str:
@@ -150,46 +166,74 @@ def _row(row: TableRow, numeric: Iterable[bool], new_section: bool) -> str:
 
 
 def _cell(cell: TableCell, number: bool) -> str:
-    classes = ["number" if number else "text"] + ["best"] * cell.bold
-    key = "" if cell.text == "–" else escape(cell.text) if cell.sort is None else repr(cell.sort)
+    classes = " ".join(["number"] * number + ["long"] * (len(cell.text) > _LONG) + ["best"] * cell.bold)
+    key = (
+        ""
+        if cell.text == "–" or (number and cell.sort is None)
+        else escape(cell.text)
+        if cell.sort is None
+        else repr(cell.sort)
+    )
     marks = f"<sup>{escape(','.join(cell.marks))}</sup>" if cell.marks else ""
     interval = f"<small>{escape(cell.interval)}</small>" if cell.interval else ""
-    return f'<td class="{" ".join(classes)}" data-sort="{key}">{escape(cell.text)}{marks}{interval}</td>'
+    return f'<td class="{classes}" data-sort="{key}">{escape(cell.text)}{marks}{interval}</td>'
 
 
 def _left_out(left_out: Sequence[LeftOut]) -> str:
     if not left_out:
         return ""
-    rows = "".join(f'<tr><td class="text">{escape(item.folder.name)}</td><td class="text">{escape(item.reason)}</td></tr>' for item in left_out)
+    rows = [
+        f"<tr>{_cell(TableCell(item.folder.name), number=False)}{_cell(TableCell(item.reason), number=False)}</tr>"
+        for item in left_out
+    ]
     return (
-        f'<h2 id="left-out">Left out</h2><p>{_count(len(left_out), "folder")} could not be used.</p><div class="scroll" tabindex="0">'
-        f"<table><thead><tr><th><button disabled>Folder</button></th><th><button disabled>Why</button></th></tr></thead><tbody>{rows}</tbody>"
-        "</table></div>"
+        f'<h2 id="left-out">Left out</h2><p>{_count(len(left_out), "folder")} could not be used.</p>'
+        f"{_scrolling(_heading('Folder') + _heading('Why'), rows)}"
     )
 
 
 def _runs(cells: pd.DataFrame) -> str:
     """Every run with its status and where it ran."""
-    columns = ("Run", "Status", "Reason", "Seed", "Order", "Minutes", "Images/s", "Peak memory (MB)", "Device", "torch", "cilbench", "Commit")
-    numeric = {"Seed", "Order", "Minutes", "Images/s", "Peak memory (MB)"}
-    heads = "".join(
-        f'<th scope="col"{" class=number" if column in numeric else ""}><button type="button">{column}</button></th>' for column in columns
+    columns = (
+        "Run",
+        "Status",
+        "Reason",
+        "Seed",
+        "Order",
+        "Minutes",
+        "Images/s",
+        "Peak memory (MB)",
+        "Device",
+        "torch",
+        "cilbench",
+        "Commit",
     )
+    numeric = {"Seed", "Order", "Minutes", "Images/s", "Peak memory (MB)"}
+    heads = "".join(_heading(column, column in numeric) for column in columns)
     rows = []
     for row in cells.to_dict("records"):
-        numbers = (row["seed"], row["order"], _per(row["wall_seconds"], 60), _per(row["images_per_second"], 1), _per(row["peak_memory_bytes"], 2**20))
+        numbers = (
+            row["seed"],
+            row["order"],
+            _per(row["wall_seconds"], 60),
+            _per(row["images_per_second"], 1),
+            _per(row["peak_memory_bytes"], 2**20),
+        )
         texts = (row["device"], row["torch"], row["cilbench"], str(row["git_commit"])[:10])
         rows.append(
             "<tr>"
-            + "".join(_cell(TableCell(str(text)), number=False) for text in (row["run"], status_text(row["status"]), row["reason"] or "–"))
-            + "".join(_cell(TableCell("–" if value is None else number_text(value), sort=value), number=True) for value in numbers)
+            + "".join(
+                _cell(TableCell(str(text)), number=False)
+                for text in (row["run"], status_text(row["status"]), row["reason"] or "–")
+            )
+            + "".join(
+                _cell(TableCell("–" if value is None else number_text(value), sort=value), number=True)
+                for value in numbers
+            )
             + "".join(_cell(TableCell(str(text) or "–"), number=False) for text in texts)
             + "</tr>"
         )
-    return (
-        f"<details><summary>All {len(cells)} runs</summary>"
-        f'<div class="scroll" tabindex="0"><table data-sortable><thead><tr>{heads}</tr></thead><tbody>{"".join(rows)}</tbody></table></div></details>'
-    )
+    return f"<details><summary>All {len(cells)} runs</summary>{_scrolling(heads, rows)}</details>"
 
 
 def _per(value: float | None, unit: float) -> float | None:

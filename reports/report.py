@@ -40,8 +40,9 @@ def write_report(
 ) -> ReportResult:
     """Read every run under `run_dirs` and write the report into `out`. Never touches a run folder.
 
-    `command` is printed as what made the report; `published` overlays published points where the protocol has any; `progress` is
-    told (done, all) while folders are read. A folder that cannot be used is in `left_out` with its reason.
+    `command` is printed as what made the report; `published` overlays published points where the protocol has any;
+    `progress` is told (done, all) while folders are read. A folder that cannot be used is in `left_out` with its
+    reason.
     """
     runs = read_runs(run_dirs, progress)
     (out / "figures").mkdir(parents=True, exist_ok=True)
@@ -78,7 +79,7 @@ def write_report(
     texts = {
         "index.html": page,
         "results.md": "\n".join([*markdown, *_markdown_left_out(runs.left_out), f"<!-- {stamp} -->", ""]),
-        "results.tex": "\n".join([f"% {stamp}", "% needs \\usepackage[T1]{fontenc} and \\usepackage{textcomp,booktabs}", *latex]),
+        "results.tex": "\n".join([f"% {stamp}", "% needs \\usepackage{booktabs,graphicx}", *latex]),
         "figures.tex": "\n".join([f"% {stamp}", "% needs \\usepackage{graphicx}", *latex_figures]),
         "standalone.tex": tables.latex_document(),
         "references.bib": bibtex,
@@ -153,12 +154,13 @@ class _Group:
             ("device", ", ".join(sorted(set(self.cells["device"])))),
             ("runs", ", ".join(f"{count} {status_text(str(status))}" for status, count in counts.items())),
         )
-        return Section(self.slug, protocol_text(self.group), chips, self.summary, tuple(drawn), tuple(self.tables))
+        titles = protocol_text(self.group), conditions_text(self.group)
+        return Section(self.slug, *titles, chips, self.summary, tuple(drawn), tuple(self.tables))
 
     def _save(self, folder: Path, name: str, make: Callable[[PaperColumns], Figure], caption: str) -> PageFigure:
         stem = f"{self.slug}-{name}"
         wide, narrow = make(2), make(1)
-        self.paths += save(wide, folder / stem, ("pdf", "png", "svg")) + save(narrow, folder / f"{stem}-1col", ("pdf", "png"))
+        self.paths += save(wide, folder / stem) + save(narrow, folder / f"{stem}-1col", ("pdf",))
         return PageFigure(inline_svg(wide, f"{stem}-w"), inline_svg(narrow, f"{stem}-n"), caption, stem)
 
     def _published(self, published: pd.DataFrame | None) -> pd.DataFrame | None:
@@ -166,16 +168,25 @@ class _Group:
         if published is None or self.group["recipe"] != "published" or self.frame["budget_label"].isna().any():
             return None
         same = (published["dataset"] == self.group["dataset"]) & (published["base"] == self.group["base"])
-        return published[same & (published["inc"] == self.group["inc"]) & published["budget_mb"].notna()]
+        same &= (published["inc"] == self.group["inc"]) & published["budget_mb"].notna()
+        return pd.DataFrame(published[same])
 
     def _caption(self, what: str) -> str:
         done = self.summary[self.summary["competes"] & (self.summary["n"] > 0) & self.summary["published_head"]]
         counts = sorted(set(done["n"]))
-        bands = " Bands: 95 % bootstrap intervals over seeds × class orders." if counts and max(counts) > 1 else " No interval: one repetition."
+        bands = (
+            " Bands: 95 % bootstrap intervals over seeds × class orders."
+            if counts and max(counts) > 1
+            else " No interval: one repetition."
+        )
         return f"{what} {self.title}; {repetitions_text(counts)}.{bands if counts else ''}"
 
     def _memory_caption(self, several: bool) -> str:
-        areas = " Beside the names: area under the line, accuracy as a fraction over MB." if several and len(self.aucs) else ""
+        areas = (
+            " Beside the names: area under the line, accuracy as a fraction over MB."
+            if several and len(self.aucs)
+            else ""
+        )
         absent = " ×: no result at that budget." if (self.summary["n"] == 0).any() else ""
         read_off = " Open markers: published values, read off a figure." if self.published is not None else ""
         return self._caption(f"Accuracy against the memory budget.{areas}{absent}{read_off}")
@@ -191,7 +202,8 @@ class _Slugs:
         self.used: set[str] = set()
 
     def of(self, group: Mapping[str, Any]) -> str:
-        text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{group['recipe']}-{group['accounting']}-{group['precision']}"
+        conditions = "-".join(str(group[column]) for column in ("recipe", "accounting", "precision"))
+        text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{conditions}"
         slug = wanted = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "group"
         number = 1
         while slug in self.used:
@@ -220,7 +232,9 @@ def _provenance(runs: Runs, command: str) -> dict[str, Any]:
 
 def _printed(provenance: Mapping[str, Any]) -> dict[str, str]:
     """What the page says of its own making."""
-    versions = ", ".join(f"{name} {provenance[name]}" for name in ("cilbench", "python", "pandas", "matplotlib", "numpy"))
+    versions = ", ".join(
+        f"{name} {provenance[name]}" for name in ("cilbench", "python", "pandas", "matplotlib", "numpy")
+    )
     shown = {"Command": provenance["command"]} if provenance["command"] else {}
     return shown | {"Made with": versions, "Inputs (sha256)": provenance["inputs_sha256"]}
 
@@ -235,7 +249,11 @@ def _version(distribution: str) -> str:
 def _markdown_left_out(left_out: Sequence[LeftOut]) -> list[str]:
     if not left_out:
         return []
-    return ["## Left out\n", *(f"- {tables.markdown_text(item.folder.name)}: {tables.markdown_text(item.reason)}" for item in left_out), ""]
+    return [
+        "## Left out\n",
+        *(f"- {tables.markdown_text(item.folder.name)}: {tables.markdown_text(item.reason)}" for item in left_out),
+        "",
+    ]
 
 
 def _listed(numbers: "pd.Series[int]") -> str:

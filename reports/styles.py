@@ -1,15 +1,14 @@
-"""How figures look: one colour and marker per method everywhere, paper sizes, embedded vector text, the same bytes for the same runs."""
+"""How figures look: one colour and marker per method everywhere, paper sizes, embedded fonts, no time stamps."""
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import matplotlib as mpl
-import seaborn as sns
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
@@ -65,7 +64,9 @@ class Style:
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for every method key, the same whatever else is drawn unless two want the same colour: then the later key gives way."""
+    """A style for every method key, the same whatever else is drawn; where two want one colour, the later key gives
+    way.
+    """
     styles: dict[str, Style] = {}
     keys = sorted(set(methods), key=lambda key: ("+" in key, key))
     spare = iter(Style(*_SPARE[number % len(_SPARE)]) for number in range(len(keys)))
@@ -83,11 +84,11 @@ def styles_of(methods: Iterable[str]) -> dict[str, Style]:
 @contextmanager
 def paper_style() -> Iterator[None]:
     """Settings under which every figure is made and saved; matplotlib's own are untouched afterwards."""
-    with mpl.rc_context({**sns.axes_style("ticks"), **_settings()}):
+    with mpl.rc_context(_settings()):
         yield
 
 
-def _settings() -> Mapping[str, object]:
+def _settings() -> dict[Any, Any]:
     known = set(font_manager.get_font_names())
     families = [name for name in ("Helvetica", "Arial", "Liberation Sans") if name in known][:1]
     return {
@@ -100,6 +101,9 @@ def _settings() -> Mapping[str, object]:
         "ytick.labelsize": 7,
         "legend.fontsize": 7.5,
         "axes.linewidth": 0.7,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
         "xtick.major.width": 0.7,
         "ytick.major.width": 0.7,
         "xtick.major.size": 3,
@@ -139,7 +143,9 @@ def save(figure: Figure, stem: Path, formats: Iterable[str] = ("pdf", "png")) ->
 
 
 def inline_svg(figure: Figure, prefix: str) -> str:
-    """The figure as an <svg> element for the page: transparent, its ink the colour of the page's text, ids that start with `prefix`."""
+    """The figure as an <svg> element: transparent, its ink the colour of the page's text, ids that start with
+    `prefix`.
+    """
     buffer = BytesIO()
     with paper_style():
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -1,7 +1,7 @@
 """DataFrame → DataFrame: the measures of class-incremental learning, over stages, budgets and repetitions.
 
-Accuracies are top-1 in %, forgetting is in points, sizes are in bytes; 1 MB is 2**20 B. A repetition is one (seed, order).
-Intervals are 95 % percentile bootstraps over repetitions (Efron & Tibshirani, 1993); one repetition has none.
+Accuracies are top-1 in %, forgetting is in points, sizes are in bytes; 1 MB is 2**20 B. A repetition is a (seed,
+order). Intervals are 95 % percentile bootstraps over repetitions (Efron & Tibshirani, 1993); one repetition has none.
 """
 
 from collections.abc import Hashable, Iterator, Sequence
@@ -20,7 +20,7 @@ METHOD = [*GROUP, "method", "name", "competes"]
 _RESAMPLES = 10_000
 
 
-class MixedRuns(ValueError):
+class MixedRunsError(ValueError):
     """Runs that must not be compared were put together; the message says in what they differ."""
 
 
@@ -28,8 +28,8 @@ class MixedRuns(ValueError):
 
 
 def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
-    """A row per run, stage and head: the columns of `cells`, then task, seen, head, published_head, images, top1, top5, forgetting,
-    exemplars, published_bytes, strict_bytes. A run without accuracies keeps one row, so that its status is not lost.
+    """A row per run, stage and head: the columns of `cells`, then task, seen, head, published_head, images, top1, top5,
+    forgetting, exemplars, published_bytes, strict_bytes. A run without accuracies keeps one row, for its status.
     """
     keys = ["run", "task", "head"]
     weighted = tests.assign(top1=tests["top1"] * tests["images"], top5=tests["top5"] * tests["images"])
@@ -44,7 +44,8 @@ def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -
 def forgetting(tests: pd.DataFrame) -> pd.DataFrame:
     """Forgetting in points after each stage but the first, per run and head (columns run, task, head, forgetting).
 
-    Chaudhry et al. 2018 (arXiv 1801.10112), Eq. 3: F_k = mean over tasks j < k of (max over stages l < k of a_{l,j}) − a_{k,j}.
+    Chaudhry et al. 2018 (arXiv 1801.10112), Eq. 3:
+    F_k = mean over tasks j < k of (max over stages l < k of a_{l,j}) − a_{k,j}.
     """
     if tests.empty:
         return pd.DataFrame({"run": [], "task": [], "head": [], "forgetting": []}).astype(
@@ -60,7 +61,9 @@ def forgetting(tests: pd.DataFrame) -> pd.DataFrame:
 
 
 def measures(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per finished run and head: avg (mean of top1 over all stages), last (top1 after the last), forgetting (after the last)."""
+    """A row per finished run and head: avg (mean of top1 over all stages), last and forgetting (both after the
+    last).
+    """
     done = frame[(frame["status"] == "done") & frame["task"].notna()].sort_values(["run", "head", "task"])
     keys = [*METHOD, "run", "seed", "order", "budget_bytes", "budget_label", "head", "published_head"]
     grouped = done.groupby(keys, sort=False, dropna=False)
@@ -85,7 +88,9 @@ def bootstrap_interval(values: NDArray[np.float64], level: float = 0.95) -> NDAr
 
 
 def curves(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean top1 per method, budget and stage with its interval: seen, top1, top1_low, top1_high, n. Published head, finished runs."""
+    """Mean top1 per method, budget and stage with its interval (top1_low, top1_high), of finished runs' published
+    head.
+    """
     done = frame[(frame["status"] == "done") & frame["task"].notna() & frame["published_head"]]
     rows = []
     for key, part in done.groupby([*METHOD, "budget_bytes"], sort=True, dropna=False):
@@ -99,8 +104,9 @@ def curves(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def summary(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per method, budget and head: the means of avg, last and forgetting with their intervals (`avg_low`, `avg_high`, …), `n`
-    finished runs, bytes (the most any of them kept at any boundary), exemplars after the last task, `status`, `reason`, `runs`.
+    """A row per method, budget and head: the means of avg, last and forgetting with their intervals (`avg_low`,
+    `avg_high`, …) over `n` finished runs; the most bytes any of them kept at a boundary, exemplars after the last
+    task, status, reason, runs.
 
     A method that finished nowhere at a budget is a row with its status.
     """
@@ -121,8 +127,9 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         if own.empty:
             runs = " ".join(per_run["run"].sort_values())
             rows.append(named | {"published_head": True, "n": 0} | facts | {"runs": runs})
-    whole = dict.fromkeys(("exemplars_min", "exemplars_max", "published_bytes", "strict_bytes"), "Int64")
-    return pd.DataFrame(rows, columns=_SUMMARY_COLUMNS).astype({"n": int, "published_head": bool} | whole)
+    whole = ("exemplars_min", "exemplars_max", "published_bytes", "strict_bytes")
+    types = {"n": "int64", "published_head": "bool"} | dict.fromkeys(whole, "Int64")
+    return pd.DataFrame(rows, columns=_SUMMARY_COLUMNS).astype(types)
 
 
 _MEASURES = ("avg", "last", "forgetting")
@@ -152,8 +159,9 @@ def budget_mb(budget_bytes: pd.Series, budget_label: pd.Series) -> pd.Series:
 
 
 def aucs(frame: pd.DataFrame) -> pd.DataFrame:
-    """A row per method of a group with more than one budget: auc_a, auc_l, their normalised forms (% of the range: a mean accuracy),
-    apm_s, apm_e (avg per MB at the smallest and largest budget), each with its interval, `n` repetitions and `reason`.
+    """A row per method of a group with more than one budget: auc_a, auc_l, their normalised forms (divided by the
+    range, in %), apm_s, apm_e (avg per MB at the smallest and largest budget), each with its interval over `n`
+    repetitions, and `reason`.
 
     Taken over ALL budgets of the group, so that the numbers compare; a method that lacks one has none and says which.
     """
@@ -187,8 +195,8 @@ def _auc_row(
 ) -> dict[str, Any]:
     """AUC and APM of each repetition that has every budget, then their means."""
     repetition = ["seed", "order"]
-    avg = mine.pivot(index=repetition, columns="budget_bytes", values="avg").reindex(columns=sizes).dropna()
-    last = mine.pivot(index=repetition, columns="budget_bytes", values="last").reindex(columns=sizes).dropna()
+    avg = mine.pivot(index=repetition, columns="budget_bytes", values="avg").reindex(columns=list(sizes)).dropna()
+    last = mine.pivot(index=repetition, columns="budget_bytes", values="last").reindex(columns=list(sizes)).dropna()
     span = megabytes[-1] - megabytes[0]
     row: dict[str, Any] = {"smallest_mb": megabytes[0], "largest_mb": megabytes[-1], "n": len(avg)}
     missing = [size for size in sizes if size not in set(mine["budget_bytes"])]
@@ -211,9 +219,10 @@ def _auc_row(
 
 
 def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Bytes by kind at the last boundary each run reached, in the accounting that bound: a row per method, budget and kind.
+    """Bytes by kind at the last boundary a run reached, in the accounting that bound: a row per method, budget and
+    kind.
 
-    `charged_bytes` is the mean over repetitions. A cell without a ledger is one row whose kind is missing; `status` says why.
+    `charged_bytes` is the mean over repetitions. A cell without a ledger is a row without a kind; `status` says why.
     """
     last = ledger[ledger["task"] == ledger.groupby("run")["task"].transform("max")]
     frame = cells.merge(last, on="run", how="left")
@@ -248,10 +257,16 @@ def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]
 
 
 def require_one_group(frame: pd.DataFrame) -> None:
-    """Raises MixedRuns where the rows differ in anything two numbers must share to be compared."""
+    """Raises MixedRunsError where the rows differ in anything two numbers must share to be compared."""
     if differ := [column for column in GROUP if frame[column].nunique(dropna=False) > 1]:
         found = "; ".join(f"{column}: {', '.join(map(str, sorted(frame[column].unique())))}" for column in differ)
-        raise MixedRuns(f"these runs are not comparable, they differ in {found}")
+        raise MixedRunsError(f"these runs are not comparable, they differ in {found}")
+
+
+def parts(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Rows that agree in `columns`, with the values they share, in their order."""
+    for key, part in frame.groupby(list(columns), sort=True, dropna=False):
+        yield _tuple(key), part
 
 
 def _tuple(key: Hashable) -> tuple[Any, ...]:

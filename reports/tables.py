@@ -1,8 +1,9 @@
-"""Tables of a report: one description of each, rendered as Markdown, LaTeX (booktabs) and, in page.py, HTML; tidy CSV beside them.
+"""Tables of a report: one description of each, rendered as Markdown, LaTeX (booktabs), HTML (page.py); and tidy CSV.
 
 Every text that comes from a run folder is escaped for the format it goes into. The same runs give the same bytes.
 """
 
+import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,7 +36,9 @@ class TableCell:
 
 @dataclass(frozen=True)
 class TableRow:
-    """`section` groups rows where a format has no sorting; `cite` are BibTeX keys; `status` stands where a row has no measures."""
+    """`section` groups rows where a format has no sorting; `cite` are BibTeX keys; `status` stands where a row has no
+    measures.
+    """
 
     section: str
     cells: tuple[TableCell, ...]
@@ -46,7 +49,9 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are headings, `numeric` says which are set flush right, `latex_skips` which columns the section already tells."""
+    """`columns` are headings, `numeric` says which are set flush right, `latex_skips` which columns the section
+    already tells.
+    """
 
     name: str
     caption: str
@@ -81,11 +86,13 @@ STRICT_NOTE = "keeps more than the budget under the strict accounting (every byt
 
 
 def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
-    """A row per method and budget of one group: `summary` and `cells` hold rows of that group only. Best avg and last per budget bold."""
+    """A row per method and budget of one group: `summary` and `cells` hold rows of that group only. Best avg and last
+    per budget bold.
+    """
     notes = _Notes()
     shown = summary[summary["published_head"]]
     rows = []
-    for (competes, budget_bytes), part in sorted(
+    for (competes, _), part in sorted(
         shown.groupby(["competes", "budget_bytes"]), key=lambda item: (not item[0][0], item[0][1])
     ):
         ordered = part.assign(fold=part["name"].str.casefold()).sort_values(["avg", "fold"], ascending=[False, True])
@@ -129,17 +136,18 @@ def _results_row(item: Mapping[Any, Any], cells: pd.DataFrame, best: Mapping[str
         and item["strict_bytes"] > item["budget_bytes"] >= item["published_bytes"]
     )
     strict_marks = (notes.mark(STRICT_NOTE, "†"),) if over and item["competes"] else ()
+    if not item["competes"]:
+        marks.append(notes.mark("a floor or a ceiling, not ranked", "‡"))
+    status = "" if item["n"] else status_text(item["status"])
     measures = [
         TableCell(
-            _fixed(item[measure]),
+            status if status and measure == "avg" else _fixed(item[measure]),
             _interval(item[f"{measure}_low"], item[f"{measure}_high"]),
             bold=best.get(measure) == _fixed(item[measure]),
             sort=_sortable(item[measure]),
         )
         for measure in ("avg", "last", "forgetting")
     ]
-    if not item["competes"]:
-        marks.append(notes.mark("a floor or a ceiling, not ranked", "‡"))
     return TableRow(
         section=f"Budget {budget}" if item["competes"] else "Floor and ceiling, not ranked",
         cells=(
@@ -158,12 +166,14 @@ def _results_row(item: Mapping[Any, Any], cells: pd.DataFrame, best: Mapping[str
         ),
         competes=bool(item["competes"]),
         cite=cite_keys(cells),
-        status="" if item["n"] else status_text(item["status"]),
+        status=status,
     )
 
 
 def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame) -> Table:
-    """A row per competing method of one group: areas as published, their normalised forms, APM at both ends. Best areas bold."""
+    """A row per competing method of one group: areas as published, their normalised forms, APM at both ends. Best
+    areas bold.
+    """
     notes = _Notes()
     best = {measure: _best(aucs, measure, _four) for measure in ("auc_a", "auc_l")}
     rows = []
@@ -186,9 +196,9 @@ def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame)
     first = aucs.iloc[0]
     span = f"{number_text(first['smallest_mb'])} to {number_text(first['largest_mb'])} MB"
     caption = (
-        f"{protocol_text(group)}; {conditions_text(group)}. Areas under average (AUC-A) and last (AUC-L) accuracy, a fraction, over the budget "
-        f"from {span} ({first['budgets']} budgets); normalised by that range; APM-S and APM-E: average accuracy (%) per MB at its ends. "
-        + _repetition_sentence(aucs)
+        f"{protocol_text(group)}; {conditions_text(group)}. Areas under average (AUC-A) and last (AUC-L) accuracy, a "
+        f"fraction, over the budget from {span} ({first['budgets']} budgets); normalised by that range; APM-S and "
+        "APM-E: average accuracy (%) per MB at its ends. " + _repetition_sentence(aucs)
     )
     return Table("auc", caption, columns, tuple(column != "Method" for column in columns), tuple(rows), notes.listed())
 
@@ -203,8 +213,9 @@ def _caption(group: Mapping[str, Any], shown: pd.DataFrame) -> str:
     parts = [f"{head}: {', '.join(sorted(names, key=str.casefold))}" for head, names in heads.items()]
     said = f" Head that is judged: {'; '.join(parts)}." if len(parts) > 1 else ""
     return (
-        f"{protocol_text(group)}; {conditions_text(group)}. Avg: mean top-1 accuracy over all stages; last: after the last stage; forgetting in "
-        f"points; bytes: the most kept at any task boundary; exemplars: images kept after the last task.{said} {_repetition_sentence(shown)}"
+        f"{protocol_text(group)}; {conditions_text(group)}. Avg: mean top-1 accuracy over all stages; last: after the "
+        "last stage; forgetting in points; bytes: the most kept at any task boundary; exemplars: images kept after the "
+        f"last task.{said} {_repetition_sentence(shown)}"
     )
 
 
@@ -217,11 +228,14 @@ def _repetition_sentence(frame: pd.DataFrame) -> str:
             "Bold: best, but n = 1 (one seed and class order): no interval, and the order of near values may be chance."
         )
     small = " Where n = 1 there is none." if min(counts) == 1 else ""
-    return f"Means over seeds × class orders ({repetitions_text(counts)}), 95 % bootstrap intervals in brackets.{small} Bold: highest mean."
+    repetitions = f"Means over seeds × class orders ({repetitions_text(counts)}), 95 % bootstrap intervals in brackets."
+    return f"{repetitions}{small} Bold: highest mean."
 
 
 def _best(part: pd.DataFrame, measure: str, style: "Callable[[float], str] | None" = None) -> str:
-    """The best value as it is printed, so that ties in print are all bold; nothing where only one method has a value."""
+    """The best value as it is printed, so that ties in print are all bold; nothing where only one method has a
+    value.
+    """
     values = part[measure].dropna()
     return (style or _fixed)(values.max()) if len(values) > 1 else ""
 
@@ -279,38 +293,43 @@ def _markdown_cell(cell: TableCell) -> str:
 
 # ------------------------------------------------------------------------------------------------ LaTeX
 
-_LATEX_SPECIAL = {
-    "\\": r"\textbackslash{}",
-    "{": r"\{",
-    "}": r"\}",
-    "$": r"\$",
-    "&": r"\&",
-    "#": r"\#",
-    "%": r"\%",
-    "_": r"\_",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
+_LATEX_SPECIAL = {character: f"\\{character}" for character in "{}$&#%_"}
+_LATEX_SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "''"}
+_LATEX_SPECIAL |= {
     "<": r"\textless{}",
     ">": r"\textgreater{}",
     "|": r"\textbar{}",
-    '"': r"\textquotedbl{}",
+    "…": r"\dots{}",
     "–": "--",
     "—": "---",
-    "…": r"\dots{}",
+}
+_LATEX_SPECIAL |= {
     "×": r"$\times$",
     "±": r"$\pm$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
-    "\N{NO-BREAK SPACE}": "~",
+    "†": r"$\dagger$",
+    "‡": r"$\ddagger$",
 }
+_LATEX_SPECIAL |= {"’": "'", "ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "æ": r"{\ae}", "Æ": r"{\AE}"}
+_LATEX_ACCENTS = dict(
+    zip("\u0300\u0301\u0302\u0303\u0308\u030c\u0327\u030a", "`'^~\"vcr", strict=True)
+)  # combining marks
 _ROWS_PER_TABLE = 42
 
 
 def latex_text(text: str) -> str:
-    """Escaped for pdflatex; a letter outside Latin-1 that T1 fonts lack becomes a question mark."""
-    return "".join(_LATEX_SPECIAL.get(c) or (c if c.isascii() or (c.isalpha() and ord(c) < 256) else "?") for c in text)
+    """Escaped for pdflatex with no package at all; a character that its standard fonts lack becomes a question mark."""
+    return "".join(_latex_character(character) for character in text)
+
+
+def _latex_character(character: str) -> str:
+    if character in _LATEX_SPECIAL or character.isascii():
+        return _LATEX_SPECIAL.get(character, character)
+    parts = unicodedata.normalize("NFD", character)
+    if len(parts) == 2 and parts[0].isascii() and parts[1] in _LATEX_ACCENTS:
+        return f"\\{_LATEX_ACCENTS[parts[1]]}{{{parts[0]}}}"
+    return "?"
 
 
 def to_latex(table: Table, label: str) -> str:
@@ -335,8 +354,14 @@ def _cut(rows: Sequence[TableRow]) -> list[list[TableRow]]:
 def _latex_table(table: Table, rows: Sequence[TableRow], caption: str, label: str) -> str:
     kept = [i for i, column in enumerate(table.columns) if column not in table.latex_skips]
     spec = "".join("r" if table.numeric[i] else "l" for i in kept)
-    lines = [r"\begin{table*}[tp]", r"\centering\footnotesize\setlength{\tabcolsep}{3.5pt}", rf"\caption{{{caption}}}"]
-    lines += [rf"\label{{tab:{label}}}", rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule"]
+    size = r"\scriptsize" if any(cell.interval for row in rows for cell in row.cells) else r"\footnotesize"
+    lines = [r"\begin{table*}[tp]", rf"\centering{size}", r"\setlength{\tabcolsep}{3.5pt}"]
+    lines += [r"\setlength{\abovecaptionskip}{0pt}\setlength{\belowcaptionskip}{6pt}", rf"\caption{{{caption}}}"]
+    lines += [
+        rf"\label{{tab:{label}}}",
+        r"\resizebox{\ifdim\width>\textwidth\textwidth\else\width\fi}{!}{%  never wider than the text",
+    ]
+    lines += [rf"\begin{{tabular}}{{@{{}}{spec}@{{}}}}", r"\toprule"]
     lines += [" & ".join(latex_text(table.columns[i]) for i in kept) + r" \\"]
     section = None
     for row in rows:
@@ -346,7 +371,7 @@ def _latex_table(table: Table, rows: Sequence[TableRow], caption: str, label: st
                 lines.append(rf"\multicolumn{{{len(kept)}}}{{@{{}}l}}{{\itshape {latex_text(row.section)}}} \\")
             section = row.section
         lines.append(_latex_row(table, row, kept))
-    lines += [r"\bottomrule", r"\end{tabular}"]
+    lines += [r"\bottomrule", r"\end{tabular}}"]
     used = {mark for row in rows for cell in row.cells for mark in cell.marks}
     notes = [
         rf"\textsuperscript{{{latex_text(mark)}}}~{latex_text(text)}." for mark, text in table.notes if mark in used
@@ -387,10 +412,8 @@ def latex_document() -> str:
     return "\n".join(
         [
             r"\documentclass[10pt]{article}",
-            r"\usepackage[a4paper,margin=18mm]{geometry}",
-            r"\usepackage[T1]{fontenc}",
-            r"\usepackage[utf8]{inputenc}",
-            r"\usepackage{textcomp,booktabs,graphicx}",
+            r"\usepackage[a4paper,margin=17mm]{geometry}",
+            r"\usepackage{booktabs,graphicx}",
             r"\begin{document}",
             r"\input{results}",
             r"\input{figures}",
@@ -419,7 +442,9 @@ def bib_text(entries: Sequence[Entry], remarks: Sequence[str]) -> str:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> Path:
-    """Tidy CSV: one fact a column, numbers to six digits, line ends the same everywhere, nothing a spreadsheet would execute."""
+    """Tidy CSV: one fact a column, numbers to six digits, line ends the same everywhere, nothing a spreadsheet would
+    execute.
+    """
     text = frame.select_dtypes(include=["object", "string"]).columns
     safe = frame.assign(**{column: frame[column].map(_no_formula) for column in text})
     safe.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")

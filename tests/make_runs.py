@@ -1,4 +1,4 @@
-"""Synthetic run folders, as the harness writes them: seeded numbers, no training, any number of methods, budgets and seeds."""
+"""Synthetic run folders, as the harness writes them: seeded numbers, no training, any methods, budgets and seeds."""
 
 import csv
 import hashlib
@@ -13,7 +13,9 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Synthetic:
-    """One method as the generator draws it: accuracy starts at 99, falls to about `last`, and `slope` is gained per doubling of the budget."""
+    """A method as the generator draws it: accuracy falls from 99 to about `last`; a doubled budget gains `slope`
+    points.
+    """
 
     method: str
     name: str
@@ -29,7 +31,17 @@ class Synthetic:
 
     @property
     def bibtex(self) -> str:
-        return f"@inproceedings{{{self.cite},\n  title = {{{self.name}: A Synthetic Paper}},\n  author = {{Doe, Jane}},\n  year = {{2020}},\n}}"
+        fields = {
+            "title": f"{self.name}: A Synthetic Paper",
+            "author": "Doe, Jane",
+            "booktitle": "Nowhere",
+            "year": "2020",
+        }
+        return (
+            f"@inproceedings{{{self.cite},\n"
+            + "".join(f"  {key} = {{{value}}},\n" for key, value in fields.items())
+            + "}"
+        )
 
 
 METHODS = (

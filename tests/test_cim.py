@@ -17,7 +17,6 @@ from cilbench.budgets.codecs import Box
 from cilbench.methods.cim import (
     CIM,
     RELU,
-    Config,
     Masking,
     Rational,
     activations,
@@ -32,6 +31,8 @@ from cilbench.methods.registry import resolve
 from cilbench.methods.training import RECIPES, Lesson, Look, Schedule, apply_recipe
 from cilbench.protocol import learn_and_seal, revive
 from cilbench.scenario import stream
+
+Config = CIM.Config
 
 SCHEDULE = Schedule(epochs=10, milestones=(), weight_decay=0.0, lr=0.1, momentum=0.9, lr_decay=0.1, batch_size=8)
 

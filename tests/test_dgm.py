@@ -153,7 +153,7 @@ def test_old_tasks_images_stay_what_they_were(variant: Any, side: int) -> None:
     reserved: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
     for sealed in learned(plan, config, scenario, 3):
-        generator = loaded(plan, config, scenario, sealed).generator
+        generator = loaded(plan, config, scenario, sealed).generator.eval()
         with torch.no_grad():
             images = {t: generator(z, t, generator.masks[t]) for t in range(len(generator.tasks))}
         for t, old in first.items():
@@ -166,6 +166,24 @@ def test_old_tasks_images_stay_what_they_were(variant: Any, side: int) -> None:
         weights = [weight.detach().clone() for weight in generator.layers]
         reserved = [factor.expand(w.shape) == 0 for factor, w in zip(generator.writable(), weights, strict=True)]
         assert any(taken.any() for taken in reserved)
+
+
+def test_masks_learn_under_both_annealings(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every embedding's gradient is compensated, at the scales of §3.2; where it is 0 every entry is kept."""
+    scales: list[tuple[float, float]] = []
+
+    def closed(embedding: torch.Tensor, s: float, s_epoch: float) -> torch.Tensor:
+        scales.append((s, s_epoch))
+        return torch.zeros_like(embedding)
+
+    monkeypatch.setattr("cilbench.methods.dgm.compensation", closed)
+    config = replace(TINY, width=1, epochs=2, s_max=100.0)
+    learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
+    learner.learn(toy_task(TOY, 0), context())  # 48 images in 3 batches
+    first = [(100.0, 0.01), (66.67, 0.01), (33.34, 0.01)]
+    second = [(1 / 50.005, 50.005), (16.68, 50.005), (33.343, 50.005)]
+    assert scales == [(pytest.approx(s, rel=1e-3), pytest.approx(s_epoch, rel=1e-3)) for s, s_epoch in first + second]
+    assert all(mask.all() for mask in learner.generator.masks[0])
 
 
 def test_dgma_protects_weights_between_reserved_units() -> None:

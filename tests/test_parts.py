@@ -41,7 +41,8 @@ def brute_force_herding(features: np.ndarray, count: int) -> list[int]:
 @settings(max_examples=25, deadline=None)
 @given(st.integers(0, 10**6), st.integers(3, 30), st.integers(2, 8))
 def test_herding_is_the_greedy_of_the_paper(seed, images, width):
-    features = np.random.default_rng(seed).normal(size=(images, width))  # ties (two images, one dimension) have no order
+    # Two images, or one dimension, would be ties, which have no order.
+    features = np.random.default_rng(seed).normal(size=(images, width))
     count = max(1, images // 2)
     assert herd(torch.tensor(features), count).tolist() == brute_force_herding(features, count)
 
