@@ -55,6 +55,14 @@ Orders = Annotated[str, typer.Option("--orders", help="Seeds of the class order;
 RecipeOpt = Annotated[str | None, typer.Option("--recipe", help="published, fast (a tenth of the epochs) or smoke.")]
 Backbone = Annotated[str, typer.Option("--backbone", help="auto, or one network for every method that has a choice.")]
 AccountingOpt = Annotated[str, typer.Option("--accounting", help="What the budget binds: published or strict.")]
+StorageOpt = Annotated[str, typer.Option("--storage", help="Backbones are stored as fp32, bf16 or fp16.")]
+FillOpt = Annotated[
+    str, typer.Option("--fill", help="published, or adaptive: exemplars get what models do not need yet.")
+]
+AlignTo = Annotated[
+    str | None,
+    typer.Option("--align-to", help="In place of a budget: a method's full size, e.g. der (memory-aligned)."),
+]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A hyper-parameter, e.g. icarl.lr=0.05; repeatable.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets are kept.")]
 
@@ -72,6 +80,9 @@ def run(
     recipe: RecipeOpt = None,
     backbone: Backbone = "auto",
     accounting: AccountingOpt = "published",
+    storage: StorageOpt = "fp32",
+    fill: FillOpt = "published",
+    align_to: AlignTo = None,
     settings: Settings = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     data_dir: DataDir = None,
@@ -85,19 +96,22 @@ def run(
     from cilbench.sweep import sweep
 
     request = RunRequest(
-        methods,
-        budget_mb,
-        budget,
-        dataset,
-        base,
-        inc,
-        seeds,
-        orders,
-        recipe,
-        backbone,
-        accounting,
-        tuple(settings or ()),
-        data_dir,
+        methods=methods,
+        budget_mb=budget_mb,
+        budget=budget,
+        dataset=dataset,
+        base=base,
+        inc=inc,
+        seeds=seeds,
+        orders=orders,
+        recipe=recipe,
+        backbone=backbone,
+        accounting=accounting,
+        storage=storage,
+        fill=fill,
+        align_to=align_to,
+        settings=tuple(settings or ()),
+        data_dir=data_dir,
     )
     if keep not in {"last", "all"}:
         raise RequestError(f"--keep {keep}: allowed are last, all")
@@ -116,6 +130,9 @@ def plan(
     recipe: RecipeOpt = None,
     backbone: Backbone = "auto",
     accounting: AccountingOpt = "published",
+    storage: StorageOpt = "fp32",
+    fill: FillOpt = "published",
+    align_to: AlignTo = None,
     settings: Settings = None,
     data_dir: DataDir = None,
     as_json: Annotated[bool, typer.Option("--json", help="A list of records instead of a table.")] = False,
@@ -125,19 +142,21 @@ def plan(
     from cilbench.request import RunRequest
 
     request = RunRequest(
-        methods,
-        budget_mb,
-        budget,
-        dataset,
-        base,
-        inc,
-        "1993",
-        orders,
-        recipe,
-        backbone,
-        accounting,
-        tuple(settings or ()),
-        data_dir,
+        methods=methods,
+        budget_mb=budget_mb,
+        budget=budget,
+        dataset=dataset,
+        base=base,
+        inc=inc,
+        orders=orders,
+        recipe=recipe,
+        backbone=backbone,
+        accounting=accounting,
+        storage=storage,
+        fill=fill,
+        align_to=align_to,
+        settings=tuple(settings or ()),
+        data_dir=data_dir,
     )
     records = plan_records(request)
     if as_json:
@@ -190,6 +209,20 @@ def audit(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folde
     raise typer.Exit(1 if wrong else 0)
 
 
+@app.command(name="weigh")
+def weigh_things(
+    things: Annotated[
+        list[str], typer.Argument(metavar="THING…", help="A backbone, a safetensors file, an image folder.")
+    ],
+    codec: Annotated[str, typer.Option("--codec", help="For images: raw, jpeg:QUALITY or lowres:FACTOR.")] = "raw",
+) -> None:
+    """What a thing weighs, and what that is worth in images and in backbones."""
+    from cilbench.weighing import report_on
+
+    for line in [line for thing in things for line in report_on(thing, codec)]:
+        typer.echo(line)
+
+
 @app.command()
 def methods(bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the citations instead.")] = False) -> None:
     """The methods there are, their papers and what is not as in the paper."""
@@ -204,7 +237,7 @@ def methods(bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the cit
 
 
 # typer brought click's exceptions in with release 0.20-odd; by this road both layouts give them.
-_ClickException = typer.BadParameter.__mro__[2]
+_WrongUse: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 
 
 def main() -> None:
@@ -213,7 +246,7 @@ def main() -> None:
         code: Any = app(standalone_mode=False)
     except RequestError as error:
         code = _refuse(str(error))
-    except _ClickException as error:
+    except _WrongUse as error:
         code = _refuse(error.format_message()) if sys.argv[1:] else 2
     except (typer.Abort, KeyboardInterrupt):
         code = 130

@@ -125,7 +125,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         mean=(0.3058,),
         std=(0.3764,),
         augmentation=Augmentation(padding=1, flip=False, brightness=0.0),
-        overrides={"batch_size": 32, "dgm.z_dim": 16},
+        overrides={"batch_size": 32, "dgm.z_dim": 16, "dgm.epochs": 200, "dgm.lr": 5e-3},
         fetch="sklearn",
     )
     cifar100 = DatasetCard(

@@ -44,7 +44,7 @@ def _record(cell: Cell) -> dict[str, Any]:
     return record | {
         "backbone": plan.backbone,
         "exemplars": plan.exemplars,
-        "exemplar_bytes": plan.exemplar_bytes,
+        "exemplar_bytes": plan.exemplar_bytes[-1],
         "model_bytes": plan.model_bytes,
         "published_bytes": plan.published_bytes[-1],
         "strict_bytes": plan.strict_bytes[-1],

@@ -171,7 +171,7 @@ def learn_and_seal(
     method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
     generator = torch.Generator(device).manual_seed(seed)
     method.learn(task, Context(generator, log, progress))
-    return seal(method.state())
+    return seal(method.state(), cell.budget.storage)
 
 
 def revive(cell: Cell, plan: Plan, sealed: bytes, device: torch.device) -> Method:

@@ -4,15 +4,16 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import product
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 from cilbench import datasets
 from cilbench.budgets.ledger import Accounting
-from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
+from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import parse_budget_mb, parse_bytes
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
@@ -36,6 +37,9 @@ class RunRequest:
     recipe: str | None = None
     backbone: str = "auto"
     accounting: str = "published"
+    storage: str = "fp32"
+    fill: str = "published"
+    align_to: str | None = None
     settings: tuple[str, ...] = ()
     data_dir: Path | None = None
 
@@ -67,6 +71,8 @@ class Cell:
             "order": self.order,
             "budget_bytes": self.budget.bytes,
             "accounting": self.budget.accounting,
+            "storage": self.budget.storage,
+            "fill": self.budget.fill,
             "recipe": self.recipe,
             "backbone": self.scenario.backbone,
             "precision": "fp32",
@@ -78,12 +84,18 @@ class Cell:
         """Readable, and ends in a hash of the canonical JSON of `request`."""
         canonical = json.dumps(self.request, sort_keys=True, separators=(",", ":"))
         r = self.request
-        start = f"{r['method']}-{r['dataset']}-b{r['base']}i{r['inc']}-{r['budget_bytes']}B-s{r['seed']}-o{r['order']}"
+        method = r["method"].replace(":", "")  # no colon in a folder's name
+        start = f"{method}-{r['dataset']}-b{r['base']}i{r['inc']}-{r['budget_bytes']}B-s{r['seed']}-o{r['order']}"
         return f"{start}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
     def plan(self) -> Plan:
-        """Raises BudgetTooSmall."""
-        return self.spec.plan(self.budget, self.scenario)
+        """Raises BudgetTooSmall, and RequestError for settings that make no sense at any budget."""
+        try:
+            return self.spec.plan(self.budget, self.scenario)
+        except BudgetTooSmall:
+            raise
+        except ValueError as error:
+            raise RequestError(f"--set {self.spec.name}: {error}") from None
 
 
 def cells(request: RunRequest) -> list[Cell]:
@@ -94,16 +106,21 @@ def cells(request: RunRequest) -> list[Cell]:
     recipe = request.recipe or card.recipe
     if recipe not in RECIPES:
         raise RequestError(f"--recipe {recipe}: allowed are {', '.join(RECIPES)}")
-    accounting = _accounting(request.accounting)
+    terms = Budget(
+        bytes=0,
+        accounting=_one_of("--accounting", request.accounting, Accounting),
+        storage=_one_of("--storage", request.storage, Storage),
+        fill=_one_of("--fill", request.fill, Fill),
+    )
     orders, seeds = _seeds("--orders", request.orders), _seeds("--seeds", request.seeds)
     try:
         scenarios = {order: make_scenario(card, base, inc, order, request.backbone) for order in orders}
     except ValueError as error:
         raise RequestError(str(error)) from None
-    budgets = _budgets(request, (card.name, base, inc))
     specs = _methods(request, recipe, card.overrides)
+    budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
     return [
-        Cell(spec, scenarios[order], Budget(size_bytes, accounting), label, seed, order, recipe)
+        Cell(spec, scenarios[order], replace(terms, bytes=size_bytes), label, seed, order, recipe)
         for (size_bytes, label), spec, seed, order in product(budgets, specs, seeds, orders)
     ]
 
@@ -163,11 +180,18 @@ def _settings(texts: tuple[str, ...]) -> dict[str, str]:
     return settings
 
 
-def _budgets(request: RunRequest, protocol: tuple[str, int, int]) -> list[tuple[int, str | None]]:
-    if (request.budget is None) == (request.budget_mb is None):
+def _budgets(
+    request: RunRequest, protocol: tuple[str, int, int], terms: Budget, scenario: Scenario
+) -> list[tuple[int, str | None]]:
+    if [request.budget, request.budget_mb, request.align_to].count(None) != 2:
         raise RequestError(
-            "give the budget once: --budget-mb 7.6 (MB = 2**20 B), or --budget 7998016B (also 7.6MiB, 8MB)"
+            "give the budget once: --budget-mb 7.6 (MB = 2**20 B), --budget 7998016B (or 7.6MiB, 8MB), or --align-to der"
         )
+    if request.align_to is not None:
+        try:
+            return [(resolve(request.align_to, "published", {}, {}).full_bytes(terms, scenario), None)]
+        except (UnknownMethod, BadSetting) as error:
+            raise RequestError(f"--align-to: {error}") from None
     option, text = ("--budget-mb", request.budget_mb) if request.budget_mb is not None else ("--budget", request.budget)
     parts = (text or "").split(",")
     try:
@@ -177,12 +201,11 @@ def _budgets(request: RunRequest, protocol: tuple[str, int, int]) -> list[tuple[
     return sorted(dict(found).items())
 
 
-def _accounting(text: str) -> Accounting:
-    if text == "published":
-        return "published"
-    if text == "strict":
-        return "strict"
-    raise RequestError(f"--accounting {text}: allowed are published, strict")
+def _one_of(option: str, text: str, choice: Any) -> Any:
+    """`text` if it is one of a Literal's values."""
+    if text not in get_args(choice):
+        raise RequestError(f"{option} {text}: allowed are {', '.join(get_args(choice))}")
+    return text
 
 
 def _seeds(option: str, text: str) -> list[int]:

@@ -10,6 +10,7 @@ from cilbench.budgets.ledger import KINDS, Accounting, Entry, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import MIB, format_bytes, human_bytes, parse_budget_mb, parse_bytes
+from cilbench.budgets.weigh import Weight, weigh
 
 __all__ = [
     "KINDS",
@@ -19,10 +20,12 @@ __all__ = [
     "BudgetTooSmall",
     "Entry",
     "Ledger",
+    "Weight",
     "format_bytes",
     "human_bytes",
     "parse_budget_mb",
     "parse_bytes",
     "seal",
     "unseal",
+    "weigh",
 ]

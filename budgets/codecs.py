@@ -4,17 +4,27 @@
 from the shape or the boxes.
 """
 
+import io
 import math
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
+from PIL import Image
 from torch import Tensor
+from torch.nn import functional as F
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """N images: `payload` uint8 [Σ lengths]; `lengths` int64 [N], bytes of each; `boxes` int16 [N, 4] or None."""
+    """N images: `payload` uint8 [Σ lengths]; `lengths` int64 [N], bytes of each; `boxes` int16 [N, 4] or None.
+
+    What a codec stores beside the payload (`Codec.beside`) is not charged under `published`: boxes, or lengths where
+    they follow from
+    nothing else.
+    """
 
     payload: Tensor
     lengths: Tensor
@@ -39,15 +49,22 @@ class Encoded:
         )
 
 
+Beside = Literal["nothing", "boxes", "lengths"]
+BESIDE_BYTES: dict[Beside, int] = {"nothing": 0, "boxes": 8, "lengths": 4}  # an image: four int16; one int32
+
+
 class Codec(Protocol):
     """An exemplar encoding. `image_shape` is (C, H, W) everywhere."""
 
-    name: str
-    boxed: bool  # needs a box for every image, stored beside the payload
+    beside: Beside  # what is stored beside the payload, for each image
     fixed_length: bool  # every image costs `least_bytes`
 
     def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
         """The least bytes an image can cost."""
+        ...
+
+    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        """Bytes that any image fits in: what a plan grants each class at the least."""
         ...
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
@@ -58,7 +75,7 @@ class Codec(Protocol):
         """Payload → uint8 [N, C, H, W]."""
         ...
 
-    def lengths(self, count: int, boxes_N4: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
         """int64 [count]: bytes of each stored image, from what is stored beside the payload."""
         ...
 
@@ -66,12 +83,14 @@ class Codec(Protocol):
 class Raw:
     """The pixels as they are: C·H·W bytes an image."""
 
-    name = "raw"
-    boxed = False
+    beside: Beside = "nothing"
     fixed_length = True
 
     def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
         return math.prod(image_shape)
+
+    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        return self.least_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         return Encoded(images_NCHW.reshape(-1).clone(), self.lengths(len(images_NCHW), None, image_shape(images_NCHW)))
@@ -79,7 +98,7 @@ class Raw:
     def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
         return encoded.payload.reshape(len(encoded), *image_shape)
 
-    def lengths(self, count: int, boxes_N4: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
         return torch.full((count,), self.least_bytes(image_shape), dtype=torch.int64)
 
 
@@ -91,13 +110,15 @@ class Box:
     Payload of one image: the inside in (C, y, x) order, then the background cells in (C, y, x) order.
     """
 
-    name = "box"
-    boxed = True
+    beside: Beside = "boxes"
     fixed_length = False
 
     def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
         channels, height, width = image_shape
         return channels * ((height + 1) // 2) * ((width + 1) // 2)
+
+    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        return math.prod(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         if boxes_N4 is None:
@@ -123,9 +144,9 @@ class Box:
         images[inside[:, None].expand_as(images)] = encoded.payload[to_inside]
         return images
 
-    def lengths(self, count: int, boxes_N4: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
-        assert boxes_N4 is not None
-        inside, outside = self._masks(boxes_N4, image_shape)
+    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        assert beside is not None
+        inside, outside = self._masks(beside, image_shape)
         return image_shape[0] * (inside.flatten(1).sum(1) + outside.flatten(1).sum(1))
 
     @staticmethod
@@ -149,6 +170,102 @@ class Box:
         lengths = n_inside + n_outside
         starts = torch.cumsum(lengths, 0) - lengths
         return _runs(starts, n_inside), _runs(starts + n_inside, n_outside), lengths
+
+
+class LowRes:
+    """Every image averaged over F×F pixels, C·⌈H/F⌉·⌈W/F⌉ bytes; decoded bilinearly (low-fidelity exemplars, Zhao
+    2021)."""
+
+    beside: Beside = "nothing"
+    fixed_length = True
+
+    def __init__(self, factor: int) -> None:
+        if not 2 <= factor <= 64:
+            raise ValueError(f"lowres:{factor}: the factor per side is a whole number from 2 to 64")
+        self.factor = factor
+
+    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        channels, height, width = image_shape
+        return channels * math.ceil(height / self.factor) * math.ceil(width / self.factor)
+
+    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        return self.least_bytes(image_shape)
+
+    def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
+        _, height, width = image_shape(images_NCHW)
+        size = math.ceil(height / self.factor), math.ceil(width / self.factor)
+        small = F.interpolate(images_NCHW.float(), size=size, mode="area").round().to(torch.uint8)
+        return Encoded(small.reshape(-1), self.lengths(len(small), None, image_shape(images_NCHW)))
+
+    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+        channels, height, width = image_shape
+        sides = math.ceil(height / self.factor), math.ceil(width / self.factor)
+        small = encoded.payload.reshape(len(encoded), channels, *sides).float()
+        large = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
+        return large.round().clamp(0, 255).to(torch.uint8)
+
+    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        return torch.full((count,), self.least_bytes(image_shape), dtype=torch.int64)
+
+
+class Jpeg:
+    """A whole JPEG file an image, 4:2:0, at quality Q (JPEG exemplars: MRDC, Wang 2022, arXiv 2202.06592).
+
+    Header included: about 600 B of every colour image, which is little of a photograph and much of a 32×32 image.
+    Lengths are stored.
+    """
+
+    beside: Beside = "lengths"
+    fixed_length = False
+
+    def __init__(self, quality: int) -> None:
+        if not 1 <= quality <= 100:
+            raise ValueError(f"jpeg:{quality}: the quality is a whole number from 1 to 100")
+        self.quality = quality
+
+    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        """Of a black image: no image has a shorter code."""
+        return int(self.encode(torch.zeros(1, *image_shape, dtype=torch.uint8)).lengths[0])
+
+    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+        """Of white noise between black and white: no picture has a longer code."""
+        noise = torch.randint(0, 2, (1, *image_shape), generator=torch.Generator().manual_seed(0))
+        return int(self.encode((255 * noise).to(torch.uint8)).lengths[0])
+
+    def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
+        pixels = images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
+        files = [self._file(image[:, :, 0] if image.shape[2] == 1 else image) for image in pixels]
+        lengths = torch.tensor([len(file) for file in files], dtype=torch.int64)
+        return Encoded(torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8), lengths)
+
+    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+        channels, height, width = image_shape
+        images = torch.empty(len(encoded), height, width, channels, dtype=torch.uint8)
+        data, start = encoded.payload.numpy().tobytes(), 0
+        for image, length in zip(images.numpy(), encoded.lengths.tolist(), strict=True):
+            image[:] = np.asarray(Image.open(io.BytesIO(data[start : start + length]))).reshape(image.shape)
+            start += length
+        return images.permute(0, 3, 1, 2).contiguous()
+
+    def _file(self, pixels: NDArray[np.uint8]) -> bytes:
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
+        return buffer.getvalue()
+
+    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        assert beside is not None
+        return beside.to(torch.int64)
+
+
+def fixed_codec(name: str, argument: str) -> Codec:
+    """The codec called `raw`, `jpeg:Q` or `lowres:F`. Raises ValueError, one line that says what is allowed."""
+    if name == "raw" and not argument:
+        return Raw()
+    if name == "jpeg" and argument.isdecimal():
+        return Jpeg(int(argument))
+    if name == "lowres" and argument.isdecimal():
+        return LowRes(int(argument))
+    raise ValueError(f"{name}{':' if argument else ''}{argument}: codecs are raw, jpeg:QUALITY and lowres:FACTOR")
 
 
 def image_shape(images_NCHW: Tensor) -> tuple[int, int, int]:

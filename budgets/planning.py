@@ -2,17 +2,29 @@
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from cilbench.budgets.ledger import Accounting
+from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import format_bytes
+
+Fill = Literal["published", "adaptive"]
 
 
 @dataclass(frozen=True)
 class Budget:
-    """Bytes a learner may carry over a task boundary, and the convention they are counted in."""
+    """Bytes a learner may carry over a task boundary, and how they may be spent.
+
+    `accounting` is the convention they are counted in; `storage` the type backbones and generators are stored as;
+    `fill`
+    "adaptive" lets exemplars have what the models do not need yet, "published" gives them the same bytes at every
+    boundary.
+    """
 
     bytes: int
     accounting: Accounting = "published"
+    storage: Storage = "fp32"
+    fill: Fill = "published"
 
 
 class BudgetTooSmall(ValueError):

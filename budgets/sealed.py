@@ -5,6 +5,7 @@ safetensors container: a view seals as what it shows, not as what it pins; objec
 """
 
 from collections.abc import Mapping
+from typing import Literal
 
 import torch
 from safetensors.torch import load, save
@@ -13,6 +14,14 @@ from torch import Tensor
 from cilbench.budgets.ledger import Ledger, LedgerError, kind_of
 
 State = Mapping[str, Tensor]
+Storage = Literal["fp32", "bf16", "fp16"]
+
+STORAGE_DTYPES: dict[Storage, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+}
+STORED_KINDS = {"backbone", "generator"}  # what `storage` applies to; learning is in float32 all the same
 
 DTYPE_NAMES: dict[torch.dtype, str] = {
     torch.bool: "BOOL",
@@ -28,19 +37,29 @@ DTYPE_NAMES: dict[torch.dtype, str] = {
 }
 
 
-def seal(state: State) -> bytes:
-    """The bytes of a state. Raises LedgerError for an unknown kind or dtype and for what is no dense tensor."""
-    return save({key: _own_elements(key, value) for key, value in state.items()})
+def seal(state: State, storage: Storage = "fp32") -> bytes:
+    """The bytes of a state, float32 parameters of backbones and generators stored as `storage`.
+
+    Raises LedgerError for an unknown kind or dtype and for what is no dense tensor.
+    """
+    return save({key: _own_elements(key, value, storage) for key, value in state.items()})
 
 
 def unseal(sealed: bytes) -> dict[str, Tensor]:
-    """The state that was sealed, on the CPU, sharing no memory with anything."""
-    return {key: value.clone() for key, value in load(sealed).items()}
+    """The state that was sealed, on the CPU, sharing no memory with anything; parameters are float32 again."""
+    halves = set(STORAGE_DTYPES.values())
+    return {
+        key: value.to(torch.float32, copy=True)
+        if kind_of(key) in STORED_KINDS and value.dtype in halves
+        else value.clone()
+        for key, value in load(sealed).items()
+    }
 
 
-def ledger_of_state(state: State) -> Ledger:
+def ledger_of_state(state: State, storage: Storage = "fp32") -> Ledger:
     """The ledger that sealing `state` will give; tensors on the `meta` device do, so planning needs no data."""
-    return Ledger.of_tensors((key, _dtype_name(key, value), tuple(value.shape)) for key, value in state.items())
+    dtypes = {key: _stored_dtype(key, value, storage) for key, value in state.items()}
+    return Ledger.of_tensors((key, _dtype_name(key, dtypes[key]), tuple(value.shape)) for key, value in state.items())
 
 
 def pack_bits(mask: Tensor) -> Tensor:
@@ -58,17 +77,23 @@ def unpack_bits(packed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return flat[: int(torch.Size(shape).numel())].bool().reshape(shape)
 
 
-def _own_elements(key: str, value: object) -> Tensor:
+def _own_elements(key: str, value: object, storage: Storage) -> Tensor:
     kind_of(key)
     if not isinstance(value, Tensor):
         raise LedgerError(f"state key {key!r} holds a {type(value).__name__}: only tensors pass a task boundary")
-    _dtype_name(key, value)
+    _dtype_name(key, value.dtype)
     if value.layout != torch.strided or value.is_quantized:
         raise LedgerError(f"state key {key!r} holds a {value.layout} tensor: only dense tensors pass a task boundary")
-    return value.detach().to("cpu").clone(memory_format=torch.contiguous_format)
+    stored = value.detach().to("cpu", _stored_dtype(key, value, storage))
+    return stored.clone(memory_format=torch.contiguous_format)
 
 
-def _dtype_name(key: str, value: Tensor) -> str:
-    if value.dtype not in DTYPE_NAMES:
-        raise LedgerError(f"state key {key!r} holds {value.dtype}: allowed are {', '.join(DTYPE_NAMES.values())}")
-    return DTYPE_NAMES[value.dtype]
+def _stored_dtype(key: str, value: Tensor, storage: Storage) -> torch.dtype:
+    shrinks = kind_of(key) in STORED_KINDS and value.dtype == torch.float32
+    return STORAGE_DTYPES[storage] if shrinks else value.dtype
+
+
+def _dtype_name(key: str, dtype: torch.dtype) -> str:
+    if dtype not in DTYPE_NAMES:
+        raise LedgerError(f"state key {key!r} holds {dtype}: allowed are {', '.join(DTYPE_NAMES.values())}")
+    return DTYPE_NAMES[dtype]

@@ -83,15 +83,16 @@ class Task:
 class Plan:
     """What a method will keep under a budget. Bytes are under the budget's accounting where nothing else is said.
 
-    `exemplar_bytes` is what all exemplars together may take, `exemplars` how many images as they are that makes;
-    `model_bytes` is everything else that is charged, after the last task. `published_bytes` and `strict_bytes` are
-    upper bounds on the sealed state after each task. `details` are a method's own numbers (a generator's width).
+    `exemplar_bytes[t]` is what all exemplars together may take after task t, `exemplars` how many images as they are
+    that makes after the last; `model_bytes` is everything else that is charged then. `published_bytes` and
+    `strict_bytes` are upper bounds on the sealed state after each task. `details` are a method's own numbers (a
+    generator's width).
     """
 
     budget: Budget
     backbone: str
     exemplars: int
-    exemplar_bytes: int
+    exemplar_bytes: tuple[int, ...]
     model_bytes: int
     published_bytes: tuple[int, ...]
     strict_bytes: tuple[int, ...]

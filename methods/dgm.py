@@ -134,7 +134,7 @@ class DGM:
             budget=budget,
             backbone=f"dcgan-g{width}-d{d}",
             exemplars=0,
-            exemplar_bytes=0,
+            exemplar_bytes=(0,) * scenario.tasks,
             model_bytes=totals(budget.accounting)[-1],
             published_bytes=totals("published"),
             strict_bytes=totals("strict"),
@@ -300,12 +300,9 @@ class DGM:
 
         parts = 64 if not too_large(64) else bisect.bisect_left(range(1, 64), True, key=too_large)
         if parts < 64:
-            wider = {
-                f"{name}_{i}": w
-                for name, all_ in (("wanted", wanted), ("got", share(parts)))
-                for i, w in enumerate(all_)
-            }
-            context.log({"event": "growth_clipped", "task": task, **wider})
+            names = [f"{what}_{i}" for what in ("wanted", "got") for i in range(len(wanted))]
+            sizes = dict(zip(names, [*wanted, *share(parts)], strict=True))
+            context.log({"event": "growth_clipped", "task": task, **sizes})
         self.generator.grow(share(parts))
 
     def _adam(self, parameters: Iterable[Tensor]) -> torch.optim.Adam:

@@ -1,7 +1,7 @@
 """Exemplars between tasks: encoded bytes, best herded first, and how they are chosen.
 
-Every class may keep ⌊exemplar bytes / seen classes⌋ bytes. With images of one size that is the published ⌊total / seen⌋
-images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
+After a task every class may keep ⌊exemplar bytes / seen classes⌋ bytes. With images of one size that is the published
+⌊total / seen⌋ images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,14 +11,12 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import Codec, Encoded
+from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, Scenario, Task
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.parts import herd
 from cilbench.methods.training import Compressing, Lesson, Look, Schedule, in_batches
-
-BOX_BYTES = 8  # four int16
 
 
 class Compression(Protocol):
@@ -69,7 +67,7 @@ class Plain:
 class ExemplarMemory:
     """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
 
-    def __init__(self, codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int) -> None:
+    def __init__(self, codec: Codec, scenario: Scenario, exemplar_bytes: tuple[int, ...], overhead_bytes: int) -> None:
         self.codec, self.image_shape = codec, scenario.image_shape
         self.exemplar_bytes, self.overhead_bytes = exemplar_bytes, overhead_bytes
         self.classes: list[Encoded] = []
@@ -95,14 +93,18 @@ class ExemplarMemory:
         encode: Callable[[Tensor, Tensor], Encoded],
     ) -> None:
         """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit."""
-        share_bytes = self.exemplar_bytes // new.stop
+        share_bytes = self.exemplar_bytes[task.index] // new.stop
         self.classes = [c.within(share_bytes, self.overhead_bytes) for c in self.classes]
         for label in new:
             of_class = task.labels == label
             images = task.images[of_class]
             order = herd(in_batches(features, images), share_bytes // self.least_bytes).to(images.device)
             encoded = encode(images[order], task.labels[of_class][order])
-            self.classes.append(encoded.within(share_bytes, self.overhead_bytes))
+            kept = encoded.within(share_bytes, self.overhead_bytes)
+            if not len(kept):
+                need_bytes = int(encoded.lengths[0]) + self.overhead_bytes
+                raise ValueError(f"an exemplar of class {label} costs {need_bytes} B, a class may keep {share_bytes} B")
+            self.classes.append(kept)
 
     @property
     def least_bytes(self) -> int:
@@ -117,15 +119,18 @@ class ExemplarMemory:
             "exemplars/payload": torch.cat([c.payload for c in self.classes]),
             "labels/images_per_class": torch.tensor([len(c) for c in self.classes], dtype=torch.int32),
         }
-        boxes = [c.boxes for c in self.classes if c.boxes is not None]
-        return state | ({"boxes/exemplars": torch.cat(boxes)} if boxes else {})
+        if self.codec.beside == "boxes":
+            state["boxes/exemplars"] = torch.cat([c.boxes for c in self.classes if c.boxes is not None])
+        elif self.codec.beside == "lengths":
+            state["labels/lengths"] = torch.cat([c.lengths for c in self.classes]).to(torch.int32)
+        return state
 
     def load(self, state: State) -> None:
         if "exemplars/payload" not in state:
             return
         counts: Sequence[int] = state["labels/images_per_class"].tolist()
         boxes = state.get("boxes/exemplars")
-        lengths = self.codec.lengths(sum(counts), boxes, self.image_shape)
+        lengths = self.codec.lengths(sum(counts), state.get("labels/lengths", boxes), self.image_shape)
         sizes = [int(part.sum()) for part in lengths.split(list(counts))]
         boxes_of = boxes.split(list(counts)) if boxes is not None else [None] * len(counts)
         parts = zip(state["exemplars/payload"].split(sizes), lengths.split(list(counts)), boxes_of, strict=True)
@@ -147,8 +152,9 @@ def largest_memory(
     share_bytes, least_bytes = exemplar_bytes // seen, codec.least_bytes(scenario.image_shape)
     images = share_bytes // (least_bytes + overhead_bytes)
     payload_bytes = images * least_bytes if codec.fixed_length else share_bytes
-    box_bytes = images * BOX_BYTES if codec.boxed else 0
+    beside_bytes = images * BESIDE_BYTES[codec.beside]
     return MemoryBytes(
         published=seen * payload_bytes,
-        strict=seen * (min(payload_bytes + box_bytes, share_bytes) if overhead_bytes else payload_bytes + box_bytes),
+        strict=seen
+        * (min(payload_bytes + beside_bytes, share_bytes) if overhead_bytes else payload_bytes + beside_bytes),
     )

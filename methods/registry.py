@@ -1,7 +1,8 @@
 """A method's name on the command line → the class, its compression and its settings.
 
     icarl            a method of the table, exemplars as they are
-    icarl+cim        a rehearsal method whose exemplars a compression encodes
+    icarl+cim        a rehearsal method whose exemplars a learned compression encodes
+    icarl+jpeg:50    … or a fixed codec: raw, jpeg:QUALITY, lowres:FACTOR
     cim              an abbreviation (`ALIASES`)
 
 Other distributions add methods through entry points in the group `cilbench.methods` (docs: README, "Add a method").
@@ -17,7 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 
 import torch
 
-from cilbench.budgets.codecs import Raw
+from cilbench.budgets.codecs import Codec, Raw, fixed_codec
 from cilbench.budgets.planning import Budget
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
 from cilbench.methods.contract import Method, MethodCard, Plan, Scenario
@@ -35,16 +36,22 @@ class BadSetting(ValueError):
 
 @dataclass(frozen=True)
 class MethodSpec:
-    """A method as asked for: `icarl+cim` is base `icarl`, compression `cim`; `configs` by component, in that order."""
+    """A method as asked for: `icarl+cim` is base `icarl`, compression `cim`; `configs` by component, in that order.
+
+    `compression` is a learned one, `codec` a fixed one; never both.
+    """
 
     name: str
     base: type
     compression: type | None
+    codec: Codec | None
     configs: Mapping[str, Any]
 
     @property
     def card(self) -> MethodCard:
         card: MethodCard = self.base.card  # type: ignore[attr-defined]
+        if self.codec is not None:
+            return replace(card, name=f"{card.name} + {self.name.partition('+')[2]}")
         if self.compression is None:
             return card
         extra: MethodCard = self.compression.card  # type: ignore[attr-defined]
@@ -60,6 +67,15 @@ class MethodSpec:
     def plan(self, budget: Budget, scenario: Scenario) -> Plan:
         """Raises BudgetTooSmall."""
         return self.base.plan(budget, scenario, self._config, **self._with_compression(scenario))  # type: ignore[attr-defined]
+
+    def full_bytes(self, budget: Budget, scenario: Scenario) -> int:
+        """What it keeps with the protocol's backbone and base exemplars: what `--align-to` gives to every method.
+
+        Raises BadSetting for a method without exemplars, which has no such size.
+        """
+        if not self.card.rehearsal:
+            raise BadSetting(f"{self.name} keeps no exemplars: there is no size to align to; take der, memo or icarl")
+        return self.base.full_bytes(budget, scenario, **self._with_compression(scenario))  # type: ignore[attr-defined]
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
         """A fresh learner that knows nothing."""
@@ -77,7 +93,7 @@ class MethodSpec:
         if not self.base.card.rehearsal:  # type: ignore[attr-defined]
             return {}
         if self.compression is None:
-            return {"compression": Plain(Raw())}
+            return {"compression": Plain(self.codec or Raw())}
         return {"compression": self.compression(list(self.configs.values())[1], scenario)}
 
 
@@ -99,23 +115,29 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
     """
     base_name, _, compression_name = ALIASES.get(name, name).partition("+")
     base = load_class(base_name)
-    compression = None
-    if compression_name:
-        if compression_name not in COMPRESSIONS:
-            raise UnknownMethod(
-                f"unknown compression {compression_name!r} in {name!r}; there is: {', '.join(COMPRESSIONS)}"
-            )
-        if not base.card.rehearsal:
-            raise UnknownMethod(f"{name!r}: {base_name} keeps no exemplars to compress")
-        compression = load_compression(compression_name)
-    configs = {base_name: base.Config()} | ({compression_name: compression.Config()} if compression else {})
+    if compression_name and not base.card.rehearsal:
+        raise UnknownMethod(f"{name!r}: {base_name} keeps no exemplars to compress")
+    learned, codec = _compression_of(compression_name)
+    compression = load_compression(learned) if learned else None
+    configs = {base_name: base.Config()} | ({learned: compression.Config()} if compression else {})
     for component, config in configs.items():
         suited = replace(config, **_overrides_of(component, config, overrides))
         shortened = apply_recipe(suited, RECIPES[recipe])
         wished = {key.partition(".")[2]: text for key, text in settings.items() if key.partition(".")[0] == component}
         parsed = {f: parse_setting(f"{component}.{f}", shortened, f, text) for f, text in wished.items()}
         configs[component] = replace(shortened, **parsed)
-    return MethodSpec(name, base, compression, configs)
+    return MethodSpec(name, base, compression, codec, configs)
+
+
+def _compression_of(text: str) -> tuple[str, Codec | None]:
+    """What stands after the plus: the name of a learned compression, or a fixed codec."""
+    if not text or text in COMPRESSIONS:
+        return text, None
+    name, _, argument = text.partition(":")
+    try:
+        return "", fixed_codec(name, argument)
+    except ValueError as error:
+        raise UnknownMethod(f"unknown compression {error}; learned ones are {', '.join(COMPRESSIONS)}") from None
 
 
 def _overrides_of(component: str, config: Any, overrides: Mapping[str, object]) -> dict[str, object]:

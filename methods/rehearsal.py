@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import Codec
+from cilbench.budgets.codecs import BESIDE_BYTES, Codec
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
-from cilbench.budgets.sealed import State, ledger_of_state
+from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
 from cilbench.methods.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task
-from cilbench.methods.memory import BOX_BYTES, Compression, ExemplarMemory, largest_memory
+from cilbench.methods.memory import Compression, ExemplarMemory, largest_memory
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.training import Lesson, Look
 
@@ -47,6 +47,15 @@ class Rehearsal:
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression) -> Plan:
         return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression)
+
+    @classmethod
+    def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:
+        """Bytes after the last task with the protocol's backbone and base exemplars, counted as in `budget`."""
+        backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
+        *_, model = _model_states(cls.layout, scenario, backbone, compression)
+        image_bytes = compression.codec.least_bytes(scenario.image_shape) + _overhead_bytes(compression.codec, budget)
+        model_bytes = ledger_of_state(model, budget.storage).total(budget.accounting)
+        return model_bytes + scenario.base_exemplars * image_bytes
 
     def begin(self, task: Task) -> Lesson:
         """Grow the network for a task's classes; the lesson is its images and all exemplars."""
@@ -79,17 +88,19 @@ def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenar
     there are tasks leave room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
     """
     codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
-    least_bytes = scenario.classes * (codec.least_bytes(scenario.image_shape) + overhead_bytes)
+    least_bytes = scenario.classes * (codec.enough_bytes(scenario.image_shape) + overhead_bytes)
     for backbone in _candidates(layout, budget, scenario):
-        models = [ledger_of_state(state) for state in _model_states(layout, scenario, backbone, compression)]
+        states = _model_states(layout, scenario, backbone, compression)
+        models = [ledger_of_state(state, budget.storage) for state in states]
         model_bytes = models[-1].total(budget.accounting)
         if model_bytes + least_bytes <= budget.bytes:
             break
     else:
         raise BudgetTooSmall(method, budget.bytes, model_bytes + least_bytes, f"{backbone} and one exemplar a class")
-    exemplar_bytes = budget.bytes - model_bytes
+    spent = [m.total(budget.accounting) if budget.fill == "adaptive" else model_bytes for m in models]
+    exemplar_bytes = tuple(budget.bytes - model for model in spent)
     memories = [
-        largest_memory(codec, scenario, exemplar_bytes, overhead_bytes, scenario.seen(task))
+        largest_memory(codec, scenario, exemplar_bytes[task], overhead_bytes, scenario.seen(task))
         for task in range(scenario.tasks)
     ]
     as_it_is = codec.least_bytes(scenario.image_shape) if codec.fixed_length else scenario.image_bytes
@@ -110,8 +121,9 @@ def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]
         return [scenario.backbone]
     if not layout.expanding:
         return [scenario.single_backbone]
-    channels = scenario.image_shape[0]
-    sizes = [(name, backbone_bytes(scenario.family, name, channels)) for name in BACKBONES[scenario.family]]
+    family, channels = scenario.family, scenario.image_shape[0]
+    stored = STORAGE_DTYPES[budget.storage].itemsize / 4
+    sizes = [(name, int(backbone_bytes(family, name, channels) * stored)) for name in BACKBONES[family]]
     return whole_fitting(sizes, scenario.tasks, budget.bytes, scenario.base_exemplars * scenario.image_bytes)
 
 
@@ -133,5 +145,5 @@ def _model_states(
 
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:
-    """What an exemplar costs beside its payload: its box, under `strict`."""
-    return BOX_BYTES if codec.boxed and budget.accounting == "strict" else 0
+    """What an exemplar costs beside its payload: its box or length, under `strict`."""
+    return BESIDE_BYTES[codec.beside] if budget.accounting == "strict" else 0

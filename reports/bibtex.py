@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from cilbench.reports.latex import latex_letters
+
 _ACCENTS = r"[\"'`^~=.&%$#_{}-]|(?:[ckuvHrbdt](?![a-zA-Z]))|(?:(?:ss|ae|AE|oe|OE|aa|AA|o|O|l|L|i|j)(?![a-zA-Z]))"
 _COMMAND = re.compile(r"\\(?:" + _ACCENTS + r")")
 _LITERAL = {"url", "doi", "eprint"}
@@ -62,6 +64,7 @@ def _fields(body: str) -> list[tuple[str, str]] | None:
         if not _harmless(value):
             return None
         literal = name[1].lower() in _LITERAL
+        value = latex_letters(value)
         fields.append((name[1].lower(), value if literal else re.sub(r"(?<!\\)([&%#$_])", r"\\\1", value)))
         comma = re.compile(r"\s*,").match(body, end)
         if not comma:

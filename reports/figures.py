@@ -58,6 +58,8 @@ def accuracy_over_classes(
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
             _class_ticks(axes, sorted(set(curves["seen"])))
             axes.set_xlabel("Classes seen")
+            if curves.empty:
+                axes.set_ylim(0, 100)
             if axes in panels[:: _columns(len(budgets), paper_columns)]:
                 axes.set_ylabel("Top-1 accuracy (%)")
         _legend(figure, panels)
@@ -113,6 +115,8 @@ def accuracy_over_memory(
             _budget_ticks(axes, list(xs.values()), panel_width)
             ends |= _references(axes, means[~means["competes"]], measure, max(xs.values()), panel_height)
             _absences(axes, means[means["competes"]], measure, xs, styles, names, panel_height)
+            low, high = axes.get_ylim()
+            axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
             area = f"auc_{measure[0]}"
             _end_labels(
                 axes, ends, names, texts[area], area.upper().replace("_", "-"), panel_height, values_end / _POINT
@@ -413,7 +417,9 @@ def _panels(count: int, paper_columns: PaperColumns, height_inches: float) -> tu
 def _absent(frame: pd.DataFrame, budget_bytes: int) -> list[str]:
     """`DGM (refused)`: methods that should have a line at a budget and have none."""
     own = frame[(frame["budget_bytes"] == budget_bytes) & frame["competes"]].groupby("name")["status"]
-    return [f"{name} ({status_text(', '.join(sorted(set(found))))})" for name, found in own if "done" not in set(found)]
+    absent = [(str(name), sorted(set(found))) for name, found in own if "done" not in set(found)]
+    absent.sort(key=lambda item: item[0].casefold())
+    return [f"{name} ({status_text(', '.join(found))})" for name, found in absent]
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -469,7 +475,7 @@ def _text_inches(figure: Figure, texts: Sequence[str]) -> float:
 
 def _class_ticks(axes: Axes, seen: Sequence[int]) -> None:
     """Ticks at stages, every second or third where there are many."""
-    step = math.ceil(len(seen) / 6)
+    step = max(1, math.ceil(len(seen) / 6))
     axes.set_xticks(list(seen)[::-1][::step][::-1])
 
 

@@ -130,12 +130,18 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
     cell_frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS)).sort_values("run", ignore_index=True)
     return Runs(
         cells=cell_frame.assign(name=_distinct_names(cell_frame)),
-        boundaries=pd.DataFrame(boundaries, columns=list(BOUNDARY_COLUMNS)),
-        tests=pd.DataFrame(tests, columns=list(TEST_COLUMNS)),
-        ledger=pd.DataFrame(ledger, columns=list(LEDGER_COLUMNS)),
+        boundaries=_typed(boundaries, BOUNDARY_COLUMNS),
+        tests=_typed(tests, TEST_COLUMNS),
+        ledger=_typed(ledger, LEDGER_COLUMNS),
         left_out=tuple(sorted(left_out, key=lambda item: str(item.folder))),
         inputs_sha256=hashlib.sha256(everything.encode()).hexdigest(),
     )
+
+
+def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
+    """A table whose columns have their types also where it has no row."""
+    types = {"run": str, "head": str, "kind": str, "top1": float, "top5": float}
+    return pd.DataFrame(rows, columns=list(columns)).astype({column: types.get(column, int) for column in columns})
 
 
 def load_published() -> pd.DataFrame:

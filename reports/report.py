@@ -40,9 +40,9 @@ def write_report(
 ) -> ReportResult:
     """Read every run under `run_dirs` and write the report into `out`. Never touches a run folder.
 
-    `command` is printed as what made the report; `published` overlays published points where the protocol has any;
-    `progress` is told (done, all) while folders are read. A folder that cannot be used is in `left_out` with its
-    reason.
+    `command` is printed as what made the report; `published` overlays published points on sections of their protocol,
+    recipe and budgets; `progress` is told (done, all) while folders are read. A folder that cannot be used is in
+    `left_out` with its reason.
     """
     runs = read_runs(run_dirs, progress)
     (out / "figures").mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,7 @@
 """How figures look: one colour and marker per method everywhere, paper sizes, embedded fonts, no time stamps."""
 
 import re
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -84,7 +85,8 @@ def styles_of(methods: Iterable[str]) -> dict[str, Style]:
 @contextmanager
 def paper_style() -> Iterator[None]:
     """Settings under which every figure is made and saved; matplotlib's own are untouched afterwards."""
-    with mpl.rc_context(_settings()):
+    with mpl.rc_context(_settings()), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script no font here has
         yield
 
 

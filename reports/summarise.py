@@ -5,6 +5,7 @@ order). Intervals are 95 % percentile bootstraps over repetitions (Efron & Tibsh
 """
 
 from collections.abc import Hashable, Iterator, Sequence
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -44,13 +45,9 @@ def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -
 def forgetting(tests: pd.DataFrame) -> pd.DataFrame:
     """Forgetting in points after each stage but the first, per run and head (columns run, task, head, forgetting).
 
-    Chaudhry et al. 2018 (arXiv 1801.10112), Eq. 3:
+    Chaudhry et al. 2018 (arXiv 1801.10112), "forgetting measure":
     F_k = mean over tasks j < k of (max over stages l < k of a_{l,j}) − a_{k,j}.
     """
-    if tests.empty:
-        return pd.DataFrame({"run": [], "task": [], "head": [], "forgetting": []}).astype(
-            {"run": object, "head": object}
-        )
     keys = ["run", "head", "tested_task"]
     frame = tests.sort_values([*keys, "task"])
     best_so_far = frame.groupby(keys, sort=False)["top1"].cummax()
@@ -81,10 +78,14 @@ def bootstrap_interval(values: NDArray[np.float64], level: float = 0.95) -> NDAr
     n = len(values)
     if n < 2:
         return np.full((2, *values.shape[1:]), np.nan)
-    drawn = (
-        np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
-    )  # [resamples, n], rows sum to 1
+    drawn = _resamples(n)
     return np.asarray(np.quantile(drawn @ values, [(1 - level) / 2, (1 + level) / 2], axis=0))
+
+
+@cache
+def _resamples(n: int) -> NDArray[np.float64]:
+    """Weights of `n` repetitions in each bootstrap resample: [resamples, n], rows sum to 1."""
+    return np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=_RESAMPLES) / n
 
 
 def curves(frame: pd.DataFrame) -> pd.DataFrame:
@@ -144,11 +145,12 @@ _SUMMARY_COLUMNS = [
 def auc(budgets_mb: Sequence[float], accuracy_percent: Sequence[float]) -> float:
     """Area under accuracy (as a FRACTION) over MB by the trapezoid rule, not normalised: AUC-A of avg, AUC-L of last.
 
-    Zhou et al., A Model or 603 Exemplars (arXiv 2205.13218), Section 5.2; NaN for fewer than two budgets.
+    Zhou et al., A Model or 603 Exemplars (arXiv 2205.13218); NaN for fewer than two budgets.
     """
     if len(budgets_mb) < 2:
         return float("nan")
-    return float(np.trapezoid(np.asarray(accuracy_percent) / 100, np.asarray(budgets_mb)))
+    heights = np.asarray(accuracy_percent) / 100
+    return float(np.sum(np.diff(budgets_mb) * (heights[1:] + heights[:-1]) / 2))
 
 
 def budget_mb(budget_bytes: pd.Series, budget_label: pd.Series) -> pd.Series:

@@ -3,7 +3,6 @@
 Every text that comes from a run folder is escaped for the format it goes into. The same runs give the same bytes.
 """
 
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.bibtex import Entry, read_entries
+from cilbench.reports.latex import latex_text
 from cilbench.reports.wording import (
     budget_text,
     conditions_text,
@@ -293,43 +293,7 @@ def _markdown_cell(cell: TableCell) -> str:
 
 # ------------------------------------------------------------------------------------------------ LaTeX
 
-_LATEX_SPECIAL = {character: f"\\{character}" for character in "{}$&#%_"}
-_LATEX_SPECIAL |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", '"': "''"}
-_LATEX_SPECIAL |= {
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "|": r"\textbar{}",
-    "…": r"\dots{}",
-    "–": "--",
-    "—": "---",
-}
-_LATEX_SPECIAL |= {
-    "×": r"$\times$",
-    "±": r"$\pm$",
-    "≥": r"$\geq$",
-    "≤": r"$\leq$",
-    "†": r"$\dagger$",
-    "‡": r"$\ddagger$",
-}
-_LATEX_SPECIAL |= {"’": "'", "ß": r"{\ss}", "ø": r"{\o}", "Ø": r"{\O}", "æ": r"{\ae}", "Æ": r"{\AE}"}
-_LATEX_ACCENTS = dict(
-    zip("\u0300\u0301\u0302\u0303\u0308\u030c\u0327\u030a", "`'^~\"vcr", strict=True)
-)  # combining marks
 _ROWS_PER_TABLE = 42
-
-
-def latex_text(text: str) -> str:
-    """Escaped for pdflatex with no package at all; a character that its standard fonts lack becomes a question mark."""
-    return "".join(_latex_character(character) for character in text)
-
-
-def _latex_character(character: str) -> str:
-    if character in _LATEX_SPECIAL or character.isascii():
-        return _LATEX_SPECIAL.get(character, character)
-    parts = unicodedata.normalize("NFD", character)
-    if len(parts) == 2 and parts[0].isascii() and parts[1] in _LATEX_ACCENTS:
-        return f"\\{_LATEX_ACCENTS[parts[1]]}{{{parts[0]}}}"
-    return "?"
 
 
 def to_latex(table: Table, label: str) -> str:

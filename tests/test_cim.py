@@ -392,7 +392,7 @@ def test_what_was_planned_holds_what_is_sealed(name: str, accounting: str) -> No
         assert ledger.total(accounting) <= 14_000  # type: ignore[arg-type]
         assert state["other/phi"].shape == (len(activations(revive(cell, plan, sealed, CPU).net)), 10)
         memory, overhead = revive(cell, plan, sealed, CPU).memory, 8 if accounting == "strict" else 0
-        share = plan.exemplar_bytes // cell.scenario.seen(task.index)
+        share = plan.exemplar_bytes[task.index] // cell.scenario.seen(task.index)
         assert all(len(c.payload) + overhead * len(c) <= share for c in memory.classes)
         assert all(len(c) > 0 for c in memory.classes)
 

@@ -17,9 +17,11 @@ from cilbench.methods.registry import load_class, resolve
 from cilbench.protocol import learn_and_seal, revive
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
+REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
 EVERY = [
     *METHODS,
-    *(f"{base}+{compression}" for base in METHODS if load_class(base).card.rehearsal for compression in COMPRESSIONS),
+    *(f"{base}+{compression}" for base in REHEARSAL for compression in COMPRESSIONS),
+    "icarl+lowres:2",
 ]
 
 
@@ -158,3 +160,55 @@ def test_small_and_odd_data(name, data, inc, budget_bytes):
     with torch.no_grad():
         scores = revive(cell, cell.plan(), sealed[-1], CPU).scores(images)
     assert all(torch.isfinite(s).all() for s in scores.values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("storage", ["bf16", "fp16"])
+def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, storage, toy):
+    full, half = toy_cell(name, toy), toy_cell(name, toy, storage=storage)
+    plan = half.plan()
+    for task, sealed in enumerate(learn_all(half, toy)):
+        ledger = Ledger.of_sealed(sealed)
+        stored = {entry.dtype for entry in ledger.entries if entry.kind in {"backbone", "generator"}}
+        assert stored == {"BF16" if storage == "bf16" else "F16"}
+        assert all(
+            entry.dtype not in {"BF16", "F16"} for entry in ledger.entries if entry.kind in {"head", "statistics"}
+        )
+        assert ledger.published <= plan.published_bytes[task] <= half.budget.bytes
+        assert seal(revive(half, plan, sealed, CPU).state(), storage) == sealed
+    if name in REHEARSAL and full.plan().backbone == plan.backbone:
+        assert plan.exemplars >= full.plan().exemplars + full.plan().model_bytes // 2 // full.scenario.image_bytes - 1
+
+
+@pytest.mark.parametrize("name", [*REHEARSAL, "der+cim", "icarl+lowres:2"])
+def test_adaptive_fill_spends_early_what_the_models_need_later(name, toy):
+    published, adaptive = (
+        toy_cell(name, toy, budget_bytes=9_000),
+        toy_cell(name, toy, budget_bytes=9_000, fill="adaptive"),
+    )
+    kept = []
+    for cell in (published, adaptive):
+        plan, every = cell.plan(), learn_all(cell, toy)
+        ledgers = [Ledger.of_sealed(sealed) for sealed in every]
+        assert all(ledger.published <= cell.budget.bytes for ledger in ledgers)
+        assert all(ledger.published <= planned for ledger, planned in zip(ledgers, plan.published_bytes, strict=True))
+        kept.append([int(unseal(sealed)["labels/images_per_class"].sum()) for sealed in every])
+    early, late = (kept[1][t] - kept[0][t] for t in (0, -1))
+    expanding = load_class(name.partition("+")[0]).layout.expanding
+    assert late == 0
+    assert early > 0 if expanding and name != "der+cim" else early >= 0
+
+
+def test_jpeg_exemplars_are_counted_as_they_encode():
+    dataset = toy_dataset(shape=(3, 32, 32), per_class=30)
+    counts = {}
+    for name in ("icarl", "icarl+jpeg:30", "icarl+jpeg:90"):
+        cell = toy_cell(name, dataset, budget_bytes=250_000)
+        plan, sealed = cell.plan(), learn_all(cell, dataset)[-1]
+        state, ledger = unseal(sealed), Ledger.of_sealed(sealed)
+        assert ledger.published <= plan.published_bytes[-1] <= cell.budget.bytes
+        assert ledger.strict <= plan.strict_bytes[-1]
+        counts[name] = int(state["labels/images_per_class"].sum())
+        if "jpeg" in name:
+            assert int(state["labels/lengths"].sum()) == state["exemplars/payload"].numel()
+    assert counts["icarl"] < counts["icarl+jpeg:90"] < counts["icarl+jpeg:30"]

@@ -275,6 +275,7 @@ def test_planned_bytes_are_those_of_the_worst_case(variant: Any, side: int) -> N
     assert [ledger.published for ledger in ledgers] == list(plan.published_bytes)
     assert [ledger.strict for ledger in ledgers] == list(plan.strict_bytes)
     assert plan.model_bytes == plan.published_bytes[-1]
+    assert plan.exemplar_bytes == (0,) * scenario.tasks
     assert not records
 
 

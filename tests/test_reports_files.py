@@ -15,7 +15,7 @@ import pytest
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
 
 from cilbench import reports
-from cilbench.reports import bibtex, page, summarise, tables
+from cilbench.reports import bibtex, latex, page, summarise, tables
 
 BUDGETS = (49_152, 98_304)
 HOSTILE = '<script>alert(1)</script> & "$\\input{/etc/passwd}$ 100% _x_ #^~{}|=cmd()'
@@ -164,10 +164,10 @@ def test_no_pickle_is_ever_loaded(tmp_path: Path) -> None:
 
 
 def test_latex_escapes_every_special_character() -> None:
-    assert tables.latex_text(r"a_b & 50% #1 $x$ {y} \z ~ ^") == (
+    assert latex.latex_text(r"a_b & 50% #1 $x$ {y} \z ~ ^") == (
         r"a\_b \& 50\% \#1 \$x\$ \{y\} \textbackslash{}z \textasciitilde{} \textasciicircum{}"
     )
-    assert tables.latex_text("é × – 漢") == r"\'{e} $\times$ -- ?"
+    assert latex.latex_text("é × – 漢") == r"\'{e} $\times$ -- ?"
 
 
 def test_markdown_escapes_tables_and_markup() -> None:
@@ -209,6 +209,7 @@ def test_bibtex_is_rewritten_once_per_key() -> None:
     assert [entry.key for entry in entries] == ["a:1"]
     assert 'title = {A {\\"o} \\& B}' in entries[0].text
     assert "year = {2019}" in entries[0].text
+    assert bibtex.read_entries("@misc{x, title = {Škoda 漢}}")[0].text == "@misc{x,\n  title = {\\v{S}koda ?},\n}"
     assert remarks == ["a:1 has several texts; the first is kept"]
 
 
@@ -379,9 +380,19 @@ def test_a_report_of_nothing_is_a_page_that_says_so(tmp_path: Path) -> None:
     assert "odd" in result.index.read_text()
 
 
+def test_runs_that_were_all_refused_make_a_whole_report(tmp_path: Path) -> None:
+    make_runs(
+        tmp_path / "runs", Grid(methods=(replace(METHODS[0], smallest_budget_bytes=10**6),), budgets_bytes=BUDGETS)
+    )
+    result = reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    assert "no result" in result.index.read_text(encoding="utf-8")
+    with (tmp_path / "out" / "results.csv").open() as file:
+        assert [row["status"] for row in csv.DictReader(file)] == ["refused", "refused"]
+
+
 def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
     method = replace(METHODS[0], name=HOSTILE, port=HOSTILE)
-    make_runs(tmp_path / "runs", Grid(methods=(method, METHODS[2]), budgets_bytes=(49_152, 98_304)))
+    make_runs(tmp_path / "runs", Grid(methods=(method, METHODS[2]), budgets_bytes=(49_152,)))
     for path in (tmp_path / "runs").glob("digits-der*"):
         field("id", value=HOSTILE + path.name)(path)
         field("status", value="failed")(path)

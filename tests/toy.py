@@ -58,11 +58,13 @@ def toy_cell(
     inc: int = 2,
     base: int = 0,
     accounting: Any = "published",
+    storage: Any = "fp32",
+    fill: Any = "published",
     settings: dict[str, str] | None = None,
 ) -> Cell:
     spec = resolve(method, "smoke", OVERRIDES, settings or {})
     scenario = make_scenario(dataset.card, base, inc, order)
-    return Cell(spec, scenario, Budget(budget_bytes, accounting), None, seed, order, "smoke")
+    return Cell(spec, scenario, Budget(budget_bytes, accounting, storage, fill), None, seed, order, "smoke")
 
 
 @dataclass
