@@ -6,6 +6,7 @@ The learner that is judged, and that learns the next task, is always one that wa
 import gc
 import hashlib
 import platform
+import random
 import resource
 import subprocess
 import sys
@@ -18,7 +19,7 @@ from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
 from multiprocessing import get_context
-from os import chdir
+from os import chdir, environ
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -133,7 +134,7 @@ def _tasks(
         task.images.zero_()  # a view that something still holds shows nothing from here on
         del task
         gc.collect()
-        ledger = Ledger.of_sealed(sealed)
+        ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
         if ledger.total(cell.budget.accounting) > cell.budget.bytes:
             raise OverBudget(index, ledger, cell.budget)
         predictions = judge(
@@ -168,6 +169,8 @@ def learn_and_seal(
     """One task's learning, sealed bytes to sealed bytes. Random numbers depend on seed and task alone."""
     seed = task_seed(cell.seed, task.index)
     torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # a plug-in's; and a random state must not carry bytes over the boundary either
+    random.seed(seed)
     method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
     generator = torch.Generator(device).manual_seed(seed)
     method.learn(task, Context(generator, log, progress))
@@ -259,7 +262,7 @@ def _isolated(
     device: str,
     empty: str,
 ) -> tuple[bytes, list[Mapping[str, Any]], int]:
-    tempfile.tempdir = empty
+    tempfile.tempdir = environ["TMPDIR"] = environ["HOME"] = empty
     lines: list[Mapping[str, Any]] = []
     trained: list[int] = []
     there = torch.device(device)

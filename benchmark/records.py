@@ -10,6 +10,7 @@ import csv
 import hashlib
 import io
 import json
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -20,7 +21,7 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from cilbench.budgets.ledger import COLUMNS, Ledger
+from cilbench.budgets.ledger import COLUMNS, Allowance, Ledger
 
 FORMAT = 1
 Status = Literal["done", "failed", "refused", "over_budget", "diverged"]
@@ -183,6 +184,8 @@ def audit(folder: Path) -> list[str]:
         with (folder / "ledger.csv").open(newline="") as file:
             rows = list(csv.DictReader(file))
         recorded = {int(t["task"]): t for t in cell["tasks"]}
+        request = cell["request"]
+        allowance = Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"])))
     except (OSError, ValueError, KeyError, TypeError) as error:
         return [f"{folder}: not a finished run folder ({error})"]
     if not recorded:
@@ -193,18 +196,18 @@ def audit(folder: Path) -> list[str]:
         problems.append(f"{folder}: the sealed state of the last task is missing")
     for path in files:
         task = int(path.parent.name)
-        problems += [
-            f"{path}: {what}"
-            for what in _audit_file(path, recorded.get(task), [r for r in rows if int(r["task"]) == task])
-        ]
+        mine = [row for row in rows if int(row["task"]) == task]
+        problems += [f"{path}: {what}" for what in _audit_file(path, recorded.get(task), mine, allowance)]
     return problems
 
 
-def _audit_file(path: Path, recorded: Mapping[str, Any] | None, rows: list[dict[str, str]]) -> list[str]:
+def _audit_file(
+    path: Path, recorded: Mapping[str, Any] | None, rows: list[dict[str, str]], allowance: Allowance
+) -> list[str]:
     if recorded is None:
         return ["a sealed state of a task that the record does not have"]
     try:
-        ledger = Ledger.of_sealed(path)
+        ledger = Ledger.of_sealed(path, allowance)
     except ValueError as error:
         return [str(error)]
     weighed = [{key: str(value) for key, value in row.items()} for row in ledger.rows()]

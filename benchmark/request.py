@@ -185,7 +185,7 @@ def _budgets(
 ) -> list[tuple[int, str | None]]:
     if [request.budget, request.budget_mb, request.align_to].count(None) != 2:
         raise RequestError(
-            "give the budget once: --budget-mb 7.6 (MB = 2**20 B), --budget 7998016B (or 7.6MiB, 8MB), or --align-to der"
+            "give the budget once: --budget-mb 7.6 (MB = 2**20 B), --budget 7998016B (7.6MiB, 8MB), or --align-to der"
         )
     if request.align_to is not None:
         try:

@@ -6,7 +6,7 @@ Knows nothing of methods or data sets; uses torch for tensors alone.
 if __name__ == "budgets":  # imported from the repository root: a second copy beside the installed package
     raise ImportError("import cilbench.budgets, not budgets: the folder is only where that package's files lie")
 
-from cilbench.budgets.ledger import KINDS, Accounting, Entry, Ledger
+from cilbench.budgets.ledger import KINDS, Accounting, Allowance, Entry, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import MIB, format_bytes, human_bytes, parse_budget_mb, parse_bytes
@@ -16,6 +16,7 @@ __all__ = [
     "KINDS",
     "MIB",
     "Accounting",
+    "Allowance",
     "Budget",
     "BudgetTooSmall",
     "Entry",

@@ -10,7 +10,7 @@ import math
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -45,11 +45,45 @@ DTYPE_BYTES = {
     "F64": 8,
 }
 
+FLOATS = {"F16", "BF16", "F32", "F64"}
+INTEGERS = {"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
+
 COLUMNS = ("kind", "item", "shape", "dtype", "bytes", "published_bytes", "strict_bytes")
 
 
 class LedgerError(ValueError):
     """The bytes are no sealed state: the message is one line and says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Allowance:
+    """How large the free kinds may be under `published` before they are charged: what a classifier can need of them.
+
+    `classes` of the scenario, `image_bytes` of one raw image. Without an allowance nothing is capped.
+    """
+
+    classes: int
+    image_bytes: int
+
+    def is_plain(self, entry: "Entry") -> bool:
+        """A head is floating, a matrix at most, a row a class (and one); labels are whole numbers; boxes int16 [N,
+        4]."""
+        if entry.kind == "head":
+            return entry.dtype in FLOATS and len(entry.shape) <= 2 and entry.shape[:1] <= (self.classes + 1,)
+        if entry.kind == "labels":
+            return entry.dtype in INTEGERS
+        return entry.kind != "boxes" or (entry.dtype == "I16" and len(entry.shape) == 2 and entry.shape[1] == 4)
+
+    def limit_bytes(self, kind: str, charged: Mapping[str, int]) -> int:
+        """A head is no larger than the network below it; an image costs a box where a quarter of it is stored, and a
+        label
+        of 4 B where a sixteenth is."""
+        if kind == "head":
+            return charged.get("backbone", 0) + charged.get("generator", 0)
+        payload_bytes = charged.get("exemplars", 0)
+        if kind == "labels":
+            return 8 * self.classes + 4 * (16 * payload_bytes // self.image_bytes)
+        return 8 * (4 * payload_bytes // self.image_bytes)
 
 
 @dataclass(frozen=True)
@@ -107,22 +141,25 @@ class Ledger:
             }
 
     @classmethod
-    def of_tensors(cls, tensors: Iterable[tuple[str, str, tuple[int, ...]]]) -> "Ledger":
+    def of_tensors(
+        cls, tensors: Iterable[tuple[str, str, tuple[int, ...]]], allowance: Allowance | None = None
+    ) -> "Ledger":
         """Ledger of (key, safetensors dtype, shape) triples: what a header lists, or what a plan expects.
 
         Raises LedgerError for a key without a known kind and for an unknown dtype.
         """
         items = sorted(tensors)
         shapes = {key: shape for key, _, shape in items}
-        return cls(tuple(_entry(key, dtype, shape, shapes) for key, dtype, shape in items))
+        ledger = cls(tuple(_entry(key, dtype, shape, shapes) for key, dtype, shape in items))
+        return ledger if allowance is None else cls(tuple(_capped(ledger, allowance)))
 
     @classmethod
-    def of_sealed(cls, sealed: bytes | Path) -> "Ledger":
+    def of_sealed(cls, sealed: bytes | Path, allowance: Allowance | None = None) -> "Ledger":
         """Ledger of a sealed state (bytes, or a file of which only the header is read).
 
         Raises LedgerError where the container's header and length do not agree.
         """
-        return cls.of_tensors(read_header(sealed))
+        return cls.of_tensors(read_header(sealed), allowance)
 
 
 def read_header(sealed: bytes | Path) -> list[tuple[str, str, tuple[int, ...]]]:
@@ -195,6 +232,19 @@ def _entry(key: str, dtype: str, shape: tuple[int, ...], shapes: Mapping[str, tu
     kind, size = kind_of(key), tensor_bytes(dtype, shape)
     free = not KINDS[kind] and (kind != "statistics" or _is_running_statistic(key, shape, shapes))
     return Entry(kind, key.partition("/")[2], shape, dtype, size, 0 if free else size)
+
+
+def _capped(ledger: Ledger, allowance: Allowance) -> Iterator[Entry]:
+    """The entries, those of the free kinds charged where they are not what the kind is for, or more than it can
+    need."""
+    charged = ledger.by_kind("published")
+    free = Counter[str]()
+    for entry in ledger.entries:
+        free[entry.kind] += entry.bytes if allowance.is_plain(entry) else 0
+    for entry in ledger.entries:
+        capped = entry.kind in {"head", "labels", "boxes"}
+        within = free[entry.kind] <= allowance.limit_bytes(entry.kind, charged) and allowance.is_plain(entry)
+        yield replace(entry, published_bytes=entry.bytes) if capped and not within else entry
 
 
 def _is_running_statistic(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:

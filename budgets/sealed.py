@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
-from cilbench.budgets.ledger import Ledger, LedgerError, kind_of
+from cilbench.budgets.ledger import Allowance, Ledger, LedgerError, kind_of
 
 State = Mapping[str, Tensor]
 Storage = Literal["fp32", "bf16", "fp16"]
@@ -56,10 +56,11 @@ def unseal(sealed: bytes) -> dict[str, Tensor]:
     }
 
 
-def ledger_of_state(state: State, storage: Storage = "fp32") -> Ledger:
+def ledger_of_state(state: State, storage: Storage = "fp32", allowance: Allowance | None = None) -> Ledger:
     """The ledger that sealing `state` will give; tensors on the `meta` device do, so planning needs no data."""
     dtypes = {key: _stored_dtype(key, value, storage) for key, value in state.items()}
-    return Ledger.of_tensors((key, _dtype_name(key, dtypes[key]), tuple(value.shape)) for key, value in state.items())
+    tensors = ((key, _dtype_name(key, dtypes[key]), tuple(value.shape)) for key, value in state.items())
+    return Ledger.of_tensors(tensors, allowance)
 
 
 def pack_bits(mask: Tensor) -> Tensor:

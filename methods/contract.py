@@ -12,6 +12,7 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from torch import Tensor
 
+from cilbench.budgets.ledger import Allowance
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
 
@@ -63,6 +64,11 @@ class Scenario:
     def new(self, task: int) -> range:
         """Arrival numbers of the classes that task number `task` brings."""
         return range(self.seen(task - 1) if task else 0, self.seen(task))
+
+    @property
+    def allowance(self) -> Allowance:
+        """What the free kinds of a state may amount to here."""
+        return Allowance(self.classes, self.image_bytes)
 
     @property
     def image_bytes(self) -> int:

@@ -33,7 +33,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.ledger import Accounting, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
-from cilbench.budgets.sealed import State, ledger_of_state, unpack_bits
+from cilbench.budgets.sealed import State, Storage, ledger_of_state, unpack_bits
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.dgm_generator import (
     Discriminator,
@@ -124,7 +124,9 @@ class DGM:
             raise ValueError(f"dgm.z_dim {config.z_dim} leaves no noise beside the one-hot class: at least {needed}")
         width, d = _widths(budget, scenario, config)
         worst = _worst_case(scenario, config, width)
-        ledgers = [_ledger(scenario, config, d, worst[: t + 1], worst[t + 1]) for t in range(scenario.tasks)]
+        ledgers = [
+            _ledger(budget.storage, scenario, config, d, worst[: t + 1], worst[t + 1]) for t in range(scenario.tasks)
+        ]
 
         def totals(accounting: Accounting) -> tuple[int, ...]:
             limit = budget.bytes if accounting == budget.accounting else math.inf  # met by clipping growth
@@ -293,7 +295,7 @@ class DGM:
         def too_large(parts: int) -> bool:
             for later in range(task, scenario.tasks):
                 past = history + [share(parts)] * (later - task)
-                ledger = _ledger(scenario, config, self.d, past, share(parts))
+                ledger = _ledger(bounds.budget.storage, scenario, config, self.d, past, share(parts))
                 if ledger.published > bounds.published_bytes[later] or ledger.strict > bounds.strict_bytes[later]:
                     return True
             return False
@@ -334,7 +336,12 @@ def _signed(images: Tensor) -> Tensor:
 
 
 def _ledger(
-    scenario: Scenario, config: DGM.Config, d: int, history: Sequence[Sequence[int]], widths: Sequence[int]
+    storage: Storage,
+    scenario: Scenario,
+    config: DGM.Config,
+    d: int,
+    history: Sequence[Sequence[int]],
+    widths: Sequence[int],
 ) -> Ledger:
     """The ledger after as many tasks as `history` has widths, the shared layers being `widths` wide by then."""
     channels = scenario.image_shape[0]
@@ -345,7 +352,7 @@ def _ledger(
             [torch.empty(shape, dtype=torch.bool, device="meta") for shape in generator.shapes(past)]
         )
     discriminator = Discriminator(channels, working_side(scenario), d, scenario.seen(len(history) - 1), "meta")
-    return ledger_of_state(export(generator, discriminator))
+    return ledger_of_state(export(generator, discriminator), storage, scenario.allowance)
 
 
 def _worst_case(scenario: Scenario, config: DGM.Config, width: int) -> list[list[int]]:
@@ -366,7 +373,7 @@ def _widths(budget: Budget, scenario: Scenario, config: DGM.Config) -> tuple[int
         *history, last = _worst_case(scenario, config, width)
         if not growing:
             history, last = [history[0]] * len(history), history[0]
-        return _ledger(scenario, config, d, history, last).total(budget.accounting)
+        return _ledger(budget.storage, scenario, config, d, history, last).total(budget.accounting)
 
     def refuse_unless_fits(width: int, growing: bool, what: str) -> None:
         smallest = needs(width, halves[-1], growing)

@@ -8,6 +8,7 @@
 Other distributions add methods through entry points in the group `cilbench.methods` (docs: README, "Add a method").
 """
 
+import copy
 import difflib
 import importlib
 from collections.abc import Mapping
@@ -78,8 +79,11 @@ class MethodSpec:
         return self.base.full_bytes(budget, scenario, **self._with_compression(scenario))  # type: ignore[attr-defined]
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
-        """A fresh learner that knows nothing."""
-        return self.base(plan, self._config, scenario, device, **self._with_compression(scenario))
+        """A fresh learner that knows nothing, and shares no object with any other one: whatever it could be handed
+        on in."""
+        own = copy.deepcopy((plan, self._config, scenario, self._with_compression(scenario)))
+        method: Method = self.base(*own[:3], device, **own[3])
+        return method
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every hyper-parameter by component, for the record."""

@@ -54,7 +54,7 @@ class Rehearsal:
         backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
         *_, model = _model_states(cls.layout, scenario, backbone, compression)
         image_bytes = compression.codec.least_bytes(scenario.image_shape) + _overhead_bytes(compression.codec, budget)
-        model_bytes = ledger_of_state(model, budget.storage).total(budget.accounting)
+        model_bytes = ledger_of_state(model, budget.storage, scenario.allowance).total(budget.accounting)
         return model_bytes + scenario.base_exemplars * image_bytes
 
     def begin(self, task: Task) -> Lesson:
@@ -91,7 +91,7 @@ def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenar
     least_bytes = scenario.classes * (codec.enough_bytes(scenario.image_shape) + overhead_bytes)
     for backbone in _candidates(layout, budget, scenario):
         states = _model_states(layout, scenario, backbone, compression)
-        models = [ledger_of_state(state, budget.storage) for state in states]
+        models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
         model_bytes = models[-1].total(budget.accounting)
         if model_bytes + least_bytes <= budget.bytes:
             break

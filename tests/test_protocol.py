@@ -3,36 +3,17 @@
 import csv
 import hashlib
 import json
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
-from toy import CPU, Silent, toy_cell
+from toy import Silent, run, toy_cell, with_class
 
-from cilbench.budgets import BudgetTooSmall, Ledger
-from cilbench.methods.contract import Task
+from cilbench.budgets import Ledger
 from cilbench.methods.icarl import ICaRL
-from cilbench.methods.replay import Replay
 from cilbench.methods.training import Diverged
-from cilbench.protocol import run_cell, task_seed
-from cilbench.records import RunFolder, audit
-from cilbench.request import Cell
-
-
-def run(cell: Cell, toy, out: Path, keep="all", isolate=False, reporter=None):
-    folder = RunFolder(out, cell.id)
-    try:
-        plan = cell.plan()
-    except BudgetTooSmall as refusal:
-        plan = refusal
-    return run_cell(cell, plan, toy, folder, CPU, reporter or Silent(), keep, isolate), folder.final
-
-
-def with_class(cell: Cell, base: type) -> Cell:
-    """The cell with another class in the place of its method's."""
-    return replace(cell, spec=replace(cell.spec, base=base))
+from cilbench.protocol import task_seed
+from cilbench.records import audit
 
 
 def predictions(folder: Path) -> dict[str, np.ndarray]:
@@ -199,93 +180,6 @@ def test_divergence_is_a_status_of_its_own(toy, tmp_path):
     outcome, _ = run(with_class(toy_cell("icarl", toy), Diverging), toy, tmp_path)
     assert outcome.status == "diverged"
     assert "task 0, epoch 3, learning rate 0.1" in outcome.reason
-
-
-# --- methods that cheat ---
-
-
-class HidesOnItself(Replay):
-    """Keeps all images as an attribute and uses them in place of its memory."""
-
-    def __init__(self, *args, **kwargs):
-        super().__init__(*args, **kwargs)
-        self.hoard = []
-
-    def learn(self, task, context):
-        assert self.hoard == [], "something survived the boundary"
-        self.hoard.append((task.images, task.labels))
-        super().learn(task, context)
-
-
-def test_what_is_hidden_on_the_object_is_gone(toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy), HidesOnItself), toy, tmp_path)
-    assert (outcome.status, outcome.reason) == ("done", None)
-
-
-VIEWS: list[torch.Tensor] = []
-
-
-class HidesAView(Replay):
-    """Keeps a view of the task's images in a module global."""
-
-    def learn(self, task: Task, context):
-        VIEWS.append(task.images[:])
-        super().learn(task, context)
-
-
-def test_a_view_kept_in_a_global_shows_nothing(toy, tmp_path):
-    VIEWS.clear()
-    outcome, _ = run(with_class(toy_cell("replay", toy), HidesAView), toy, tmp_path)
-    assert outcome.status == "done"
-    assert [int(view.sum()) for view in VIEWS] == [0, 0, 0]
-
-
-COPIES: list[int] = []
-
-
-class HidesACopy(Replay):
-    """Keeps a copy in a module global: only a process of its own for every task helps."""
-
-    def learn(self, task: Task, context):
-        if COPIES:
-            raise RuntimeError("the copy survived")
-        COPIES.append(1)
-        super().learn(task, context)
-
-
-def test_isolation_closes_module_globals(toy, tmp_path):
-    COPIES.clear()
-    cell = with_class(toy_cell("replay", toy, inc=3), HidesACopy)
-    assert run(cell, toy, tmp_path / "together")[0].reason == "RuntimeError: the copy survived"
-    COPIES.clear()
-    assert run(cell, toy, tmp_path / "apart", isolate=True)[0].status == "done"
-
-
-class HidesUnderAFreeKind(Replay):
-    """Seals images as running statistics."""
-
-    def state(self):
-        return {**super().state(), "statistics/images": torch.zeros(20_000, dtype=torch.uint8)}
-
-
-def test_pixels_under_a_free_kind_are_charged(toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy), HidesUnderAFreeKind), toy, tmp_path)
-    assert outcome.status == "over_budget"
-    assert "statistics 20,000" in outcome.reason
-
-
-class HidesUnderAnUnknownKey(Replay):
-    def state(self):
-        return {**super().state(), "cache/images": torch.zeros(4)}
-
-
-def test_an_unknown_kind_ends_the_cell(toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy), HidesUnderAnUnknownKey), toy, tmp_path)
-    assert outcome.status == "failed"
-    assert "cache/images" in outcome.reason
-
-
-# --- the audit ---
 
 
 @pytest.mark.parametrize("how", ["changed", "truncated", "swapped", "gone", "ledger"])

@@ -113,7 +113,7 @@ def test_labels_mean_their_bytes_only_on_their_protocol():
 
 
 # exemplars of icarl and memo when every method gets DER's final size, from the survey's compute_exemplar.py -p fair;
-# (data set, base, inc): ImageNet-100 Base-0 Inc-10 is 4671 and 2652 in the printed table, 4672 and 2665 by its arithmetic.
+# (data set, base, inc): ImageNet-100 Base-0 Inc-10 is printed as 4671 and 2652.
 ALIGNED = {
     ("cifar100", 0, 5): (13466, 4771),
     ("imagenet100", 0, 5): (7642, 3404),

@@ -1,15 +1,18 @@
 """A data set small enough for every test: six classes of 8×8 grey images, each a bright patch at a place of its own."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.datasets import Dataset, DatasetCard, Images
 from cilbench.methods.contract import Augmentation
 from cilbench.methods.registry import resolve
+from cilbench.protocol import run_cell
+from cilbench.records import Outcome, RunFolder
 from cilbench.request import Cell
 from cilbench.scenario import make_scenario
 
@@ -81,3 +84,20 @@ class Silent:
 
 
 CPU = torch.device("cpu")
+
+
+def run(
+    cell: Cell, dataset: Dataset, out: Path, keep: Any = "all", isolate: bool = False, reporter: Any = None
+) -> tuple[Outcome, Path]:
+    """Run a cell as the command does; how it ended, and its folder."""
+    folder = RunFolder(out, cell.id)
+    try:
+        plan: Any = cell.plan()
+    except BudgetTooSmall as refusal:
+        plan = refusal
+    return run_cell(cell, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate), folder.final
+
+
+def with_class(cell: Cell, base: type) -> Cell:
+    """The cell with another class in the place of its method's."""
+    return replace(cell, spec=replace(cell.spec, base=base))
