@@ -4,7 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types soak gpu clean
+.PHONY: demo test lint types bench soak gpu clean
 
 # Five methods on real digits, then the report. The budgets are made up as the published ones are: from about one backbone and 20
 # images a class to five of them and as many images.
@@ -27,6 +27,10 @@ types: $(READY)
 	cp -rs "$(CURDIR)/benchmark" build/types/cilbench
 	cp -rs "$(CURDIR)/methods" "$(CURDIR)/budgets" "$(CURDIR)/reports" build/types/cilbench/
 	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p cilbench
+
+bench: $(READY)  ## speed, as ratios measured in one run
+	mkdir -p build
+	$(BIN)/python -m cilbench.bench --out build/bench.json
 
 soak: $(READY)   ## long tests
 	$(BIN)/python -m pytest -m soak

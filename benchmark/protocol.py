@@ -102,6 +102,7 @@ def run_cell(
             "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
             "environment": environment(device),
             "timing": _timing(records, time.perf_counter() - started, device),
+            "events": folder.events(),
             "tasks": [asdict(record) for record in records],
             "class_names": class_names(dataset, cell.scenario),
         },

@@ -13,6 +13,7 @@ import json
 import math
 import os
 import shutil
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -120,6 +121,12 @@ class RunFolder:
         """One line for log.jsonl."""
         with (self.partial / "log.jsonl").open("a") as file:
             file.write(json.dumps(dict(record)) + "\n")
+
+    def events(self) -> dict[str, int]:
+        """How often each event was logged."""
+        path = self.partial / "log.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return dict(Counter(str(line["event"]) for line in lines if "event" in line))
 
     def records(self) -> list[TaskRecord]:
         """Every finished task of a partial folder."""

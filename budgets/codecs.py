@@ -107,7 +107,8 @@ class Box:
 
     A box is (top, left, height, width) in units of TWO pixels, so that it lies on even coordinates and costs exactly
     C·(bh·bw + (H·W − bh·bw)/4) bytes on an image of even sides. On odd sides the last cell is one pixel wide.
-    Payload of one image: the inside in (C, y, x) order, then the background cells in (C, y, x) order.
+    Payload of one image: the inside, then the cells above, left, right and below, each in (C, y, x) order. Rectangles,
+    because copying rows is many times faster than picking pixels by a mask.
     """
 
     beside: Beside = "boxes"
@@ -123,53 +124,57 @@ class Box:
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         if boxes_N4 is None:
             raise ValueError("the box codec needs a box for every image")
-        inside, outside = self._masks(boxes_N4, image_shape(images_NCHW))
-        to_inside, to_outside, lengths = self._layout(inside, outside, images_NCHW.shape[1])
-        payload = torch.empty(int(lengths.sum()), dtype=torch.uint8, device=images_NCHW.device)
-        payload[to_inside] = images_NCHW[inside[:, None].expand_as(images_NCHW)]
-        small = images_NCHW[:, :, ::2, ::2]
-        payload[to_outside] = small[outside[:, None].expand_as(small)]
-        return Encoded(payload, lengths, boxes_N4.to(torch.int16))
+        images = images_NCHW.numpy()
+        lengths = self.lengths(len(images), boxes_N4, image_shape(images_NCHW))
+        payload, start = np.empty(int(lengths.sum()), dtype=np.uint8), 0
+        for image, box in zip(images, boxes_N4.tolist(), strict=True):
+            for part in (_inside(image, box), *_around(image[:, ::2, ::2], box)):
+                payload[start : start + part.size] = part.reshape(-1)
+                start += part.size
+        return Encoded(torch.from_numpy(payload), lengths, boxes_N4.to(torch.int16))
 
     def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
         assert encoded.boxes is not None
         channels, height, width = image_shape
-        inside, outside = self._masks(encoded.boxes, image_shape)
-        to_inside, to_outside, _ = self._layout(inside, outside, channels)
-        small = torch.zeros(
-            len(encoded), channels, *outside.shape[1:], dtype=torch.uint8, device=encoded.payload.device
-        )
-        small[outside[:, None].expand_as(small)] = encoded.payload[to_outside]
-        images = small.repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width].contiguous()
-        images[inside[:, None].expand_as(images)] = encoded.payload[to_inside]
-        return images
+        payload, boxes = encoded.payload.numpy(), encoded.boxes.tolist()
+        cells = np.zeros((len(encoded), channels, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
+        insides, start = [], 0
+        for cell, box, length in zip(cells, boxes, encoded.lengths.tolist(), strict=True):
+            around = _around(cell, box)
+            first, start = start, start + length
+            inside_bytes = length - sum(part.size for part in around)
+            insides.append(payload[first : first + inside_bytes])
+            first += inside_bytes
+            for part in around:
+                part[...] = payload[first : first + part.size].reshape(part.shape)
+                first += part.size
+        images = cells.repeat(2, axis=2)[:, :, :height].repeat(2, axis=3)[:, :, :, :width]
+        for image, box, pixels in zip(images, boxes, insides, strict=True):
+            inside = _inside(image, box)
+            inside[...] = pixels.reshape(inside.shape)
+        return torch.from_numpy(np.ascontiguousarray(images))
 
     def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
         assert beside is not None
-        inside, outside = self._masks(beside, image_shape)
-        return image_shape[0] * (inside.flatten(1).sum(1) + outside.flatten(1).sum(1))
+        channels, height, width = image_shape
+        top, left, box_height, box_width = beside.long().unbind(1)
+        inside_height = (2 * (top + box_height)).clamp(max=height) - 2 * top
+        inside_width = (2 * (left + box_width)).clamp(max=width) - 2 * left
+        cells = ((height + 1) // 2) * ((width + 1) // 2) - box_height * box_width
+        return channels * (inside_height * inside_width + cells)
 
-    @staticmethod
-    def _masks(boxes_N4: Tensor, image_shape: tuple[int, int, int]) -> tuple[Tensor, Tensor]:
-        """Pixels inside each box, bool [N, H, W], and 2×2 cells outside it, bool [N, ⌈H/2⌉, ⌈W/2⌉]."""
-        _, height, width = image_shape
-        top, left, box_height, box_width = boxes_N4.long().unbind(1)
-        y = torch.arange((height + 1) // 2, device=boxes_N4.device)
-        x = torch.arange((width + 1) // 2, device=boxes_N4.device)
-        in_y = (y >= top[:, None]) & (y < (top + box_height)[:, None])
-        in_x = (x >= left[:, None]) & (x < (left + box_width)[:, None])
-        cells = in_y[:, :, None] & in_x[:, None, :]
-        inside = cells.repeat_interleave(2, 1).repeat_interleave(2, 2)[:, :height, :width]
-        return inside, ~cells
 
-    @staticmethod
-    def _layout(inside: Tensor, outside: Tensor, channels: int) -> tuple[Tensor, Tensor, Tensor]:
-        """Positions in the payload of all inside and all background bytes, and the bytes of each image."""
-        n_inside = channels * inside.flatten(1).sum(1)
-        n_outside = channels * outside.flatten(1).sum(1)
-        lengths = n_inside + n_outside
-        starts = torch.cumsum(lengths, 0) - lengths
-        return _runs(starts, n_inside), _runs(starts + n_inside, n_outside), lengths
+def _inside(image_CHW: NDArray[np.uint8], box: list[int]) -> NDArray[np.uint8]:
+    """The pixels in a box, a view."""
+    top, left, height, width = box
+    return image_CHW[:, 2 * top : 2 * (top + height), 2 * left : 2 * (left + width)]
+
+
+def _around(cells_Chw: NDArray[np.uint8], box: list[int]) -> tuple[NDArray[np.uint8], ...]:
+    """The cells above, left of, right of and below a box: views that cover the rest."""
+    top, left, height, width = box
+    beside = cells_Chw[:, top : top + height]
+    return cells_Chw[:, :top], beside[:, :, :left], beside[:, :, left + width :], cells_Chw[:, top + height :]
 
 
 class LowRes:
@@ -194,15 +199,18 @@ class LowRes:
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         _, height, width = image_shape(images_NCHW)
         size = math.ceil(height / self.factor), math.ceil(width / self.factor)
+        if not len(images_NCHW):
+            return Encoded(torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
         small = F.interpolate(images_NCHW.float(), size=size, mode="area").round().to(torch.uint8)
         return Encoded(small.reshape(-1), self.lengths(len(small), None, image_shape(images_NCHW)))
 
     def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
         channels, height, width = image_shape
         sides = math.ceil(height / self.factor), math.ceil(width / self.factor)
-        small = encoded.payload.reshape(len(encoded), channels, *sides).float()
-        large = F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-        return large.round().clamp(0, 255).to(torch.uint8)
+        small = encoded.payload.reshape(len(encoded), channels, *sides)
+        if not len(encoded):
+            return torch.empty(0, *image_shape, dtype=torch.uint8)
+        return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
 
     def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
         return torch.full((count,), self.least_bytes(image_shape), dtype=torch.int64)

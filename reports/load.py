@@ -38,8 +38,9 @@ CELL_COLUMNS = (
         "competes",
         "port",
     ),
-    *("dataset", "base", "inc", "classes", "tasks", "recipe", "accounting", "precision"),
+    *("dataset", "base", "inc", "classes", "tasks", "recipe", "accounting", "precision", "storage", "fill"),
     *("seed", "order", "budget_bytes", "budget_label", "backbone", "requested_backbone", "config", "head"),
+    "growth_clipped",
     *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
     *("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit"),
 )
@@ -239,6 +240,7 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
     request, card = _mapping(document.get("request"), "request"), _mapping(document.get("card"), "card")
     plan, timing = _mapping(document.get("plan") or {}, "plan"), _mapping(document.get("timing") or {}, "timing")
     environment = _mapping(document.get("environment") or {}, "environment")
+    events = _mapping(document.get("events") or {}, "events")
     status = _text(document, "status")
     if status not in STATUSES:
         raise NotARunError(f"cell.json: the status {status!r} is none of {', '.join(STATUSES)}")
@@ -254,7 +256,9 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "folder": folder,
         "status": status,
         "reason": _clean(str(document.get("reason") or ""), 400),
-        **{column: _text(request, column) for column in ("method", "dataset", "recipe", "precision")},
+        **{
+            column: _text(request, column) for column in ("method", "dataset", "recipe", "precision", "storage", "fill")
+        },
         **{
             column: _integer(request, column)
             for column in ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
@@ -263,6 +267,7 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "budget_label": _label(request.get("budget_label")),
         "requested_backbone": backbone,
         "backbone": _clean(str(plan.get("backbone") or "")),
+        "growth_clipped": _integer({"growth_clipped": 0, **events}, "growth_clipped"),
         "planned_exemplars": _integer(plan, "exemplars") if plan else None,
         "config": json.dumps(request.get("config"), sort_keys=True),
         "head": heads[0],

@@ -148,6 +148,8 @@ class _Group:
             ("recipe", str(self.group["recipe"])),
             ("accounting", str(self.group["accounting"])),
             ("precision", str(self.group["precision"])),
+            ("stored as", str(self.group["storage"])),
+            ("fill", str(self.group["fill"])),
             ("budgets", ", ".join(f"{budget_text(size, label)} ({size:,} B)" for size, label in sizes)),
             ("seeds", _listed(self.cells["seed"])),
             ("class orders", _listed(self.cells["order"])),
@@ -202,7 +204,11 @@ class _Slugs:
         self.used: set[str] = set()
 
     def of(self, group: Mapping[str, Any]) -> str:
-        conditions = "-".join(str(group[column]) for column in ("recipe", "accounting", "precision"))
+        usual = {"storage": "fp32", "fill": "published"}
+        named = [
+            column for column in ("recipe", "accounting", "precision", *usual) if group[column] != usual.get(column)
+        ]
+        conditions = "-".join(str(group[column]) for column in named)
         text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{conditions}"
         slug = wanted = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "group"
         number = 1

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 MB = 2**20
 
 # What two numbers must share to be compared at all: nothing is averaged, ranked or drawn together across these.
-GROUP = ["dataset", "base", "inc", "classes", "recipe", "accounting", "precision"]
+GROUP = ["dataset", "base", "inc", "classes", "recipe", "accounting", "precision", "storage", "fill"]
 METHOD = [*GROUP, "method", "name", "competes"]
 
 _RESAMPLES = 10_000

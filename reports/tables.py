@@ -127,6 +127,8 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
 def _results_row(item: Mapping[Any, Any], cells: pd.DataFrame, best: Mapping[str, str], notes: _Notes) -> TableRow:
     marks = [notes.mark(f"{item['name']}: {port}") for port in dict.fromkeys(cells["port"]) if port]
     budget = budget_text(item["budget_bytes"], item["budget_label"])
+    if clipped := int(cells["growth_clipped"].sum()):
+        marks.append(notes.mark(f"{item['name']} at {budget}: its growth was clipped at the budget, {clipped} times"))
     if item["status"] != "done":
         reason = f": {item['reason']}" if item["reason"] else ""
         marks.append(notes.mark(f"{item['name']} at {budget}, {status_text(item['status'])}{reason}"))

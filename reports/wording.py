@@ -32,8 +32,10 @@ def protocol_text(group: Mapping[str, Any]) -> str:
 
 
 def conditions_text(group: Mapping[str, Any]) -> str:
-    """`recipe fast, accounting strict, fp32`."""
-    return f"recipe {group['recipe']}, accounting {group['accounting']}, {group['precision']}"
+    """`recipe fast, accounting strict, fp32`, and how it was stored or filled where that is not the default."""
+    text = f"recipe {group['recipe']}, accounting {group['accounting']}, {group['precision']}"
+    stored = "" if group["storage"] == "fp32" else f", stored as {group['storage']}"
+    return text + stored + ("" if group["fill"] == "published" else f", {group['fill']} fill")
 
 
 def status_text(status: str) -> str:

@@ -154,6 +154,8 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
             "recipe": grid.recipe,
             "backbone": "auto",
             "precision": "fp32",
+            "storage": "fp32",
+            "fill": "published",
             "config": dict(grid.config),
         },
         "card": {

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cilbench.budgets.codecs import Box, Encoded, Raw, image_shape
+from cilbench.budgets.codecs import Box, Encoded, Jpeg, LowRes, Raw, fixed_codec, image_shape
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -131,3 +131,64 @@ def test_a_box_is_needed_and_fits_in_16_bits() -> None:
 
 def _generator(seed: int) -> torch.Generator:
     return torch.Generator().manual_seed(seed)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    st.sampled_from([Jpeg(1), Jpeg(50), Jpeg(100), LowRes(2), LowRes(3), LowRes(64)]),
+    st.integers(0, 4),
+    st.sampled_from([1, 3]),
+    st.integers(1, 20),
+    st.integers(1, 20),
+)
+def test_fixed_codecs_decode_to_the_shape_they_encoded(codec, count, channels, height, width) -> None:
+    images = pictures(count, channels, height, width)
+    encoded = codec.encode(images)
+    decoded = codec.decode(encoded, (channels, height, width))
+    assert (decoded.shape, decoded.dtype) == (images.shape, torch.uint8)
+    assert encoded.payload.dtype == torch.uint8
+    assert int(encoded.lengths.sum()) == encoded.payload.numel()
+    if count:
+        assert codec.least_bytes((channels, height, width)) <= int(encoded.lengths.min())
+
+
+def test_lowres_is_the_mean_of_its_blocks() -> None:
+    images = pictures(3, 3, 8, 12)
+    encoded = LowRes(2).encode(images)
+    blocks = images.double().reshape(3, 3, 4, 2, 6, 2).mean((3, 5))
+    assert (encoded.payload.reshape(3, 3, 4, 6).double() - blocks).abs().max() <= 0.5
+    flat = torch.full((1, 3, 9, 7), 77, dtype=torch.uint8)
+    assert torch.equal(LowRes(4).decode(LowRes(4).encode(flat), (3, 9, 7)), flat)
+
+
+def test_jpeg_is_a_jpeg_file_and_quality_is_closeness() -> None:
+    smooth = torch.nn.functional.interpolate(torch.rand(2, 3, 4, 4) * 255, size=(32, 32), mode="bilinear").to(
+        torch.uint8
+    )
+    errors, sizes = [], []
+    for quality in (10, 50, 95):
+        codec = Jpeg(quality)
+        encoded = codec.encode(smooth)
+        assert encoded.payload[:2].tolist() == [0xFF, 0xD8]
+        errors.append(float((codec.decode(encoded, (3, 32, 32)).float() - smooth.float()).abs().mean()))
+        sizes.append(int(encoded.lengths.sum()))
+    assert sizes == sorted(sizes)
+    assert errors == sorted(errors, reverse=True)
+    assert errors[-1] < 3
+
+
+def test_enough_is_enough_for_pictures_of_any_kind() -> None:
+    kinds = [pictures(4, 3, 16, 16), torch.zeros(1, 3, 16, 16, dtype=torch.uint8), pictures(4, 3, 16, 16) // 128 * 255]
+    for codec in (Raw(), LowRes(2), Jpeg(50), Jpeg(95)):
+        for images in kinds:
+            largest = int(codec.encode(images).lengths.max())
+            assert codec.least_bytes((3, 16, 16)) <= largest <= 1.05 * codec.enough_bytes((3, 16, 16))
+
+
+@pytest.mark.parametrize(
+    "text", ["jpeg", "jpeg:0", "jpeg:101", "jpeg:x", "jpeg:-5", "lowres:1", "lowres:65", "lowres", "raw:1", "box", ""]
+)
+def test_what_is_no_codec_is_said(text: str) -> None:
+    with pytest.raises(ValueError, match=text.partition(":")[0]) as refusal:
+        fixed_codec(*text.partition(":")[::2])
+    assert "\n" not in str(refusal.value)
