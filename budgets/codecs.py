@@ -232,8 +232,8 @@ class Jpeg:
         self.quality = quality
 
     def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
-        """Of a black image: no image has a shorter code."""
-        return int(self.encode(torch.zeros(1, *image_shape, dtype=torch.uint8)).lengths[0])
+        """Of a middle-grey image, every coefficient of which is zero: no image has a shorter code."""
+        return int(self.encode(torch.full((1, *image_shape), 128, dtype=torch.uint8)).lengths[0])
 
     def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
         """Of white noise between black and white: no picture has a longer code."""
@@ -244,7 +244,7 @@ class Jpeg:
         pixels = images_NCHW.permute(0, 2, 3, 1).contiguous().numpy()
         files = [self._file(image[:, :, 0] if image.shape[2] == 1 else image) for image in pixels]
         lengths = torch.tensor([len(file) for file in files], dtype=torch.int64)
-        return Encoded(torch.frombuffer(bytearray(b"".join(files)), dtype=torch.uint8), lengths)
+        return Encoded(torch.from_numpy(np.frombuffer(b"".join(files), dtype=np.uint8).copy()), lengths)
 
     def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
         channels, height, width = image_shape

@@ -189,6 +189,6 @@ def test_enough_is_enough_for_pictures_of_any_kind() -> None:
     "text", ["jpeg", "jpeg:0", "jpeg:101", "jpeg:x", "jpeg:-5", "lowres:1", "lowres:65", "lowres", "raw:1", "box", ""]
 )
 def test_what_is_no_codec_is_said(text: str) -> None:
-    with pytest.raises(ValueError, match=text.partition(":")[0]) as refusal:
+    with pytest.raises(ValueError, match=r"whole number|codecs are") as refusal:
         fixed_codec(*text.partition(":")[::2])
     assert "\n" not in str(refusal.value)

@@ -246,6 +246,26 @@ def test_a_method_over_budget_under_strict_alone_is_marked(tmp_path: Path) -> No
     assert ("†", tables.STRICT_NOTE) in table.notes
 
 
+def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path, Grid(), METHODS[0], 49_152, 1)
+    edit(path, lambda cell: cell.update(events={"growth_clipped": 3}))
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = summarise.groups(runs.stages)
+    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    assert any("growth was clipped at the budget, 3 times" in note for _, note in table.notes)
+
+
+def test_runs_stored_or_filled_differently_are_groups_apart(tmp_path: Path) -> None:
+    for seed, terms in enumerate(({}, {"storage": "bf16"}, {"fill": "adaptive"})):
+        edit(make_run(tmp_path, Grid(), METHODS[0], 49_152, seed), lambda cell, t=terms: cell["request"].update(t))
+    groups = [group for group, _ in summarise.groups(reports.read_runs([tmp_path]).stages)]
+    assert sorted((group["storage"], group["fill"]) for group in groups) == [
+        ("bf16", "published"),
+        ("fp32", "adaptive"),
+        ("fp32", "published"),
+    ]
+
+
 @pytest.mark.parametrize("status", ["failed", "over_budget", "diverged"])
 def test_every_status_is_a_row_with_its_reason_in_every_table(tmp_path: Path, status: str) -> None:
     make_runs(tmp_path / "runs", Grid(methods=METHODS[:2], budgets_bytes=(49_152,)))
