@@ -33,7 +33,10 @@ Methods = Annotated[
     str, typer.Option("--methods", help="Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes.")
 ]
 BudgetMb = Annotated[
-    str | None, typer.Option("--budget-mb", help="MB of 2**20 B, comma-separated; published labels are exact.")
+    str | None,
+    typer.Option(
+        "--budget-mb", help="MB of 2**20 B, comma-separated; published labels are exact; `published`: all of them."
+    ),
 ]
 BudgetOpt = Annotated[
     str | None, typer.Option("--budget", help="Sizes with a unit, comma-separated: 7998016B, 7.6MiB, 8MB.")

@@ -1,11 +1,13 @@
 """What a plan and the list of methods look like on a terminal and as JSON."""
 
+from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 from rich.table import Table
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.budgets.size import human_bytes
+from cilbench.budgets.size import MIB, human_bytes
 from cilbench.methods import ALIASES, COMPRESSIONS
 from cilbench.methods.contract import MethodCard
 from cilbench.methods.registry import known_methods, load_class, load_compression
@@ -13,8 +15,13 @@ from cilbench.request import Cell, RunRequest, cells
 
 
 def plan_records(request: RunRequest) -> list[dict[str, Any]]:
-    """One record for every (budget, method): the fields of `cilbench plan --json`."""
-    return [_record(cell) for cell in cells(request)]
+    """One record for every (data set, budget, method): the fields of `cilbench plan --json`.
+
+    `request.dataset` may name several data sets, comma-separated.
+    """
+    return [
+        _record(cell) for name in request.dataset.split(",") for cell in cells(replace(request, dataset=name.strip()))
+    ]
 
 
 def _record(cell: Cell) -> dict[str, Any]:
@@ -52,38 +59,35 @@ def _record(cell: Cell) -> dict[str, Any]:
 
 
 def plan_table(records: list[dict[str, Any]]) -> Table:
-    """The records as a table, budgets set apart."""
-    first = records[0]
-    protocol = f"Base-{first['base']} Inc-{first['inc']}, {first['tasks']} tasks"
+    """The records as one table, data sets and budgets set apart."""
     table = Table(
-        title=f"{first['dataset']}, {protocol}; budget in {first['accounting']} bytes; sizes after the last task",
+        title=f"Budget in {records[0]['accounting']} bytes; sizes after the last task; † strict exceeds the budget",
         title_justify="left",
     )
-    for name, justify in (
-        ("budget", "right"),
-        ("method", "left"),
-        ("backbone", "left"),
-        ("exemplars", "right"),
-        ("model B", "right"),
-        ("published B", "right"),
-        ("strict B", "right"),
-        ("", "left"),
-    ):
-        table.add_column(name, justify=justify, no_wrap=name != "")  # type: ignore[arg-type]
-    before = None
-    for r in records:
-        if before is not None and before != r["budget_bytes"]:
+    numbers = {"budget B", "MB", "exemplars", "model B", "published B", "strict B"}
+    for name in ("protocol", "MB", "budget B", "method", "backbone", "exemplars", "model B", "published B", "strict B"):
+        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
+    if any(r["reason"] for r in records):
+        table.add_column("reason", overflow="fold")
+    for before, r in zip([None, *records], records, strict=False):
+        same_protocol = before is not None and _protocol(before) == _protocol(r)
+        same_budget = same_protocol and before is not None and before["budget_bytes"] == r["budget_bytes"]
+        if before is not None and not same_budget:
             table.add_section()
-        label = f" ({r['budget_label']} MB)" if r["budget_label"] else ""
-        budget = "" if before == r["budget_bytes"] else f"{r['budget_bytes']:,} B{label}"
-        before = r["budget_bytes"]
+        label = r["budget_label"] or f"{r['budget_bytes'] / MIB:.4g}"
+        budget = ("", "") if same_budget else (label, f"{r['budget_bytes']:,}")
+        heading = ("" if same_protocol else _protocol(r), *budget, r["method"])
         if r["status"] == "refused":
-            table.add_row(budget, r["method"], "refused", "", "", "", "", r["reason"])
+            table.add_row(*heading, "refused", "", "", "", "", r["reason"])
             continue
-        over = "strict exceeds the budget" if r["strict_bytes"] > r["budget_bytes"] else ""
-        sizes = (f"{r[key]:,}" for key in ("exemplars", "model_bytes", "published_bytes", "strict_bytes"))
-        table.add_row(budget, r["method"], r["backbone"], *sizes, over)
+        sizes = (f"{r[key]:,}" for key in ("exemplars", "model_bytes", "published_bytes"))
+        over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
+        table.add_row(*heading, r["backbone"], *sizes, f"{r['strict_bytes']:,} {over}")
     return table
+
+
+def _protocol(record: Mapping[str, Any]) -> str:
+    return f"{record['dataset']} B{record['base']} Inc{record['inc']}, {record['tasks']} tasks"
 
 
 def announce(asked: list[Cell]) -> list[str]:

@@ -14,7 +14,7 @@ from cilbench import datasets
 from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
 from cilbench.budgets.sealed import Storage
-from cilbench.budgets.size import parse_budget_mb, parse_bytes
+from cilbench.budgets.size import PUBLISHED_BYTES, parse_budget_mb, parse_bytes
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
@@ -192,6 +192,11 @@ def _budgets(
             return [(resolve(request.align_to, "published", {}, {}).full_bytes(terms, scenario), None)]
         except (UnknownMethod, BadSetting) as error:
             raise RequestError(f"--align-to: {error}") from None
+    if request.budget_mb == "published":
+        if protocol not in PUBLISHED_BYTES:
+            there = "; ".join(f"{name} Base-{base} Inc-{inc}" for name, base, inc in PUBLISHED_BYTES)
+            raise RequestError(f"--budget-mb published: no budgets were published for this protocol, only for {there}")
+        return [(size_bytes, label) for label, size_bytes in PUBLISHED_BYTES[protocol].items()]
     option, text = ("--budget-mb", request.budget_mb) if request.budget_mb is not None else ("--budget", request.budget)
     parts = (text or "").split(",")
     try:

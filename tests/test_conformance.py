@@ -214,3 +214,41 @@ def test_jpeg_exemplars_are_counted_as_they_encode():
         if "jpeg" in name:
             assert int(state["labels/lengths"].sum()) == state["exemplars/payload"].numel()
     assert counts["icarl"] < counts["icarl+jpeg:90"] < counts["icarl+jpeg:30"]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from([*EVERY, "der+lowres:3", "memo+lowres:2"]),
+    budget_bytes=st.integers(9_000, 40_000),
+    protocol=st.sampled_from([(0, 1), (0, 2), (0, 3), (2, 2), (2, 1), (4, 1), (3, 3)]),
+    terms=st.fixed_dictionaries(
+        {
+            "accounting": st.sampled_from(["published", "strict"]),
+            "storage": st.sampled_from(["fp32", "bf16", "fp16"]),
+            "fill": st.sampled_from(["published", "adaptive"]),
+        }
+    ),
+)
+def test_planned_covers_sealed_whatever_is_asked(name, budget_bytes, protocol, terms, toy):
+    cell = toy_cell(name, toy, budget_bytes, base=protocol[0], inc=protocol[1], **terms)
+    try:
+        plan = cell.plan()
+    except BudgetTooSmall:
+        return
+    for task, sealed in enumerate(learn_all(cell, toy)):
+        ledger = weighed(cell, sealed)
+        assert 0 <= ledger.published <= plan.published_bytes[task]
+        assert 0 <= ledger.strict <= plan.strict_bytes[task]
+        assert ledger.total(terms["accounting"]) <= budget_bytes
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["icarl", "der", "memo", "icarl+lowres:2"]),
+    budget_bytes=st.integers(9_000, 90_000),
+    fill=st.sampled_from(["published", "adaptive"]),
+)
+def test_one_exemplar_more_would_not_fit(name, budget_bytes, fill, toy):
+    plan = toy_cell(name, toy, budget_bytes, fill=fill).plan()
+    one = 16 if "lowres" in name else 64
+    assert plan.model_bytes + one * plan.exemplars <= budget_bytes < plan.model_bytes + one * (plan.exemplars + 1)
