@@ -67,8 +67,6 @@ def plan_table(records: list[dict[str, Any]]) -> Table:
     numbers = {"budget B", "MB", "exemplars", "model B", "published B", "strict B"}
     for name in ("protocol", "MB", "budget B", "method", "backbone", "exemplars", "model B", "published B", "strict B"):
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
-    if any(r["reason"] for r in records):
-        table.add_column("reason", overflow="fold")
     for before, r in zip([None, *records], records, strict=False):
         same_protocol = before is not None and _protocol(before) == _protocol(r)
         same_budget = same_protocol and before is not None and before["budget_bytes"] == r["budget_bytes"]
@@ -78,7 +76,7 @@ def plan_table(records: list[dict[str, Any]]) -> Table:
         budget = ("", "") if same_budget else (label, f"{r['budget_bytes']:,}")
         heading = ("" if same_protocol else _protocol(r), *budget, r["method"])
         if r["status"] == "refused":
-            table.add_row(*heading, "refused", "", "", "", "", r["reason"])
+            table.add_row(*heading, "refused: needs", "", "", f"{r['smallest_budget_bytes']:,}", "")
             continue
         sizes = (f"{r[key]:,}" for key in ("exemplars", "model_bytes", "published_bytes"))
         over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "

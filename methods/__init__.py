@@ -8,6 +8,7 @@ METHODS: dict[str, str] = {
     "memo": "cilbench.methods.memo:MEMO",
     "icarl": "cilbench.methods.icarl:ICaRL",
     "der": "cilbench.methods.der:DER",
+    "foster": "cilbench.methods.foster:FOSTER",
     "replay": "cilbench.methods.replay:Replay",
 }
 
@@ -16,5 +17,5 @@ COMPRESSIONS: dict[str, str] = {
 }
 
 ALIASES: dict[str, str] = {
-    "cim": "icarl+cim",
+    "cim": "foster+cim",
 }

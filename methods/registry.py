@@ -171,7 +171,7 @@ def load_compression(name: str) -> Any:
 
 
 def components(name: str) -> tuple[str, ...]:
-    """The components of a method whose fields `--set` may name: `cim` → ("icarl", "cim")."""
+    """The components of a method whose fields `--set` may name: `cim` → ("foster", "cim")."""
     return tuple(part for part in ALIASES.get(name, name).split("+") if part)
 
 

@@ -45,6 +45,7 @@ class SgdConfig:
     epochs: int = in_epochs(170)
     milestones: tuple[int, ...] = in_epochs((80, 120))
     weight_decay: float = 2e-4
+    cosine: bool = False  # a half cosine in place of the milestones
     max_steps: int | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
 
     def schedule(self, task: int) -> "Schedule":
@@ -58,13 +59,14 @@ class SgdConfig:
             momentum=self.momentum,
             lr_decay=self.lr_decay,
             batch_size=self.batch_size,
+            cosine=self.cosine,
             max_steps=self.max_steps,
         )
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """One training run: learning rate × `lr_decay` at each milestone (epochs)."""
+    """One training run: learning rate × `lr_decay` at each milestone (epochs), or down a half cosine to zero."""
 
     epochs: int
     milestones: tuple[int, ...]
@@ -73,9 +75,12 @@ class Schedule:
     momentum: float
     lr_decay: float
     batch_size: int
+    cosine: bool = False
     max_steps: int | None = None
 
     def lr_at(self, epoch: int) -> float:
+        if self.cosine:
+            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
         return self.lr * self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
 
 

@@ -32,7 +32,7 @@ WRONG = [
     (("--methods", "icrl", "--budget", "24KiB"), ("icrl", "icarl")),
     (("--methods", "", "--budget", "24KiB"), ("--methods", "empty")),
     (("--methods", "icarl,icarl", "--budget", "24KiB"), ("two methods of one name", "icarl")),
-    (("--methods", "cim,icarl+cim", "--budget", "24KiB"), ("two methods of one name", "icarl+cim")),
+    (("--methods", "cim,foster+cim", "--budget", "24KiB"), ("two methods of one name", "foster+cim")),
     (("--methods", "dgm+cim", "--budget", "24KiB"), ("dgm+cim", "no exemplars")),
     (("--methods", "icarl+zip", "--budget", "24KiB"), ("zip", "cim")),
     (("--methods", "icarl", "--budget-mb", "-7.6"), ("--budget-mb", "-7.6", "positive")),

@@ -10,6 +10,7 @@ from torch.nn import functional as F
 from toy import CPU, toy_cell, toy_dataset
 
 from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.foster import FOSTER, balanced_kd_loss, boosting_loss, effective_number_weights
 from cilbench.methods.network import IncrementalNet, freeze, new_head, train_unfrozen
 from cilbench.methods.parts import class_means, expansion_loss, herd, kd_loss, nearest_mean_scores, weight_align
 from cilbench.methods.training import (
@@ -182,8 +183,9 @@ def test_schedule_and_recipes():
 
 def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
     scenario, model = toy_cell("icarl", toy_dataset()).scenario, nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
-    data = toy_dataset(classes=2)
-    lesson = Lesson(torch.tensor(data.train.images), torch.tensor(data.train.labels), 40)
+    torch.manual_seed(0)
+    labels = torch.arange(40) % 2
+    lesson = Lesson((40 + 160 * labels).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), labels, 40)
     schedule = SgdConfig(batch_size=8, lr=0.01, first_epochs=20, first_milestones=()).schedule(0)
     losses = []
     context = Context(torch.Generator().manual_seed(0), lambda r: losses.append(r["loss"]), lambda a, b: None)
@@ -192,3 +194,39 @@ def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
     assert losses[-1] < 0.5 * losses[0]
     with pytest.raises(Diverged, match="task 4, epoch 0, learning rate"):
         fit(lambda x, y: model(x).sum() * torch.nan, model.parameters(), lesson, schedule, look, silent(), 4)
+
+
+def test_effective_number_weights():
+    counts = [500, 20, 1]
+    expected = [(1 - 0.96) / (1 - 0.96**n) for n in counts]
+    scale = len(counts) / sum(expected)
+    found = effective_number_weights(torch.tensor(counts), 0.96)
+    assert found.tolist() == pytest.approx([scale * weight for weight in expected], rel=1e-4)
+
+
+def test_foster_boosting_loss_against_the_formula():
+    net, old, branch_head = grown_net(2).eval(), grown_net(1).eval(), new_head(8, 4)
+    x, labels, weights = torch.randn(5, 1, 8, 8), torch.tensor([0, 1, 2, 3, 3]), torch.tensor([1.6, 1.6, 0.4, 0.4])
+    features = torch.cat([F.adaptive_avg_pool2d(b(x), 1).flatten(1) for b in net.branches], 1)
+    logits = features @ net.classifier.weight.T + net.classifier.bias
+    balanced = -F.log_softmax(logits / weights, 1)[range(5), labels].mean()
+    alone = -F.log_softmax(features[:, 8:] @ branch_head.weight.T + branch_head.bias, 1)[range(5), labels].mean()
+    kept = -(F.softmax(old(x) / 2, 1) * F.log_softmax(logits[:, :2] / 2, 1)).sum(1).mean()
+    config = FOSTER.Config(distillation=0.7)
+    found = boosting_loss(net, branch_head, old, weights, config)(x, labels)
+    assert found.item() == pytest.approx((balanced + alone + 0.7 * kept).item(), rel=1e-5)
+
+
+def test_foster_soft_targets_are_balanced_by_class():
+    student, teacher, weights = torch.randn(4, 3), torch.randn(4, 3), torch.tensor([2.0, 0.5, 0.5])
+    expected = 0.0
+    for s, t in zip(student.tolist(), teacher.tolist(), strict=True):
+        soft = [np.exp(v / 2) * w for v, w in zip(t, weights.tolist(), strict=True)]
+        logs = [v / 2 - np.log(sum(np.exp(u / 2) for u in s)) for v in s]
+        expected -= sum(p / sum(soft) * q for p, q in zip(soft, logs, strict=True)) / 4
+    assert balanced_kd_loss(student, teacher, weights, 2.0).item() == pytest.approx(expected, rel=1e-5)
+
+
+def test_a_cosine_schedule_goes_down_to_nothing():
+    schedule = FOSTER.Config(epochs=10).schedule(1)
+    assert [round(schedule.lr_at(e), 4) for e in (0, 5, 9)] == [0.1, 0.05, 0.0024]
