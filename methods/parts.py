@@ -22,9 +22,10 @@ def herd(features_ND: Tensor, count: int) -> Tensor:
     """Herding (Welling 2009; iCaRL Algorithm 4): int64 [min(count, N)], positions of the images, best first.
 
     Greedily the image whose inclusion brings the mean of what is picked nearest to the mean of all. `features_ND` are
-    L2-normalised here, in float64: float32 changes a fifth of the order.
+    L2-normalised here, in float64: float32 changes a fifth of the order. On the CPU: a pick waits for the one before,
+    and not every accelerator has float64.
     """
-    x_ND = F.normalize(features_ND.double(), dim=1)
+    x_ND = F.normalize(features_ND.cpu().double(), dim=1)
     mean_D, squares_N = x_ND.mean(0), x_ND.square().sum(1)
     picked: list[int] = []
     total_D = torch.zeros_like(mean_D)
