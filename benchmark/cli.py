@@ -129,6 +129,7 @@ def plan(
     dataset: DatasetOpt = "cifar100",
     base: Base = None,
     inc: Inc = None,
+    seeds: Seeds = "1993",
     orders: Orders = "1993",
     recipe: RecipeOpt = None,
     backbone: Backbone = "auto",
@@ -151,6 +152,7 @@ def plan(
         dataset=dataset,
         base=base,
         inc=inc,
+        seeds=seeds,
         orders=orders,
         recipe=recipe,
         backbone=backbone,
@@ -183,8 +185,8 @@ def report(
 
     folders = runs or [Path("runs")]
     for folder in folders:
-        if not folder.is_dir():
-            raise RequestError(f"RUNS {folder}: no such folder; `cilbench run` makes one")
+        if not any(folder.glob("cell.json")) and not any(folder.glob("*/cell.json")):
+            raise RequestError(f"RUNS {folder}: no run there; `cilbench run` makes one")
     try:
         result = write_report(folders, out, command=" ".join(["cilbench", *sys.argv[1:]]), published=published)
     except OSError as error:
@@ -199,9 +201,12 @@ def audit(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folde
     """Re-weigh the sealed states on disk and compare them with the recorded ledger, to the byte."""
     from cilbench.records import audit as audit_run
 
-    folders = [f for given in runs for f in ([given] if (given / "cell.json").exists() else sorted(given.glob("*/")))]
-    if not folders:
-        raise RequestError(f"{runs[0]}: no run folder there")
+    folders: list[Path] = []
+    for given in runs:
+        found = [given] if (given / "cell.json").exists() else sorted(given.glob("*/"))
+        if not found:
+            raise RequestError(f"RUN {given}: no run folder there")
+        folders += found
     wrong = 0
     for folder in folders:
         problems = ["unfinished: nothing to audit yet"] if folder.suffix == ".partial" else audit_run(folder)
@@ -250,7 +255,8 @@ def main() -> None:
     except RequestError as error:
         code = _refuse(str(error))
     except _WrongUse as error:
-        code = _refuse(error.format_message()) if sys.argv[1:] else 2
+        message = error.format_message()  # empty where the help was asked for by saying nothing
+        code = _refuse(message) if message.strip() else 2
     except (typer.Abort, KeyboardInterrupt):
         code = 130
     if code == 130:

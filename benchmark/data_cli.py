@@ -36,8 +36,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], data_dir: DataDi
     """Download a data set (digits: unpack scikit-learn's), or build a damaged one again."""
     from cilbench import datasets
 
-    with _one_line():
-        _report(datasets.fetch(name, _folder(data_dir)), _folder(data_dir))
+    _report(datasets.fetch(name, _folder(data_dir)), _folder(data_dir))
 
 
 @app.command("import")
@@ -50,10 +49,9 @@ def import_dataset(
     """Build a data set from image files in class folders, or from a zip of them; any format Pillow reads."""
     from cilbench import datasets
 
-    with _one_line(), _bar() as progress:
+    with _bar() as progress:
         card = datasets.import_folder(name, source, _folder(data_dir), size, progress)
-    with _one_line():
-        _report(card, _folder(data_dir))
+    _report(card, _folder(data_dir))
 
 
 def _report(card: "DatasetCard", data_dir: Path) -> None:
@@ -105,18 +103,6 @@ def _is_terminal() -> bool:
     from rich.console import Console
 
     return Console().is_terminal
-
-
-@contextmanager
-def _one_line() -> Iterator[None]:
-    """A DatasetError is one line on standard error and exit code 2."""
-    from cilbench.datasets import DatasetError
-
-    try:
-        yield
-    except DatasetError as error:
-        typer.echo(str(error), err=True)
-        raise typer.Exit(2) from None
 
 
 @contextmanager

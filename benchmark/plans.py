@@ -19,9 +19,10 @@ def plan_records(request: RunRequest) -> list[dict[str, Any]]:
 
     `request.dataset` may name several data sets, comma-separated.
     """
-    return [
-        _record(cell) for name in request.dataset.split(",") for cell in cells(replace(request, dataset=name.strip()))
-    ]
+    asked = [cell for name in request.dataset.split(",") for cell in cells(replace(request, dataset=name.strip()))]
+    # Seeds and orders change what is drawn, not what fits.
+    distinct = {(cell.scenario.dataset, cell.budget, cell.spec.name): cell for cell in asked}
+    return [_record(cell) for cell in distinct.values()]
 
 
 def _record(cell: Cell) -> dict[str, Any]:

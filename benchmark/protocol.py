@@ -15,6 +15,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
@@ -35,7 +36,7 @@ from cilbench.budgets.size import format_bytes
 from cilbench.datasets import Dataset
 from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.training import Diverged
-from cilbench.records import FORMAT, Keep, Outcome, RunFolder, TaskRecord
+from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord
 from cilbench.request import Cell
 from cilbench.scenario import class_names, seen_test_images, stream
 
@@ -58,6 +59,8 @@ class OverBudget(RuntimeError):
 class Reporter(Protocol):
     """Who watches a cell. `share` is the part of the cell that is done."""
 
+    def resumed(self, resumed: Resumed) -> None: ...
+
     def progress(self, share: float, images: int) -> None: ...
 
     def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None: ...
@@ -74,41 +77,52 @@ def run_cell(
     isolate: bool = False,
 ) -> Outcome:
     """Run a cell to its end and leave its folder finished, whatever came of it. A crash is a failed cell."""
-    started = time.perf_counter()
-    folder.open()
     breach = None
-    if isinstance(plan, BudgetTooSmall):
-        outcome = Outcome("refused", str(plan))
-    else:
+    try:
+        reporter.resumed(folder.open())
         try:
+            if isinstance(plan, BudgetTooSmall):
+                raise plan
             _tasks(cell, plan, dataset, folder, device, reporter, keep, isolate)
             outcome = Outcome("done")
+        except BudgetTooSmall as refusal:
+            outcome = Outcome("refused", str(refusal))
         except OverBudget as over:
             outcome, breach = Outcome("over_budget", str(over)), (over.task, over.ledger)
         except Diverged as diverged:
             outcome = Outcome("diverged", str(diverged))
         except Exception as error:  # a method may raise anything: the other cells go on
-            outcome = Outcome("failed", f"{type(error).__name__}: {error}".splitlines()[0])
+            outcome = Outcome("failed", _in_one_line(error))
             folder.log({"task": len(folder.records()), "event": "failed", "traceback": traceback.format_exc()})
-    records = folder.records()
-    folder.finish(
-        {
-            "format": FORMAT,
-            "id": cell.id,
-            "status": outcome.status,
-            "reason": outcome.reason,
-            "request": {**cell.request, "budget_label": cell.budget_label},
-            "card": asdict(cell.spec.card),
-            "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
-            "environment": environment(device),
-            "timing": _timing(records, time.perf_counter() - started, device),
-            "events": folder.events(),
-            "tasks": [asdict(record) for record in records],
-            "class_names": class_names(dataset, cell.scenario),
-        },
-        breach,
-    )
+        folder.finish(_cell_record(cell, plan, outcome, dataset, folder, device), breach)
+    except OSError as error:  # the disk is full, the folder has gone: nothing more can be written
+        return Outcome("failed", _in_one_line(error))
     return outcome
+
+
+def _cell_record(
+    cell: Cell, plan: Plan | BudgetTooSmall, outcome: Outcome, dataset: Dataset, folder: RunFolder, device: torch.device
+) -> dict[str, Any]:
+    """cell.json."""
+    records = folder.records()
+    return {
+        "format": FORMAT,
+        "id": cell.id,
+        "status": outcome.status,
+        "reason": outcome.reason,
+        "request": {**cell.request, "budget_label": cell.budget_label},
+        "card": asdict(cell.spec.card),
+        "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
+        "environment": environment(device),
+        "timing": _timing(records),
+        "events": folder.events(),
+        "tasks": [asdict(record) for record in records],
+        "class_names": class_names(dataset, cell.scenario),
+    }
+
+
+def _in_one_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}".splitlines()[0]
 
 
 def _tasks(
@@ -125,12 +139,13 @@ def _tasks(
     sealed = folder.sealed(done - 1) if done else None
     for task in stream(dataset, cell.scenario, device, done):
         started = time.perf_counter()
+        reset_peak_memory(device)
         index, trained = task.index, _Meter(reporter, task.index, cell.scenario.tasks)
         log = folder.log
         if isolate:
-            sealed = _learn_elsewhere(cell, plan, task, sealed, str(device), log, trained)
+            sealed, peak_bytes = _learn_elsewhere(cell, plan, task, sealed, str(device), log, trained)
         else:
-            sealed = learn_and_seal(cell, plan, task, sealed, device, log, trained)
+            sealed, peak_bytes = learn_and_seal(cell, plan, task, sealed, device, log, trained), 0
         train_seconds = time.perf_counter() - started
         task.images.zero_()  # a view that something still holds shows nothing from here on
         del task
@@ -153,6 +168,7 @@ def _tasks(
             wall_seconds=time.perf_counter() - started,
             train_seconds=train_seconds,
             images=trained.images,
+            peak_memory_bytes=max(peak_bytes, peak_memory_bytes(device)),
         )
         folder.add_task(record, ledger, sealed, predictions, metrics, keep)
         reporter.task_done(record, {head: _overall(metrics, head) for head in cell.spec.card.heads})
@@ -238,19 +254,22 @@ def _learn_elsewhere(
     device: str,
     log: Callable[[Mapping[str, Any]], None],
     progress: Callable[[float, int], None],
-) -> bytes:
-    """`learn_and_seal` in a fresh process whose working and temporary folders are empty and gone afterwards."""
+) -> tuple[bytes, int]:
+    """`learn_and_seal` in a fresh process whose working and temporary folders are empty and gone afterwards.
+
+    The sealed bytes, and the most memory that process had, in bytes.
+    """
     with (
         tempfile.TemporaryDirectory(prefix="cilbench-") as empty,
         ProcessPoolExecutor(1, get_context("spawn"), initializer=chdir, initargs=(empty,)) as pool,
     ):
         arrays = task.images.cpu().numpy(), task.labels.cpu().numpy()
         job = pool.submit(_isolated, cell, plan, task.index, *arrays, sealed, device, empty)
-        result, lines, images = job.result()
+        result, lines, images, peak_bytes = job.result()
     for line in lines:
         log(line)
     progress(1.0, images)
-    return result
+    return result, peak_bytes
 
 
 def _isolated(
@@ -262,14 +281,14 @@ def _isolated(
     sealed: bytes | None,
     device: str,
     empty: str,
-) -> tuple[bytes, list[Mapping[str, Any]], int]:
+) -> tuple[bytes, list[Mapping[str, Any]], int, int]:
     tempfile.tempdir = environ["TMPDIR"] = environ["HOME"] = empty
     lines: list[Mapping[str, Any]] = []
     trained: list[int] = []
     there = torch.device(device)
     task = Task(index, torch.from_numpy(images).to(there), torch.from_numpy(labels).to(there))
     result = learn_and_seal(cell, plan, task, sealed, there, lines.append, lambda share, count: trained.append(count))
-    return result, lines, sum(trained)
+    return result, lines, sum(trained), peak_memory_bytes(there)
 
 
 class _Meter:
@@ -300,19 +319,35 @@ def _plan_record(plan: Plan) -> dict[str, Any]:
     return record
 
 
-def _timing(records: list[TaskRecord], seconds: float, device: torch.device) -> dict[str, Any]:
+def _timing(records: list[TaskRecord]) -> dict[str, Any]:
+    """Sums over the tasks, and the largest peak of working memory of any."""
     train_seconds, images = sum(r.train_seconds for r in records), sum(r.images for r in records)
-    if device.type == "cuda":
-        peak = torch.cuda.max_memory_allocated(device)
-    else:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
     return {
-        "wall_seconds": sum(r.wall_seconds for r in records) or seconds,
+        "wall_seconds": sum(r.wall_seconds for r in records),
         "train_seconds": train_seconds,
         "images": images,
         "images_per_second": images / train_seconds if train_seconds else None,
-        "peak_memory_bytes": peak,
+        "peak_memory_bytes": max((r.peak_memory_bytes for r in records), default=0),
     }
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begin to measure anew: the device's memory, or this process's where Linux lets us."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    with suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def peak_memory_bytes(device: torch.device) -> int:
+    """Most memory since `reset_peak_memory`: of the device; of this process on a CPU (since its start, but on
+    Linux)."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    with suppress(OSError, ValueError, StopIteration):
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith("VmHWM")).split()[1])
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def environment(device: torch.device) -> dict[str, Any]:

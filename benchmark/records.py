@@ -14,7 +14,8 @@ import math
 import os
 import shutil
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import AbstractContextManager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -23,9 +24,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cilbench.budgets.ledger import COLUMNS, Allowance, Ledger
+from cilbench.errors import RequestError
+from cilbench.locks import locked
 
 FORMAT = 1
-Status = Literal["done", "failed", "refused", "over_budget", "diverged"]
+Status = Literal["done", "failed", "refused", "over_budget", "diverged", "running"]  # running: elsewhere, not here
 Keep = Literal["last", "all"]
 
 # A refusal, a breach or a divergence comes out the same again; a failure (a crash, a full disk) may not.
@@ -38,6 +41,14 @@ class Outcome:
 
     status: Status
     reason: str | None = None
+
+
+@dataclass(frozen=True)
+class Resumed:
+    """Tasks that need not be learned again, and how many finished ones were too damaged to go on from."""
+
+    done: int
+    damaged: int
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,7 @@ class TaskRecord:
     wall_seconds: float
     train_seconds: float
     images: int
+    peak_memory_bytes: int
 
 
 class RunFolder:
@@ -61,41 +73,52 @@ class RunFolder:
 
     def __init__(self, out: Path, cell_id: str) -> None:
         self.final, self.partial = out / cell_id, out / f"{cell_id}.partial"
+        self.lock = out / f"{cell_id}.lock"
 
-    def status(self) -> str | None:
-        """How the cell ended; None where it has not."""
-        try:
-            return str(json.loads((self.final / "cell.json").read_text())["status"])
-        except (OSError, ValueError, KeyError):
+    def claimed(self) -> AbstractContextManager[bool]:
+        """Hold the cell for this process; yields False where another one is at it. Raises OSError."""
+        self.lock.parent.mkdir(parents=True, exist_ok=True)
+        return locked(self.lock, wait=False)
+
+    def outcome(self) -> Outcome | None:
+        """How the cell ended; None where it has not. Raises RequestError for what is not a run folder in its place."""
+        for path in (self.final, self.partial):
+            if path.exists() and not path.is_dir():
+                raise RequestError(f"--out: {path} is in the way and is no run folder: move it, or run with --fresh")
+        if not self.final.exists():
             return None
+        try:
+            cell = json.loads((self.final / "cell.json").read_text())
+            return Outcome(cell["status"], cell["reason"])
+        except (OSError, ValueError, KeyError, TypeError):
+            raise RequestError(
+                f"--out: {self.final} has no readable cell.json and is in the way: move it, or run with --fresh"
+            ) from None
 
-    def outcome(self) -> Outcome:
-        """Status and reason of a finished cell."""
-        cell = json.loads((self.final / "cell.json").read_text())
-        return Outcome(cell["status"], cell["reason"])
-
-    def open(self) -> int:
-        """Make the partial folder, or take it up again; the number of tasks that are already done in it."""
+    def open(self) -> "Resumed":
+        """Make the partial folder, or take up the one that is there or a failed run's, from its last good boundary."""
+        outcome = self.outcome()
+        if outcome is not None and outcome.status == "failed" and not self.partial.exists():
+            os.rename(self.final, self.partial)
         (self.partial / "tasks").mkdir(parents=True, exist_ok=True)
-        for leftover in (self.partial / "tasks").glob("*.writing"):
-            shutil.rmtree(leftover)
-        done = 0
-        while self._task(done).is_dir():
-            done += 1
+        for name in ("cell.json", "ledger.csv", "metrics.csv", "predictions.npz"):
+            (self.partial / name).unlink(missing_ok=True)
+        written = len(self._texts())
+        done = next((task + 1 for task in reversed(range(written)) if self._is_good(task)), 0)
+        for folder in (self.partial / "tasks").iterdir():
+            if not folder.name.isdecimal() or int(folder.name) >= done:
+                shutil.rmtree(folder)
         self._cut_log(done)
-        return done
+        return Resumed(done, damaged=written - done)
 
     def discard(self) -> None:
         """Forget everything of this cell (`--fresh`)."""
-        for folder in (self.final, self.partial):
-            shutil.rmtree(folder, ignore_errors=True)
+        for path in (self.final, self.partial):
+            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
 
     def sealed(self, task: int) -> bytes:
-        """The sealed state after a task; raises ValueError where it is not the one that was weighed."""
-        data = (self._task(task) / "state.safetensors").read_bytes()
-        if hashlib.sha256(data).hexdigest() != self.records()[task].sealed_sha256:
-            raise ValueError(f"{self._task(task) / 'state.safetensors'} is damaged; run again with --fresh")
-        return data
+        """The sealed state after a task."""
+        return (self._task(task) / "state.safetensors").read_bytes()
 
     def add_task(
         self,
@@ -148,9 +171,9 @@ class RunFolder:
                 arrays |= {f"task{task}/{name}": stored[name] for name in stored.files}
         _write(self.partial / "predictions.npz", _npz(arrays))
         _write(self.partial / "cell.json", json.dumps(dict(cell), indent=2).encode())
-        if self.final.exists():  # a failed attempt that this one replaces
-            shutil.rmtree(self.final)
         os.rename(self.partial, self.final)
+        if cell["status"] == "failed":
+            return  # may be taken up again
         for folder in (self.final / "tasks").iterdir():
             for name in ("record.json", "predictions.npz"):
                 (folder / name).unlink(missing_ok=True)
@@ -161,10 +184,22 @@ class RunFolder:
         return self.partial / "tasks" / str(task)
 
     def _texts(self) -> list[dict[str, Any]]:
+        """record.json of every task from the first on, up to one that is not there or not whole."""
         texts: list[dict[str, Any]] = []
-        while (path := self._task(len(texts)) / "record.json").is_file():
-            texts.append(json.loads(path.read_text()))
-        return texts
+        while True:
+            try:
+                text = json.loads((self._task(len(texts)) / "record.json").read_bytes())
+                TaskRecord(**text["record"])
+            except (OSError, ValueError, KeyError, TypeError):
+                return texts
+            texts.append(text)
+
+    def _is_good(self, task: int) -> bool:
+        """Is the sealed state of a task there, and the one that was weighed?"""
+        try:
+            return hashlib.sha256(self.sealed(task)).hexdigest() == self.records()[task].sealed_sha256
+        except OSError:
+            return False
 
     def _cut_log(self, done: int) -> None:
         """Drop the lines of a task that will be learned again, and a last line that was torn."""
@@ -187,46 +222,77 @@ def audit(folder: Path) -> list[str]:
     No method code is imported and nothing in the folder is executed.
     """
     try:
+        run = _Recorded.read(folder)
+    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+        return [f"{folder}: not a finished run folder ({type(error).__name__}: {error})".splitlines()[0]]
+    problems = [f"{folder}: {what}" for what in run.contradictions()]
+    for path in sorted((folder / "tasks").glob("*/state.safetensors")):
+        problems += [f"{path}: {what}" for what in run.differences(path)]
+    last = folder / "tasks" / str(max(run.tasks, default=0)) / "state.safetensors"
+    return problems if last.is_file() or not run.tasks else [*problems, f"{last}: missing"]
+
+
+@dataclass(frozen=True)
+class _Recorded:
+    """What a run folder says of itself: cell.json, and the rows of ledger.csv by task."""
+
+    status: str
+    expected: int
+    budget_bytes: int
+    accounting: str
+    allowance: Allowance
+    tasks: Mapping[int, TaskRecord]
+    rows: Mapping[int, list[dict[str, str]]]
+
+    @classmethod
+    def read(cls, folder: Path) -> "_Recorded":
         cell = json.loads((folder / "cell.json").read_text())
+        request, rows = cell["request"], dict[int, list[dict[str, str]]]()
         with (folder / "ledger.csv").open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        recorded = {int(t["task"]): t for t in cell["tasks"]}
-        request = cell["request"]
-        allowance = Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"])))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        return [f"{folder}: not a finished run folder ({error})"]
-    if not recorded:
-        return []
-    problems = []
-    files = sorted((folder / "tasks").glob("*/state.safetensors"), key=lambda p: int(p.parent.name))
-    if max(recorded) not in {int(path.parent.name) for path in files}:
-        problems.append(f"{folder}: the sealed state of the last task is missing")
-    for path in files:
-        task = int(path.parent.name)
-        mine = [row for row in rows if int(row["task"]) == task]
-        problems += [f"{path}: {what}" for what in _audit_file(path, recorded.get(task), mine, allowance)]
-    return problems
+            for row in csv.DictReader(file):
+                rows.setdefault(int(row["task"]), []).append({column: row[column] for column in COLUMNS})
+        return cls(
+            status=cell["status"],
+            expected=int(request["tasks"]),
+            budget_bytes=int(request["budget_bytes"]),
+            accounting=request["accounting"],
+            allowance=Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"]))),
+            tasks={int(task["task"]): TaskRecord(**task) for task in cell["tasks"]},
+            rows=rows,
+        )
 
+    def contradictions(self) -> Iterator[str]:
+        """Where cell.json and ledger.csv do not agree with each other, whether or not a task's file is still there."""
+        if self.status == "done" and sorted(self.tasks) != list(range(self.expected)):
+            yield f"a finished run of {self.expected} tasks has records of {len(self.tasks)}"
+        for task, record in self.tasks.items():
+            for column in ("published_bytes", "strict_bytes"):
+                listed = sum(int(row[column]) for row in self.rows.get(task, []))
+                if listed != getattr(record, column):
+                    yield f"task {task}: {column} are {getattr(record, column)} in cell.json, {listed} in ledger.csv"
+            spent = record.published_bytes if self.accounting == "published" else record.strict_bytes
+            if spent > self.budget_bytes:
+                yield f"task {task}: {spent} B of a budget of {self.budget_bytes} B"
 
-def _audit_file(
-    path: Path, recorded: Mapping[str, Any] | None, rows: list[dict[str, str]], allowance: Allowance
-) -> list[str]:
-    if recorded is None:
-        return ["a sealed state of a task that the record does not have"]
-    try:
-        ledger = Ledger.of_sealed(path, allowance)
-    except ValueError as error:
-        return [str(error)]
-    weighed = [{key: str(value) for key, value in row.items()} for row in ledger.rows()]
-    listed = [{key: row[key] for key in COLUMNS} for row in rows]
-    checks = [
-        ("sealed bytes", path.stat().st_size, recorded["sealed_bytes"]),
-        ("published bytes", ledger.published, recorded["published_bytes"]),
-        ("strict bytes", ledger.strict, recorded["strict_bytes"]),
-        ("sha256", hashlib.sha256(path.read_bytes()).hexdigest(), recorded["sealed_sha256"]),
-    ]
-    found = [f"{what}: {now} on disk, {then} recorded" for what, now, then in checks if now != then]
-    return found + (["ledger.csv lists other tensors than the file holds"] if weighed != listed else [])
+    def differences(self, path: Path) -> list[str]:
+        """Where a sealed file is not what was recorded of it."""
+        record = self.tasks.get(int(path.parent.name)) if path.parent.name.isdecimal() else None
+        if record is None:
+            return ["a sealed state of a task that the record does not have"]
+        try:
+            ledger = Ledger.of_sealed(path, self.allowance)
+        except ValueError as error:
+            return [str(error)]
+        checks = [
+            ("sealed bytes", path.stat().st_size, record.sealed_bytes),
+            ("published bytes", ledger.published, record.published_bytes),
+            ("strict bytes", ledger.strict, record.strict_bytes),
+            ("sha256", hashlib.sha256(path.read_bytes()).hexdigest(), record.sealed_sha256),
+        ]
+        found = [f"{what}: {now} on disk, {then} recorded" for what, now, then in checks if now != then]
+        weighed = [{key: str(value) for key, value in row.items()} for row in ledger.rows()]
+        same = weighed == self.rows.get(record.task, [])
+        return found if same else [*found, "ledger.csv lists other tensors than the file holds"]
 
 
 def _write(path: Path, data: bytes) -> None:

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import product
+from itertools import groupby, product
 from pathlib import Path
 from typing import Any, get_args
 
@@ -95,7 +95,7 @@ class Cell:
         except BudgetTooSmall:
             raise
         except ValueError as error:
-            raise RequestError(f"--set {self.spec.name}: {error}") from None
+            raise RequestError(f"--methods {self.spec.name}: {error}") from None
 
 
 def cells(request: RunRequest) -> list[Cell]:
@@ -132,11 +132,13 @@ def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
     is refused at the others and recorded so.
     """
     plans: dict[str, Plan | BudgetTooSmall] = {}
-    for cell in asked:
+    for _, group in groupby(sorted(asked, key=_fits_alike), key=_fits_alike):
+        alike = list(group)
         try:
-            plans[cell.id] = cell.plan()
+            plan: Plan | BudgetTooSmall = alike[0].plan()
         except BudgetTooSmall as refusal:
-            plans[cell.id] = refusal
+            plan = refusal
+        plans |= {cell.id: plan for cell in alike}
     for spec in {cell.spec.name: cell.spec for cell in asked}.values():
         mine = [plans[cell.id] for cell in asked if cell.spec.name == spec.name]
         refusals = [plan for plan in mine if isinstance(plan, BudgetTooSmall)]
@@ -145,8 +147,13 @@ def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
     return plans
 
 
+def _fits_alike(cell: Cell) -> tuple[str, int]:
+    """Cells of one request that differ in seed and class order alone have one plan."""
+    return cell.spec.name, cell.budget.bytes
+
+
 def _methods(request: RunRequest, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
-    names = _split(request.methods)
+    names = [name.lower() for name in _split(request.methods)]
     if not names:
         raise RequestError("--methods is empty: name at least one, e.g. icarl,der (`cilbench methods` lists them)")
     expanded = Counter("+".join(components(name)) for name in names)

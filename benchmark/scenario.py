@@ -19,12 +19,14 @@ def class_order(classes: int, seed: int) -> tuple[int, ...]:
 def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: str = "auto") -> Scenario:
     """Base-`base` Inc-`inc` on a data set. Raises ValueError, one line that names the option and what is allowed."""
     rest = card.classes - base
-    if inc < 1 or base < 0 or rest < 0 or rest % inc or (rest == 0 and base) or (not base and rest == inc):
-        allowed = [n for n in range(1, rest + 1) if rest % n == 0 and (base or n < rest)] if rest > 0 else []
+    if base < 0 or rest < 1:
+        raise ValueError(f"--base {base}: {card.name} has {card.classes} classes; allowed are 0 to {card.classes - 1}")
+    allowed = [n for n in range(1, rest + 1) if rest % n == 0 and (base or n < rest)]
+    if inc not in allowed:
         after = f" after a base of {base}" if base else ""
-        choice = f"allowed: {', '.join(map(str, allowed))}" if allowed else f"--base must be below {card.classes}"
+        choice = ", ".join(map(str, allowed))
         raise ValueError(
-            f"--inc {inc} does not divide the {card.classes} classes of {card.name}{after} into tasks; {choice}"
+            f"--inc {inc} does not divide the {card.classes} classes of {card.name}{after}; allowed: {choice}"
         )
     members = BACKBONES[card.family]
     if backbone != "auto" and backbone not in members:

@@ -2,10 +2,11 @@
 
 import os
 import sys
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -18,7 +19,7 @@ from cilbench.budgets.size import format_bytes
 from cilbench.errors import RequestError
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
-from cilbench.records import FINAL, Keep, Outcome, RunFolder, TaskRecord
+from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord
 from cilbench.request import Cell, RunRequest, cells, check_feasible
 
 
@@ -28,29 +29,39 @@ def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: b
     asked = cells(request)
     plans = check_feasible(asked)
     where = pick_device(device)
-    dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
     _check_writable(out)
+    folders = {cell.id: RunFolder(out, cell.id) for cell in asked}
+    if not fresh:
+        for folder in folders.values():
+            folder.outcome()  # what is in the way is found before any training
+    dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
     for line in [*announce(asked), f"device {where}; run folders in {out}"]:
         console.print(line, markup=False)
     outcomes: dict[str, Outcome] = {}
     with _watch(console, len(asked)) as watch:
         for number, cell in enumerate(asked):
-            folder = RunFolder(out, cell.id)
-            if fresh:
-                folder.discard()
-            status = folder.status()
-            if status in FINAL:
-                outcomes[cell.id] = folder.outcome()
-                watch.note(f"{_title(cell)}: {status} already")
-                continue
-            done = folder.open()
-            if done:
-                watch.note(f"{_title(cell)}: goes on after task {done - 1}")
             watch.begin(number, cell)
-            outcomes[cell.id] = run_cell(cell, plans[cell.id], dataset, folder, where, watch, keep, isolate)
+            with folders[cell.id].claimed() as mine:
+                if not mine:
+                    outcomes[cell.id] = Outcome("running", "another process is at it")
+                else:
+                    if fresh:
+                        folders[cell.id].discard()
+                    outcomes[cell.id] = _settled(folders[cell.id], watch) or run_cell(
+                        cell, plans[cell.id], dataset, folders[cell.id], where, watch, keep, isolate
+                    )
             if outcomes[cell.id].status != "done":
                 watch.note(f"{_title(cell)}: {outcomes[cell.id].status}: {outcomes[cell.id].reason}")
     return _conclude(console, asked, outcomes, out)
+
+
+def _settled(folder: RunFolder, watch: "_Watch") -> Outcome | None:
+    """The outcome of a cell that is not run again."""
+    outcome = folder.outcome()
+    if outcome is None or outcome.status not in FINAL:
+        return None
+    watch.say(f"{outcome.status} already")
+    return outcome
 
 
 def pick_device(name: str) -> torch.device:
@@ -69,12 +80,16 @@ def pick_device(name: str) -> torch.device:
 
 def _check_writable(out: Path) -> None:
     """Raises RequestError where no run folder can be made; leaves nothing behind."""
-    probe = out / f".cilbench-{os.getpid()}"
+    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     try:
-        probe.mkdir(parents=True)
-        probe.rmdir()
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryDirectory(prefix=".cilbench-", dir=out).cleanup()
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+    finally:
+        for folder in missing:
+            with suppress(OSError):
+                folder.rmdir()
 
 
 def _title(cell: Cell) -> str:
@@ -97,6 +112,16 @@ class _Watch:
     def note(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
 
+    def say(self, text: str) -> None:
+        """A line about the cell that is running."""
+        if self.cell is not None:
+            self.note(f"{_title(self.cell)}: {text}")
+
+    def resumed(self, resumed: Resumed) -> None:
+        damaged = f"; {resumed.damaged} tasks after it were damaged" if resumed.damaged else ""
+        if resumed.done or damaged:
+            self.say((f"goes on after task {resumed.done}" if resumed.done else "starts again") + damaged)
+
     def progress(self, share: float, images: int) -> None:
         self.images += images
         if self.bar is not None and self.bar_id is not None and self.cell is not None:
@@ -109,8 +134,8 @@ class _Watch:
         budget = self.cell.budget
         spent = record.published_bytes if budget.accounting == "published" else record.strict_bytes
         scores = ", ".join(f"{head} {value:.2f} %" for head, value in top1.items())
-        self.note(
-            f"{_title(self.cell)}: task {record.task + 1}/{self.cell.scenario.tasks}, {record.seen} classes: {scores};"
+        self.say(
+            f"task {record.task + 1}/{self.cell.scenario.tasks}, {record.seen} classes: {scores};"
             f" {spent:,} of {budget.bytes:,} B, {record.exemplars} exemplars, {record.wall_seconds:.1f} s"
         )
 

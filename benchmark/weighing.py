@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from cilbench.budgets.codecs import fixed_codec
+from cilbench.budgets.codecs import Codec, fixed_codec
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.budgets.weigh import Weight, weigh
 from cilbench.errors import RequestError
@@ -21,8 +21,12 @@ FAMILIES: dict[Family, str] = {"tiny": "tiny", "cifar": "CIFAR", "imagenet": "Im
 def report_on(thing: str, codec: str) -> list[str]:
     """Lines about one thing. Raises RequestError for what is none of the three."""
     path = Path(thing)
+    try:
+        encoder = fixed_codec(*codec.partition(":")[::2])
+    except ValueError as error:
+        raise RequestError(f"--codec {error}") from None
     if path.is_dir():
-        return _images(path, codec)
+        return _images(path, codec, encoder)
     if path.is_file():
         try:
             return _worth(thing, weigh(path))
@@ -69,14 +73,10 @@ def _worth(name: str, weight: Weight) -> list[str]:
     return lines
 
 
-def _images(folder: Path, codec: str) -> list[str]:
+def _images(folder: Path, codec: str, encoder: Codec) -> list[str]:
     """Every image below a folder, each at its own size, under a codec."""
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        encoder = fixed_codec(*codec.partition(":")[::2])
-    except ValueError as error:
-        raise RequestError(f"--codec {error}") from None
     count = raw_bytes = encoded_bytes = 0
     for path in sorted(p for p in folder.rglob("*") if p.is_file()):
         try:

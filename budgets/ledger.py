@@ -181,7 +181,7 @@ def read_header(sealed: bytes | Path) -> list[tuple[str, str, tuple[int, ...]]]:
         raise LedgerError("not a sealed state: shorter than its header says")
     try:
         header = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LedgerError("not a sealed state: its header is not JSON") from error
     if not isinstance(header, dict):
         raise LedgerError("not a sealed state: its header is not a JSON object")

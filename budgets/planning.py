@@ -33,6 +33,7 @@ class BudgetTooSmall(ValueError):
     def __init__(self, method: str, have_bytes: int, smallest_bytes: int, what: str) -> None:
         self.have_bytes = have_bytes
         self.smallest_bytes = smallest_bytes
+        self.what = what
         super().__init__(
             f"{method} needs at least {format_bytes(smallest_bytes)} ({what}); the budget is {format_bytes(have_bytes)}"
         )

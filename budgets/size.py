@@ -8,6 +8,7 @@ import re
 from decimal import Decimal, InvalidOperation
 
 MIB = 2**20
+LARGEST_BYTES = 2**50  # a slip of the finger, not a budget
 
 _UNITS = {
     "B": 1,
@@ -50,7 +51,10 @@ def parse_bytes(text: str) -> int:
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise ValueError(f"{text!r} is not a size: write a positive number and a unit, e.g. 7998016B, 7.6MiB or 8MB")
-    size = Decimal(re.sub(r"[_,]", "", match[1])) * unit
+    number = Decimal(re.sub(r"[_,]", "", match[1]))
+    if number >= LARGEST_BYTES // unit:
+        raise ValueError(f"{text[:40]!r} is not a size: it must be below {LARGEST_BYTES:,} B")
+    size = number * unit
     if unit == 1 and size != size.to_integral_value():
         raise ValueError(f"{text!r} is not a size: there are no fractions of a byte")
     if size < 1:
@@ -87,6 +91,8 @@ def parse_budget_mb(text: str, protocol: tuple[str, int, int] | None = None) -> 
         megabytes = Decimal("NaN")
     if not megabytes.is_finite() or megabytes <= 0:
         raise ValueError(f"{text!r} is not a budget: write a positive number of MB (2**20 B), e.g. 7.6 or 7.6,12.4")
+    if megabytes >= LARGEST_BYTES // MIB:
+        raise ValueError(f"{text[:40]!r} is not a budget: it must be below {LARGEST_BYTES // MIB:,} MB")
     for label, size_bytes in PUBLISHED_BYTES.get(protocol or ("", 0, 0), {}).items():
         if megabytes == Decimal(label):
             return size_bytes, label

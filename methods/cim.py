@@ -31,7 +31,7 @@ from cilbench.budgets.codecs import Box, Codec, Encoded, image_shape
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario
 from cilbench.methods.network import IncrementalNet
-from cilbench.methods.training import Lesson, Look, Schedule, in_epochs
+from cilbench.methods.training import Count, Lesson, Look, Positive, Schedule, Share, Weight, in_epochs
 
 CHUNK = 256  # images at a time where boxes are drawn or images rendered: bounds memory, changes no number
 
@@ -145,19 +145,19 @@ class CIM:
         """
 
         mask: Mask = "learned"
-        tau: float = 0.6  # "mask_threshold"
-        renew_every: int = in_epochs(40)  # "cam_update_interval"
-        show_growth: float = 0.1  # "randombbxblur_prob_incre"
-        phi_lr: float = 0.01  # "incre_phi_lr"; cosine over the task, models/foster.py
-        phi_weight_decay: float = 5e-4  # "incre_weight_decay": the authors' Adam has it too, models/foster.py
-        phi_clip: float = 1.0  # "max_phi_grad_norm"
-        meta_batch: int = 16  # "meta_batch_size"
-        lr_ratio: float = 0.1  # "lr_ratio": learning rate of the virtual step over θ's
-        steps_per_class: float = 0.5  # "num_meta_iters_per_cls": upper-level steps an epoch for each new class
-        classification: float = 0.2  # "div_coef"
-        sparsity: float = 0.1  # "reg_coef", on the mean of CAM²
+        tau: Share = 0.6  # "mask_threshold"
+        renew_every: Count = in_epochs(40)  # "cam_update_interval"
+        show_growth: Weight = 0.1  # "randombbxblur_prob_incre"
+        phi_lr: Positive = 0.01  # "incre_phi_lr"; cosine over the task, models/foster.py
+        phi_weight_decay: Weight = 5e-4  # "incre_weight_decay": the authors' Adam has it too, models/foster.py
+        phi_clip: Positive = 1.0  # "max_phi_grad_norm"
+        meta_batch: Count = 16  # "meta_batch_size"
+        lr_ratio: Positive = 0.1  # "lr_ratio": learning rate of the virtual step over θ's
+        steps_per_class: Weight = 0.5  # "num_meta_iters_per_cls": upper-level steps an epoch for each new class
+        classification: Weight = 0.2  # "div_coef"
+        sparsity: Weight = 0.1  # "reg_coef", on the mean of CAM²
         # not the authors': b = 0.36 costs what CIM's boxes did on the poster, 20/38.3 of an image
-        box_side: float = 0.6
+        box_side: Share = 0.6
 
     codec: Codec = Box()
     card: ClassVar[MethodCard] = MethodCard(

@@ -11,7 +11,7 @@ from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.network import freeze, new_head, train_unfrozen
 from cilbench.methods.parts import expansion_loss, weight_align
 from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import SgdConfig, fit, in_epochs
+from cilbench.methods.training import Count, SgdConfig, Weight, fit, in_epochs
 
 
 class DER(Rehearsal):
@@ -19,8 +19,8 @@ class DER(Rehearsal):
 
     @dataclass(frozen=True)
     class Config(SgdConfig):
-        milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/der.py
-        auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/der.py
+        milestones: tuple[Count, ...] = in_epochs((80, 120, 150))  # PyCIL models/der.py
+        auxiliary: Weight = 1.0  # weight of the auxiliary loss, PyCIL models/der.py
 
     layout = Layout(expanding=True)
     card = MethodCard(

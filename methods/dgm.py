@@ -49,7 +49,7 @@ from cilbench.methods.dgm_generator import (
     restore,
     sparsity,
 )
-from cilbench.methods.training import Diverged, in_batches, in_epochs
+from cilbench.methods.training import Count, Diverged, Positive, Rate, Weight, in_batches, in_epochs
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
 SETTLING = 1024  # images whose statistics a task's BatchNorm keeps
@@ -66,20 +66,22 @@ class DGM:
         """
 
         variant: Variant = "dgmw"  # a mask on every weight (dgmw) or every output unit (dgma), §3.2
-        width: int | None = None  # g; None: the widest whose worst case fits. cfg: 64, MNIST and SVHN 6
-        min_width: int = 4  # ours: the plan narrows the discriminator before the generator gets narrower than this
-        d: int = 32  # the discriminator's first width at most (see `plan`). cfg: MNIST and SVHN 32; ImageNet-50 128
-        z_dim: int = 128  # cfg: nz; the one-hot class takes the leading entries
-        epochs: int = in_epochs(100)  # cfg: niter 101
-        batch_size: int = 70  # cfg: ImageNet-50 70, MNIST 64
-        lr: float = 2e-4  # cfg: ImageNet-50 2e-4, SVHN 5e-4, MNIST 2e-3
-        beta1: float = 0.5  # Adam's; cfg
-        s_max: float = 1e4  # cfg: dgmw 1e4, dgma 1e5
-        sparsity: float = 1e-3  # λ. cfg: ImageNet-50 and SVHN 1e-3, MNIST 0.08
-        gradient_penalty: float = 0.6  # cfg: ImageNet-50 0.6; WGAN-GP itself has 10
-        critic_steps: int = 1  # a generator step; approaches/DGMw.py
-        generator_class_weight: float = 1.0  # cfg: aux_G of ImageNet-50; without it a task's classes are not told apart
-        max_steps: int | None = None  # at most so many batches an epoch; only the smoke recipe sets it
+        width: Count | None = None  # g; None: the widest whose worst case fits. cfg: 64, MNIST and SVHN 6
+        min_width: Count = 4  # ours: the plan narrows the discriminator before the generator gets narrower than this
+        d: Count = 32  # the discriminator's first width at most (see `plan`). cfg: MNIST and SVHN 32; ImageNet-50 128
+        z_dim: Count = 128  # cfg: nz; the one-hot class takes the leading entries
+        epochs: Count = in_epochs(100)  # cfg: niter 101
+        batch_size: Count = 70  # cfg: ImageNet-50 70, MNIST 64
+        lr: Positive = 2e-4  # cfg: ImageNet-50 2e-4, SVHN 5e-4, MNIST 2e-3
+        beta1: Rate = 0.5  # Adam's; cfg
+        s_max: Positive = 1e4  # cfg: dgmw 1e4, dgma 1e5
+        sparsity: Weight = 1e-3  # λ. cfg: ImageNet-50 and SVHN 1e-3, MNIST 0.08
+        gradient_penalty: Weight = 0.6  # cfg: ImageNet-50 0.6; WGAN-GP itself has 10
+        critic_steps: Count = 1  # a generator step; approaches/DGMw.py
+        generator_class_weight: Weight = (
+            1.0  # cfg: aux_G of ImageNet-50; without it a task's classes are not told apart
+        )
+        max_steps: Count | None = None  # at most so many batches an epoch; only the smoke recipe sets it
 
     card: ClassVar[MethodCard] = MethodCard(
         key="dgm",

@@ -1,15 +1,14 @@
 """FOSTER: Feature Boosting and Compression for Class-Incremental Learning (Wang 2022, arXiv 2204.04662).
 
-Keeps      one backbone, a linear head, herded exemplars.
-Boosting   a second backbone learns what the first one misses (§4.2): cross-entropy on logits balanced by the
-effective number of
-           samples, cross-entropy on the new branch's own logits, distillation of the old model's logits.
-Compression one student takes over what both branches know (§4.3): distillation with class-balanced soft targets. It
-is what is kept
-           and what is evaluated; the two-branch model does not outlive the task.
-Deviation  the student starts from the old backbone and head, as in the authors' code; the paper does not say.
-Without the authors'
-           AutoAugment and Cutout, as in the survey's comparison (arXiv 2302.03648).
+Keeps       one backbone, a linear head, herded exemplars.
+Boosting    a second backbone learns what the first one misses (§4.2): cross-entropy on logits balanced by the effective
+            number of samples, cross-entropy on the new branch's own logits, distillation of the old model's logits.
+Compression one student takes over what both branches know (§4.3): distillation with class-balanced soft targets. It is
+            what is kept and evaluated; the two-branch model does not outlive the task.
+Deviations  The student starts from the old backbone and head, as in the authors' code; the paper does not say. Without
+            the authors' AutoAugment and Cutout, as in the survey's comparison (arXiv 2302.03648).
+With CIM    the mask is learned on the two-branch model, which also draws the boxes; the student is shown the same
+            compressed images; of φ the rows of the backbone that goes on, the old one's, are carried.
 """
 
 import copy
@@ -21,10 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.memory import ShowOnly
 from cilbench.methods.network import IncrementalNet, freeze, new_head, train_unfrozen
 from cilbench.methods.parts import kd_loss
 from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import Lesson, SgdConfig, fit, in_epochs
+from cilbench.methods.training import Compressing, Count, Lesson, Positive, Rate, SgdConfig, Weight, fit, in_epochs
 
 
 class FOSTER(Rehearsal):
@@ -33,13 +33,13 @@ class FOSTER(Rehearsal):
     @dataclass(frozen=True)
     class Config(SgdConfig):
         cosine: bool = True  # PyCIL models/foster.py: all three schedules
-        weight_decay: float = 5e-4  # PyCIL models/foster.py
-        compression_epochs: int = in_epochs(130)  # PyCIL exps/foster.json
-        compression_weight_decay: float = 0.0  # PyCIL models/foster.py
-        beta1: float = 0.96  # effective number in boosting, PyCIL exps/foster.json
-        beta2: float = 0.97  # effective number in compression, PyCIL exps/foster.json
-        distillation: float = 1.0  # PyCIL exps/foster.json: lambda_okd
-        temperature: float = 2.0  # PyCIL exps/foster.json
+        weight_decay: Weight = 5e-4  # PyCIL models/foster.py
+        compression_epochs: Count = in_epochs(130)  # PyCIL exps/foster.json
+        compression_weight_decay: Weight = 0.0  # PyCIL models/foster.py
+        beta1: Rate = 0.96  # effective number in boosting, PyCIL exps/foster.json
+        beta2: Rate = 0.97  # effective number in compression, PyCIL exps/foster.json
+        distillation: Weight = 1.0  # PyCIL exps/foster.json: lambda_okd
+        temperature: Positive = 2.0  # PyCIL exps/foster.json
 
     layout = Layout()
     card = MethodCard(
@@ -77,13 +77,19 @@ class FOSTER(Rehearsal):
         train_unfrozen(self.net)
         loss = boosting_loss(self.net, branch_head, old, self._weights(lesson, self.config.beta1), self.config)
         parameters = [*self.net.parameters(), *(branch_head.parameters() if known else ())]
-        fit(loss, parameters, lesson, schedule, self.look, context, task.index, compressing)
+        part = (0.0, self._boosting_share() if known else 1.0)
+        fit(loss, parameters, lesson, schedule, self.look, context, task.index, compressing, "boosting", part)
         if known:
-            self.net = self._compressed(old, lesson, context, task.index)
+            self.net = self._compressed(old, lesson, context, task.index, compressing)
         self.net.eval()
         self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)
 
-    def _compressed(self, old: IncrementalNet, lesson: Lesson, context: Context, task: int) -> IncrementalNet:
+    def _boosting_share(self) -> float:
+        return self.config.epochs / (self.config.epochs + self.config.compression_epochs)
+
+    def _compressed(
+        self, old: IncrementalNet, lesson: Lesson, context: Context, task: int, compressing: Compressing
+    ) -> IncrementalNet:
         """A student of one branch that has learned from the boosted model (§4.3)."""
         teacher = self.net.eval().requires_grad_(False)
         student = old.requires_grad_(True)
@@ -101,7 +107,8 @@ class FOSTER(Rehearsal):
             weight_decay=self.config.compression_weight_decay,
         )
         train_unfrozen(student)
-        fit(loss, student.parameters(), lesson, schedule, self.look, context, task)
+        shown, part = ShowOnly(compressing), (self._boosting_share(), 1.0)
+        fit(loss, student.parameters(), lesson, schedule, self.look, context, task, shown, "compression", part)
         return student
 
     def _weights(self, lesson: Lesson, beta: float) -> Tensor:

@@ -17,7 +17,7 @@ from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.network import train_unfrozen
 from cilbench.methods.parts import class_means, kd_loss, nearest_mean_scores
 from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import SgdConfig, fit, in_batches, in_epochs
+from cilbench.methods.training import Count, Positive, SgdConfig, Weight, fit, in_batches, in_epochs
 
 
 class ICaRL(Rehearsal):
@@ -25,9 +25,9 @@ class ICaRL(Rehearsal):
 
     @dataclass(frozen=True)
     class Config(SgdConfig):
-        milestones: tuple[int, ...] = in_epochs((80, 120))  # PyCIL models/icarl.py
-        temperature: float = 2.0  # PyCIL models/icarl.py
-        distillation: float = 1.0  # weight of the distillation loss, PyCIL models/icarl.py
+        milestones: tuple[Count, ...] = in_epochs((80, 120))  # PyCIL models/icarl.py
+        temperature: Positive = 2.0  # PyCIL models/icarl.py
+        distillation: Weight = 1.0  # weight of the distillation loss, PyCIL models/icarl.py
 
     layout = Layout()
     card = MethodCard(

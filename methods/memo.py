@@ -14,7 +14,7 @@ from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.network import freeze, new_head, train_unfrozen
 from cilbench.methods.parts import expansion_loss, weight_align
 from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import SgdConfig, fit, in_epochs
+from cilbench.methods.training import Count, SgdConfig, Weight, fit, in_epochs
 
 
 class MEMO(Rehearsal):
@@ -22,8 +22,8 @@ class MEMO(Rehearsal):
 
     @dataclass(frozen=True)
     class Config(SgdConfig):
-        milestones: tuple[int, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
-        auxiliary: float = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
+        milestones: tuple[Count, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
+        auxiliary: Weight = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
         # auto: later tasks train the general layers on Base-0 only
         train_general: Literal["auto", "yes", "no"] = "auto"
 

@@ -64,6 +64,16 @@ class Plain:
         return None
 
 
+class ShowOnly:
+    """A compression that is no longer learned: images are shown as it made them, for the network that will be kept."""
+
+    def __init__(self, compressing: Compressing) -> None:
+        self.show, self.encode = compressing.show, compressing.encode
+
+    def before_epoch(self, epoch: int, lr: float) -> None:
+        return None
+
+
 class ExemplarMemory:
     """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
 

@@ -15,12 +15,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import torch
 
 from cilbench.budgets.codecs import Codec, Raw, fixed_codec
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
 from cilbench.methods.contract import Method, MethodCard, Plan, Scenario
 from cilbench.methods.memory import Compression, Plain
@@ -66,8 +66,13 @@ class MethodSpec:
         )
 
     def plan(self, budget: Budget, scenario: Scenario) -> Plan:
-        """Raises BudgetTooSmall."""
-        return self.base.plan(budget, scenario, self._config, **self._with_compression(scenario))  # type: ignore[attr-defined]
+        """Raises BudgetTooSmall in the name that was asked for, ValueError for settings that cannot be."""
+        base: Any = self.base
+        try:
+            plan: Plan = base.plan(budget, scenario, self._config, **self._with_compression(scenario))
+        except BudgetTooSmall as refusal:
+            raise BudgetTooSmall(self.name, refusal.have_bytes, refusal.smallest_bytes, refusal.what) from None
+        return plan
 
     def full_bytes(self, budget: Budget, scenario: Scenario) -> int:
         """What it keeps with the protocol's backbone and base exemplars: what `--align-to` gives to every method.
@@ -79,8 +84,8 @@ class MethodSpec:
         return self.base.full_bytes(budget, scenario, **self._with_compression(scenario))  # type: ignore[attr-defined]
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
-        """A fresh learner that knows nothing, and shares no object with any other one: whatever it could be handed
-        on in."""
+        """A fresh learner that knows nothing and shares no object, in which something could be handed on, with
+        another."""
         own = copy.deepcopy((plan, self._config, scenario, self._with_compression(scenario)))
         method: Method = self.base(*own[:3], device, **own[3])
         return method
@@ -117,7 +122,11 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
     Keys of `overrides` are `component.field`, or a bare field of any component that has it; keys of `settings` are
     `component.field`, their values text. Raises UnknownMethod, BadSetting.
     """
-    base_name, _, compression_name = ALIASES.get(name, name).partition("+")
+    base_name, plus, compression_name = ALIASES.get(name, name).partition("+")
+    if base_name in ALIASES:
+        raise UnknownMethod(f"{name!r}: {base_name} is short for {ALIASES[base_name]}, which is compressed already")
+    if plus and not compression_name:
+        raise UnknownMethod(f"{name!r}: nothing after the plus")
     base = load_class(base_name)
     if compression_name and not base.card.rehearsal:
         raise UnknownMethod(f"{name!r}: {base_name} keeps no exemplars to compress")
@@ -172,7 +181,7 @@ def load_compression(name: str) -> Any:
 
 def components(name: str) -> tuple[str, ...]:
     """The components of a method whose fields `--set` may name: `cim` → ("foster", "cim")."""
-    return tuple(part for part in ALIASES.get(name, name).split("+") if part)
+    return tuple(part for part in ALIASES.get(name, name).split("+") if part and part != "raw")
 
 
 def parse_setting(key: str, config: Any, field_name: str, text: str) -> Any:
@@ -184,39 +193,52 @@ def parse_setting(key: str, config: Any, field_name: str, text: str) -> Any:
         raise BadSetting(f"{key}: no such field{hint}; there is: {', '.join(types)}")
     wanted = types[field_name]
     try:
-        value = _convert(text.strip(), wanted)
+        return _convert(text.strip(), wanted)
+    except OutOfLimits as error:
+        raise BadSetting(f"{key}={text}: must be {error}") from None
     except ValueError:
         raise BadSetting(f"{key}={text}: not a {_type_name(wanted)}") from None
-    return value
+
+
+class OutOfLimits(ValueError):
+    """A number that is none of those a setting may be; the message says which those are."""
 
 
 def _convert(text: str, wanted: Any) -> Any:
-    origin = get_origin(wanted)
-    if origin is Literal:
+    """`text` as a value of a field's type. Raises ValueError, OutOfLimits."""
+    if get_origin(wanted) is Annotated:
+        plain, limits = get_args(wanted)
+        value = _convert(text, plain)
+        if not limits.allow(value):
+            raise OutOfLimits(str(limits))
+        return value
+    if get_origin(wanted) is Literal:
         for allowed in get_args(wanted):
             if text == str(allowed):
                 return allowed
         raise ValueError(text)
-    if origin is tuple:
-        return tuple(
-            _convert(part.strip(), get_args(wanted)[0]) for part in text.strip("()").split(",") if part.strip()
-        )
+    if get_origin(wanted) is tuple:
+        inner = text[1:-1] if text.startswith("(") and text.endswith(")") else text
+        return tuple(_convert(part.strip(), get_args(wanted)[0]) for part in inner.split(",") if part.strip())
     if type(None) in get_args(wanted):
         return None if text.lower() == "none" else _convert(text, get_args(wanted)[0])
     if wanted is bool:
         if text.lower() not in {"true", "false"}:
             raise ValueError(text)
         return text.lower() == "true"
-    value = wanted(text)
-    if isinstance(value, (int, float)) and not -1e300 < value < 1e300:
-        raise ValueError(text)
-    return value
+    return wanted(text)
 
 
 def _type_name(wanted: Any) -> str:
+    if get_origin(wanted) is Annotated:
+        return _type_name(get_args(wanted)[0])
     if get_origin(wanted) is Literal:
         return " | ".join(map(str, get_args(wanted)))
-    return getattr(wanted, "__name__", str(wanted)) if get_origin(wanted) is None else str(wanted)
+    if get_origin(wanted) is tuple:
+        return f"list of {_type_name(get_args(wanted)[0])}, comma-separated"
+    if type(None) in get_args(wanted):
+        return f"{_type_name(get_args(wanted)[0])} or none"
+    return str(wanted.__name__)
 
 
 @cache

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.network import train_unfrozen
 from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import SgdConfig, fit, in_epochs
+from cilbench.methods.training import Count, SgdConfig, fit, in_epochs
 
 
 class Replay(Rehearsal):
@@ -19,8 +19,8 @@ class Replay(Rehearsal):
 
     @dataclass(frozen=True)
     class Config(SgdConfig):
-        epochs: int = in_epochs(70)  # PyCIL models/replay.py
-        milestones: tuple[int, ...] = in_epochs((30, 50))  # PyCIL models/replay.py
+        epochs: Count = in_epochs(70)  # PyCIL models/replay.py
+        milestones: tuple[Count, ...] = in_epochs((30, 50))  # PyCIL models/replay.py
 
     layout = Layout()
     card = MethodCard(

@@ -9,7 +9,7 @@ import math
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields, replace
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,30 @@ class Diverged(RuntimeError):
         super().__init__(f"the loss is not finite in task {task}, epoch {epoch}, learning rate {lr:g}")
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What a setting may be; `str` says it."""
+
+    least: float = -math.inf
+    above: float = -math.inf
+    most: float = math.inf
+    below: float = math.inf
+
+    def allow(self, value: float) -> bool:
+        return self.least <= value <= self.most and self.above < value < self.below
+
+    def __str__(self) -> str:
+        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
+        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if math.isfinite(bound))
+
+
+Count = Annotated[int, Limits(least=1, most=10**6)]
+Positive = Annotated[float, Limits(above=0, below=1e12)]
+Weight = Annotated[float, Limits(least=0, below=1e12)]  # of a term of a loss, or of decay
+Share = Annotated[float, Limits(above=0, most=1)]
+Rate = Annotated[float, Limits(least=0, below=1)]  # momentum, a moving average's β
+
+
 def in_epochs(value: int | tuple[int, ...]) -> Any:
     """A `Config` field counted in epochs: a recipe shortens it."""
     return field(default=value, metadata={"unit": "epochs"})
@@ -35,18 +59,18 @@ def in_epochs(value: int | tuple[int, ...]) -> Any:
 class SgdConfig:
     """SGD as the CIFAR-100 protocol has it: PyCIL `models/*.py`, the same in the survey's code (arXiv 2302.03648)."""
 
-    batch_size: int = 128
-    lr: float = 0.1
-    momentum: float = 0.9
-    lr_decay: float = 0.1
-    first_epochs: int = in_epochs(200)
-    first_milestones: tuple[int, ...] = in_epochs((60, 120, 170))
-    first_weight_decay: float = 5e-4
-    epochs: int = in_epochs(170)
-    milestones: tuple[int, ...] = in_epochs((80, 120))
-    weight_decay: float = 2e-4
+    batch_size: Count = 128
+    lr: Positive = 0.1
+    momentum: Rate = 0.9
+    lr_decay: Share = 0.1
+    first_epochs: Count = in_epochs(200)
+    first_milestones: tuple[Count, ...] = in_epochs((60, 120, 170))
+    first_weight_decay: Weight = 5e-4
+    epochs: Count = in_epochs(170)
+    milestones: tuple[Count, ...] = in_epochs((80, 120))
+    weight_decay: Weight = 2e-4
     cosine: bool = False  # a half cosine in place of the milestones
-    max_steps: int | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
+    max_steps: Count | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
 
     def schedule(self, task: int) -> "Schedule":
         """First tasks are trained longer than later ones."""
@@ -181,10 +205,14 @@ def fit(
     context: Context,
     task: int,
     compressing: Compressing | None = None,
+    phase: str = "learning",
+    part: tuple[float, float] = (0.0, 1.0),
 ) -> None:
     """Train `parameters` on `loss(x_BCHW, labels_B)` for the whole schedule. Raises Diverged.
 
-    `compressing` has its turn before every epoch and may show a batch as it will look once stored.
+    `compressing` has its turn before every epoch and may show a batch as it will look once stored. Where a task is
+    learned in
+    several phases, `phase` names this one in the log and `part` is its share of the task, (from, to).
     """
     images, labels = lesson.images, lesson.labels
     learning = [p for p in parameters if p.requires_grad]
@@ -212,8 +240,17 @@ def fit(
         if not math.isfinite(mean_loss):
             raise Diverged(task, epoch, lr)
         seconds = time.perf_counter() - started
-        context.log({"task": task, "epoch": epoch, "loss": mean_loss, "lr": lr, "images_per_second": seen / seconds})
-        context.progress((epoch + 1) / schedule.epochs, seen)
+        context.log(
+            {
+                "task": task,
+                "phase": phase,
+                "epoch": epoch,
+                "loss": mean_loss,
+                "lr": lr,
+                "images_per_second": seen / seconds,
+            }
+        )
+        context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, seen)
 
 
 def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:

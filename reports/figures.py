@@ -26,6 +26,7 @@ from cilbench.reports.wording import budget_text, number_text, status_text, unit
 _POINT = 1 / 72  # inch
 _LABEL_OFFSET = 13  # points between a panel and the names at its right
 _ROW = 9.2  # points from one line of text to the next
+_LABEL, _SMALL = 7.5, 6.5  # points: letters of labels, of remarks
 
 
 def accuracy_over_classes(
@@ -33,6 +34,7 @@ def accuracy_over_classes(
 ) -> Figure:
     """Top-1 accuracy on all classes seen, after each task: a panel per budget, a line per method, its published head.
 
+    Under a panel: the methods that have no line in it, by status.
     `frame` as `load` returns it. Raises MixedRunsError for runs of more than one group.
     """
     summarise.require_one_group(frame)
@@ -40,6 +42,7 @@ def accuracy_over_classes(
     curves = summarise.curves(frame)
     references = summarise.curves(frame[~frame["competes"]].assign(budget_bytes=0))
     budgets = _budgets(frame)
+    columns = _columns(len(budgets), paper_columns)
     with paper_style():
         figure, panels = _panels(len(budgets), paper_columns, height_inches=1.95)
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
@@ -50,18 +53,15 @@ def accuracy_over_classes(
             own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
             for (method, name), line in summarise.parts(own, ["method", "name"]):
                 _line(axes, line["seen"], line["top1"], line["top1_low"], line["top1_high"], styles[method], name)
-            absent = [_fitted(figure, text, 1.4) for text in _absent(frame, budget_bytes)]
-            if absent:
-                note = "no result:\n" + "\n".join(absent)
-                axes.annotate(note, (0.03, 0.04), xycoords="axes fraction", va="bottom", color=FAINT, fontsize=6.5)
             axes.set_title(budget_text(budget_bytes, label))
             axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
             _class_ticks(axes, sorted(set(curves["seen"])))
             axes.set_xlabel("Classes seen")
             if curves.empty:
                 axes.set_ylim(0, 100)
-            if axes in panels[:: _columns(len(budgets), paper_columns)]:
+            if axes in panels[::columns]:
                 axes.set_ylabel("Top-1 accuracy (%)")
+        _remarks_below(figure, panels, [_absent(frame, size) for size, _ in budgets], columns)
         _legend(figure, panels)
     return figure
 
@@ -376,7 +376,7 @@ def _bar(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int
             height=0.66,
             color=KIND_COLOURS[kind],
             edgecolor="white",
-            linewidth=0.3,
+            linewidth=0.3 if width > budget / 200 else 0,  # an edge would cover what is hardly wider than itself
             label=kind,
         )
         start += width
@@ -414,12 +414,45 @@ def _panels(count: int, paper_columns: PaperColumns, height_inches: float) -> tu
     return figure, panels[:count]
 
 
-def _absent(frame: pd.DataFrame, budget_bytes: int) -> list[str]:
-    """`DGM (refused)`: methods that should have a line at a budget and have none."""
+def _absent(frame: pd.DataFrame, budget_bytes: int) -> dict[str, list[str]]:
+    """`refused` → names: methods that should have a line at a budget and have none, by status."""
     own = frame[(frame["budget_bytes"] == budget_bytes) & frame["competes"]].groupby("name")["status"]
-    absent = [(str(name), sorted(set(found))) for name, found in own if "done" not in set(found)]
-    absent.sort(key=lambda item: item[0].casefold())
-    return [f"{name} ({status_text(', '.join(found))})" for name, found in absent]
+    absent: dict[str, list[str]] = {}
+    for name, found in sorted(((str(name), set(found)) for name, found in own), key=lambda item: item[0].casefold()):
+        if "done" not in found:
+            absent.setdefault(status_text(", ".join(sorted(found))), []).append(name)
+    return dict(sorted(absent.items()))
+
+
+def _remarks_below(
+    figure: Figure, panels: Sequence[Axes], absent: Sequence[Mapping[str, Sequence[str]]], columns: int
+) -> None:
+    """`refused: DGM, MEMO` under the axis of a panel, no wider than it; the figure grows by the room that takes."""
+    room_inches = (figure.get_figwidth() - 0.5) / columns - 0.15
+    remarks = [
+        [line for status, names in by_status.items() for line in _filled(figure, f"{status}:", names, room_inches)]
+        for by_status in absent
+    ]
+    look: dict[str, Any] = {"ha": "center", "va": "top", "color": FAINT, "fontsize": _SMALL, "annotation_clip": False}
+    for axes, lines in zip(panels, remarks, strict=True):
+        if lines:
+            under: dict[str, Any] = {"xycoords": axes.xaxis.label, "textcoords": "offset points"}
+            axes.annotate("\n".join(lines), (0.5, 0), xytext=(0, -3), **under, **look)
+    rows = [max(map(len, remarks[start : start + columns])) for start in range(0, len(remarks), columns)]
+    figure.set_figheight(figure.get_figheight() + sum(rows) * _ROW * _POINT)
+
+
+def _filled(figure: Figure, start: str, names: Sequence[str], room_inches: float) -> list[str]:
+    """`start name, name, …` broken between names into lines that fit."""
+    lines = [start]
+    for number, name in enumerate(names):
+        item = _fitted(figure, name, room_inches - 0.1, _SMALL) + ("," if number < len(names) - 1 else "")
+        longer = f"{lines[-1]} {item}"
+        if _text_inches(figure, [longer], _SMALL) <= room_inches:
+            lines[-1] = longer
+        else:
+            lines.append(item)
+    return lines
 
 
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
@@ -436,7 +469,8 @@ def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
 
 def _draw_legend(figure: Figure, handles: Sequence[Patch | Line2D], names: Sequence[str]) -> None:
     """One legend under all panels; the layout is then fixed: every format gets the same, worked out once."""
-    columns = max(1, min(len(names), int((figure.get_figwidth() - 0.2) // (_text_inches(figure, names) + 0.5))))
+    fitting = max(1, min(len(names), int((figure.get_figwidth() - 0.2) // (_text_inches(figure, names) + 0.5))))
+    columns = math.ceil(len(names) / math.ceil(len(names) / fitting))  # rows that are about equally long
     look: dict[str, Any] = {
         "frameon": False,
         "handlelength": 1.9,
@@ -455,19 +489,19 @@ def _columns(count: int, paper_columns: PaperColumns) -> int:
     return min(count, 3 if paper_columns == 2 else 1 if count <= 3 else 2)
 
 
-def _fitted(figure: Figure, name: str, room_inches: float = 1.3) -> str:
+def _fitted(figure: Figure, name: str, room_inches: float = 1.3, size: float = _LABEL) -> str:
     """The name, cut where it would take too much of a figure's width."""
-    if _text_inches(figure, [name]) <= room_inches:
+    if _text_inches(figure, [name], size) <= room_inches:
         return name
-    kept = next(n for n in range(len(name) - 1, -1, -1) if _text_inches(figure, [f"{name[:n]}…"]) <= room_inches)
+    kept = next(n for n in range(len(name) - 1, -1, -1) if _text_inches(figure, [f"{name[:n]}…"], size) <= room_inches)
     return f"{name[:kept]}…"
 
 
-def _text_inches(figure: Figure, texts: Sequence[str]) -> float:
-    """Width of the longest text at the size of labels."""
+def _text_inches(figure: Figure, texts: Sequence[str], size: float = _LABEL) -> float:
+    """Width of the longest text, whose letters are `size` points high."""
     widest = 0.0
     for text in texts:
-        probe = figure.text(0, 0, text, fontsize=7.5)
+        probe = figure.text(0, 0, text, fontsize=size)
         widest = max(widest, probe.get_window_extent().width / figure.dpi)
         probe.remove()
     return widest

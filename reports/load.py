@@ -356,11 +356,11 @@ def _check_complete(
 
 
 def _distinct_names(cells: pd.DataFrame) -> pd.Series:
-    """Display names that hide no difference: one shared by several methods or configurations says in what they
-    differ.
+    """Display names that hide no difference: one shared by several methods or configurations of a group says in what
+    they differ.
     """
     names: dict[int, str] = {}
-    for name, same_name in cells.groupby("name", sort=False):
+    for (*_, name), same_name in summarise.parts(cells, [*summarise.GROUP, "name"]):
         several = same_name["method"].nunique() > 1
         for method, same_method in same_name.groupby("method", sort=False):
             settings = {i: _flat(c) | {"backbone": b} for i, c, b in _settings(same_method)}

@@ -25,9 +25,6 @@ _FIXED: dict[str, tuple[str, str]] = {
     "der": ("#D55E00", "s"),
     "memo": ("#009E73", "D"),
     "cim": ("#E69F00", "^"),
-    "foster+cim": ("#E69F00", "^"),
-    "icarl+cim": ("#E69F00", "^"),
-    "der+cim": ("#E69F00", "^"),
     "dgm": ("#CC79A7", "v"),
     "dgmw": ("#CC79A7", "v"),
     "foster": ("#56B4E9", "P"),
@@ -65,20 +62,17 @@ class Style:
 
 
 def styles_of(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for every method key, the same whatever else is drawn; where two want one colour, the later key gives
-    way.
+    """A style for every method key, the same whatever else is drawn; `x+cim` has that of CIM where neither `cim` nor an
+    earlier `y+cim` has it.
     """
     styles: dict[str, Style] = {}
     keys = sorted(set(methods), key=lambda key: ("+" in key, key))
     spare = iter(Style(*_SPARE[number % len(_SPARE)]) for number in range(len(keys)))
-    composed: set[str] = {_FIXED["cim"][0]} if "cim" in keys else set()
+    taken: set[str] = set()
     for key in keys:
-        colour, marker = _FIXED.get(key, ("", ""))
-        if not colour or ("+" in key and colour in composed):
-            styles[key] = next(spare)
-            continue
-        styles[key] = Style(colour, marker)
-        composed |= {colour} if "+" in key else set()
+        wanted = key.partition("+")[2] or key
+        styles[key] = Style(*_FIXED[wanted]) if wanted in _FIXED and wanted not in taken else next(spare)
+        taken.add(wanted)
     return styles
 
 

@@ -11,12 +11,13 @@ from toy import CPU, toy_cell, toy_dataset
 
 from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
-from cilbench.methods import COMPRESSIONS, METHODS
+from cilbench.methods import COMPRESSIONS
 from cilbench.methods.contract import Context
-from cilbench.methods.registry import load_class, resolve
+from cilbench.methods.registry import known_methods, load_class, resolve
 from cilbench.protocol import learn_and_seal, revive
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
+METHODS = known_methods()  # those of other distributions too
 REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
 EVERY = [
     *METHODS,

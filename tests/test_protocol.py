@@ -92,22 +92,67 @@ def test_killed_after_a_task_it_ends_the_same(name, toy, tmp_path):
     assert sorted(set(seen)) == [0, 1, 2]
 
 
-def test_a_damaged_state_is_not_gone_on_from(toy, tmp_path):
-    cell = toy_cell("icarl", toy)
+class KilledAfter(Silent):
+    """Ends the run after a task, as a kill would."""
 
-    class Killer(Silent):
-        def task_done(self, record, top1):
+    def __init__(self, task: int) -> None:
+        super().__init__()
+        self.task = task
+
+    def task_done(self, record, top1):
+        super().task_done(record, top1)
+        if record.task == self.task:
             raise KeyboardInterrupt
 
+
+@pytest.mark.parametrize("damage", ["state", "record", "gone"])
+@pytest.mark.parametrize("keep", ["all", "last"])
+def test_it_goes_on_from_the_last_good_boundary(damage, keep, toy, tmp_path):
+    cell = toy_cell("icarl", toy)
+    _, whole = run(cell, toy, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(cell, toy, tmp_path, reporter=Killer())
-    path = tmp_path / f"{cell.id}.partial" / "tasks" / "0" / "state.safetensors"
-    data = bytearray(path.read_bytes())
-    data[-1] ^= 1
-    path.write_bytes(data)
-    outcome, _ = run(cell, toy, tmp_path)
+        run(cell, toy, tmp_path / "killed", keep=keep, reporter=KilledAfter(1))
+    task = tmp_path / "killed" / f"{cell.id}.partial" / "tasks" / "1"
+    if damage == "state":
+        data = bytearray((task / "state.safetensors").read_bytes())
+        data[-1] ^= 1
+        (task / "state.safetensors").write_bytes(data)
+    elif damage == "record":
+        (task / "record.json").write_text("{")
+    else:
+        (task / "state.safetensors").unlink()
+    watch = Silent()
+    outcome, folder = run(cell, toy, tmp_path / "killed", reporter=watch)
+    assert outcome.status == "done"
+    assert watch.begun.done == (1 if keep == "all" else 0)
+    expected, found = predictions(whole), predictions(folder)
+    assert all(np.array_equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_failed_run_is_taken_up_where_it_failed(toy, tmp_path):
+    cell = toy_cell("icarl", toy)
+    _, whole = run(cell, toy, tmp_path / "whole")
+    assert run(with_class(cell, Crashing), toy, tmp_path / "failed")[0].status == "failed"
+    watch = Silent()
+    outcome, folder = run(cell, toy, tmp_path / "failed", reporter=watch)
+    assert (outcome.status, watch.begun.done, watch.done) == ("done", 1, [1, 2])
+    expected, found = predictions(whole), predictions(folder)
+    assert all(np.array_equal(expected[key], found[key]) for key in expected)
+
+
+def test_a_folder_that_cannot_be_written_is_a_failed_cell(toy, tmp_path):
+    (tmp_path / "file").write_text("")
+    outcome, _ = run(toy_cell("icarl", toy), toy, tmp_path / "file")
     assert outcome.status == "failed"
-    assert "is damaged" in outcome.reason
+    assert "NotADirectoryError" in outcome.reason
+
+
+def test_peak_memory_is_measured_per_task(toy, tmp_path):
+    _, folder = run(toy_cell("icarl", toy), toy, tmp_path)
+    record = json.loads((folder / "cell.json").read_text())
+    peaks = [task["peak_memory_bytes"] for task in record["tasks"]]
+    assert record["timing"]["peak_memory_bytes"] == max(peaks)
+    assert min(peaks) > 2**20
 
 
 def test_keep_last_keeps_the_last(toy, tmp_path):
@@ -182,24 +227,52 @@ def test_divergence_is_a_status_of_its_own(toy, tmp_path):
     assert "task 0, epoch 3, learning rate 0.1" in outcome.reason
 
 
-@pytest.mark.parametrize("how", ["changed", "truncated", "swapped", "gone", "ledger"])
-def test_the_audit_names_what_differs(how, toy, tmp_path):
+def as_json(path: Path, change) -> None:
+    content = json.loads(path.read_text())
+    change(content)
+    path.write_text(json.dumps(content))
+
+
+DAMAGES = {
+    "changed": lambda run: (run / "tasks/2/state.safetensors").write_bytes(flipped(run / "tasks/2/state.safetensors")),
+    "truncated": lambda run: (run / "tasks/2/state.safetensors").write_bytes(
+        (run / "tasks/2/state.safetensors").read_bytes()[:-3]
+    ),
+    "swapped": lambda run: (run / "tasks/2/state.safetensors").write_bytes(
+        (run / "tasks/1/state.safetensors").read_bytes()
+    ),
+    "gone": lambda run: (run / "tasks/2/state.safetensors").unlink(),
+    "one too many": lambda run: (run / "tasks/2").rename(run / "tasks/abc"),
+    "other tensors": lambda run: (run / "ledger.csv").write_text(
+        (run / "ledger.csv").read_text().replace("F32", "F16", 1)
+    ),
+    "other sums": lambda run: as_json(run / "cell.json", lambda cell: cell["tasks"][0].update(published_bytes=1)),
+    "no tasks": lambda run: as_json(run / "cell.json", lambda cell: cell.update(tasks=[])),
+    "smaller budget": lambda run: as_json(run / "cell.json", lambda cell: cell["request"].update(budget_bytes=9)),
+    "no column": lambda run: (run / "ledger.csv").write_text("kind,item\nbackbone,x\n"),
+    "no number": lambda run: (run / "ledger.csv").write_text(
+        (run / "ledger.csv").read_text().replace("\n0,", "\nzero,", 1)
+    ),
+    "a field short": lambda run: as_json(run / "cell.json", lambda cell: cell["tasks"][0].pop("sealed_bytes")),
+    "no record": lambda run: (run / "cell.json").write_text("[]"),
+    "deep": lambda run: (run / "cell.json").write_text("[" * 200_000),
+    "deep header": lambda run: (run / "tasks/2/state.safetensors").write_bytes(
+        (200_000).to_bytes(8, "little") + b"[" * 200_000
+    ),
+}
+
+
+def flipped(path: Path) -> bytes:
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 255
+    return bytes(data)
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_the_audit_names_what_differs(damage, toy, tmp_path):
     _, folder = run(toy_cell("der", toy), toy, tmp_path)
-    first, second = (folder / "tasks" / str(task) / "state.safetensors" for task in (1, 2))
-    if how == "changed":
-        data = bytearray(second.read_bytes())
-        data[-1] ^= 255
-        second.write_bytes(data)
-    elif how == "truncated":
-        second.write_bytes(second.read_bytes()[:-3])
-    elif how == "swapped":
-        second.write_bytes(first.read_bytes())
-    elif how == "gone":
-        second.unlink()
-    else:
-        text = (folder / "ledger.csv").read_text()
-        (folder / "ledger.csv").write_text(text.replace("F32", "F16", 1))
+    assert audit(folder) == []
+    DAMAGES[damage](folder)
     problems = audit(folder)
     assert problems
-    where = {"gone": str(folder), "ledger": "tasks/0/"}.get(how, str(second))
-    assert all(where in problem for problem in problems)
+    assert all(problem.startswith(str(folder)) and "\n" not in problem for problem in problems)

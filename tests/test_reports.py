@@ -1,8 +1,10 @@
 """What cilbench.reports computes and draws, against numbers worked out by hand and against the published ones."""
 
 import math
+import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -155,6 +157,14 @@ def test_configurations_of_one_method_are_told_apart(tmp_path: Path) -> None:
     assert names == {"iCaRL [training.lr=0.1]", "iCaRL [training.lr=0.05]"}
 
 
+def test_what_differs_in_another_group_is_no_part_of_a_name(tmp_path: Path) -> None:
+    for accounting, lr in (("published", 0.1), ("strict", 0.1), ("strict", 0.05)):
+        config = {"training": {"lr": lr, "epochs": 30}}
+        make_runs(tmp_path, Grid(methods=METHODS[:1], accounting=accounting, config=config))
+    names = reports.load(tmp_path).groupby("accounting")["name"].unique().map(set).to_dict()
+    assert names == {"published": {"iCaRL"}, "strict": {"iCaRL [training.lr=0.1]", "iCaRL [training.lr=0.05]"}}
+
+
 # ------------------------------------------------------------------------------------------------ figures
 
 
@@ -171,12 +181,28 @@ def test_accuracy_over_classes_has_a_panel_per_budget_and_a_line_per_method(thre
     assert [axes.get_title() for axes in panels(figure)] == ["48 KiB", "96 KiB", "192 KiB"]
     everything = {m.name for m in METHODS + REFERENCES}
     assert [labels_of(axes) for axes in panels(figure)] == [everything - {"DGM"}, everything, everything]
-    assert "DGM (refused)" in panels(figure)[0].texts[0].get_text()
+    assert [[text.get_text() for text in axes.texts] for axes in panels(figure)] == [["refused: DGM"], [], []]
     lines = {line.get_label(): line for line in panels(figure)[1].get_lines()}
     expected = summarise.curves(three_seeds.stages).query("method == 'der' and budget_bytes == 98304")
     np.testing.assert_allclose(lines["DER"].get_ydata(), expected["top1"])
     np.testing.assert_allclose(lines["DER"].get_xdata(), [2, 4, 6, 8, 10])
     assert {text.get_text() for text in figure.legends[0].get_texts()} == everything
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_methods_without_a_line_are_named_clear_of_every_panel_and_of_the_legend(
+    tmp_path: Path, columns: styles.PaperColumns
+) -> None:
+    refused = [replace(method, smallest_budget_bytes=60_000) for method in METHODS[1:]]
+    make_runs(tmp_path, Grid(methods=[METHODS[0], *refused], budgets_bytes=(*BUDGETS, 393_216)))
+    figure = reports.accuracy_over_classes(reports.load(tmp_path), columns)
+    (remark,) = (text for axes in panels(figure) for text in axes.texts)
+    assert set(re.split(r",\s", remark.get_text().removeprefix("refused:").strip())) == {m.name for m in refused}
+    box = remark.get_window_extent()
+    assert box.y1 <= panels(figure)[0].xaxis.label.get_window_extent().y0
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in panels(figure))
+    assert not any(box.overlaps(other.get_tightbbox()) for other in (*panels(figure)[1:], *figure.legends))
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
 
 
 @pytest.mark.parametrize("columns", [1, 2])
@@ -215,6 +241,14 @@ def test_bytes_by_kind_shows_the_budget_and_what_was_refused(three_seeds: report
     assert {"backbone", "exemplars", "generator", "masks", "boxes", "budget", "no result"} <= legend
 
 
+def test_the_legend_of_kinds_lists_what_was_charged_and_nothing_else(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(methods=METHODS[:3], accounting="published"))
+    runs = reports.read_runs([tmp_path])
+    figure = reports.bytes_by_kind(runs.cells, runs.ledger)
+    assert {"head", "labels"} < set(runs.ledger["kind"])  # weighed, but free under the published accounting
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["backbone", "exemplars", "budget"]
+
+
 def test_every_method_has_one_style_and_no_two_share_a_colour() -> None:
     keys = ["icarl", "der", "memo", "cim", "icarl+cim", "der+cim", "dgm", "foster", "replay", "wa", "bic", "podnet"]
     chosen = styles.styles_of(keys)
@@ -222,7 +256,13 @@ def test_every_method_has_one_style_and_no_two_share_a_colour() -> None:
     assert styles.styles_of(reversed(keys)) == chosen
     for key in ("icarl", "der", "memo", "cim", "dgm", "foster", "replay"):
         assert styles.styles_of([key])[key] == chosen[key]
-    assert styles.styles_of(["icarl+cim"])["icarl+cim"] == chosen["cim"]  # alone, it has the colour of CIM
+
+
+@pytest.mark.parametrize("key", ["cim", "foster+cim", "icarl+cim", "memo+cim"])
+def test_the_only_cim_of_a_report_looks_like_cim_beside_its_base(key: str) -> None:
+    chosen = styles.styles_of([key, "icarl", "memo", "foster", "der"])
+    assert chosen[key] == styles.styles_of(["cim"])["cim"]
+    assert len({style.colour for style in chosen.values()}) == len({style.marker for style in chosen.values()}) == 5
 
 
 def test_spread_keeps_order_distance_and_bounds() -> None:

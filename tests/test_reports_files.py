@@ -371,6 +371,24 @@ def test_page_is_self_contained_and_well_formed(written: tuple[reports.ReportRes
     assert "cilbench report runs" in text
 
 
+@pytest.mark.skipif(shutil.which("chromium") is None, reason="chromium is not installed")
+def test_tables_fit_a_window_of_1100_pixels(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda self, out: [])
+    labels = {345_000_000: "329", 516_000_000: "493"}
+    make_runs(tmp_path / "runs", Grid(METHODS + REFERENCES, tuple(labels), labels, seeds=(1, 2), dataset="imagenet100"))
+    result = reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    measure = "Array.from(document.querySelectorAll('main > .scroll'), (box) => [box.scrollWidth, box.clientWidth])"
+    script = f"<script>document.title = JSON.stringify({measure})</script></body>"
+    (tmp_path / "page.html").write_text(result.index.read_text(encoding="utf-8").replace("</body>", script))
+    command = ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--window-size=1100,2000"]
+    command += ["--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command += [f"--user-data-dir={tmp_path / 'profile'}", "--dump-dom", (tmp_path / "page.html").as_uri()]
+    dom = subprocess.run(command, capture_output=True, text=True, check=True, timeout=120).stdout
+    sizes = json.loads(re.findall(r"<title>(.*?)</title>", dom)[0])
+    assert len(sizes) == 2  # results, areas
+    assert all(needed <= shown for needed, shown in sizes), sizes
+
+
 def test_groups_have_sections_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda self, out: [])
     make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS))

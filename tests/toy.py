@@ -76,6 +76,9 @@ class Silent:
 
     done: list[int] = field(default_factory=list)
 
+    def resumed(self, resumed: Any) -> None:
+        self.begun = resumed
+
     def progress(self, share: float, images: int) -> None:
         assert 0 <= share <= 1 + 1e-9
 
