@@ -10,17 +10,13 @@ import random
 import resource
 import subprocess
 import sys
-import tempfile
 import time
 import traceback
 from collections.abc import Callable, Mapping
-from concurrent.futures import ProcessPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict
 from functools import cache
 from importlib.metadata import version
-from multiprocessing import get_context
-from os import chdir, environ
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -34,13 +30,12 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import format_bytes
 from cilbench.datasets import Dataset
+from cilbench.isolation import Learned, judge_apart, learn_apart
 from cilbench.methods.contract import Context, Method, Plan, Task
-from cilbench.methods.training import Diverged
+from cilbench.methods.training import Diverged, evaluation_batch
 from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord
 from cilbench.request import Cell
 from cilbench.scenario import class_names, seen_test_images, stream
-
-EVALUATION_BATCH = 500
 
 
 class OverBudget(RuntimeError):
@@ -139,23 +134,27 @@ def _tasks(
     sealed = folder.sealed(done - 1) if done else None
     for task in stream(dataset, cell.scenario, device, done):
         started = time.perf_counter()
+        index, images = task.index, task.images
         reset_peak_memory(device)
-        index, trained = task.index, _Meter(reporter, task.index, cell.scenario.tasks)
-        log = folder.log
-        if isolate:
-            sealed, peak_bytes = _learn_elsewhere(cell, plan, task, sealed, str(device), log, trained)
-        else:
-            sealed, peak_bytes = learn_and_seal(cell, plan, task, sealed, device, log, trained), 0
+        lines: list[Mapping[str, Any]] = []
+        try:
+            if isolate:
+                learned = learn_apart(cell, plan, task, sealed, device, lines)
+            else:
+                learned = _learn_here(cell, plan, task, sealed, device, lines, reporter)
+        finally:
+            for line in lines:
+                folder.log(line)
         train_seconds = time.perf_counter() - started
-        task.images.zero_()  # a view that something still holds shows nothing from here on
-        del task
+        images.zero_()  # a view that something still holds shows nothing from here on
+        del task, images
         gc.collect()
+        sealed = learned.sealed
         ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
         if ledger.total(cell.budget.accounting) > cell.budget.bytes:
             raise OverBudget(index, ledger, cell.budget)
-        predictions = judge(
-            revive(cell, plan, sealed, device), *seen_test_images(dataset, cell.scenario, index, device)
-        )
+        exemplars = _exemplars(sealed)
+        predictions = _judged(cell, plan, sealed, dataset, index, device, isolate)
         metrics = _metrics(predictions, cell, index)
         record = TaskRecord(
             task=index,
@@ -164,14 +163,61 @@ def _tasks(
             sealed_sha256=hashlib.sha256(sealed).hexdigest(),
             published_bytes=ledger.published,
             strict_bytes=ledger.strict,
-            exemplars=_exemplars(sealed),
+            exemplars=exemplars,
             wall_seconds=time.perf_counter() - started,
             train_seconds=train_seconds,
-            images=trained.images,
-            peak_memory_bytes=max(peak_bytes, peak_memory_bytes(device)),
+            images=learned.images,
+            peak_memory_bytes=max(learned.peak_memory_bytes, peak_memory_bytes(device)),
         )
         folder.add_task(record, ledger, sealed, predictions, metrics, keep)
         reporter.task_done(record, {head: _overall(metrics, head) for head in cell.spec.card.heads})
+
+
+def _learn_here(
+    cell: Cell,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    lines: list[Mapping[str, Any]],
+    reporter: Reporter,
+) -> Learned:
+    """`learn_and_seal` in this process, what is logged added to `lines`. What the method may call lives for this
+    task."""
+    trained: list[int] = []
+    before, tasks = task.index, cell.scenario.tasks
+
+    def progress(share: float, images: int) -> None:
+        trained.append(images)
+        reporter.progress((before + share) / tasks, images)
+
+    result = learn_and_seal(cell, plan, task, sealed, device, lines.append, progress)
+    return Learned(result, sum(trained), 0)
+
+
+def _judged(
+    cell: Cell, plan: Plan, sealed: bytes, dataset: Dataset, task: int, device: torch.device, isolate: bool
+) -> dict[str, NDArray[np.int16]]:
+    """Predictions of the learner that was sealed, and the labels.
+
+    The images come in an order of the harness's own: data sets are often sorted by class, which is as good as a label.
+    """
+    images, labels = seen_test_images(dataset, cell.scenario, task, device)
+    order = np.random.default_rng(task_seed(cell.seed, task)).permutation(len(images))
+    shuffled = images[torch.from_numpy(order).to(device)]
+    if isolate:
+        top = judge_apart(cell, plan, sealed, shuffled.cpu().numpy(), device)
+    else:
+        top = predict(revive(cell, plan, sealed, device), shuffled, cell.spec.card.heads)
+    seen = cell.scenario.seen(task)
+    for head, predicted in top.items():
+        in_range = predicted.shape == (len(images), 5) and predicted.min() >= -1 and predicted.max() < seen
+        if predicted.dtype != np.int16 or not in_range:
+            raise ValueError(f"head {head} does not predict 5 of {seen} classes for each of {len(images)} images")
+    back = np.argsort(order)
+    return {head: predicted[back] for head, predicted in top.items()} | {
+        "labels": labels.cpu().numpy().astype(np.int16)
+    }
 
 
 def learn_and_seal(
@@ -207,15 +253,24 @@ def task_seed(seed: int, task: int) -> int:
 
 
 @torch.inference_mode()
-def judge(method: Method, images: Tensor, labels: Tensor) -> dict[str, NDArray[np.int16]]:
-    """The top five classes of every test image for every head, int16 [N, 5], padded with −1; and `labels` int16 [N]."""
-    parts: dict[str, list[Tensor]] = {}
-    for batch in torch.split(images, EVALUATION_BATCH):
-        for head, scores_BK in method.scores(batch).items():
-            parts.setdefault(head, []).append(scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices.short())
+def predict(method: Method, images: Tensor, heads: tuple[str, ...]) -> dict[str, NDArray[np.int16]]:
+    """The top five classes of every image for every head, int16 [N, 5], padded with −1 where fewer are known.
+
+    Raises ValueError for other heads than the card names, and for scores that are not finite numbers, a row an image.
+    """
+    parts: dict[str, list[Tensor]] = {head: [] for head in heads}
+    for batch in images.split(evaluation_batch(images.device)):  # type: ignore[no-untyped-call]
+        scores = method.scores(batch)
+        if tuple(scores) != heads:
+            raise ValueError(f"scores are of the heads {', '.join(scores)}, the card names {', '.join(heads)}")
+        for head, scores_BK in scores.items():
+            if scores_BK.ndim != 2 or len(scores_BK) != len(batch) or not bool(torch.isfinite(scores_BK).all()):
+                raise ValueError(
+                    f"scores of head {head} are not a finite [{len(batch)}, seen]: {list(scores_BK.shape)}"
+                )
+            parts[head].append(scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices.short())
     top = {head: torch.cat(found).cpu().numpy() for head, found in parts.items()}
-    padded = {head: np.pad(t, ((0, 0), (0, 5 - t.shape[1])), constant_values=-1) for head, t in top.items()}
-    return {**padded, "labels": labels.cpu().numpy().astype(np.int16)}
+    return {head: np.pad(t, ((0, 0), (0, 5 - t.shape[1])), constant_values=-1) for head, t in top.items()}
 
 
 def _metrics(predictions: Mapping[str, NDArray[np.int16]], cell: Cell, task: int) -> list[dict[str, Any]]:
@@ -246,62 +301,6 @@ def _overall(metrics: list[dict[str, Any]], head: str) -> float:
     return float(np.average([row["top1"] for row in rows], weights=[row["images"] for row in rows]))
 
 
-def _learn_elsewhere(
-    cell: Cell,
-    plan: Plan,
-    task: Task,
-    sealed: bytes | None,
-    device: str,
-    log: Callable[[Mapping[str, Any]], None],
-    progress: Callable[[float, int], None],
-) -> tuple[bytes, int]:
-    """`learn_and_seal` in a fresh process whose working and temporary folders are empty and gone afterwards.
-
-    The sealed bytes, and the most memory that process had, in bytes.
-    """
-    with (
-        tempfile.TemporaryDirectory(prefix="cilbench-") as empty,
-        ProcessPoolExecutor(1, get_context("spawn"), initializer=chdir, initargs=(empty,)) as pool,
-    ):
-        arrays = task.images.cpu().numpy(), task.labels.cpu().numpy()
-        job = pool.submit(_isolated, cell, plan, task.index, *arrays, sealed, device, empty)
-        result, lines, images, peak_bytes = job.result()
-    for line in lines:
-        log(line)
-    progress(1.0, images)
-    return result, peak_bytes
-
-
-def _isolated(
-    cell: Cell,
-    plan: Plan,
-    index: int,
-    images: NDArray[np.uint8],
-    labels: NDArray[np.int64],
-    sealed: bytes | None,
-    device: str,
-    empty: str,
-) -> tuple[bytes, list[Mapping[str, Any]], int, int]:
-    tempfile.tempdir = environ["TMPDIR"] = environ["HOME"] = empty
-    lines: list[Mapping[str, Any]] = []
-    trained: list[int] = []
-    there = torch.device(device)
-    task = Task(index, torch.from_numpy(images).to(there), torch.from_numpy(labels).to(there))
-    result = learn_and_seal(cell, plan, task, sealed, there, lines.append, lambda share, count: trained.append(count))
-    return result, lines, sum(trained), peak_memory_bytes(there)
-
-
-class _Meter:
-    """Counts the images of one task and tells the reporter how much of the cell is done."""
-
-    def __init__(self, reporter: Reporter, task: int, tasks: int) -> None:
-        self.reporter, self.task, self.tasks, self.images = reporter, task, tasks, 0
-
-    def __call__(self, share: float, images: int) -> None:
-        self.images += images
-        self.reporter.progress((self.task + share) / self.tasks, images)
-
-
 def _lives_on_device(key: str) -> bool:
     """Exemplars stay encoded in main memory; they are decoded to the device when they are wanted."""
     return key.partition("/")[0] not in {"exemplars", "boxes", "labels"}
@@ -309,8 +308,13 @@ def _lives_on_device(key: str) -> bool:
 
 def _exemplars(sealed: bytes) -> int:
     """Images kept, as the sealed state lists them."""
-    counts = unseal(sealed).get("labels/images_per_class")
-    return 0 if counts is None else int(counts.sum())
+    state = unseal(sealed)
+    if "labels/images_per_class" not in state:
+        return 0
+    images, payload_bytes = int(state["labels/images_per_class"].sum()), state["exemplars/payload"].numel()
+    if not 0 <= images <= payload_bytes:
+        raise ValueError(f"the state says {images} exemplars in {payload_bytes} bytes")
+    return images
 
 
 def _plan_record(plan: Plan) -> dict[str, Any]:

@@ -216,19 +216,24 @@ class RunFolder:
         _write(path, "".join(kept).encode())
 
 
+UNREADABLE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, AttributeError, csv.Error)
+
+
 def audit(folder: Path) -> list[str]:
     """Re-weigh a finished run's sealed files from their headers; every difference from the record, a line each.
 
-    No method code is imported and nothing in the folder is executed.
+    No method code is imported and nothing in the folder is executed. Nothing is signed: what was edited everywhere at
+    once, within the budget, agrees.
     """
     try:
         run = _Recorded.read(folder)
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        return [f"{folder}: not a finished run folder ({type(error).__name__}: {error})".splitlines()[0]]
-    problems = [f"{folder}: {what}" for what in run.contradictions()]
-    for path in sorted((folder / "tasks").glob("*/state.safetensors")):
-        problems += [f"{path}: {what}" for what in run.differences(path)]
-    last = folder / "tasks" / str(max(run.tasks, default=0)) / "state.safetensors"
+        problems = [f"{folder}: {what}" for what in run.contradictions(folder.resolve().name)]
+        for path in sorted((folder / "tasks").glob("*/state.safetensors")):
+            problems += [f"{path}: {what}" for what in run.differences(path)]
+        last = folder / "tasks" / str(max(run.tasks, default=0)) / "state.safetensors"
+    except UNREADABLE as error:
+        what = f"{folder}: not a whole run folder ({type(error).__name__}: {error})".splitlines()[0]
+        return [what[:500].encode("ascii", "backslashreplace").decode()]
     return problems if last.is_file() or not run.tasks else [*problems, f"{last}: missing"]
 
 
@@ -236,6 +241,7 @@ def audit(folder: Path) -> list[str]:
 class _Recorded:
     """What a run folder says of itself: cell.json, and the rows of ledger.csv by task."""
 
+    id: str
     status: str
     expected: int
     budget_bytes: int
@@ -252,6 +258,7 @@ class _Recorded:
             for row in csv.DictReader(file):
                 rows.setdefault(int(row["task"]), []).append({column: row[column] for column in COLUMNS})
         return cls(
+            id=cell["id"],
             status=cell["status"],
             expected=int(request["tasks"]),
             budget_bytes=int(request["budget_bytes"]),
@@ -261,8 +268,14 @@ class _Recorded:
             rows=rows,
         )
 
-    def contradictions(self) -> Iterator[str]:
-        """Where cell.json and ledger.csv do not agree with each other, whether or not a task's file is still there."""
+    def contradictions(self, folder_name: str) -> Iterator[str]:
+        """Where cell.json, ledger.csv and the folder's name do not agree, whether or not a task's file is still
+        there."""
+        if self.id != folder_name:
+            yield f"the run says that it is {self.id!r}"
+        extra = sorted(set(self.rows) - set(self.tasks))
+        if extra and (self.status != "over_budget" or extra != [len(self.tasks)]):
+            yield f"ledger.csv lists tasks that the record does not have: {extra}"
         if self.status == "done" and sorted(self.tasks) != list(range(self.expected)):
             yield f"a finished run of {self.expected} tasks has records of {len(self.tasks)}"
         for task, record in self.tasks.items():
@@ -276,7 +289,7 @@ class _Recorded:
 
     def differences(self, path: Path) -> list[str]:
         """Where a sealed file is not what was recorded of it."""
-        record = self.tasks.get(int(path.parent.name)) if path.parent.name.isdecimal() else None
+        record = {str(task): record for task, record in self.tasks.items()}.get(path.parent.name)
         if record is None:
             return ["a sealed state of a task that the record does not have"]
         try:

@@ -56,7 +56,10 @@ def _torchvision(thing: str) -> list[str]:
         near = difflib.get_close_matches(name, list_models(), n=3)
         raise RequestError(f"THING {thing}: torchvision has no model {name!r}; nearest: {', '.join(near) or 'none'}")
     with torch.device("meta"):
-        model = get_model(name)
+        try:
+            model = get_model(name, weights=None, weights_backbone=None)
+        except TypeError:  # a classifier has no backbone of its own to download
+            model = get_model(name, weights=None)
     heads = [weigh(layer) for layer in model.modules() if isinstance(layer, nn.Linear)]
     whole, head = weigh(model), heads[-1] if heads else Weight(0, 0)
     lines = _worth(thing, Weight(whole.entries - head.entries, whole.bytes - head.bytes))
@@ -82,8 +85,10 @@ def _images(folder: Path, codec: str, encoder: Codec) -> list[str]:
         try:
             with Image.open(path) as image:
                 pixels = np.asarray(image.convert("L" if image.mode in {"L", "1"} else "RGB"))
-        except (UnidentifiedImageError, OSError, Image.DecompressionBombError):
+        except UnidentifiedImageError:
             continue  # class folders hold other files too; what is no image has no pixels to weigh
+        except (OSError, Image.DecompressionBombError) as error:
+            raise RequestError(f"THING {path}: cannot be read ({error})") from None
         tensor = torch.from_numpy(pixels.copy()).reshape(*pixels.shape[:2], -1).permute(2, 0, 1)[None]
         count, raw_bytes = count + 1, raw_bytes + tensor.numel()
         encoded_bytes += int(encoder.encode(tensor.contiguous()).lengths[0])

@@ -191,11 +191,10 @@ class LowRes:
         return self.least_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
-        _, height, width = image_shape(images_NCHW)
-        size = math.ceil(height / self.factor), math.ceil(width / self.factor)
         if not len(images_NCHW):
             return Encoded(torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
-        small = F.interpolate(images_NCHW.float(), size=size, mode="area").round().to(torch.uint8)
+        means = F.avg_pool2d(images_NCHW.float(), self.factor, ceil_mode=True, count_include_pad=False)
+        small = means.round().to(torch.uint8)
         return Encoded(small.reshape(-1), self.lengths(len(small), None, image_shape(images_NCHW)))
 
     def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:

@@ -7,6 +7,7 @@ the container's own header (docs/adr/0003). A ledger is taken from sealed bytes,
 
 import json
 import math
+import re
 import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
@@ -57,7 +58,7 @@ class LedgerError(ValueError):
 
 @dataclass(frozen=True)
 class Allowance:
-    """How large the free kinds may be under `published` before they are charged: what a classifier can need of them.
+    """How large the free kinds may be under `published`: what a classifier can need of them. The excess is charged.
 
     `classes` of the scenario, `image_bytes` of one raw image. Without an allowance nothing is capped.
     """
@@ -74,16 +75,20 @@ class Allowance:
             return entry.dtype in INTEGERS
         return entry.kind != "boxes" or (entry.dtype == "I16" and len(entry.shape) == 2 and entry.shape[1] == 4)
 
-    def limit_bytes(self, kind: str, charged: Mapping[str, int]) -> int:
-        """A head is no larger than the network below it; an image costs a box where a quarter of it is stored, and a
-        label
-        of 4 B where a sixteenth is."""
-        if kind == "head":
-            return charged.get("backbone", 0) + charged.get("generator", 0)
+    def limits_bytes(self, charged: Mapping[str, int]) -> dict[str, int]:
+        """Free bytes of each kind beside what is charged.
+
+        A head as large as the network below it; running statistics a quarter of it; 8 B of labels a class and a 64th of
+        the payload, for no stored image is so short that its length is more; a box for every quarter of an image.
+        """
+        network_bytes = charged.get("backbone", 0) + charged.get("generator", 0)
         payload_bytes = charged.get("exemplars", 0)
-        if kind == "labels":
-            return 8 * self.classes + 4 * (16 * payload_bytes // self.image_bytes)
-        return 8 * (4 * payload_bytes // self.image_bytes)
+        return {
+            "head": network_bytes,
+            "statistics": network_bytes // 4,
+            "labels": 8 * self.classes + payload_bytes // 64,
+            "boxes": 8 * (4 * payload_bytes // max(1, self.image_bytes)),
+        }
 
 
 @dataclass(frozen=True)
@@ -157,13 +162,40 @@ class Ledger:
     def of_sealed(cls, sealed: bytes | Path, allowance: Allowance | None = None) -> "Ledger":
         """Ledger of a sealed state (bytes, or a file of which only the header is read).
 
-        Raises LedgerError where the container's header and length do not agree.
+        Raises LedgerError where the container's header and length do not agree, and where the header, which is not
+        charged,
+        could carry more than names and shapes.
         """
-        return cls.of_tensors(read_header(sealed), allowance)
+        header = read_header(sealed)
+        header.check_bare()
+        return cls.of_tensors(header.tensors, allowance)
 
 
-def read_header(sealed: bytes | Path) -> list[tuple[str, str, tuple[int, ...]]]:
-    """(key, dtype, shape) of every tensor in a safetensors container, checked against its length to the byte.
+@dataclass(frozen=True)
+class Header:
+    """A safetensors header: (key, dtype, shape) of every tensor, its size in bytes, whether it has free text."""
+
+    tensors: list[tuple[str, str, tuple[int, ...]]]
+    bytes: int
+    has_metadata: bool
+
+    def check_bare(self) -> None:
+        """Raises LedgerError where names, empty tensors, free text or padding could be a store that nobody weighs."""
+        for key, _, shape in self.tensors:
+            if not re.fullmatch(r"[a-z]+/[A-Za-z0-9_.-]{1,64}", key):
+                raise LedgerError(
+                    f"state key {key[:80]!r}: it must be KIND/NAME, a NAME of 1 to 64 letters, digits, . _ -"
+                )
+            if not math.prod(shape):
+                raise LedgerError(f"state key {key!r}: a tensor of shape {list(shape)} has no elements, only a shape")
+        if self.has_metadata:
+            raise LedgerError("a sealed state has no metadata: it is not charged")
+        if self.bytes > 256 + 160 * len(self.tensors):
+            raise LedgerError(f"a header of {self.bytes} B for {len(self.tensors)} tensors: more than names and shapes")
+
+
+def read_header(sealed: bytes | Path) -> Header:
+    """The header of a safetensors container, checked against its length to the byte.
 
     Raises LedgerError. Reads nothing but the header, executes nothing.
     """
@@ -189,32 +221,33 @@ def read_header(sealed: bytes | Path) -> list[tuple[str, str, tuple[int, ...]]]:
     end = 0
     for key, (_, _, begin, stop) in sorted(tensors, key=lambda t: (t[1][2], t[1][3])):
         if begin != end:
-            raise LedgerError(f"not a sealed state: {key} starts at byte {begin}, not {end}: bytes nobody accounts for")
+            raise LedgerError(
+                f"not a sealed state: {key!r} starts at byte {begin}, not {end}: bytes nobody accounts for"
+            )
         end = stop
     if end != length - 8 - size:
         raise LedgerError(f"not a sealed state: {length - 8 - size} bytes of tensors, its header accounts for {end}")
-    return [(key, dtype, shape) for key, (dtype, shape, _, _) in tensors]
+    return Header([(key, dtype, shape) for key, (dtype, shape, _, _) in tensors], size, "__metadata__" in header)
 
 
 def _check(key: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     """One header entry as (dtype, shape, begin, stop); its bytes must be exactly what shape and dtype need."""
     try:
-        dtype, shape, (begin, stop) = (
-            str(value["dtype"]),
-            tuple(map(int, value["shape"])),
-            map(int, value["data_offsets"]),
-        )
+        dtype, shape, (begin, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
+        whole = all(type(number) is int for number in (*shape, begin, stop))
     except (TypeError, KeyError, ValueError) as error:
-        raise LedgerError(f"not a sealed state: the header's entry for {key} is malformed") from error
+        raise LedgerError(f"not a sealed state: the header's entry for {key!r} is malformed") from error
+    if not whole or not isinstance(dtype, str):
+        raise LedgerError(f"not a sealed state: the header's entry for {key!r} is malformed")
     if stop - begin != tensor_bytes(dtype, shape) or begin < 0:
-        raise LedgerError(f"not a sealed state: {key} has {stop - begin} bytes, not those of {dtype} {list(shape)}")
+        raise LedgerError(f"not a sealed state: {key!r} has {stop - begin} bytes, not those of {dtype} {list(shape)}")
     return dtype, shape, begin, stop
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a dense tensor. Raises LedgerError for a dtype that has no fixed size."""
     if dtype not in DTYPE_BYTES:
-        raise LedgerError(f"a sealed state holds no {dtype}; allowed: {', '.join(DTYPE_BYTES)}")
+        raise LedgerError(f"a sealed state holds no {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
     if any(n < 0 for n in shape):
         raise LedgerError(f"a shape has no negative side: {list(shape)}")
     return math.prod(shape) * DTYPE_BYTES[dtype]
@@ -230,28 +263,27 @@ def kind_of(key: str) -> str:
 
 def _entry(key: str, dtype: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> Entry:
     kind, size = kind_of(key), tensor_bytes(dtype, shape)
-    free = not KINDS[kind] and (kind != "statistics" or _is_running_statistic(key, shape, shapes))
+    free = not KINDS[kind] and (kind != "statistics" or _is_running_statistic(key, dtype, shape, shapes))
     return Entry(kind, key.partition("/")[2], shape, dtype, size, 0 if free else size)
 
 
 def _capped(ledger: Ledger, allowance: Allowance) -> Iterator[Entry]:
-    """The entries, those of the free kinds charged where they are not what the kind is for, or more than it can
-    need."""
-    charged = ledger.by_kind("published")
-    free = Counter[str]()
+    """The entries; of the free kinds charged is what is not of the form the kind is for, or beyond what it can need."""
+    left = allowance.limits_bytes(ledger.by_kind("published"))
     for entry in ledger.entries:
-        free[entry.kind] += entry.bytes if allowance.is_plain(entry) else 0
-    for entry in ledger.entries:
-        capped = entry.kind in {"head", "labels", "boxes"}
-        within = free[entry.kind] <= allowance.limit_bytes(entry.kind, charged) and allowance.is_plain(entry)
-        yield replace(entry, published_bytes=entry.bytes) if capped and not within else entry
+        if entry.published_bytes or entry.kind not in left:
+            yield entry
+            continue
+        free_bytes = min(entry.bytes, left[entry.kind]) if allowance.is_plain(entry) else 0
+        left[entry.kind] -= free_bytes
+        yield replace(entry, published_bytes=entry.bytes - free_bytes)
 
 
-def _is_running_statistic(key: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
+def _is_running_statistic(key: str, dtype: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:
     """A running mean or variance is free only beside the affine weight of the very layer it belongs to.
 
     Otherwise `statistics/…` would be a free place for anything.
     """
     layer, _, name = key.partition("/")[2].rpartition(".")
     beside = {shapes.get(f"{kind}/{layer}.weight") for kind in ("backbone", "generator")}
-    return name in {"running_mean", "running_var"} and len(shape) == 1 and shape in beside
+    return name in {"running_mean", "running_var"} and len(shape) == 1 and shape in beside and dtype == "F32"

@@ -47,11 +47,11 @@ def parse_bytes(text: str) -> int:
     Raises ValueError, one line that says what is allowed, for anything else: no unit, nothing, less than nothing, a
     fraction of a byte.
     """
-    match = re.fullmatch(r"\s*([0-9][0-9_,]*(?:\.[0-9]+)?)\s*([A-Za-z]+)\s*", text)
+    match = re.fullmatch(r"\s*([0-9]+|[0-9]{1,3}(?:,[0-9]{3})+|[0-9]*\.[0-9]+|[0-9]+\.[0-9]+)\s*([A-Za-z]+)\s*", text)
     unit = _UNITS.get(match[2].upper()) if match else None
     if match is None or unit is None:
         raise ValueError(f"{text!r} is not a size: write a positive number and a unit, e.g. 7998016B, 7.6MiB or 8MB")
-    number = Decimal(re.sub(r"[_,]", "", match[1]))
+    number = Decimal(match[1].replace(",", ""))
     if number >= LARGEST_BYTES // unit:
         raise ValueError(f"{text[:40]!r} is not a size: it must be below {LARGEST_BYTES:,} B")
     size = number * unit

@@ -159,7 +159,7 @@ class CIM:
         # not the authors': b = 0.36 costs what CIM's boxes did on the poster, 20/38.3 of an image
         box_side: Share = 0.6
 
-    codec: Codec = Box()
+    codec: Codec
     card: ClassVar[MethodCard] = MethodCard(
         key="cim",
         name="CIM",
@@ -182,6 +182,7 @@ class CIM:
 
     def __init__(self, config: Config, scenario: Scenario) -> None:
         self.config = config
+        self.codec = Box()
         self.phi_A10 = torch.empty(0, len(RELU))
 
     def during(
@@ -252,7 +253,7 @@ class Masking:
 
     def encode(self, images: Tensor, labels: Tensor) -> Encoded:
         """Boxes by the mask model as it is now; the bytes are on the CPU."""
-        return CIM.codec.encode(images.cpu(), self.boxes(images, labels).cpu())
+        return Box().encode(images.cpu(), self.boxes(images, labels).cpu())
 
     def renew(self) -> float:
         """Boxes and compressed form of the task's own images; returns the boxes' mean share of the image."""
@@ -260,7 +261,7 @@ class Masking:
         channels, height, width = image_shape(images)
         boxes_N4 = self.boxes(images, labels)
         chunks = zip(images.split(CHUNK), boxes_N4.split(CHUNK), strict=True)
-        stored = [CIM.codec.decode(CIM.codec.encode(*chunk), (channels, height, width)) for chunk in chunks]
+        stored = [Box().decode(Box().encode(*chunk), (channels, height, width)) for chunk in chunks]
         self.compressed = torch.cat(stored)
         cells = ((height + 1) // 2) * ((width + 1) // 2)
         return (boxes_N4[:, 2:].float().prod(1) / cells).mean().item()

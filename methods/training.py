@@ -23,6 +23,7 @@ class Diverged(RuntimeError):
     """The loss is no longer a number."""
 
     def __init__(self, task: int, epoch: int, lr: float) -> None:
+        self.task, self.epoch, self.lr = task, epoch, lr
         super().__init__(f"the loss is not finite in task {task}, epoch {epoch}, learning rate {lr:g}")
 
 
@@ -261,7 +262,13 @@ def batches(count: int, size: int, max_steps: int | None, generator: torch.Gener
     return cut[:max_steps]
 
 
+def evaluation_batch(device: torch.device) -> int:
+    """Images at a time without gradients. Measured on two cores: 64 is twice as fast as 512, which leaves the
+    caches."""
+    return 64 if device.type == "cpu" else 1024
+
+
 @torch.no_grad()
-def in_batches(function: Callable[[Tensor], Tensor], images: Tensor, size: int = 512) -> Tensor:
+def in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
     """`function` over uint8 [N, C, H, W] in batches, results concatenated; nothing is kept for gradients."""
-    return torch.cat([function(batch) for batch in images.split(size)])
+    return torch.cat([function(batch) for batch in images.split(evaluation_batch(images.device))])

@@ -8,10 +8,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cilbench.budgets import Ledger, format_bytes, human_bytes, parse_budget_mb, parse_bytes, seal, unseal
+from cilbench.budgets import Allowance, Ledger, format_bytes, human_bytes, parse_budget_mb, parse_bytes, seal, unseal
 from cilbench.budgets.ledger import KINDS, LedgerError
 from cilbench.budgets.planning import exemplar_count, whole_fitting
-from cilbench.budgets.sealed import DTYPE_NAMES, ledger_of_state, pack_bits, unpack_bits
+from cilbench.budgets.sealed import DTYPE_NAMES, STORED_KINDS, ledger_of_state, pack_bits, unpack_bits
 
 
 @given(st.integers(1, 10**15))
@@ -24,6 +24,7 @@ def test_sizes_print_and_parse_as_inverses(size_bytes):
     ("text", "size_bytes"),
     [
         ("7998016B", 7_998_016),
+        ("7,998,016 B", 7_998_016),
         ("7.6MiB", 7_969_177),
         ("8MB", 8_000_000),
         ("24KiB", 24_576),
@@ -35,7 +36,25 @@ def test_parse_bytes(text, size_bytes):
     assert parse_bytes(text) == size_bytes
 
 
-@pytest.mark.parametrize("text", ["", "8", "MB", "-8MB", "0B", "0.5B", "8 XB", "1e3B", "nanMB", "٣MB"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "8",
+        "MB",
+        "-8MB",
+        "0B",
+        "7,6MiB",
+        "1,5MB",
+        "1,,,0B",
+        "9" * 5000 + "B",
+        "0.5B",
+        "8 XB",
+        "1e3B",
+        "nanMB",
+        "٣MB",
+    ],
+)
 def test_what_is_no_size_is_refused_in_one_line(text):
     with pytest.raises(ValueError, match="is not a size") as refusal:
         parse_bytes(text)
@@ -97,7 +116,7 @@ def test_a_file_weighs_what_its_bytes_weigh(tmp_path):
 @given(
     st.dictionaries(
         st.tuples(st.sampled_from(sorted(KINDS)), st.text("abc.", min_size=1, max_size=5)).map("/".join),
-        st.tuples(st.lists(st.integers(0, 4), max_size=3), st.sampled_from(list(DTYPE_NAMES))),
+        st.tuples(st.lists(st.integers(1, 4), max_size=3), st.sampled_from(list(DTYPE_NAMES))),
         max_size=6,
     )
 )
@@ -110,7 +129,10 @@ def test_every_byte_is_in_the_ledger_and_comes_back(recipe):
     assert 0 <= ledger.published <= ledger.strict
     back = unseal(sealed)
     assert back.keys() == state.keys()
-    assert all(torch.equal(back[key], state[key]) and back[key].dtype == state[key].dtype for key in state)
+    for key, value in state.items():
+        halved = key.partition("/")[0] in STORED_KINDS and value.dtype in (torch.float16, torch.bfloat16)
+        assert back[key].dtype == (torch.float32 if halved else value.dtype)  # what was stored small is learned large
+        assert torch.equal(back[key].double(), value.double())
 
 
 def test_a_view_seals_as_what_it_shows():
@@ -197,3 +219,38 @@ def test_whole_fitting_backbones_largest_first():
     sizes = [("small", 10), ("large", 30), ("middle", 20)]
     found = [whole_fitting(sizes, 2, budget, 5) for budget in (24, 25, 44, 45, 65)]
     assert found == [["small"], ["small"], ["small"], ["middle", "small"], ["large", "middle", "small"]]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"other/" + "a" * 65: {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}},
+        {"other/a b": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}},
+        {"other/ü": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}},
+        {"other/a": {"dtype": "U8", "shape": [0, 123_456_789], "data_offsets": [0, 0]}},
+        {"other/a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1]}, "__metadata__": {"a": "b"}},
+        {"other/a": {"dtype": "U8", "shape": [1], "data_offsets": [0, 1], "note": "x" * 1000}},
+        {"other/a": {"dtype": "U8", "shape": [1.0], "data_offsets": [0, 1]}},
+        {"other/a": {"dtype": ["U8"], "shape": [1], "data_offsets": [0, 1]}},
+    ],
+)
+def test_a_header_is_no_store_either(header):
+    with pytest.raises(LedgerError):
+        Ledger.of_sealed(with_header(header, b"" if "0, 123" in str(header) else b"1"))
+
+
+def test_only_what_is_beyond_the_allowance_is_charged():
+    allowance = Allowance(classes=10, image_bytes=64)
+    state = {
+        "backbone/bn.weight": torch.ones(100),
+        "statistics/bn.running_mean": torch.ones(100),
+        "head/weight": torch.ones(11, 20),
+        "labels/images_per_class": torch.ones(40, dtype=torch.int32),
+    }
+    published = {e.item: e.published_bytes for e in ledger_of_state(state, "fp32", allowance).entries}
+    assert published == {
+        "bn.weight": 400,
+        "bn.running_mean": 400 - 100,
+        "weight": 880 - 400,
+        "images_per_class": 160 - 80,
+    }

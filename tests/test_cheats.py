@@ -5,14 +5,18 @@ error, so that
 a cheat that works is a failed run here.
 """
 
+import csv
+import os
 import random
 import tempfile
+import threading
+import time
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from toy import run, toy_cell, with_class
+from toy import run, toy_cell, toy_dataset, with_class
 
 from cilbench.methods.replay import Replay
 
@@ -116,6 +120,34 @@ class InARandomState(Cheat):
         return int(np.random.get_state()[1][5]) == 7 or random.getstate()[1][5] == 7
 
 
+class BehindItsImages(Cheat):
+    """Hands the harness other images to zero than those it was given."""
+
+    def learn(self, task, context):
+        view, images = task.images[1:], task.images
+        if any(int(kept.sum()) for kept in HOARD):
+            raise RuntimeError("the cheat works")
+        HOARD.append(view)
+        super(Cheat, self).learn(task, context)
+        task.images = images[:0]
+
+    def found(self, context):
+        return False
+
+
+class OnWhatTheHarnessLends(Cheat):
+    """On the object behind `context.log`, where that is a method of one."""
+
+    def stash(self, images, context):
+        for lent in (context.log, context.progress):
+            owner = getattr(lent, "__self__", None)
+            if owner is not None and hasattr(owner, "__dict__"):
+                owner.hoard = images.clone()
+
+    def found(self, context):
+        return any(hasattr(getattr(lent, "__self__", None), "hoard") for lent in (context.log, context.progress))
+
+
 class AViewInAGlobal(Cheat):
     """The boundary zeroes the task's own tensor: what a view shows from then on is nothing."""
 
@@ -168,6 +200,28 @@ class InATemporaryFile(Cheat):
         return (Path(tempfile.gettempdir()) / "cilbench-test-hoard.pt").exists()
 
 
+class InAFileAbove(Cheat):
+    def stash(self, images, context):
+        torch.save(images.clone(), "../cilbench-test-hoard.pt")
+
+    def found(self, context):
+        return Path("../cilbench-test-hoard.pt").exists()
+
+
+class WhereItIsJudged(Cheat):
+    """`scores` leaves the test images in the environment, which a child would inherit."""
+
+    def scores(self, images):
+        os.environ["CILBENCH_TEST_HOARD"] = images[:20].cpu().numpy().tobytes().hex()
+        return super().scores(images)
+
+    def stash(self, images, context):
+        return None
+
+    def found(self, context):
+        return "CILBENCH_TEST_HOARD" in os.environ
+
+
 class AtHome(Cheat):
     def stash(self, images, context):
         torch.save(images.clone(), Path.home() / "cilbench-test-hoard.pt")
@@ -185,8 +239,19 @@ WITHOUT_EFFECT = [
     InTheCodec,
     InARandomState,
     AViewInAGlobal,
+    BehindItsImages,
+    OnWhatTheHarnessLends,
 ]
-NEEDS_A_PROCESS = [InAGlobal, InAClosure, OnItsClass, InAFileHere, InATemporaryFile, AtHome]
+NEEDS_A_PROCESS = [
+    InAGlobal,
+    InAClosure,
+    OnItsClass,
+    InAFileHere,
+    InAFileAbove,
+    InATemporaryFile,
+    WhereItIsJudged,
+    AtHome,
+]
 
 
 @pytest.fixture(autouse=True)
@@ -194,6 +259,7 @@ def nothing_left_from_another_test(tmp_path, monkeypatch):
     HOARD.clear()
     STASH().clear()
     OnItsClass.shelf = None
+    monkeypatch.delenv("CILBENCH_TEST_HOARD", raising=False)
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     monkeypatch.setenv("HOME", str(tmp_path / "here"))
@@ -206,6 +272,13 @@ def test_objects_do_not_survive_the_boundary(cheat, toy, tmp_path):
     assert (outcome.status, outcome.reason) == ("done", None)
 
 
+@pytest.mark.parametrize("name", ["replay+cim", "replay+lowres:2", "replay+jpeg:50"])
+def test_a_codec_hands_nothing_on(name, tmp_path):
+    dataset = toy_dataset(shape=(1, 16, 16))
+    outcome, _ = run(with_class(toy_cell(name, dataset, 30_000), InTheCodec), dataset, tmp_path)
+    assert (outcome.status, outcome.reason) == ("done", None)
+
+
 @pytest.mark.parametrize("cheat", NEEDS_A_PROCESS)
 def test_what_a_process_keeps_is_why_there_is_isolation(cheat, toy, tmp_path):
     """docs/adr/0004 says that these work without --isolate: if one stops working, it should say so."""
@@ -213,7 +286,10 @@ def test_what_a_process_keeps_is_why_there_is_isolation(cheat, toy, tmp_path):
     assert outcome.reason == "RuntimeError: the cheat works"
 
 
-class Everything(Cheat):
+ALL_AT_ONCE = [cheat for cheat in WITHOUT_EFFECT + NEEDS_A_PROCESS if cheat is not BehindItsImages]
+
+
+class Everything(WhereItIsJudged):
     """All of them at once, for processes take seconds to start."""
 
     shelf: torch.Tensor | None = None
@@ -223,11 +299,11 @@ class Everything(Cheat):
         self.plan_seen = plan
 
     def stash(self, images, context):
-        for cheat in WITHOUT_EFFECT + NEEDS_A_PROCESS:
+        for cheat in ALL_AT_ONCE:
             cheat.stash(self, images, context)
 
     def found(self, context):
-        working = [cheat.__name__ for cheat in WITHOUT_EFFECT + NEEDS_A_PROCESS if cheat.found(self, context)]
+        working = [cheat.__name__ for cheat in ALL_AT_ONCE if cheat.found(self, context)]
         if working:
             raise RuntimeError(", ".join(working))
         return False
@@ -237,6 +313,76 @@ def test_isolation_closes_all_of_them(toy, tmp_path):
     outcome, _ = run(with_class(toy_cell("replay", toy, inc=3), Everything), toy, tmp_path, isolate=True)
     assert (outcome.status, outcome.reason) == ("done", None)
     assert list((tmp_path / "here").iterdir()) == []
+
+
+class Endless(Replay):
+    """A thread that never ends must not keep the run."""
+
+    def learn(self, task, context):
+        super().learn(task, context)
+        threading.Thread(target=time.sleep, args=(600,)).start()
+
+
+def test_isolation_ends_what_a_task_has_started(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("cilbench.isolation.GRACE_SECONDS", 0.5)
+    started = time.monotonic()
+    outcome, _ = run(with_class(toy_cell("replay", toy, inc=3), Endless), toy, tmp_path, isolate=True)
+    assert (outcome.status, outcome.reason) == ("done", None)
+    assert time.monotonic() - started < 300  # it would be twice 600
+
+
+class FromTheOrder(Replay):
+    """Never looks at a test image: names the classes by the place of the image in the batch, as data sets are
+    sorted."""
+
+    def scores(self, images):
+        seen = self.net.seen
+        place = torch.arange(len(images)) * seen // max(1, len(images))
+        return {"head": torch.nn.functional.one_hot(place, seen).float()}
+
+
+def test_the_order_of_test_images_says_nothing(toy, tmp_path):
+    _, folder = run(with_class(toy_cell("replay", toy), FromTheOrder), toy, tmp_path)
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    last = [float(row["top1"]) for row in rows if row["task"] == "2"]
+    assert sum(last) / len(last) < 50
+
+
+def scoring(change) -> type:
+    class Scores(Replay):
+        def scores(self, images):
+            return change(super().scores(images))
+
+    return Scores
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda scores: {"head": scores["head"] * torch.nan}, "finite"),
+        (lambda scores: {"head": scores["head"][:-1]}, "finite"),
+        (lambda scores: {"head": scores["head"].argmax(1)}, "finite"),
+        (lambda scores: {**scores, "better": scores["head"]}, "heads"),
+        (lambda scores: {}, "heads"),
+    ],
+    ids=["nan", "short", "labels", "another head", "no head"],
+)
+def test_what_is_no_score_ends_the_cell(change, says, toy, tmp_path):
+    outcome, _ = run(with_class(toy_cell("replay", toy), scoring(change)), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert says in outcome.reason
+
+
+def test_a_count_of_exemplars_that_cannot_be_is_refused(toy, tmp_path):
+    class Boasts(Replay):
+        def state(self):
+            state = dict(super().state())
+            state["labels/images_per_class"] = state["labels/images_per_class"] * 10**6
+            return state
+
+    outcome, _ = run(with_class(toy_cell("replay", toy), Boasts), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert "exemplars in" in outcome.reason
 
 
 def sealing(key: str, tensor: torch.Tensor) -> type:

@@ -13,7 +13,7 @@ from toy import CPU, toy_cell, toy_dataset
 
 from cilbench.budgets import Ledger
 from cilbench.methods import METHODS
-from cilbench.protocol import judge, learn_and_seal, revive
+from cilbench.protocol import learn_and_seal, predict, revive
 from cilbench.scenario import seen_test_images, stream
 
 GOLDEN = Path(__file__).with_suffix(".json")
@@ -34,13 +34,14 @@ def measured(name: str) -> dict[str, Any]:
         )
     assert sealed is not None
     ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
-    predictions = judge(revive(cell, plan, sealed, CPU), *seen_test_images(data, cell.scenario, 1, CPU))
-    head = cell.spec.card.heads[0]
+    images, labels = seen_test_images(data, cell.scenario, 1, CPU)
+    heads = cell.spec.card.heads
+    predictions = predict(revive(cell, plan, sealed, CPU), images, heads)
     return {
         "strict_bytes": ledger.by_kind("strict"),
         "published_bytes": ledger.published,
         "losses": [loss for loss in losses if loss is not None],
-        "right": int((predictions[head][:, 0] == predictions["labels"]).sum()),
+        "right": int((predictions[heads[0]][:, 0] == labels.numpy()).sum()),
     }
 
 

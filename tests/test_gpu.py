@@ -6,7 +6,7 @@ from toy import CPU, toy_cell
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.methods import METHODS
-from cilbench.protocol import judge, learn_and_seal, revive
+from cilbench.protocol import learn_and_seal, predict, revive
 from cilbench.scenario import seen_test_images, stream
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -31,5 +31,5 @@ def test_a_cell_on_cuda_seals_to_the_same_shapes_and_is_judged_on_either_device(
             assert Ledger.of_sealed(a) == Ledger.of_sealed(b)
         for device in (CPU, cuda):
             images, labels = seen_test_images(toy, cell.scenario, task, device)
-            predictions = judge(revive(cell, cell.plan(), b, device), images, labels)
+            predictions = predict(revive(cell, cell.plan(), b, device), images, cell.spec.card.heads)
             assert all(len(top) == len(labels) for top in predictions.values())

@@ -1,0 +1,129 @@
+"""`--isolate`: every task is learned, and every learner judged, in a process that lives for that alone.
+
+The parent never runs a method's code beyond its plan. A child starts in an empty folder of its own, gets what it
+needs as arguments,
+leaves plain files (a sealed state, JSON, .npy) and is ended; nothing it says is unpickled.
+"""
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cilbench.methods.contract import Plan, Task
+from cilbench.methods.training import Diverged
+from cilbench.request import Cell
+
+GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What came out of a task: sealed bytes, images trained on, peak of working memory in bytes."""
+
+    sealed: bytes
+    images: int
+    peak_memory_bytes: int
+
+
+def learn_apart(
+    cell: Cell, plan: Plan, task: Task, sealed: bytes | None, device: torch.device, lines: list[Mapping[str, Any]]
+) -> Learned:
+    """`protocol.learn_and_seal` in a process of its own, what it logged added to `lines`.
+
+    Raises Diverged, or RuntimeError with what the child said.
+    """
+    arrays = task.images.cpu().numpy(), task.labels.cpu().numpy()
+    with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
+        said = _in_a_process(_learn, folder, (cell, plan, task.index, *arrays, sealed, str(device)))
+        lines += said["lines"]
+        return Learned((Path(folder) / "state").read_bytes(), int(said["images"]), int(said["peak_memory_bytes"]))
+
+
+def judge_apart(
+    cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8], device: torch.device
+) -> dict[str, NDArray[np.int16]]:
+    """`protocol.predict` in a process of its own, which gets images and no labels."""
+    with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
+        _in_a_process(_judge, folder, (cell, plan, sealed, images, str(device)))
+        return {
+            head: np.load(Path(folder) / f"{number}.npy", allow_pickle=False)
+            for number, head in enumerate(cell.spec.card.heads)
+        }
+
+
+def _in_a_process(target: Callable[..., dict[str, Any]], folder: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
+    """Run `target(folder, *arguments)` in a fresh process; what it left in result.json."""
+    process = get_context("spawn").Process(target=_child, args=(target, folder, arguments))
+    process.start()
+    result = Path(folder) / "result.json"
+    while process.is_alive() and not result.exists():
+        process.join(0.05)
+    process.join(GRACE_SECONDS)
+    if process.is_alive():
+        process.kill()
+        process.join()
+    if not result.exists():
+        raise RuntimeError(f"the isolated process ended with exit code {process.exitcode} and no result")
+    said: dict[str, Any] = json.loads(result.read_text())
+    if "diverged" in said:
+        raise Diverged(*said["diverged"])
+    if "error" in said:
+        raise RuntimeError(said["error"])
+    return said
+
+
+def _child(target: Callable[..., dict[str, Any]], folder: str, arguments: tuple[Any, ...]) -> None:
+    """In the child: an empty working, temporary and home folder, then the work, then result.json in one piece."""
+    empty = Path(folder) / "empty" / "empty"
+    empty.mkdir(parents=True)
+    os.chdir(empty)
+    tempfile.tempdir = os.environ["TMPDIR"] = os.environ["HOME"] = str(empty)
+    try:
+        said = target(Path(folder), *arguments)
+    except Diverged as diverged:
+        said = {"diverged": [diverged.task, diverged.epoch, diverged.lr]}
+    except BaseException as error:  # whatever a method raises is the parent's to report
+        said = {"error": f"{type(error).__name__}: {error}"}
+    writing = Path(folder) / "result.writing"
+    writing.write_text(json.dumps(said))
+    writing.rename(Path(folder) / "result.json")
+
+
+def _learn(
+    folder: Path,
+    cell: Cell,
+    plan: Plan,
+    index: int,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    sealed: bytes | None,
+    device: str,
+) -> dict[str, Any]:
+    from cilbench.protocol import learn_and_seal, peak_memory_bytes
+
+    there, lines, trained = torch.device(device), list[Any](), list[int]()
+    task = Task(index, torch.from_numpy(images).to(there), torch.from_numpy(labels).to(there))
+    result = learn_and_seal(cell, plan, task, sealed, there, lines.append, lambda share, count: trained.append(count))
+    (folder / "state").write_bytes(result)
+    return {"lines": lines, "images": sum(trained), "peak_memory_bytes": peak_memory_bytes(there)}
+
+
+def _judge(
+    folder: Path, cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8], device: str
+) -> dict[str, Any]:
+    from cilbench.protocol import predict, revive
+
+    there = torch.device(device)
+    top = predict(revive(cell, plan, sealed, there), torch.from_numpy(images).to(there), cell.spec.card.heads)
+    for number, predictions in enumerate(top.values()):
+        np.save(folder / f"{number}.npy", predictions)
+    return {}
