@@ -62,7 +62,7 @@ def judge_apart(
 
 def _in_a_process(target: Callable[..., dict[str, Any]], folder: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
     """Run `target(folder, *arguments)` in a fresh process; what it left in result.json."""
-    process = get_context("spawn").Process(target=_child, args=(target, folder, arguments))
+    process = get_context("spawn").Process(target=_child, args=(target, folder, torch.get_num_threads(), arguments))
     process.start()
     result = Path(folder) / "result.json"
     while process.is_alive() and not result.exists():
@@ -81,8 +81,9 @@ def _in_a_process(target: Callable[..., dict[str, Any]], folder: str, arguments:
     return said
 
 
-def _child(target: Callable[..., dict[str, Any]], folder: str, arguments: tuple[Any, ...]) -> None:
+def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arguments: tuple[Any, ...]) -> None:
     """In the child: an empty working, temporary and home folder, then the work, then result.json in one piece."""
+    torch.set_num_threads(threads)  # sums depend on it
     empty = Path(folder) / "empty" / "empty"
     empty.mkdir(parents=True)
     os.chdir(empty)
