@@ -262,6 +262,17 @@ def test_what_is_in_the_way_is_named_and_kept(cilbench, tmp_path):
     assert json.loads((folder / "cell.json").read_text())["status"] == "done"
 
 
+def started(arguments: tuple[str, ...], data_dir: Path, cwd: Path, until: str) -> subprocess.Popen[str]:
+    """A command that runs on after it has printed `until`."""
+    command = [sys.executable, "-c", "from cilbench.cli import main; main()", *arguments]
+    env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, cwd=cwd, env=env, stdout=subprocess.PIPE, text=True)
+    assert process.stdout is not None
+    while until not in process.stdout.readline():
+        assert process.poll() is None
+    return process
+
+
 def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
     request = (
         *DIGITS,
@@ -275,12 +286,7 @@ def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
         "icarl.max_steps=40",
     )
     assert cilbench(*request, "--out", "whole").returncode == 0
-    command = [sys.executable, "-c", "from cilbench.cli import main; main()", *request, "--out", "killed"]
-    env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    assert process.stdout is not None
-    while "task 2/5" not in process.stdout.readline():
-        assert process.poll() is None
+    process = started((*request, "--out", "killed"), data_dir, tmp_path, until="task 2/5")
     process.kill()
     process.wait()
     again = cilbench(*request, "--out", "killed")
@@ -302,12 +308,7 @@ def test_two_at_once_do_not_meet(cilbench, data_dir, tmp_path):
         "--set",
         "icarl.max_steps=40",
     )
-    command = [sys.executable, "-c", "from cilbench.cli import main; main()", *request]
-    env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1"}
-    first = subprocess.Popen(command, cwd=tmp_path, env=env, stdout=subprocess.PIPE, text=True)
-    assert first.stdout is not None
-    while "task 1/5" not in first.stdout.readline():
-        assert first.poll() is None
+    first = started(request, data_dir, tmp_path, until="task 1/5")
     second = cilbench(*request)
     assert second.returncode == 1
     assert "another process is at it" in second.stdout

@@ -30,7 +30,7 @@ from cilbench.datasets import FILES, DatasetError, builtin_cards, card, default_
 from cilbench.errors import RequestError
 from cilbench.methods.backbones import BACKBONES
 
-SHARED_DATA = Path("/work/shared/data/unpack.py")
+SHARED_DATA = Path(__file__).resolve().parents[2] / "shared" / "data" / "unpack.py"  # beside a checkout, or not
 Tree = dict[str, Image.Image | bytes]
 
 
