@@ -90,8 +90,7 @@ def codec_rows(side: int, count: int) -> list[dict[str, Any]]:
 
 
 def compare(ours: Callable[[], object], reference: Callable[[], object], count: int) -> dict[str, float]:
-    """Both in turn, `ROUNDS` times after one round that does not count: medians of images/s and of the paired
-    ratios."""
+    """Both in turn, `ROUNDS` times after one that does not count: medians of images/s and of the paired ratios."""
     rates: list[tuple[float, float]] = []
     for _ in range(ROUNDS + 1):
         rates.append((_rate(ours, count), _rate(reference, count)))

@@ -244,7 +244,7 @@ def methods(bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the cit
         Console(width=None if sys.stdout.isatty() else 140).print(methods_table())
 
 
-# typer brought click's exceptions in with release 0.20-odd; by this road both layouts give them.
+# Older releases of typer raise click's exceptions, newer ones bring their own copy: this is the base in both.
 _WrongUse: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 
 

@@ -182,8 +182,7 @@ def _learn_here(
     lines: list[Mapping[str, Any]],
     reporter: Reporter,
 ) -> Learned:
-    """`learn_and_seal` in this process, what is logged added to `lines`. What the method may call lives for this
-    task."""
+    """`learn_and_seal` in this process, what is logged added to `lines`. What it may call lives for one task."""
     trained: list[int] = []
     before, tasks = task.index, cell.scenario.tasks
 

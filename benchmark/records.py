@@ -269,8 +269,7 @@ class _Recorded:
         )
 
     def contradictions(self, folder_name: str) -> Iterator[str]:
-        """Where cell.json, ledger.csv and the folder's name do not agree, whether or not a task's file is still
-        there."""
+        """Where cell.json, ledger.csv and the folder's name do not agree; a task's file need not be there."""
         if self.id != folder_name:
             yield f"the run says that it is {self.id!r}"
         extra = sorted(set(self.rows) - set(self.tasks))

@@ -22,8 +22,7 @@ class Encoded:
     """N images: `payload` uint8 [Σ lengths]; `lengths` int64 [N], bytes of each; `boxes` int16 [N, 4] or None.
 
     What a codec stores beside the payload (`Codec.beside`) is not charged under `published`: boxes, or lengths where
-    they follow from
-    nothing else.
+    they follow from nothing else.
     """
 
     payload: Tensor

@@ -15,10 +15,9 @@ Fill = Literal["published", "adaptive"]
 class Budget:
     """Bytes a learner may carry over a task boundary, and how they may be spent.
 
-    `accounting` is the convention they are counted in; `storage` the type backbones and generators are stored as;
-    `fill`
-    "adaptive" lets exemplars have what the models do not need yet, "published" gives them the same bytes at every
-    boundary.
+    `accounting` is the convention they are counted in; `storage` the type backbones and generators are stored as.
+    With `fill` "published" exemplars have the same bytes at every boundary, with "adaptive" also what the models do
+    not need yet.
     """
 
     bytes: int

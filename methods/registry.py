@@ -84,8 +84,7 @@ class MethodSpec:
         return self.base.full_bytes(budget, scenario, **self._with_compression(scenario))  # type: ignore[attr-defined]
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
-        """A fresh learner that knows nothing and shares no object, in which something could be handed on, with
-        another."""
+        """A fresh learner that knows nothing, and shares no object in which something could be handed on."""
         own = copy.deepcopy((plan, self._config, scenario, self._with_compression(scenario)))
         method: Method = self.base(*own[:3], device, **own[3])
         return method

@@ -262,6 +262,19 @@ def test_what_is_in_the_way_is_named_and_kept(cilbench, tmp_path):
     assert json.loads((folder / "cell.json").read_text())["status"] == "done"
 
 
+SLOW = (  # long enough to be met in the middle
+    *DIGITS,
+    "--methods",
+    "icarl",
+    "--budget",
+    "24KiB",
+    "--set",
+    "icarl.epochs=30",
+    "--set",
+    "icarl.max_steps=40",
+)
+
+
 def started(arguments: tuple[str, ...], data_dir: Path, cwd: Path, until: str) -> subprocess.Popen[str]:
     """A command that runs on after it has printed `until`."""
     command = [sys.executable, "-c", "from cilbench.cli import main; main()", *arguments]
@@ -274,22 +287,11 @@ def started(arguments: tuple[str, ...], data_dir: Path, cwd: Path, until: str) -
 
 
 def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
-    request = (
-        *DIGITS,
-        "--methods",
-        "icarl",
-        "--budget",
-        "24KiB",
-        "--set",
-        "icarl.epochs=30",
-        "--set",
-        "icarl.max_steps=40",
-    )
-    assert cilbench(*request, "--out", "whole").returncode == 0
-    process = started((*request, "--out", "killed"), data_dir, tmp_path, until="task 2/5")
+    assert cilbench(*SLOW, "--out", "whole").returncode == 0
+    process = started((*SLOW, "--out", "killed"), data_dir, tmp_path, until="task 2/5")
     process.kill()
     process.wait()
-    again = cilbench(*request, "--out", "killed")
+    again = cilbench(*SLOW, "--out", "killed")
     assert again.returncode == 0
     assert "goes on after task" in again.stdout
     whole, killed = (next((tmp_path / name).glob("*/predictions.npz")).read_bytes() for name in ("whole", "killed"))
@@ -297,19 +299,8 @@ def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
 
 
 def test_two_at_once_do_not_meet(cilbench, data_dir, tmp_path):
-    request = (
-        *DIGITS,
-        "--methods",
-        "icarl",
-        "--budget",
-        "24KiB",
-        "--set",
-        "icarl.epochs=30",
-        "--set",
-        "icarl.max_steps=40",
-    )
-    first = started(request, data_dir, tmp_path, until="task 1/5")
-    second = cilbench(*request)
+    first = started(SLOW, data_dir, tmp_path, until="task 1/5")
+    second = cilbench(*SLOW)
     assert second.returncode == 1
     assert "another process is at it" in second.stdout
     first.communicate()

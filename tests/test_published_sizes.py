@@ -1,7 +1,5 @@
 """Every published number of the accounting, rebuilt from the networks: parameters, budgets, exemplar counts."""
 
-import math
-
 import pytest
 import torch
 
@@ -97,12 +95,6 @@ def test_the_boundary_keeps_the_published_number_a_class():
     per_class = [plan.exemplar_bytes[t] // cell.scenario.seen(t) // cell.scenario.image_bytes for t in range(10)]
     assert per_class == [2000 // seen for seen in range(10, 101, 10)]
     assert plan.model_bytes + 2000 * 3072 == plan.budget.bytes == 7_998_016
-
-
-def test_bytes_of_a_share_give_the_floor_of_the_floor():
-    for budget_bytes in (7_998_016, 13_018_240, 123_456):
-        for seen in (10, 30, 70, 100):
-            assert budget_bytes // seen // 3072 == math.floor(math.floor(budget_bytes / 3072) / seen)
 
 
 def test_labels_mean_their_bytes_only_on_their_protocol():
