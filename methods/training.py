@@ -212,8 +212,7 @@ def fit(
     """Train `parameters` on `loss(x_BCHW, labels_B)` for the whole schedule. Raises Diverged.
 
     `compressing` has its turn before every epoch and may show a batch as it will look once stored. Where a task is
-    learned in
-    several phases, `phase` names this one in the log and `part` is its share of the task, (from, to).
+    learned in several phases, `phase` names this one in the log and `part` is its share of the task, (from, to).
     """
     images, labels = lesson.images, lesson.labels
     learning = [p for p in parameters if p.requires_grad]
