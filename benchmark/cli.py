@@ -55,7 +55,10 @@ Inc = Annotated[
 ]
 Seeds = Annotated[str, typer.Option("--seeds", help="Seeds of everything random but the class order.")]
 Orders = Annotated[str, typer.Option("--orders", help="Seeds of the class order; every pair with --seeds is a run.")]
-RecipeOpt = Annotated[str | None, typer.Option("--recipe", help="published, fast (a tenth of the epochs) or smoke.")]
+RecipeOpt = Annotated[
+    str | None,
+    typer.Option("--recipe", help="published, fast (a tenth of the epochs), a share of them such as 0.3, or smoke."),
+]
 Backbone = Annotated[str, typer.Option("--backbone", help="auto, or one network for every method that has a choice.")]
 AccountingOpt = Annotated[str, typer.Option("--accounting", help="What the budget binds: published or strict.")]
 StorageOpt = Annotated[str, typer.Option("--storage", help="Backbones are stored as fp32, bf16 or fp16.")]
@@ -65,6 +68,9 @@ FillOpt = Annotated[
 AlignTo = Annotated[
     str | None,
     typer.Option("--align-to", help="In place of a budget: a method's full size, e.g. der (memory-aligned)."),
+]
+PrecisionOpt = Annotated[
+    str, typer.Option("--precision", help="fp32, bf16, or auto: bf16 where it was measured to be faster.")
 ]
 Settings = Annotated[list[str] | None, typer.Option("--set", help="A hyper-parameter, e.g. icarl.lr=0.05; repeatable.")]
 DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data sets are kept.")]
@@ -86,6 +92,7 @@ def run(
     storage: StorageOpt = "fp32",
     fill: FillOpt = "published",
     align_to: AlignTo = None,
+    precision: PrecisionOpt = "auto",
     settings: Settings = None,
     device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
     data_dir: DataDir = None,
@@ -113,6 +120,7 @@ def run(
         storage=storage,
         fill=fill,
         align_to=align_to,
+        precision=precision,
         settings=tuple(settings or ()),
         data_dir=data_dir,
     )

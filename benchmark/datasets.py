@@ -63,7 +63,8 @@ class DatasetCard:
 
     `image_shape` (C, H, W); `base` and `inc` the default protocol, `recipe` the default recipe; `mean` and `std` per
     channel of pixels in [0, 1]; `overrides` are settings this data set needs in place of a method's own ("batch_size")
-    or of one method's ("dgm.z_dim"); `fetch` is a torchvision class, "sklearn", or None where only an import will do.
+    or of one method's ("dgm.z_dim"); `train_images` is how many there are to learn from; `fetch` is a torchvision
+    class, "sklearn", or None where only an import will do.
     """
 
     name: str
@@ -80,6 +81,7 @@ class DatasetCard:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: "Augmentation"
+    train_images: int
     overrides: Mapping[str, object] = field(default_factory=dict)
     fetch: str | None = None
 
@@ -126,6 +128,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         mean=(0.3058,),
         std=(0.3764,),
         augmentation=Augmentation(padding=1, flip=False, brightness=0.0),
+        train_images=1438,
         overrides={"batch_size": 32, "dgm.z_dim": 16, "dgm.epochs": 200, "dgm.lr": 5e-3},
         fetch="sklearn",
     )
@@ -149,6 +152,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         mean=(0.5071, 0.4867, 0.4408),
         std=(0.2675, 0.2565, 0.2761),
         augmentation=Augmentation(),
+        train_images=50_000,
         fetch="CIFAR100",
     )
     cifar10 = replace(
@@ -176,6 +180,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         augmentation=Augmentation(flip=False),
+        train_images=73_257,
         fetch="SVHN",
     )
     mnist = replace(
@@ -194,6 +199,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         image_shape=(1, 28, 28),
         mean=(0.1307,),
         std=(0.3081,),
+        train_images=60_000,
         fetch="MNIST",
     )
     imagenet100 = DatasetCard(
@@ -221,6 +227,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
         augmentation=Augmentation(),
+        train_images=130_000,
     )
     imagenet1000 = replace(
         imagenet100,
@@ -230,6 +237,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         base=0,
         inc=100,
         base_exemplars=20_000,
+        train_images=1_281_167,
         # The general layers stay as they are, as in MEMO's own scripts for this protocol; a z with room for noise.
         overrides={"memo.train_general": "no", "dgm.z_dim": 1128},
     )
@@ -398,6 +406,7 @@ def _imported_card(name: str, meta: "_Meta") -> DatasetCard:
         mean=meta.mean,
         std=meta.std,
         augmentation=Augmentation(),
+        train_images=meta.counts["train"],
     )
 
 

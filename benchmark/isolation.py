@@ -19,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 from cilbench.methods.contract import Plan, Task
+from cilbench.methods.engine import numerics
 from cilbench.methods.training import Diverged
 from cilbench.request import Cell
 
@@ -124,7 +125,8 @@ def _judge(
     from cilbench.protocol import predict, revive
 
     there = torch.device(device)
-    top = predict(revive(cell, plan, sealed, there), torch.from_numpy(images).to(there), cell.spec.card.heads)
+    with numerics(there, cell.precision, cell.layout):
+        top = predict(revive(cell, plan, sealed, there), torch.from_numpy(images).to(there), cell.spec.card.heads)
     for number, predictions in enumerate(top.values()):
         np.save(folder / f"{number}.npy", predictions)
     return {}

@@ -32,6 +32,7 @@ from cilbench.budgets.size import format_bytes
 from cilbench.datasets import Dataset
 from cilbench.isolation import Learned, judge_apart, learn_apart
 from cilbench.methods.contract import Context, Method, Plan, Task
+from cilbench.methods.engine import numerics
 from cilbench.methods.training import Diverged, evaluation_batch
 from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord
 from cilbench.request import Cell
@@ -108,7 +109,7 @@ def _cell_record(
         "request": {**cell.request, "budget_label": cell.budget_label},
         "card": asdict(cell.spec.card),
         "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
-        "environment": environment(device),
+        "environment": {**environment(device), "layout": cell.layout},
         "timing": _timing(records),
         "events": folder.events(),
         "tasks": [asdict(record) for record in records],
@@ -151,7 +152,7 @@ def _tasks(
         gc.collect()
         sealed = learned.sealed
         ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
-        if ledger.total(cell.budget.accounting) > cell.budget.bytes:
+        if cell.spec.card.bounded and ledger.total(cell.budget.accounting) > cell.budget.bytes:
             raise OverBudget(index, ledger, cell.budget)
         exemplars = _exemplars(sealed)
         predictions = _judged(cell, plan, sealed, dataset, index, device, isolate)
@@ -207,7 +208,8 @@ def _judged(
     if isolate:
         top = judge_apart(cell, plan, sealed, shuffled.cpu().numpy(), device)
     else:
-        top = predict(revive(cell, plan, sealed, device), shuffled, cell.spec.card.heads)
+        with numerics(device, cell.precision, cell.layout):
+            top = predict(revive(cell, plan, sealed, device), shuffled, cell.spec.card.heads)
     seen = cell.scenario.seen(task)
     for head, predicted in top.items():
         in_range = predicted.shape == (len(images), 5) and predicted.min() >= -1 and predicted.max() < seen
@@ -233,15 +235,17 @@ def learn_and_seal(
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # a plug-in's; and a random state must not carry bytes over the boundary either
     random.seed(seed)
-    method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
-    generator = torch.Generator(device).manual_seed(seed)
-    method.learn(task, Context(generator, log, progress))
-    return seal(method.state(), cell.budget.storage)
+    with numerics(device, cell.precision, cell.layout):
+        method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
+        generator = torch.Generator(device).manual_seed(seed)
+        method.learn(task, Context(generator, log, progress))
+        return seal(method.state(), cell.budget.storage)
 
 
 def revive(cell: Cell, plan: Plan, sealed: bytes, device: torch.device) -> Method:
     """A new learner from sealed bytes."""
-    method = cell.spec.build(plan, cell.scenario, device)
+    with numerics(device, cell.precision, cell.layout):
+        method = cell.spec.build(plan, cell.scenario, device)
     method.load({key: tensor.to(device) if _lives_on_device(key) else tensor for key, tensor in unseal(sealed).items()})
     return method
 

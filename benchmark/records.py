@@ -245,6 +245,7 @@ class _Recorded:
     status: str
     expected: int
     budget_bytes: int
+    bounded: bool
     accounting: str
     allowance: Allowance
     tasks: Mapping[int, TaskRecord]
@@ -262,6 +263,7 @@ class _Recorded:
             status=cell["status"],
             expected=int(request["tasks"]),
             budget_bytes=int(request["budget_bytes"]),
+            bounded=cell["card"].get("competes") is not False or cell["card"].get("bounded") is not False,
             accounting=request["accounting"],
             allowance=Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"]))),
             tasks={int(task["task"]): TaskRecord(**task) for task in cell["tasks"]},
@@ -283,7 +285,7 @@ class _Recorded:
                 if listed != getattr(record, column):
                     yield f"task {task}: {column} are {getattr(record, column)} in cell.json, {listed} in ledger.csv"
             spent = record.published_bytes if self.accounting == "published" else record.strict_bytes
-            if spent > self.budget_bytes:
+            if spent > self.budget_bytes and self.bounded:
                 yield f"task {task}: {spent} B of a budget of {self.budget_bytes} B"
 
     def differences(self, path: Path) -> list[str]:

@@ -18,8 +18,9 @@ from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, parse_budget_mb, parse_bytes
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
+from cilbench.methods.engine import Layout, Precision
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
-from cilbench.methods.training import RECIPES
+from cilbench.methods.training import recipe_named
 from cilbench.scenario import make_scenario
 
 
@@ -41,13 +42,17 @@ class RunRequest:
     storage: str = "fp32"
     fill: str = "published"
     align_to: str | None = None
+    precision: str = "auto"
     settings: tuple[str, ...] = ()
     data_dir: Path | None = None
 
 
 @dataclass(frozen=True)
 class Cell:
-    """One run: a method with its settings, a budget, a scenario, a seed."""
+    """One run: a method with its settings, a budget, a scenario, a seed.
+
+    `precision` is part of the result; `layout` (of feature maps in memory) of how fast it comes, to rounding.
+    """
 
     spec: MethodSpec
     scenario: Scenario
@@ -56,6 +61,8 @@ class Cell:
     seed: int
     order: int
     recipe: str
+    precision: Precision = "fp32"
+    layout: Layout = "contiguous"
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -76,7 +83,7 @@ class Cell:
             "fill": self.budget.fill,
             "recipe": self.recipe,
             "backbone": self.scenario.backbone,
-            "precision": "fp32",
+            "precision": self.precision,
             "config": self.spec.settings(),
         }
 
@@ -100,13 +107,19 @@ class Cell:
 
 
 def cells(request: RunRequest) -> list[Cell]:
-    """Every (budget, method, seed, order). Raises RequestError (DatasetError for an unknown data set)."""
+    """Every (budget, method, seed, order). Raises RequestError (DatasetError for an unknown data set).
+
+    What does not compete is a line in every figure and runs once, at the largest budget. A precision of "auto" is the
+    device's to choose (`sweep`); until then it is float32.
+    """
     card = datasets.card(request.dataset, request.data_dir or datasets.default_data_dir())
     base = card.base if request.base is None else request.base
     inc = card.inc if request.inc is None else request.inc
     recipe = request.recipe or card.recipe
-    if recipe not in RECIPES:
-        raise RequestError(f"--recipe {recipe}: allowed are {', '.join(RECIPES)}")
+    try:
+        recipe_named(recipe)
+    except ValueError as error:
+        raise RequestError(f"--recipe {recipe}: {error}") from None
     terms = Budget(
         bytes=0,
         accounting=_one_of("--accounting", request.accounting, Accounting),
@@ -120,9 +133,11 @@ def cells(request: RunRequest) -> list[Cell]:
         raise RequestError(str(error)) from None
     specs = _methods(request, recipe, card.overrides)
     budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
+    precision: Precision = _one_of("--precision", request.precision.replace("auto", "fp32"), Precision)
     return [
-        Cell(spec, scenarios[order], replace(terms, bytes=size_bytes), label, seed, order, recipe)
+        Cell(spec, scenarios[order], replace(terms, bytes=size_bytes), label, seed, order, recipe, precision)
         for (size_bytes, label), spec, seed, order in product(budgets, specs, seeds, orders)
+        if spec.card.competes or size_bytes == budgets[-1][0]
     ]
 
 

@@ -44,6 +44,7 @@ def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: 
         mean=card.mean,
         std=card.std,
         augmentation=card.augmentation,
+        train_images=card.train_images,
     )
 
 

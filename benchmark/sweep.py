@@ -7,6 +7,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,8 +16,11 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from cilbench import datasets
+from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import format_bytes
 from cilbench.errors import RequestError
+from cilbench.methods.contract import Plan, Scenario
+from cilbench.methods.engine import pick_layout, pick_precision
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
 from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord
@@ -26,16 +30,18 @@ from cilbench.request import Cell, RunRequest, cells, check_feasible
 def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool) -> int:
     """Run what is not done yet; 0 if every cell is done in the end, else 1. Raises RequestError before it starts."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    asked = cells(request)
-    plans = check_feasible(asked)
+    asked = cells(request)  # everything that is wrong with a request but its precision shows here
     where = pick_device(device)
+    if request.precision == "auto":
+        asked = cells(replace(request, precision=_fastest_precision(asked[0].scenario, where)))
+    plans = check_feasible(asked)
     _check_writable(out)
     folders = {cell.id: RunFolder(out, cell.id) for cell in asked}
     if not fresh:
         for folder in folders.values():
             folder.outcome()  # what is in the way is found before any training
     dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
-    for line in [*announce(asked), f"device {where}; run folders in {out}"]:
+    for line in [*announce(asked), f"device {where}, {asked[0].precision}; run folders in {out}"]:
         console.print(line, markup=False)
     outcomes: dict[str, Outcome] = {}
     with _watch(console, len(asked)) as watch:
@@ -48,11 +54,32 @@ def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: b
                     if fresh:
                         folders[cell.id].discard()
                     outcomes[cell.id] = _settled(folders[cell.id], watch) or run_cell(
-                        cell, plans[cell.id], dataset, folders[cell.id], where, watch, keep, isolate
+                        _laid_out(cell, plans[cell.id], where),
+                        plans[cell.id],
+                        dataset,
+                        folders[cell.id],
+                        where,
+                        watch,
+                        keep,
+                        isolate,
                     )
             if outcomes[cell.id].status != "done":
                 watch.note(f"{_title(cell)}: {outcomes[cell.id].status}: {outcomes[cell.id].reason}")
     return _conclude(console, asked, outcomes, out)
+
+
+def _fastest_precision(scenario: Scenario, device: torch.device) -> str:
+    """One precision for all methods of a request: that of the protocol's own backbone."""
+    backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
+    return pick_precision(device, scenario.family, backbone, scenario.image_shape[0])
+
+
+def _laid_out(cell: Cell, plan: Plan | BudgetTooSmall, device: torch.device) -> Cell:
+    """The cell in the memory layout that is faster for its backbone."""
+    if isinstance(plan, BudgetTooSmall):
+        return cell
+    family, channels = cell.scenario.family, cell.scenario.image_shape[0]
+    return replace(cell, layout=pick_layout(device, cell.precision, family, plan.backbone, channels))
 
 
 def _settled(folder: RunFolder, watch: "_Watch") -> Outcome | None:

@@ -34,11 +34,14 @@ class Encoded:
 
     def within(self, limit_bytes: int, overhead_bytes: int = 0) -> "Encoded":
         """The longest prefix that costs at most `limit_bytes`, an image its payload and `overhead_bytes`."""
-        keep = int((torch.cumsum(self.lengths + overhead_bytes, 0) <= limit_bytes).sum())
+        return self.first(int((torch.cumsum(self.lengths + overhead_bytes, 0) <= limit_bytes).sum()))
+
+    def first(self, count: int) -> "Encoded":
+        """The first `count` images, or all there are."""
         return Encoded(
-            self.payload[: int(self.lengths[:keep].sum())],
-            self.lengths[:keep],
-            None if self.boxes is None else self.boxes[:keep],
+            self.payload[: int(self.lengths[:count].sum())],
+            self.lengths[:count],
+            None if self.boxes is None else self.boxes[:count],
         )
 
 

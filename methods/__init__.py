@@ -10,12 +10,18 @@ METHODS: dict[str, str] = {
     "der": "cilbench.methods.der:DER",
     "foster": "cilbench.methods.foster:FOSTER",
     "replay": "cilbench.methods.replay:Replay",
+    "finetune": "cilbench.methods.finetune:Finetune",
+    "joint": "cilbench.methods.joint:Joint",
 }
 
 COMPRESSIONS: dict[str, str] = {
     "cim": "cilbench.methods.cim:CIM",
 }
 
+# A short name → what it is short for, as it could be typed.
 ALIASES: dict[str, str] = {
     "cim": "foster+cim",
+    "dgmw": "dgm",
+    "dgma": "dgm --set dgm.variant=dgma --set dgm.s_max=1e5 --set dgm.sparsity=0.01",  # the authors' cfg_mnist_dgma.yml
+    "dgm+exemplars": "dgm --set dgm.exemplars=true",
 }

@@ -48,6 +48,7 @@ class Scenario:
     mean: tuple[float, ...]
     std: tuple[float, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
+    train_images: int = 0  # of all classes together, as far as is known before the data is read
 
     @property
     def classes(self) -> int:
@@ -109,7 +110,8 @@ class Plan:
 class MethodCard:
     """Who a method is. `name` stands in legends.
 
-    `heads`: the predictions it makes, the published one first. `port`: what is not as in the paper.
+    `heads`: the predictions it makes, the published one first. `port`: what is not as in the paper. Who does not
+    compete may be unbounded: a ceiling that ignores the budget, weighed all the same.
     """
 
     key: str
@@ -121,6 +123,11 @@ class MethodCard:
     rehearsal: bool
     port: str = ""
     competes: bool = True  # False for a floor or ceiling that is drawn as a line
+    bounded: bool = True  # False: no budget binds it
+
+    def __post_init__(self) -> None:
+        if self.competes and not self.bounded:
+            raise ValueError(f"{self.key}: what no budget binds cannot compete")
 
 
 @dataclass
@@ -153,12 +160,24 @@ class Method(Protocol):
 
     def __init__(self, plan: Plan, config: Any, scenario: Scenario, device: torch.device) -> None: ...
 
+    @classmethod
+    def epochs(cls, config: Any, task: int) -> int:
+        """Passes over the data of task number `task`, all its phases together: what an estimate of time multiplies."""
+        ...
+
     def learn(self, task: Task, context: Context) -> None:
         """Learn the next task. `task.images` and `task.labels` are on the device."""
         ...
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         """uint8 [B, C, H, W] on the device → for each head float [B, seen], larger is likelier."""
+        ...
+
+    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Up to so many images of every class as the learner would rehearse them, for people to look at.
+
+        uint8 [N, C, H, W] and their classes int64 [N], sorted; none where it carries no images.
+        """
         ...
 
     def state(self) -> State:

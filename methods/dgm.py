@@ -1,7 +1,7 @@
 """DGM: Learning to Remember, a synaptic plasticity driven framework (Ostapenko 2019, CVPR, arXiv 1904.03137).
 
 Keeps      the generator's shared weights; per task its BatchNorm, output layer and masks (one bit an entry); the
-           discriminator, whose class head is the classifier. No image.
+           discriminator, whose class head is the classifier. No image; `dgm+exemplars`: real ones, see below.
 Recomputes images of old classes (as many as a new class has, dropped after the task); what the masks reserve.
 Paper      a conditional WGAN-GP whose discriminator also classifies; masks m = σ(s·e) learned with the generator under
            double annealing; what a task reserved is never written again, and the generator grows by as much.
@@ -19,18 +19,27 @@ Deviations, each with its reason:
   At 8 and 16, not in the paper, the generator lacks its first layers (a width of g is always the last shared layer's);
   the discriminator keeps at least two convolutions.
 - Replayed images are rounded to uint8, as real ones are. No augmentation, as in the paper.
+
+`exemplars` (`dgm+exemplars`) keeps real images with the bytes left over. The authors' code has no such variant; ours:
+- Bytes. The plan is that of dgm, and growth comes first: exemplars get what the budget has left once the networks of a
+  boundary are weighed, ⌊left / seen⌋ a class, whatever `--fill` says. The plan reserves for masks that take all there
+  is, so more is left than it promises; the next boundary leaves less, and they shrink.
+- Choice. Herded, as iCaRL's, by the features that the class head sees; stored as they are.
+- Use. In the class loss an old class's exemplars take the place of as many of its generated images, so that classes
+  stay as balanced as they are in dgm. The critic and the generator learn from the task's own images alone.
 """
 
 import bisect
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cilbench.budgets.codecs import Encoded, Raw
 from cilbench.budgets.ledger import Accounting, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, Storage, ledger_of_state, unpack_bits
@@ -49,9 +58,11 @@ from cilbench.methods.dgm_generator import (
     restore,
     sparsity,
 )
+from cilbench.methods.memory import ExemplarMemory
 from cilbench.methods.training import Count, Diverged, Positive, Rate, Weight, in_batches, in_epochs
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
+COUNT_BYTES = 4  # strict: of an exemplar memory, the number of a class's images, int32
 SETTLING = 1024  # images whose statistics a task's BatchNorm keeps
 
 
@@ -81,6 +92,7 @@ class DGM:
         generator_class_weight: Weight = (
             1.0  # cfg: aux_G of ImageNet-50; without it a task's classes are not told apart
         )
+        exemplars: bool = False  # ours: real images with the bytes left over
         max_steps: Count | None = None  # at most so many batches an epoch; only the smoke recipe sets it
 
     card: ClassVar[MethodCard] = MethodCard(
@@ -108,6 +120,7 @@ class DGM:
         self.side, self.d = working_side(scenario), plan.details["d"]
         self.initial_widths = layer_widths(plan.details["width"], self.side)
         self.generator = self._new_generator(self.initial_widths)
+        self.memory = ExemplarMemory(Raw(), scenario, plan.exemplar_bytes, overhead_bytes=0)
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config) -> Plan:
@@ -134,7 +147,7 @@ class DGM:
             limit = budget.bytes if accounting == budget.accounting else math.inf  # met by clipping growth
             return tuple(int(min(ledger.total(accounting), limit)) for ledger in ledgers)
 
-        return Plan(
+        plan = Plan(
             budget=budget,
             backbone=f"dcgan-g{width}-d{d}",
             exemplars=0,
@@ -144,12 +157,17 @@ class DGM:
             strict_bytes=totals("strict"),
             details={"width": width, "d": d},
         )
+        return _with_exemplars(plan, scenario, ledgers) if config.exemplars else plan
+
+    @classmethod
+    def epochs(cls, config: Config, task: int) -> int:
+        return config.epochs
 
     def learn(self, task: Task, context: Context) -> None:
         """Raises Diverged."""
         config, generator, t, rng = self.config, self.generator, task.index, context.generator
         images, labels = self._resized(task.images), task.labels
-        old_images, old_labels = self._remembered(max(1, round(len(images) / len(self.scenario.new(t)))), rng)
+        old_images, old_labels = self._rehearsed(max(1, round(len(images) / len(self.scenario.new(t)))), rng)
         pool, pool_labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])
 
         self.discriminator = net = self._new_discriminator(self.scenario.seen(t))
@@ -224,14 +242,21 @@ class DGM:
         generator.settle(self._noise(classes.repeat(math.ceil(SETTLING / len(classes))), rng), t)
         if t < self.scenario.tasks - 1:
             self._grow(t, context)
+        if config.exemplars:
+            self._keep_exemplars(task)
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
-        net = self.discriminator.eval()
         with torch.no_grad():
-            return {"head": net.classes(net(_signed(self._resized(images))))}
+            return {"head": self.discriminator.classes(self._features(images))}
+
+    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Generated images of every class seen, sorted by class: uint8 [N, C, H, W], int64 [N]."""
+        counts = torch.full((self._seen,), per_class, device=self.device)
+        images, labels = self._generated(counts, generator)
+        return resized(images, self.scenario.image_shape[1:]), labels
 
     def state(self) -> State:
-        return export(self.generator, self.discriminator)
+        return {**export(self.generator, self.discriminator), **self.memory.export()}
 
     def load(self, state: State) -> None:
         layers = range(len(self.initial_widths))
@@ -245,6 +270,7 @@ class DGM:
         self.discriminator = self._new_discriminator(len(state["head/classes.bias"]))
         restore(self.generator, state)
         restore(self.discriminator, state)
+        self.memory.load(state)
 
     def replay(self, labels: Tensor, task: int, rng: torch.Generator) -> Tensor:
         """uint8 images [N, C, S, S] of classes `labels`, int64 [N], that an earlier `task` brought."""
@@ -256,15 +282,51 @@ class DGM:
 
         return in_batches(made, labels)
 
-    def _remembered(self, per_class: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        """So many images of every old class: uint8 [N, C, S, S], int64 [N]."""
+    def _rehearsed(self, per_class: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Every old class `per_class` times, exemplars before generated images: uint8 [N, C, S, S], int64 [N]."""
+        real, real_labels = self.memory.decoded(self.device)
+        missing = (per_class - real_labels.bincount(minlength=self._seen)).clamp(min=0)
+        images, labels = self._generated(missing, rng)
+        return torch.cat([self._resized(real), images]), torch.cat([real_labels, labels])
+
+    def _generated(self, counts: Tensor, rng: torch.Generator) -> tuple[Tensor, Tensor]:
+        """`counts[k]` images of class k: uint8 [N, C, S, S], int64 [N], sorted by class."""
         channels = self.scenario.image_shape[0]
         images = [torch.empty(0, channels, self.side, self.side, dtype=torch.uint8, device=self.device)]
         labels = [torch.empty(0, dtype=torch.int64, device=self.device)]
         for t in range(len(self.generator.tasks)):
-            labels.append(torch.tensor(self.scenario.new(t), device=self.device).repeat_interleave(per_class))
+            classes = torch.tensor(self.scenario.new(t), device=self.device)
+            labels.append(classes.repeat_interleave(counts[classes]))
             images.append(self.replay(labels[-1], t, rng))
         return torch.cat(images), torch.cat(labels)
+
+    @property
+    def _seen(self) -> int:
+        """Classes of the tasks the generator has."""
+        tasks = len(self.generator.tasks)
+        return self.scenario.seen(tasks - 1) if tasks else 0
+
+    def _features(self, images: Tensor) -> Tensor:
+        """uint8 [N, C, H, W] → what both heads of the discriminator see, [N, D]."""
+        features_ND: Tensor = self.discriminator.eval()(_signed(self._resized(images)))
+        return features_ND
+
+    def _keep_exemplars(self, task: Task) -> None:
+        """Real images for the bytes that the networks leave: old classes shrink to their share, new ones get theirs."""
+        budget, seen = self.bounds.budget, self.scenario.seen(task.index)
+        networks = export(self.generator, self.discriminator)
+        ledger = ledger_of_state(networks, budget.storage, self.scenario.allowance)
+        left_bytes = _left_bytes(budget, ledger.total(budget.accounting), seen)
+        dropped = len(self.memory.classes) < self.scenario.new(task.index).start  # at an earlier boundary, for good
+        if dropped or left_bytes // seen < self.memory.least_bytes:
+            self.memory.classes = []
+            return
+
+        def encode(images: Tensor, labels: Tensor) -> Encoded:
+            return self.memory.codec.encode(images.cpu())
+
+        self.memory.exemplar_bytes = (left_bytes,) * self.scenario.tasks
+        self.memory.keep(task, self.scenario.new(task.index), self._features, encode)
 
     def _noise(self, labels_B: Tensor, rng: torch.Generator) -> Tensor:
         """z [B, Z]: the one-hot class, then N(0, 1)."""
@@ -274,15 +336,7 @@ class DGM:
 
     def _resized(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] → uint8 [N, C, S, S]."""
-        size = (self.side, self.side)
-        if images.shape[2:] == size:
-            return images
-
-        def resize(batch: Tensor) -> Tensor:
-            smooth = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)
-            return smooth.round().clamp(0, 255).to(torch.uint8)
-
-        return in_batches(resize, images)
+        return resized(images, (self.side, self.side))
 
     def _grow(self, task: int, context: Context) -> None:
         """Expand after a task as far as the plan's bytes allow, now and, should nothing grow any more, later."""
@@ -326,6 +380,18 @@ def working_side(scenario: Scenario) -> int:
     return 8 if longest <= 8 else 16 if longest <= 16 else 32
 
 
+def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, C, H, W] → uint8 of `size`, bilinear and antialiased."""
+    if images.shape[2:] == size:
+        return images
+
+    def resize(batch: Tensor) -> Tensor:
+        smooth = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)
+        return smooth.round().clamp(0, 255).to(torch.uint8)
+
+    return in_batches(resize, images)
+
+
 def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
     optimizer.zero_grad(set_to_none=True)
     loss.backward()
@@ -335,6 +401,32 @@ def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
 def _signed(images: Tensor) -> Tensor:
     """uint8 → float in [−1, 1]."""
     return images.float() / 127.5 - 1
+
+
+def _left_bytes(budget: Budget, networks_bytes: int, seen: int) -> int:
+    """Bytes for exemplars of `seen` classes beside the networks; under strict their counts are paid first."""
+    counts_bytes = COUNT_BYTES * seen if budget.accounting == "strict" else 0
+    return max(0, budget.bytes - networks_bytes - counts_bytes)
+
+
+def _with_exemplars(plan: Plan, scenario: Scenario, worst: Sequence[Ledger]) -> Plan:
+    """The plan with what is left beside the `worst` ledgers of the networks promised to exemplars.
+
+    They get all that is left in the end, so what the budget binds may be all of it at every boundary; what the other
+    accounting makes of it differs by no more than the worst networks have free, and the counts.
+    """
+    budget, tasks = plan.budget, range(scenario.tasks)
+    seen = [scenario.seen(t) for t in tasks]
+    left_bytes = tuple(_left_bytes(budget, worst[t].total(budget.accounting), seen[t]) for t in tasks)
+    free_bytes = [worst[t].strict - worst[t].published + COUNT_BYTES * seen[t] for t in tasks]
+    strict = budget.accounting == "strict"
+    return replace(
+        plan,
+        exemplars=left_bytes[-1] // scenario.image_bytes,
+        exemplar_bytes=left_bytes,
+        published_bytes=(budget.bytes,) * len(tasks),
+        strict_bytes=tuple(budget.bytes + (0 if strict else free_bytes[t]) for t in tasks),
+    )
 
 
 def _ledger(

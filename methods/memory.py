@@ -116,6 +116,19 @@ class ExemplarMemory:
                 raise ValueError(f"an exemplar of class {label} costs {need_bytes} B, a class may keep {share_bytes} B")
             self.classes.append(kept)
 
+    def keep_all(self, task: Task, new: range) -> None:
+        """Add every image of the task's classes, whatever it costs: only a method that no budget binds may."""
+        for label in new:
+            self.classes.append(self.codec.encode(task.images[task.labels == label].cpu()))
+
+    def first(self, per_class: int) -> tuple[Tensor, Tensor]:
+        """Up to so many of each class, best herded first, decoded: uint8 [N, C, H, W] and their classes int64 [N]."""
+        heads = [c.first(per_class) for c in self.classes]
+        images = [self.codec.decode(head, self.image_shape) for head in heads]
+        counts = torch.tensor([len(head) for head in heads], dtype=torch.int64)
+        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        return torch.cat([empty, *images]), torch.arange(len(counts)).repeat_interleave(counts)
+
     @property
     def least_bytes(self) -> int:
         """The least an image of this shape costs under the codec."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cilbench.budgets.sealed import State
 from cilbench.methods.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.contract import Scenario
+from cilbench.methods.engine import full_precision, memory_format
 
 
 class IncrementalNet(nn.Module):
@@ -25,11 +26,11 @@ class IncrementalNet(nn.Module):
         super().__init__()
         self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
         self.branch_features = BACKBONES[self.family][backbone].features
-        self.device = device
+        self.device, self.memory_format = device, memory_format()
         self.share_general = share_general
         self.shared: nn.Module = nn.Identity()
         if share_general:
-            self.shared = build_shared(self.family, backbone, self.channels).to(device)
+            self.shared = self._placed(build_shared(self.family, backbone, self.channels))
         self.branches = nn.ModuleList()
         self.head: nn.Linear | None = None
 
@@ -55,19 +56,20 @@ class IncrementalNet(nn.Module):
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
         """Last feature maps of all branches: [B, D·branches, h, w]. Frozen branches run without a graph."""
-        shared = self.shared(x_BCHW)
+        shared = self.shared(x_BCHW.contiguous(memory_format=self.memory_format))
         return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """Average-pooled feature maps: [B, D·branches]."""
-        return F.adaptive_avg_pool2d(self.maps(x_BCHW), 1).flatten(1)
+        """Average-pooled feature maps: float32 [B, D·branches]."""
+        return F.adaptive_avg_pool2d(self.maps(x_BCHW), 1).flatten(1).float()
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.logits(self.features(x_BCHW))
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """Features [B, D·branches] → logits [B, seen]."""
-        return self.classifier(features_BD)
+        """Features [B, D·branches] → logits [B, seen], float32 in any precision: losses are taken of them."""
+        with full_precision(self.device):
+            return self.classifier(features_BD.float())
 
     @property
     def classifier(self) -> nn.Linear:
@@ -103,7 +105,10 @@ class IncrementalNet(nn.Module):
 
     def _new_branch(self) -> nn.Module:
         whole = [] if self.share_general else [build_shared(self.family, self.backbone, self.channels)]
-        return nn.Sequential(*whole, build_specialised(self.family, self.backbone)).to(self.device)
+        return self._placed(nn.Sequential(*whole, build_specialised(self.family, self.backbone)))
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device).to(memory_format=self.memory_format)
 
 
 def new_head(features: int, classes: int) -> nn.Linear:

@@ -3,7 +3,7 @@
     icarl            a method of the table, exemplars as they are
     icarl+cim        a rehearsal method whose exemplars a learned compression encodes
     icarl+jpeg:50    … or a fixed codec: raw, jpeg:QUALITY, lowres:FACTOR
-    cim              an abbreviation (`ALIASES`)
+    cim              an abbreviation (`ALIASES`), which may bring settings
 
 Other distributions add methods through entry points in the group `cilbench.methods` (docs: README, "Add a method").
 """
@@ -24,7 +24,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
 from cilbench.methods.contract import Method, MethodCard, Plan, Scenario
 from cilbench.methods.memory import Compression, Plain
-from cilbench.methods.training import RECIPES, apply_recipe
+from cilbench.methods.training import apply_recipe, recipe_named
 
 
 class UnknownMethod(ValueError):
@@ -54,7 +54,8 @@ class MethodSpec:
         if self.codec is not None:
             return replace(card, name=f"{card.name} + {self.name.partition('+')[2]}")
         if self.compression is None:
-            return card
+            ending = self.name.removeprefix(card.key) if self.name in ALIASES else ""  # DGMa, DGM+exemplars
+            return replace(card, name=card.name + ending)
         extra: MethodCard = self.compression.card  # type: ignore[attr-defined]
         return replace(
             card,
@@ -121,20 +122,22 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
     Keys of `overrides` are `component.field`, or a bare field of any component that has it; keys of `settings` are
     `component.field`, their values text. Raises UnknownMethod, BadSetting.
     """
-    base_name, plus, compression_name = ALIASES.get(name, name).partition("+")
+    spelled_out, own_settings = _spelled_out(name)
+    base_name, plus, compression_name = spelled_out.partition("+")
     if base_name in ALIASES:
-        raise UnknownMethod(f"{name!r}: {base_name} is short for {ALIASES[base_name]}, which is compressed already")
+        raise UnknownMethod(f"{name!r}: {base_name} is short for {ALIASES[base_name]}: nothing can be added to it")
     if plus and not compression_name:
         raise UnknownMethod(f"{name!r}: nothing after the plus")
     base = load_class(base_name)
     if compression_name and not base.card.rehearsal:
-        raise UnknownMethod(f"{name!r}: {base_name} keeps no exemplars to compress")
+        raise UnknownMethod(f"{name!r}: {base_name} takes no compression")
     learned, codec = _compression_of(compression_name)
     compression = load_compression(learned) if learned else None
     configs = {base_name: base.Config()} | ({learned: compression.Config()} if compression else {})
+    settings = own_settings | dict(settings)
     for component, config in configs.items():
         suited = replace(config, **_overrides_of(component, config, overrides))
-        shortened = apply_recipe(suited, RECIPES[recipe])
+        shortened = apply_recipe(suited, recipe_named(recipe))
         wished = {key.partition(".")[2]: text for key, text in settings.items() if key.partition(".")[0] == component}
         parsed = {f: parse_setting(f"{component}.{f}", shortened, f, text) for f, text in wished.items()}
         configs[component] = replace(shortened, **parsed)
@@ -179,8 +182,15 @@ def load_compression(name: str) -> Any:
 
 
 def components(name: str) -> tuple[str, ...]:
-    """The components of a method whose fields `--set` may name: `cim` → ("foster", "cim")."""
-    return tuple(part for part in ALIASES.get(name, name).split("+") if part and part != "raw")
+    """What a name is made of, `cim` → ("foster", "cim"): names made of the same are one method."""
+    spelled_out, own_settings = _spelled_out(name)
+    return tuple(part for part in spelled_out.split("+") if part and part != "raw") + tuple(own_settings)
+
+
+def _spelled_out(name: str) -> tuple[str, dict[str, str]]:
+    """The method that a name stands for, and the settings that the name brings."""
+    method, *settings = ALIASES[name].split(" --set ") if name in ALIASES else [name]
+    return method, {key: value for key, _, value in (text.partition("=") for text in settings)}
 
 
 def parse_setting(key: str, config: Any, field_name: str, text: str) -> Any:

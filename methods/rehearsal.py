@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import BESIDE_BYTES, Codec
+from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Raw
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
 from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
 from cilbench.methods.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task
-from cilbench.methods.memory import Compression, ExemplarMemory, largest_memory
+from cilbench.methods.memory import Compression, ExemplarMemory, Plain, largest_memory
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.training import Lesson, Look
 
@@ -36,8 +36,14 @@ class Rehearsal:
     layout: ClassVar[Layout]
 
     def __init__(
-        self, plan: Plan, config: Any, scenario: Scenario, device: torch.device, compression: Compression
+        self,
+        plan: Plan,
+        config: Any,
+        scenario: Scenario,
+        device: torch.device,
+        compression: Compression | None = None,
     ) -> None:
+        compression = compression or Plain(Raw())
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
         self.net = IncrementalNet(scenario, plan.backbone, device, share_general=self.layout.share_general)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
@@ -45,8 +51,13 @@ class Rehearsal:
         self.look = Look(scenario, device)
 
     @classmethod
-    def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression) -> Plan:
-        return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression)
+    def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
+        return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression or Plain(Raw()))
+
+    @classmethod
+    def epochs(cls, config: Any, task: int) -> int:
+        epochs: int = config.schedule(task).epochs
+        return epochs
 
     @classmethod
     def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:
@@ -71,6 +82,9 @@ class Rehearsal:
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         self.net.eval()
         return {"head": self.net(self.look.plain(images))}
+
+    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.memory.first(per_class)
 
     def state(self) -> State:
         return self.net.export() | self.memory.export() | self.compression.export(self.net)
@@ -115,6 +129,30 @@ def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenar
     )
 
 
+def plan_reference(method: str, budget: Budget, scenario: Scenario, images: int | None) -> Plan:
+    """The protocol's backbone and `images` exemplars as they are, at any cost; None: no memory, within the budget.
+
+    Raises BudgetTooSmall, without a memory only.
+    """
+    layout, compression = Layout(), Plain(Raw())
+    backbone = _candidates(layout, budget, scenario)[0]
+    states = _model_states(layout, scenario, backbone, compression, counts=images is not None)
+    models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
+    model_bytes = models[-1].total(budget.accounting)
+    if images is None and model_bytes > budget.bytes:
+        raise BudgetTooSmall(method, budget.bytes, model_bytes, backbone)
+    exemplar_bytes = (images or 0) * scenario.image_bytes
+    return Plan(
+        budget=budget,
+        backbone=backbone,
+        exemplars=images or 0,
+        exemplar_bytes=(exemplar_bytes,) * scenario.tasks,
+        model_bytes=model_bytes,
+        published_bytes=tuple(m.published + exemplar_bytes for m in models),
+        strict_bytes=tuple(m.strict + exemplar_bytes for m in models),
+    )
+
+
 def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]:
     """Backbones in order of preference."""
     if scenario.backbone != "auto":
@@ -128,9 +166,9 @@ def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]
 
 
 def _model_states(
-    layout: Layout, scenario: Scenario, backbone: str, compression: Compression
+    layout: Layout, scenario: Scenario, backbone: str, compression: Compression, counts: bool = True
 ) -> Iterator[dict[str, Tensor]]:
-    """After each task everything but the exemplars themselves, shapes only."""
+    """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
     with meta:
         net = IncrementalNet(scenario, backbone, meta, share_general=layout.share_general)
@@ -140,8 +178,8 @@ def _model_states(
             if layout.expanding or not task:
                 net.add_branch()
             net.grow_head(seen)
-            counts = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)}
-        yield net.export() | compression.export(net) | counts
+            per_class = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)} if counts else {}
+        yield net.export() | compression.export(net) | per_class
 
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:

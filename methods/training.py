@@ -8,6 +8,7 @@ A method brings its loss as a function of a batch; everything a toolbox would hi
 import math
 import time
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Protocol
 
@@ -17,6 +18,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Encoded
 from cilbench.methods.contract import Augmentation, Context, Scenario
+from cilbench.methods.engine import full_precision
 
 
 class Diverged(RuntimeError):
@@ -120,6 +122,20 @@ class Recipe:
 RECIPES = {"published": Recipe(1.0), "fast": Recipe(0.1), "smoke": Recipe(0.0, max_steps=4)}
 
 
+def recipe_named(text: str) -> Recipe:
+    """A recipe of the table, or a share of the published epochs in (0, 1). Raises ValueError that says what is allowed.
+
+    Written one way each, so that one schedule is not two recipes: "0.3", not ".30".
+    """
+    if text in RECIPES:
+        return RECIPES[text]
+    with suppress(ValueError):
+        share = float(text)
+        if 0 < share < 1 and text == f"{share:g}" and share != RECIPES["fast"].epochs:
+            return Recipe(share)
+    raise ValueError(f"allowed are {', '.join(RECIPES)}, or a share of the published epochs such as 0.3")
+
+
 def apply_recipe(config: Any, recipe: Recipe) -> Any:
     """A method's `Config` with its epochs scaled, at least one each; a milestone may fall behind the end."""
 
@@ -217,7 +233,7 @@ def fit(
     images, labels = lesson.images, lesson.labels
     learning = [p for p in parameters if p.requires_grad]
     optimizer = torch.optim.SGD(
-        learning, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay
+        learning, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=True
     )
     for epoch in range(schedule.epochs):
         lr = schedule.lr_at(epoch)
@@ -232,7 +248,8 @@ def fit(
                 batch = compressing.show(batch, positions)
             value = loss(look.augmented(batch, context.generator), labels[positions])
             optimizer.zero_grad(set_to_none=True)
-            value.backward()
+            with full_precision(images.device):
+                value.backward()
             optimizer.step()
             total += value.detach() * len(positions)
             seen += len(positions)

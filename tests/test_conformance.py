@@ -2,6 +2,7 @@
 
 import gc
 import weakref
+from dataclasses import replace
 
 import pytest
 import torch
@@ -18,12 +19,14 @@ from cilbench.protocol import learn_and_seal, revive
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 METHODS = known_methods()  # those of other distributions too
+UNBOUNDED = [name for name in METHODS if not load_class(name).card.bounded]
 REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
 EVERY = [
     *METHODS,
     *(f"{base}+{compression}" for base in REHEARSAL for compression in COMPRESSIONS),
     "icarl+lowres:2",
 ]
+BOUNDED = [name for name in EVERY if name not in UNBOUNDED]
 
 
 def ignore(*_):
@@ -64,7 +67,7 @@ def test_sealed_and_rebuilt_it_scores_the_same(name, toy):
         assert seal(revive(cell, plan, sealed, CPU).state()) == sealed
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("accounting", ["published", "strict"])
 def test_planned_covers_sealed_at_every_boundary(name, accounting, toy):
     cell = toy_cell(name, toy, accounting=accounting)
@@ -95,7 +98,7 @@ def test_other_orders_bring_other_classes(toy):
     assert not torch.equal(first.images, second.images)
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("accounting", ["published", "strict"])
 def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
     with pytest.raises(BudgetTooSmall) as refusal:
@@ -109,7 +112,7 @@ def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
     assert again.value.smallest_bytes == smallest
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", BOUNDED)
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(budget_bytes=st.integers(9_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
 def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
@@ -123,7 +126,7 @@ def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
         assert richer.exemplars >= plan.exemplars
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", BOUNDED)
 def test_a_smallest_budget_is_enough_to_run(name, toy):
     with pytest.raises(BudgetTooSmall) as refusal:
         toy_cell(name, toy, budget_bytes=1).plan()
@@ -131,7 +134,7 @@ def test_a_smallest_budget_is_enough_to_run(name, toy):
     assert weighed(cell, learn_all(cell, toy)[-1]).published <= cell.budget.bytes
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", BOUNDED)
 def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
     cell = toy_cell(name, toy)
     plan = cell.plan()
@@ -167,7 +170,7 @@ def test_small_and_odd_data(name, data, inc, budget_bytes):
     assert all(torch.isfinite(s).all() for s in scores.values())
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
 def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, storage, toy):
     full, half = toy_cell(name, toy), toy_cell(name, toy, storage=storage)
@@ -240,7 +243,46 @@ def test_planned_covers_sealed_whatever_is_asked(name, budget_bytes, protocol, t
         ledger = weighed(cell, sealed)
         assert 0 <= ledger.published <= plan.published_bytes[task]
         assert 0 <= ledger.strict <= plan.strict_bytes[task]
-        assert ledger.total(terms["accounting"]) <= budget_bytes
+        assert ledger.total(terms["accounting"]) <= budget_bytes or name in UNBOUNDED
+
+
+@pytest.mark.parametrize("budget_bytes", [1, 3_000])
+def test_joint_training_keeps_and_weighs_every_image_whatever_the_budget(budget_bytes, toy):
+    cell = toy_cell("joint", toy, budget_bytes=budget_bytes)
+    plan = cell.plan()
+    for task, sealed in enumerate(learn_all(cell, toy)):
+        state, ledger = unseal(sealed), weighed(cell, sealed)
+        seen = torch.tensor(cell.scenario.class_order[: cell.scenario.seen(task)])
+        kept = state["exemplars/payload"].reshape(-1, 1, 8, 8)
+        theirs = [torch.from_numpy(toy.train.images[toy.train.labels == int(c)]) for c in seen]
+        assert torch.equal(kept, torch.cat(theirs))
+        assert ledger.published <= plan.published_bytes[task]
+        assert ledger.published > budget_bytes
+        assert ledger.by_kind("published")["exemplars"] == kept.numel()
+
+
+def test_finetuning_carries_no_image(toy):
+    for sealed in learn_all(toy_cell("finetune", toy), toy):
+        assert {key.partition("/")[0] for key in unseal(sealed)} == {"backbone", "statistics", "head"}
+
+
+def test_what_no_budget_binds_cannot_compete():
+    with pytest.raises(ValueError, match="cannot compete"):
+        replace(load_class("joint").card, competes=True)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_remembered_can_be_looked_at(name, toy):
+    cell = toy_cell(name, toy)
+    sealed = learn_all(cell, toy, tasks=2)[-1]
+    images, labels = revive(cell, cell.plan(), sealed, CPU).remembered(3, torch.Generator().manual_seed(0))
+    assert images.dtype == torch.uint8
+    assert images.shape == (len(labels), *cell.scenario.image_shape)
+    if name == "finetune":
+        assert not len(images)
+    else:
+        assert 1 <= labels.bincount(minlength=4).min() <= labels.bincount(minlength=4).max() <= 3
+        assert labels.tolist() == sorted(labels.tolist())
 
 
 @settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cilbench.budgets import Budget, BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.sealed import ledger_of_state
 from cilbench.methods.contract import Context, Plan, Scenario, Task
-from cilbench.methods.dgm import DGM
+from cilbench.methods.dgm import DGM, resized
 from cilbench.methods.dgm_generator import (
     Discriminator,
     MaskedGenerator,
@@ -25,6 +25,7 @@ from cilbench.methods.dgm_generator import (
     layer_widths,
     sparsity,
 )
+from cilbench.methods.registry import UnknownMethod, components, resolve
 from cilbench.methods.training import Diverged
 
 CPU = torch.device("cpu")
@@ -61,7 +62,7 @@ def learned(
         if sealed:
             learner.load(unseal(sealed[-1]))
         learner.learn(toy_task(scenario, t, seed=seed), context(seed + t, records))
-        sealed.append(seal(learner.state()))
+        sealed.append(seal(learner.state(), plan.budget.storage))
     return sealed
 
 
@@ -152,12 +153,16 @@ def test_old_tasks_images_stay_what_they_were(variant: Any, side: int) -> None:
     first: dict[int, torch.Tensor] = {}
     reserved: list[torch.Tensor] = []
     weights: list[torch.Tensor] = []
+    parts: dict[str, torch.Tensor] = {}
     for sealed in learned(plan, config, scenario, 3):
         generator = loaded(plan, config, scenario, sealed).generator.eval()
         with torch.no_grad():
             images = {t: generator(z, t, generator.masks[t]) for t in range(len(generator.tasks))}
         for t, old in first.items():
             torch.testing.assert_close(images[t], old, rtol=0, atol=1e-6)
+        for name, own in parts.items():  # BatchNorm, its statistics and the output layer of every earlier task
+            assert torch.equal(generator.tasks.state_dict()[name], own), name
+        parts = {name: tensor.clone() for name, tensor in generator.tasks.state_dict().items()}
         first |= {t: image for t, image in images.items() if t not in first}
         for i, (weight, taken) in enumerate(zip(weights, reserved, strict=True)):
             now = generator.layers[i].detach()[: weight.shape[0], : weight.shape[1]]
@@ -346,7 +351,163 @@ def test_noise_needs_room_beside_the_one_hot_class(z_dim: int) -> None:
     assert DGM.plan(PLENTY, TOY, replace(TINY, z_dim=7)).exemplars == 0
 
 
+# exemplars
+
+KEEPING = replace(TINY, exemplars=True, epochs=1, max_steps=1)
+
+
+def kept_images(state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
+    """The exemplars of each class: uint8 [N, 64]."""
+    if "exemplars/payload" not in state:
+        return []
+    counts = state["labels/images_per_class"].tolist()
+    return list(state["exemplars/payload"].reshape(-1, TOY.image_bytes).split(counts))
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    budget_bytes=st.integers(8_000, 60_000),
+    inc=st.sampled_from([1, 2, 3]),
+    variant=st.sampled_from(["dgmw", "dgma"]),
+    accounting=st.sampled_from(["published", "strict"]),
+    storage=st.sampled_from(["fp32", "bf16"]),
+)
+def test_exemplars_take_what_is_left_and_no_more(
+    budget_bytes: int, inc: int, variant: Any, accounting: Any, storage: Any
+) -> None:
+    budget, scenario = Budget(budget_bytes, accounting, storage), replace(TOY, inc=inc)
+    config = replace(KEEPING, variant=variant)
+    try:
+        plan = DGM.plan(budget, scenario, config)
+    except BudgetTooSmall:
+        return
+    bound = plan.published_bytes if accounting == "published" else plan.strict_bytes
+    assert bound == (budget_bytes,) * scenario.tasks
+    for t, sealed in enumerate(learned(plan, config, scenario, scenario.tasks)):
+        state, seen = unseal(sealed), scenario.seen(t)
+        ledger = Ledger.of_sealed(sealed, scenario.allowance)
+        assert ledger.published <= plan.published_bytes[t]
+        assert ledger.strict <= plan.strict_bytes[t]
+        networks = {
+            key: tensor for key, tensor in state.items() if key.partition("/")[0] not in {"exemplars", "labels"}
+        }
+        networks_bytes = ledger_of_state(networks, storage, scenario.allowance).total(accounting)
+        counts_bytes = 4 * seen if accounting == "strict" else 0
+        share = max(0, budget_bytes - networks_bytes - counts_bytes) // seen // scenario.image_bytes
+        assert [len(images) for images in kept_images(state)] == ([min(share, 24)] * seen if share else [])
+        if share:
+            assert ledger.total(accounting) == networks_bytes + counts_bytes + len(state["exemplars/payload"])
+        assert share * seen * scenario.image_bytes >= plan.exemplar_bytes[t] - seen * scenario.image_bytes
+
+
+@settings(max_examples=8, deadline=None)
+@given(budget_bytes=st.integers(12_000, 300_000), accounting=st.sampled_from(["published", "strict"]))
+def test_exemplars_leave_the_networks_plan_as_it_is(budget_bytes: int, accounting: Any) -> None:
+    budget, config = Budget(budget_bytes, accounting), DGM.Config(z_dim=16)
+    without, plan = (DGM.plan(budget, DIGITS, replace(config, exemplars=keeps)) for keeps in (False, True))
+    assert (plan.backbone, plan.details, plan.model_bytes) == (without.backbone, without.details, without.model_bytes)
+    counts_bytes = 4 * DIGITS.classes if accounting == "strict" else 0
+    assert plan.exemplars == max(0, budget_bytes - plan.model_bytes - counts_bytes) // DIGITS.image_bytes
+
+
+def test_exemplars_are_real_and_shrink_from_the_end() -> None:
+    plan = DGM.plan(Budget(24_000), TOY, KEEPING)
+    before: list[torch.Tensor] = []
+    for t, sealed in enumerate(learned(plan, KEEPING, TOY, 3)):
+        now = kept_images(unseal(sealed))
+        assert len(now) == TOY.seen(t)
+        for old, still in zip(before, now, strict=False):
+            assert 0 < len(still) <= len(old)
+            assert torch.equal(still, old[: len(still)])
+        task = toy_task(TOY, t)
+        for label in TOY.new(t):
+            real = {image.flatten().numpy().tobytes() for image in task.images[task.labels == label]}
+            kept = {image.numpy().tobytes() for image in now[label]}
+            assert len(kept) == len(now[label])
+            assert kept <= real
+        before = now
+    assert len(before[0]) < 24
+
+
+def test_exemplars_take_the_place_of_generated_images() -> None:
+    """An old class is rehearsed as often as without them, its exemplars first, at the networks' size."""
+    scenario = replace(TOY, image_shape=(1, 10, 9))
+    config = replace(KEEPING, width=2)
+    with pytest.raises(BudgetTooSmall) as refusal:
+        DGM.plan(Budget(500), scenario, config)
+    plan = DGM.plan(Budget(refusal.value.smallest_bytes + 2_500), scenario, config)
+    learner = loaded(plan, config, scenario, learned(plan, config, scenario, 1)[0])
+    real, real_labels = learner.memory.decoded(CPU)
+    assert 0 < len(real) < 40
+    images, labels = learner._rehearsed(20, torch.Generator().manual_seed(0))
+    assert images.shape == (40, 1, 16, 16)
+    assert labels.bincount().tolist() == [20, 20]
+    assert torch.equal(images[: len(real)], learner._resized(real))
+    assert torch.equal(labels[: len(real)], real_labels)
+    more, labels = learner._rehearsed(3, torch.Generator().manual_seed(0))
+    assert torch.equal(more, learner._resized(real))  # a small task drops none
+
+
+def test_exemplars_alone_remember(monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(TINY, width=4, d=8, epochs=20, gradient_penalty=1.0, exemplars=True)
+    scenario = replace(TOY, class_order=(0, 1, 2, 3))
+    plan = DGM.plan(PLENTY, scenario, config)
+    learner = loaded(plan, config, scenario, learned(plan, config, scenario, 1)[0])
+    monkeypatch.setattr(learner, "replay", lambda labels, task, rng: torch.zeros(len(labels), 1, 8, 8).byte())
+    learner.learn(toy_task(scenario, 1), context(1))
+    old = toy_task(scenario, 0, seed=7)
+    assert (learner.scores(old.images)["head"].argmax(1) == old.labels).float().mean().item() > 0.9
+
+
+def test_what_is_dropped_stays_dropped() -> None:
+    """Where nothing is left for exemplars there are none, and what is over later does not bring some classes back."""
+    with pytest.raises(BudgetTooSmall) as refusal:
+        DGM.plan(Budget(500), TOY, KEEPING)
+    plan = DGM.plan(Budget(refusal.value.smallest_bytes), TOY, replace(KEEPING, width=1))
+    learner = DGM(plan, KEEPING, TOY, CPU)
+    learner.learn(toy_task(TOY, 0), context())
+    assert "exemplars/payload" in learner.state()
+    learner.memory.classes = []
+    learner = loaded(plan, KEEPING, TOY, seal(learner.state()))
+    learner.learn(toy_task(TOY, 1), context())
+    assert not {"exemplars/payload", "labels/images_per_class"} & learner.state().keys()
+
+
+def test_short_names_bring_settings_and_legends_of_their_own() -> None:
+    names = ("dgm", "dgmw", "dgma", "dgm+exemplars")
+    specs = {name: resolve(name, "published", {"dgm.z_dim": 77}, {"dgm.lr": "0.5"}) for name in names}
+    configs = {name: spec.configs["dgm"] for name, spec in specs.items()}
+    assert all(config.lr == 0.5 and config.z_dim == 77 for config in configs.values())
+    assert configs["dgm"] == configs["dgmw"] == replace(configs["dgm+exemplars"], exemplars=False)
+    assert configs["dgm+exemplars"].exemplars
+    assert (configs["dgma"].variant, configs["dgma"].s_max, configs["dgma"].sparsity) == ("dgma", 1e5, 0.01)
+    assert [spec.card.name for spec in specs.values()] == ["DGM", "DGMw", "DGMa", "DGM+exemplars"]
+    assert resolve("dgma", "published", {}, {"dgm.s_max": "7"}).configs["dgm"].s_max == 7  # what is asked for holds
+    assert components("dgm") == components("dgmw")
+    assert len({components(name) for name in names}) == 3
+    for name in ("dgma+jpeg:50", "dgm+raw", "dgm+exemplars+cim", "dgm --set dgm.lr=1"):
+        with pytest.raises(UnknownMethod):
+            resolve(name, "published", {}, {})
+
+
 # learning
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 40, 33)])
+@pytest.mark.parametrize("exemplars", [False, True])
+def test_what_is_remembered_is_generated(shape: tuple[int, int, int], exemplars: bool) -> None:
+    scenario = replace(TOY, image_shape=shape)
+    config = replace(KEEPING, width=2, exemplars=exemplars)
+    plan = DGM.plan(PLENTY, scenario, config)
+    learner = loaded(plan, config, scenario, learned(plan, config, scenario, 2)[-1])
+    images, labels = learner.remembered(5, torch.Generator().manual_seed(1))
+    assert images.shape == (20, *shape)
+    assert images.dtype == torch.uint8
+    assert labels.tolist() == [k for k in range(4) for _ in range(5)]
+    first = learner.replay(labels[:10], 0, torch.Generator().manual_seed(1))
+    assert torch.equal(images[:10], resized(first, shape[1:]))
+    again, _ = learner.remembered(5, torch.Generator().manual_seed(1))
+    assert torch.equal(images, again)
 
 
 def test_state_is_all_there_is() -> None:
@@ -418,7 +579,7 @@ def test_it_remembers() -> None:
         sealed = learned(plan, config, scenario, 1)[0]
         learner = loaded(plan, config, scenario, sealed)
         if not replaying:
-            learner._remembered = lambda per_class, rng: (old.images[:0], old.labels[:0])  # type: ignore[method-assign]
+            learner._rehearsed = lambda per_class, rng: (old.images[:0], old.labels[:0])  # type: ignore[method-assign]
         learner.learn(toy_task(scenario, 1), context(1))
         return (learner.scores(old.images)["head"].argmax(1) == old.labels).float().mean().item()
 

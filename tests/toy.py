@@ -47,6 +47,7 @@ def toy_dataset(
         mean=(0.3,) * shape[0],
         std=(0.3,) * shape[0],
         augmentation=Augmentation(padding=1, flip=False, brightness=0.0),
+        train_images=classes * per_class,
         overrides=OVERRIDES,
     )
     return Dataset(card, images(per_class), images(10), tuple(f"class {c}" for c in range(classes)))

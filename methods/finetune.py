@@ -1,0 +1,64 @@
+"""Finetuning: the floor. Nothing is done against forgetting (McCloskey and Cohen 1989; compared in arXiv 2302.03648).
+
+Keeps one backbone and a linear head, no image. Every task is learned from its own images alone, by cross-entropy over
+its own classes: rows of old classes are never pushed down, and yet what they rest on is overwritten.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cilbench.budgets.planning import Budget
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
+from cilbench.methods.network import train_unfrozen
+from cilbench.methods.rehearsal import Layout, Rehearsal, plan_reference
+from cilbench.methods.training import Count, SgdConfig, fit, in_epochs
+
+
+class Finetune(Rehearsal):
+    """Predicts by its linear head. Drawn as a line."""
+
+    @dataclass(frozen=True)
+    class Config(SgdConfig):
+        epochs: Count = in_epochs(80)  # PyCIL models/finetune.py
+        milestones: tuple[Count, ...] = in_epochs((40, 70))  # PyCIL models/finetune.py
+
+    layout = Layout()
+    card = MethodCard(
+        key="finetune",
+        name="Finetuning",
+        title="Catastrophic Interference in Connectionist Networks: The Sequential Learning Problem",
+        arxiv="",
+        bibtex=(
+            """@incollection{mccloskey1989catastrophic,
+  title = {Catastrophic Interference in Connectionist Networks: The Sequential Learning Problem},
+  author = {McCloskey, Michael and Cohen, Neal J.},
+  booktitle = {Psychology of Learning and Motivation},
+  volume = {24},
+  pages = {109--165},
+  publisher = {Academic Press},
+  year = {1989}
+}""",
+        ),
+        heads=("head",),
+        rehearsal=False,
+        competes=False,
+    )
+    config: Config
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: None = None) -> Plan:
+        return plan_reference(cls.card.key, budget, scenario, images=None)
+
+    def learn(self, task: Task, context: Context) -> None:
+        known = self.net.seen
+        lesson = self.begin(task)
+
+        def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+            return F.cross_entropy(self.net(x_BCHW)[:, known:], labels_B - known)
+
+        train_unfrozen(self.net)
+        schedule = self.config.schedule(task.index)
+        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index)
+        self.net.eval()

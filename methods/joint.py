@@ -1,0 +1,67 @@
+"""Joint training: the ceiling. A new network learns from all data of all classes seen (compared in arXiv 2302.03648).
+
+Keeps every image it has met, raw, beside one backbone and a linear head: no budget binds it, and its ledger says what
+that costs. After every task a network is trained from scratch with the schedule of a first task.
+"""
+
+from dataclasses import dataclass
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from cilbench.budgets.planning import Budget
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
+from cilbench.methods.network import IncrementalNet, train_unfrozen
+from cilbench.methods.rehearsal import Layout, Rehearsal, plan_reference
+from cilbench.methods.training import SgdConfig, fit
+
+
+class Joint(Rehearsal):
+    """Predicts by its linear head. Drawn as a line."""
+
+    @dataclass(frozen=True)
+    class Config(SgdConfig):
+        """Every stage is trained as a first task is; the fields of later tasks are not used."""
+
+    layout = Layout()
+    card = MethodCard(
+        key="joint",
+        name="Joint training",
+        title="Class-Incremental Learning: A Survey",
+        arxiv="2302.03648",
+        bibtex=(
+            """@article{zhou2024class,
+  title = {Class-Incremental Learning: A Survey},
+  author = {Zhou, Da-Wei and Wang, Qi-Wei and Qi, Zhi-Hong and Ye, Han-Jia and Zhan, De-Chuan and Liu, Ziwei},
+  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
+  year = {2024},
+  note = {arXiv:2302.03648}
+}""",
+        ),
+        heads=("head",),
+        rehearsal=False,
+        competes=False,
+        bounded=False,
+    )
+    config: Config
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: None = None) -> Plan:
+        return plan_reference(cls.card.key, budget, scenario, images=scenario.train_images)
+
+    @classmethod
+    def epochs(cls, config: Config, task: int) -> int:
+        return config.first_epochs
+
+    def learn(self, task: Task, context: Context) -> None:
+        self.net = IncrementalNet(self.scenario, self.net.backbone, self.device)
+        lesson = self.begin(task)
+
+        def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+            return F.cross_entropy(self.net(x_BCHW), labels_B)
+
+        train_unfrozen(self.net)
+        schedule = self.config.schedule(0)
+        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index)
+        self.net.eval()
+        self.memory.keep_all(task, self.scenario.new(task.index))
