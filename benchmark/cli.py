@@ -187,21 +187,92 @@ def report(
     runs: Annotated[list[Path] | None, typer.Argument(help="Folders of runs (default: runs).")] = None,
     out: Annotated[Path, typer.Option("--out", help="Where tables, figures and the page go.")] = Path("report"),
     published: Annotated[bool, typer.Option("--published", help="Overlay published points of the protocol.")] = False,
+    strict: Annotated[
+        bool, typer.Option("--strict", help="Refuse runs that differ in protocol, accounting, recipe, head, …")
+    ] = False,
+    allow: Annotated[str, typer.Option("--allow", help="What may differ under --strict, comma-separated.")] = "",
+    compare: Annotated[
+        tuple[Path, Path] | None, typer.Option("--compare", metavar="A B", help="Before and after: which cells moved.")
+    ] = None,
 ) -> None:
-    """Tables, figures and one HTML page from run folders."""
-    from cilbench.reports import write_report
+    """Tables, figures and one HTML page from run folders; or what moved between two sets of them."""
+    if compare and (runs or published or strict or allow):
+        raise RequestError("--compare A B takes two folders of runs and goes with --out alone")
+    if compare:
+        _compare(*compare, out)
+        return
+    from cilbench.reports import MixedComparisonError, UnknownAspectError, write_report
 
     folders = runs or [Path("runs")]
     for folder in folders:
-        if not any(folder.glob("cell.json")) and not any(folder.glob("*/cell.json")):
-            raise RequestError(f"RUNS {folder}: no run there; `cilbench run` makes one")
+        _require_runs("RUNS", folder)
+    options = [*(["--published"] if published else []), *(["--strict"] if strict else [])]
+    options += [f"--allow {allow}"] if allow else []
+    # --out is where it lies, not what is in it: the same runs give the same bytes anywhere
+    command = " ".join(["cilbench", "report", *map(str, folders), *options])
+    allowed = tuple(filter(None, (aspect.strip() for aspect in allow.split(","))))
     try:
-        result = write_report(folders, out, command=" ".join(["cilbench", *sys.argv[1:]]), published=published)
+        with _Told() as told:
+            result = write_report(
+                folders, out, command=command, published=published, strict=strict, allow=allowed, progress=told
+            )
+    except MixedComparisonError as error:
+        raise RequestError(f"--strict: {error}") from None
+    except UnknownAspectError as error:
+        raise RequestError(f"--allow {error}") from None
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for left_out in result.left_out:
         typer.echo(f"left out: {left_out.folder}: {left_out.reason}", err=True)
     typer.echo(f"{result.runs} runs reported: {result.index}")
+
+
+def _compare(before: Path, after: Path, out: Path) -> None:
+    """`cilbench report --compare`."""
+    from cilbench.reports import write_comparison
+
+    for folder in (before, after):
+        _require_runs("--compare", folder)
+    try:
+        result = write_comparison(before, after, out, command=f"cilbench report --compare {before} {after}")
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+    for left_out in result.left_out:
+        typer.echo(f"left out: {left_out.folder}: {left_out.reason}", err=True)
+    for line in result.beyond():
+        typer.echo(line)
+    typer.echo(f"{result.counts()}: {out / 'comparison.md'}")
+
+
+def _require_runs(option: str, folder: Path) -> None:
+    if not any(folder.glob("cell.json")) and not any(folder.glob("*/cell.json")):
+        raise RequestError(f"{option} {folder}: no run there; `cilbench run` makes one")
+
+
+class _Told:
+    """How far a report is: a bar on a terminal, a line per step that is over on anything else (standard error)."""
+
+    def __enter__(self) -> "_Told":
+        from rich.console import Console
+        from rich.progress import Progress
+
+        self.bars, self.steps = Progress(console=Console(stderr=True), transient=True), dict[str, Any]()
+        if sys.stderr.isatty():
+            self.bars.start()
+        return self
+
+    def __call__(self, what: str, done: int, total: int) -> None:
+        if sys.stderr.isatty():
+            step = self.steps.setdefault(what, None)
+            if step is None:
+                step = self.steps[what] = self.bars.add_task(what, total=total)
+            self.bars.update(step, completed=done, total=total)
+        elif done == total:
+            typer.echo(f"{done} {what}", err=True)
+
+    def __exit__(self, *_: object) -> None:
+        if self.bars.live.is_started:
+            self.bars.stop()
 
 
 @app.command()

@@ -88,10 +88,14 @@ class DatasetCard:
 
 @dataclass
 class Images:
-    """`images` uint8 [N, C, H, W], memory-mapped and read-only; `labels` int64 [N], the data set's own class ids."""
+    """`images` uint8 [N, C, H, W], memory-mapped and read-only; `labels` int64 [N], the data set's own class ids.
+
+    `path` is the .npy file the images are in, if they are in one.
+    """
 
     images: Uint8
     labels: Int64
+    path: Path | None = None
 
 
 @dataclass
@@ -280,7 +284,9 @@ def load(name: str, data_dir: Path) -> Dataset:
     meta, arrays = _open_cache(name, data_dir, HASHED_AT_LOAD_BYTES)
     if (len(meta.class_names), meta.image_shape) != (known.classes, known.image_shape):
         raise _damaged(name, data_dir / name / "meta.json", "does not fit the card")
-    train, test = Images(arrays[0], np.array(arrays[1])), Images(arrays[2], np.array(arrays[3]))
+    folder = data_dir / name
+    train = Images(arrays[0], np.array(arrays[1]), folder / FILES[0])
+    test = Images(arrays[2], np.array(arrays[3]), folder / FILES[2])
     for split, path in ((train, FILES[1]), (test, FILES[3])):
         if not 0 <= split.labels.min() <= split.labels.max() < known.classes:
             raise _damaged(name, data_dir / name / path, "holds labels of no class")

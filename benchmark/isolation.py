@@ -12,71 +12,117 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from cilbench.methods.checkpoint import Interrupted
 from cilbench.methods.contract import Plan, Task
 from cilbench.methods.engine import numerics
+from cilbench.methods.pixels import Images, Stored
 from cilbench.methods.training import Diverged
 from cilbench.request import Cell
+from cilbench.signals import stoppable
 
 GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
 
 
 @dataclass(frozen=True)
 class Learned:
-    """What came out of a task: sealed bytes, images trained on, peak of working memory in bytes."""
+    """What came out of a task: sealed bytes, images trained on, peak of working memory in bytes.
+
+    `earlier_seconds` went into it before the process was last interrupted; `seal_seconds` into loading and sealing.
+    """
 
     sealed: bytes
     images: int
     peak_memory_bytes: int
+    earlier_seconds: float
+    seal_seconds: float
+
+
+class Watcher(Protocol):
+    """The part of a cell's reporter that an isolated task needs."""
+
+    def stopping(self) -> bool: ...
 
 
 def learn_apart(
-    cell: Cell, plan: Plan, task: Task, sealed: bytes | None, device: torch.device, lines: list[Mapping[str, Any]]
+    cell: Cell,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    checkpoint: Path,
+    lines: list[Mapping[str, Any]],
+    watcher: Watcher,
 ) -> Learned:
-    """`protocol.learn_and_seal` in a process of its own, what it logged added to `lines`.
+    """`protocol.learn_resumably` in a process of its own, what it logged added to `lines`.
 
-    Raises Diverged, or RuntimeError with what the child said.
+    Raises Diverged, Interrupted, MemoryError, or RuntimeError with what the child said.
     """
-    arrays = task.images.cpu().numpy(), task.labels.cpu().numpy()
+    arrays = _portable(task.images), task.labels.cpu().numpy()
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        said = _in_a_process(_learn, folder, (cell, plan, task.index, *arrays, sealed, str(device)))
+        arguments = (cell, plan, task.index, *arrays, sealed, str(device), checkpoint.absolute())
+        said = _in_a_process(_learn, folder, arguments, watcher.stopping)
         lines += said["lines"]
-        return Learned((Path(folder) / "state").read_bytes(), int(said["images"]), int(said["peak_memory_bytes"]))
+        return Learned((Path(folder) / "state").read_bytes(), *said["learned"])
 
 
 def judge_apart(
-    cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8], device: torch.device
+    cell: Cell, plan: Plan, sealed: bytes, images: Images, device: torch.device
 ) -> dict[str, NDArray[np.int16]]:
     """`protocol.predict` in a process of its own, which gets images and no labels."""
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        _in_a_process(_judge, folder, (cell, plan, sealed, images, str(device)))
+        _in_a_process(_judge, folder, (cell, plan, sealed, _portable(images), str(device)))
         return {
             head: np.load(Path(folder) / f"{number}.npy", allow_pickle=False)
             for number, head in enumerate(cell.spec.card.heads)
         }
 
 
-def _in_a_process(target: Callable[..., dict[str, Any]], folder: str, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    """Run `target(folder, *arguments)` in a fresh process; what it left in result.json."""
+def _portable(images: Images) -> NDArray[np.uint8] | Stored:
+    """Images as another process can be given them: their bytes, or the file they are in."""
+    return images if isinstance(images, Stored) else images.cpu().numpy()
+
+
+def _unpacked(images: NDArray[np.uint8] | Stored, device: torch.device) -> Images:
+    return images if isinstance(images, Stored) else torch.from_numpy(images).to(device)
+
+
+def _in_a_process(
+    target: Callable[..., dict[str, Any]],
+    folder: str,
+    arguments: tuple[Any, ...],
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict[str, Any]:
+    """Run `target(folder, *arguments)` in a fresh process; what it left in result.json. Passes on that it is to end."""
     process = get_context("spawn").Process(target=_child, args=(target, folder, torch.get_num_threads(), arguments))
     process.start()
     result = Path(folder) / "result.json"
+    asked = False
     while process.is_alive() and not result.exists():
         process.join(0.05)
+        if stopping() and not asked:
+            process.terminate()
+            asked = True
     process.join(GRACE_SECONDS)
     if process.is_alive():
         process.kill()
         process.join()
+    if not result.exists() and stopping():
+        raise Interrupted
     if not result.exists():
         raise RuntimeError(f"the isolated process ended with exit code {process.exitcode} and no result")
     said: dict[str, Any] = json.loads(result.read_text())
     if "diverged" in said:
         raise Diverged(*said["diverged"])
+    if "interrupted" in said:
+        raise Interrupted
+    if "out_of_memory" in said:
+        raise MemoryError(said["out_of_memory"])
     if "error" in said:
         raise RuntimeError(said["error"])
     return said
@@ -91,6 +137,10 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
     tempfile.tempdir = os.environ["TMPDIR"] = os.environ["HOME"] = str(empty)
     try:
         said = target(Path(folder), *arguments)
+    except Interrupted:
+        said = {"interrupted": True}
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        said = {"out_of_memory": str(error)}
     except Diverged as diverged:
         said = {"diverged": [diverged.task, diverged.epoch, diverged.lr]}
     except BaseException as error:  # whatever a method raises is the parent's to report
@@ -105,28 +155,31 @@ def _learn(
     cell: Cell,
     plan: Plan,
     index: int,
-    images: NDArray[np.uint8],
+    images: NDArray[np.uint8] | Stored,
     labels: NDArray[np.int64],
     sealed: bytes | None,
     device: str,
+    checkpoint: Path,
 ) -> dict[str, Any]:
-    from cilbench.protocol import learn_and_seal, peak_memory_bytes
+    from cilbench.protocol import learn_resumably, peak_memory_bytes
 
-    there, lines, trained = torch.device(device), list[Any](), list[int]()
-    task = Task(index, torch.from_numpy(images).to(there), torch.from_numpy(labels).to(there))
-    result = learn_and_seal(cell, plan, task, sealed, there, lines.append, lambda share, count: trained.append(count))
-    (folder / "state").write_bytes(result)
-    return {"lines": lines, "images": sum(trained), "peak_memory_bytes": peak_memory_bytes(there)}
+    there, lines = torch.device(device), list[Mapping[str, Any]]()
+    task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
+    with stoppable() as stop:
+        learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
+    (folder / "state").write_bytes(learned.sealed)
+    figures = learned.images, peak_memory_bytes(there), learned.earlier_seconds, learned.seal_seconds
+    return {"lines": lines, "learned": figures}
 
 
 def _judge(
-    folder: Path, cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8], device: str
+    folder: Path, cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8] | Stored, device: str
 ) -> dict[str, Any]:
     from cilbench.protocol import predict, revive
 
     there = torch.device(device)
     with numerics(there, cell.precision, cell.layout):
-        top = predict(revive(cell, plan, sealed, there), torch.from_numpy(images).to(there), cell.spec.card.heads)
+        top = predict(revive(cell, plan, sealed, there), _unpacked(images, there), cell.spec.card.heads)
     for number, predictions in enumerate(top.values()):
         np.save(folder / f"{number}.npy", predictions)
     return {}

@@ -14,7 +14,7 @@ import time
 import traceback
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -28,12 +28,14 @@ from torch import Tensor
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
-from cilbench.budgets.size import format_bytes
+from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.datasets import Dataset
 from cilbench.isolation import Learned, judge_apart, learn_apart
+from cilbench.methods.checkpoint import Checkpoint, Interrupted
 from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.engine import numerics
-from cilbench.methods.training import Diverged, evaluation_batch
+from cilbench.methods.pixels import Images, forget, reordered
+from cilbench.methods.training import Diverged, in_batches
 from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord
 from cilbench.request import Cell
 from cilbench.scenario import class_names, seen_test_images, stream
@@ -60,6 +62,12 @@ class Reporter(Protocol):
     def progress(self, share: float, images: int) -> None: ...
 
     def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+    def stopping(self) -> bool:
+        """Is the process to end as soon as what can be kept is kept?"""
+        ...
 
 
 def run_cell(
@@ -133,29 +141,21 @@ def _tasks(
 ) -> None:
     done = len(folder.records())
     sealed = folder.sealed(done - 1) if done else None
-    for task in stream(dataset, cell.scenario, device, done):
+    for index in range(done, cell.scenario.tasks):
+        if reporter.stopping():
+            raise Interrupted
         started = time.perf_counter()
-        index, images = task.index, task.images
         reset_peak_memory(device)
-        lines: list[Mapping[str, Any]] = []
-        try:
-            if isolate:
-                learned = learn_apart(cell, plan, task, sealed, device, lines)
-            else:
-                learned = _learn_here(cell, plan, task, sealed, device, lines, reporter)
-        finally:
-            for line in lines:
-                folder.log(line)
+        learned = _learned(cell, plan, index, sealed, dataset, folder, device, reporter, isolate)
         train_seconds = time.perf_counter() - started
-        images.zero_()  # a view that something still holds shows nothing from here on
-        del task, images
-        gc.collect()
         sealed = learned.sealed
         ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
         if cell.spec.card.bounded and ledger.total(cell.budget.accounting) > cell.budget.bytes:
             raise OverBudget(index, ledger, cell.budget)
         exemplars = _exemplars(sealed)
+        judging = time.perf_counter()
         predictions = _judged(cell, plan, sealed, dataset, index, device, isolate)
+        judge_seconds = time.perf_counter() - judging
         metrics = _metrics(predictions, cell, index)
         record = TaskRecord(
             task=index,
@@ -165,13 +165,81 @@ def _tasks(
             published_bytes=ledger.published,
             strict_bytes=ledger.strict,
             exemplars=exemplars,
-            wall_seconds=time.perf_counter() - started,
-            train_seconds=train_seconds,
+            wall_seconds=learned.earlier_seconds + time.perf_counter() - started,
+            train_seconds=learned.earlier_seconds + train_seconds,
             images=learned.images,
             peak_memory_bytes=max(learned.peak_memory_bytes, peak_memory_bytes(device)),
+            judge_seconds=judge_seconds,
+            seal_seconds=learned.seal_seconds,
         )
-        folder.add_task(record, ledger, sealed, predictions, metrics, keep)
+        folder.add_task(record, ledger, sealed, predictions, metrics, head_norms(sealed), keep)
+        if index == cell.scenario.tasks - 1:
+            _show_remembered(cell, plan, sealed, folder, device)
         reporter.task_done(record, {head: _overall(metrics, head) for head in cell.spec.card.heads})
+
+
+def _learned(
+    cell: Cell,
+    plan: Plan,
+    index: int,
+    sealed: bytes | None,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
+    reporter: Reporter,
+    isolate: bool,
+) -> Learned:
+    """One task's learning, logged in the folder; a second time with less where the device's memory was not enough."""
+    try:
+        return _learned_once(cell, plan, index, sealed, dataset, folder, device, reporter, isolate)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        why = _in_one_line(error)
+    _empty(device)
+    reporter.note(f"{cell.spec.name}: task {index + 1} did not fit {device} and is learned again with less ({why})")
+    folder.log({"task": index, "event": "out_of_memory", "reason": why})
+    try:
+        frugal = replace(cell, frugal=True)
+        return _learned_once(frugal, plan, index, sealed, dataset, folder, device, reporter, isolate)
+    except (torch.OutOfMemoryError, MemoryError) as error:
+        needed = max(peak_memory_bytes(device), 1)
+        batch = next((getattr(c, "batch_size", None) for c in cell.spec.configs.values()), None)
+        smaller = f": try --set {next(iter(cell.spec.configs))}.batch_size={batch // 2}" if batch else ""
+        raise RuntimeError(
+            f"out of memory on {device} after {human_bytes(needed)}, with small batches for evaluation and images read"
+            f" from disk as well{smaller} ({_in_one_line(error)})"
+        ) from None
+
+
+def _learned_once(
+    cell: Cell,
+    plan: Plan,
+    index: int,
+    sealed: bytes | None,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
+    reporter: Reporter,
+    isolate: bool,
+) -> Learned:
+    """One task's learning. Its images are gone when it ends, and what still holds them sees nothing in them."""
+    task = next(stream(dataset, cell.scenario, device, index, frugal=cell.frugal))
+    images = task.images
+    learn = learn_apart if isolate else _learn_here
+    lines: list[Mapping[str, Any]] = []
+    try:
+        return learn(cell, plan, task, sealed, device, folder.checkpoint(index), lines, reporter)
+    finally:
+        for line in lines:
+            folder.log(line)
+        forget(images)
+        del task, images
+        gc.collect()
+
+
+def _empty(device: torch.device) -> None:
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def _learn_here(
@@ -180,19 +248,60 @@ def _learn_here(
     task: Task,
     sealed: bytes | None,
     device: torch.device,
+    checkpoint: Path,
     lines: list[Mapping[str, Any]],
     reporter: Reporter,
 ) -> Learned:
     """`learn_and_seal` in this process, what is logged added to `lines`. What it may call lives for one task."""
-    trained: list[int] = []
     before, tasks = task.index, cell.scenario.tasks
 
     def progress(share: float, images: int) -> None:
-        trained.append(images)
         reporter.progress((before + share) / tasks, images)
 
-    result = learn_and_seal(cell, plan, task, sealed, device, lines.append, progress)
-    return Learned(result, sum(trained), 0)
+    return learn_resumably(cell, plan, task, sealed, device, checkpoint, reporter.stopping, lines, progress)
+
+
+def learn_resumably(
+    cell: Cell,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    checkpoint: Path,
+    stopping: Callable[[], bool],
+    lines: list[Mapping[str, Any]],
+    progress: Callable[[float, int], None] = lambda share, images: None,
+) -> Learned:
+    """`learn_and_seal`, from the checkpoint where there is a whole one. What is logged is added to `lines`.
+
+    Raises Interrupted once a checkpoint is written.
+    """
+    trained: list[int] = []
+    started = time.perf_counter()
+
+    def beside() -> dict[str, Any]:
+        seconds = found.get("seconds", 0.0) + time.perf_counter() - started
+        return {"lines": [dict(line) for line in lines], "images": sum(trained), "seconds": seconds}
+
+    def progressed(share: float, images: int) -> None:
+        trained.append(images)
+        progress(share, images)
+
+    kept = Checkpoint(checkpoint, stopping, beside)
+    try:
+        kept.read()
+    except (ValueError, OSError) as error:
+        lines.append({"task": task.index, "event": "checkpoint_damaged", "reason": _in_one_line(error)})
+    found = kept.found
+    lines += found.get("lines", [])
+    trained.append(found.get("images", 0))
+    timing: dict[str, float] = {}
+    try:
+        result = learn_and_seal(cell, plan, task, sealed, device, lines.append, progressed, kept, timing)
+    except Interrupted:
+        lines.clear()  # the checkpoint has them
+        raise
+    return Learned(result, sum(trained), 0, found.get("seconds", 0.0), timing["seal"])
 
 
 def _judged(
@@ -204,9 +313,9 @@ def _judged(
     """
     images, labels = seen_test_images(dataset, cell.scenario, task, device)
     order = np.random.default_rng(task_seed(cell.seed, task)).permutation(len(images))
-    shuffled = images[torch.from_numpy(order).to(device)]
+    shuffled = reordered(images, torch.from_numpy(order))
     if isolate:
-        top = judge_apart(cell, plan, sealed, shuffled.cpu().numpy(), device)
+        top = judge_apart(cell, plan, sealed, shuffled, device)
     else:
         with numerics(device, cell.precision, cell.layout):
             top = predict(revive(cell, plan, sealed, device), shuffled, cell.spec.card.heads)
@@ -221,6 +330,27 @@ def _judged(
     }
 
 
+REMEMBERED_PER_CLASS = 8
+
+
+def _show_remembered(cell: Cell, plan: Plan, sealed: bytes, folder: RunFolder, device: torch.device) -> None:
+    """Put what the last learner remembers of every class where a report finds it; it weighs nothing: for people."""
+    generator = torch.Generator(device).manual_seed(cell.seed)
+    with torch.no_grad(), numerics(device, cell.precision, cell.layout):
+        images, labels = revive(cell, plan, sealed, device).remembered(REMEMBERED_PER_CLASS, generator)
+    if len(images):
+        kind = "exemplars" if cell.spec.card.rehearsal or not cell.spec.card.competes else "generated"
+        folder.show_remembered(images.cpu().numpy(), labels.cpu().numpy(), kind)
+
+
+def head_norms(sealed: bytes) -> list[float]:
+    """L2 norm of the classifier's row of every class seen, as it was sealed; none where a state has no such rows."""
+    state = unseal(sealed)
+    rows = [value for key, value in state.items() if key.startswith("head/") and key.endswith("weight")]
+    seen = [value for value in rows if value.dim() == 2 and value.shape[0] > 1]
+    return seen[0].float().norm(dim=1).tolist() if len(seen) == 1 else []
+
+
 def learn_and_seal(
     cell: Cell,
     plan: Plan,
@@ -229,22 +359,33 @@ def learn_and_seal(
     device: torch.device,
     log: Callable[[Mapping[str, Any]], None],
     progress: Callable[[float, int], None],
+    checkpoint: Checkpoint | None = None,
+    timing: dict[str, float] | None = None,
 ) -> bytes:
-    """One task's learning, sealed bytes to sealed bytes. Random numbers depend on seed and task alone."""
+    """One task's learning, sealed bytes to sealed bytes. Random numbers depend on seed and task alone.
+
+    `timing` is told the seconds of loading and sealing together, as "seal".
+    """
     seed = task_seed(cell.seed, task.index)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # a plug-in's; and a random state must not carry bytes over the boundary either
     random.seed(seed)
-    with numerics(device, cell.precision, cell.layout):
+    with numerics(device, cell.precision, cell.layout, frugal=cell.frugal):
+        loading = time.perf_counter()
         method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
+        learning = time.perf_counter()
         generator = torch.Generator(device).manual_seed(seed)
-        method.learn(task, Context(generator, log, progress))
-        return seal(method.state(), cell.budget.storage)
+        method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint()))
+        sealing = time.perf_counter()
+        result = seal(method.state(), cell.budget.storage)
+        if timing is not None:
+            timing["seal"] = learning - loading + time.perf_counter() - sealing
+        return result
 
 
 def revive(cell: Cell, plan: Plan, sealed: bytes, device: torch.device) -> Method:
     """A new learner from sealed bytes."""
-    with numerics(device, cell.precision, cell.layout):
+    with numerics(device, cell.precision, cell.layout, frugal=cell.frugal):
         method = cell.spec.build(plan, cell.scenario, device)
     method.load({key: tensor.to(device) if _lives_on_device(key) else tensor for key, tensor in unseal(sealed).items()})
     return method
@@ -256,24 +397,29 @@ def task_seed(seed: int, task: int) -> int:
 
 
 @torch.inference_mode()
-def predict(method: Method, images: Tensor, heads: tuple[str, ...]) -> dict[str, NDArray[np.int16]]:
+def predict(method: Method, images: Images, heads: tuple[str, ...]) -> dict[str, NDArray[np.int16]]:
     """The top five classes of every image for every head, int16 [N, 5], padded with −1 where fewer are known.
 
     Raises ValueError for other heads than the card names, and for scores that are not finite numbers, a row an image.
     """
-    parts: dict[str, list[Tensor]] = {head: [] for head in heads}
-    for batch in images.split(evaluation_batch(images.device)):  # type: ignore[no-untyped-call]
+
+    def top5(batch: Tensor) -> Tensor:
+        """int16 [B, heads, 5]."""
         scores = method.scores(batch)
         if tuple(scores) != heads:
             raise ValueError(f"scores are of the heads {', '.join(scores)}, the card names {', '.join(heads)}")
-        for head, scores_BK in scores.items():
+        found = torch.full((len(batch), len(heads), 5), -1, dtype=torch.int16, device=batch.device)
+        for number, (head, scores_BK) in enumerate(scores.items()):
             if scores_BK.ndim != 2 or len(scores_BK) != len(batch) or not bool(torch.isfinite(scores_BK).all()):
                 raise ValueError(
                     f"scores of head {head} are not a finite [{len(batch)}, seen]: {list(scores_BK.shape)}"
                 )
-            parts[head].append(scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices.short())
-    top = {head: torch.cat(found).cpu().numpy() for head, found in parts.items()}
-    return {head: np.pad(t, ((0, 0), (0, 5 - t.shape[1])), constant_values=-1) for head, t in top.items()}
+            best = scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices
+            found[:, number, : best.shape[1]] = best.short()
+        return found
+
+    found_NH5 = in_batches(top5, images).cpu().numpy()
+    return {head: found_NH5[:, number] for number, head in enumerate(heads)}
 
 
 def _metrics(predictions: Mapping[str, NDArray[np.int16]], cell: Cell, task: int) -> list[dict[str, Any]]:
@@ -332,6 +478,8 @@ def _timing(records: list[TaskRecord]) -> dict[str, Any]:
     return {
         "wall_seconds": sum(r.wall_seconds for r in records),
         "train_seconds": train_seconds,
+        "judge_seconds": sum(r.judge_seconds for r in records),
+        "seal_seconds": sum(r.seal_seconds for r in records),
         "images": images,
         "images_per_second": images / train_seconds if train_seconds else None,
         "peak_memory_bytes": max((r.peak_memory_bytes for r in records), default=0),

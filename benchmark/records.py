@@ -3,7 +3,9 @@
     <out>/<cell>.partial/   while the cell runs: a folder per finished task, written under another name and renamed
     <out>/<cell>/           when it is over, whatever came of it; never written to again
 
-A partial folder is where the same command goes on after it was killed.
+A partial folder is where the same command goes on after it was killed. Every file in either has its checksum, in
+record.json or cell.json, and these two carry their own. Folders may be somebody else's: nothing in them is executed,
+followed out of them or believed about its size.
 """
 
 import csv
@@ -13,14 +15,17 @@ import json
 import math
 import os
 import shutil
+import stat
+import zipfile
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
+from numpy.lib import format as npy
 from numpy.typing import NDArray
 
 from cilbench.budgets.ledger import COLUMNS, Allowance, Ledger
@@ -33,6 +38,11 @@ Keep = Literal["last", "all"]
 
 # A refusal, a breach or a divergence comes out the same again; a failure (a crash, a full disk) may not.
 FINAL: frozenset[str] = frozenset({"done", "refused", "over_budget", "diverged"})
+
+METRICS = ("task", "tested_task", "head", "images", "top1", "top5")
+
+# Larger ones are not what the harness writes; nothing larger is read.
+JSON_BYTES, TABLE_BYTES, ARRAY_BYTES = 2**24, 2**28, 2**28
 
 
 @dataclass(frozen=True)
@@ -66,6 +76,8 @@ class TaskRecord:
     train_seconds: float
     images: int
     peak_memory_bytes: int
+    judge_seconds: float = 0.0  # of wall_seconds; seal_seconds of train_seconds, loading included
+    seal_seconds: float = 0.0
 
 
 class RunFolder:
@@ -83,42 +95,60 @@ class RunFolder:
     def outcome(self) -> Outcome | None:
         """How the cell ended; None where it has not. Raises RequestError for what is not a run folder in its place."""
         for path in (self.final, self.partial):
-            if path.exists() and not path.is_dir():
+            if os.path.lexists(path) and not path.is_dir():
                 raise RequestError(f"--out: {path} is in the way and is no run folder: move it, or run with --fresh")
+        for path in (self.lock, *_links(self.partial), *_links(self.final)):
+            if path.is_symlink():
+                raise RequestError(f"--out: {path} is a link, which is not followed: remove it, or run with --fresh")
         if not self.final.exists():
             return None
         try:
-            cell = json.loads((self.final / "cell.json").read_text())
-            return Outcome(cell["status"], cell["reason"])
-        except (OSError, ValueError, KeyError, TypeError):
+            cell = read_json(self.final / "cell.json")
+            outcome = Outcome(cell["status"], None if cell["reason"] is None else printable(str(cell["reason"])))
+            if outcome.status not in set(get_args(Status)) - {"running"}:
+                raise ValueError(outcome.status)
+        except UNREADABLE:
             raise RequestError(
                 f"--out: {self.final} has no readable cell.json and is in the way: move it, or run with --fresh"
             ) from None
+        return outcome
 
     def open(self) -> "Resumed":
         """Make the partial folder, or take up the one that is there or a failed run's, from its last good boundary."""
         outcome = self.outcome()
-        if outcome is not None and outcome.status == "failed" and not self.partial.exists():
-            os.rename(self.final, self.partial)
+        if outcome is not None and outcome.status == "failed":
+            if self.partial.exists():
+                shutil.rmtree(self.final)  # goes on elsewhere, and ends in its place
+            else:
+                os.rename(self.final, self.partial)
         (self.partial / "tasks").mkdir(parents=True, exist_ok=True)
-        for name in ("cell.json", "ledger.csv", "metrics.csv", "predictions.npz"):
+        for name in ("cell.json", "ledger.csv", "metrics.csv", "predictions.npz", "head_norms.csv"):
             (self.partial / name).unlink(missing_ok=True)
-        written = len(self._texts())
-        done = next((task + 1 for task in reversed(range(written)) if self._is_good(task)), 0)
-        for folder in (self.partial / "tasks").iterdir():
-            if not folder.name.isdecimal() or int(folder.name) >= done:
-                shutil.rmtree(folder)
+        records = self.records()
+        done = next((record.task + 1 for record in reversed(records) if self._is_good(record)), 0)
+        written = self._written()
+        for path in (self.partial / "tasks").iterdir():
+            if path.name not in map(str, range(done)):
+                _remove(path)
+        for path in self.partial.glob("checkpoint-*"):
+            if path != self.checkpoint(done):
+                path.unlink()
         self._cut_log(done)
-        return Resumed(done, damaged=written - done)
+        return Resumed(done, damaged=max(0, written - done))
 
     def discard(self) -> None:
         """Forget everything of this cell (`--fresh`)."""
         for path in (self.final, self.partial):
-            path.unlink() if path.is_file() else shutil.rmtree(path, ignore_errors=True)
+            if os.path.lexists(path):
+                _remove(path)
 
     def sealed(self, task: int) -> bytes:
         """The sealed state after a task."""
         return (self._task(task) / "state.safetensors").read_bytes()
+
+    def checkpoint(self, task: int) -> Path:
+        """Where a task's checkpoints are while it is learned."""
+        return self.partial / f"checkpoint-{task}.bin"
 
     def add_task(
         self,
@@ -127,50 +157,84 @@ class RunFolder:
         sealed: bytes,
         predictions: Mapping[str, NDArray[np.int16]],
         metrics: list[dict[str, Any]],
+        head_norms: list[float],
         keep: Keep,
     ) -> None:
         """Write one finished task in full, then rename: it is there, or it is not."""
         writing = self._task(record.task).with_suffix(".writing")
         writing.mkdir()
         _write(writing / "state.safetensors", sealed)
-        _write(writing / "predictions.npz", _npz(predictions))
-        text = {"record": asdict(record), "ledger": list(ledger.rows()), "metrics": metrics}
-        _write(writing / "record.json", json.dumps(text).encode())
+        stored = _npz(predictions)
+        _write(writing / "predictions.npz", stored)
+        text = {
+            "record": asdict(record),
+            "predictions_sha256": hashlib.sha256(stored).hexdigest(),
+            "ledger": list(ledger.rows()),
+            "metrics": metrics,
+            "head_norms": head_norms,
+        }
+        _write(writing / "record.json", _checked_json(text))
         os.rename(writing, self._task(record.task))
+        for path in self.partial.glob("checkpoint-*"):
+            path.unlink()
         if keep == "last" and record.task:
             (self._task(record.task - 1) / "state.safetensors").unlink(missing_ok=True)
 
+    def show_remembered(self, images: NDArray[np.uint8], labels: NDArray[np.int64], kind: str) -> None:
+        """Images [N, C, H, W] that the last learner carries of its classes [N]; `kind` "exemplars" or "generated"."""
+        arrays = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
+        _write(self.partial / "remembered.npz", _npz(arrays))
+
     def log(self, record: Mapping[str, Any]) -> None:
         """One line for log.jsonl."""
-        with (self.partial / "log.jsonl").open("a") as file:
-            file.write(json.dumps(dict(record)) + "\n")
+        path = self.partial / "log.jsonl"
+        with path.open("ab") as file:
+            length = file.tell()
+            try:
+                file.write(json.dumps(dict(record)).encode() + b"\n")
+                file.flush()
+            except OSError:  # the disk is full: half a line would spoil the next one
+                os.truncate(path, length)
+                raise
 
     def events(self) -> dict[str, int]:
         """How often each event was logged."""
-        path = self.partial / "log.jsonl"
-        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return dict(Counter(str(line["event"]) for line in lines if "event" in line))
+        return dict(Counter(str(line["event"]) for _, line in self._log_lines() if "event" in line))
 
     def records(self) -> list[TaskRecord]:
-        """Every finished task of a partial folder."""
+        """Every finished task of a partial folder, up to one that is not whole."""
         return [TaskRecord(**text["record"]) for text in self._texts()]
 
     def finish(self, cell: Mapping[str, Any], breach: tuple[int, Ledger] | None = None) -> None:
-        """Bring the tasks together, write cell.json, rename. `breach`: the boundary that was over budget."""
+        """Bring the tasks together, write cell.json, rename. `breach`: the boundary that was over budget.
+
+        Raises OSError where the folder no longer holds what was written to it.
+        """
         texts = self._texts()
+        if len(texts) != len(cell["tasks"]) or (cell["status"] == "done" and len(texts) < cell["request"]["tasks"]):
+            raise OSError(f"{self._task(len(texts))} was damaged while the cell ran")
         rows = [{"task": t["record"]["task"], **row} for t in texts for row in t["ledger"]]
         if breach:
             rows += [{"task": breach[0], **row} for row in breach[1].rows()]
         _write_csv(self.partial / "ledger.csv", ("task", *COLUMNS), rows)
-        columns = ("task", "tested_task", "head", "images", "top1", "top5")
-        _write_csv(self.partial / "metrics.csv", columns, [row for t in texts for row in t["metrics"]])
+        for path in self.partial.glob("checkpoint-*"):
+            path.unlink()
+        _write_csv(self.partial / "metrics.csv", METRICS, [row for t in texts for row in t["metrics"]])
+        norms = [
+            {"task": t["record"]["task"], "class": number, "norm": norm}
+            for t in texts
+            for number, norm in enumerate(t["head_norms"])
+        ]
+        if norms:
+            _write_csv(self.partial / "head_norms.csv", ("task", "class", "norm"), norms)
         arrays: dict[str, NDArray[np.int16]] = {}
         for text in texts:
             task = text["record"]["task"]
-            with np.load(self._task(task) / "predictions.npz", allow_pickle=False) as stored:
-                arrays |= {f"task{task}/{name}": stored[name] for name in stored.files}
+            stored = read_predictions(self._task(task) / "predictions.npz")
+            arrays |= {f"task{task}/{name}": array for name, array in stored.items()}
         _write(self.partial / "predictions.npz", _npz(arrays))
-        _write(self.partial / "cell.json", json.dumps(dict(cell), indent=2).encode())
+        sums = {path.name: _sha256(path) for path in sorted(self.partial.iterdir()) if path.is_file()}
+        _write(self.partial / "cell.json", _checked_json({**cell, "files": sums}, indent=2))
         os.rename(self.partial, self.final)
         if cell["status"] == "failed":
             return  # may be taken up again
@@ -183,40 +247,52 @@ class RunFolder:
     def _task(self, task: int) -> Path:
         return self.partial / "tasks" / str(task)
 
+    def _written(self) -> int:
+        """Tasks that were finished once, whole or not."""
+        return sum(path.name.isdecimal() for path in (self.partial / "tasks").iterdir())
+
     def _texts(self) -> list[dict[str, Any]]:
         """record.json of every task from the first on, up to one that is not there or not whole."""
         texts: list[dict[str, Any]] = []
         while True:
             try:
-                text = json.loads((self._task(len(texts)) / "record.json").read_bytes())
-                TaskRecord(**text["record"])
-            except (OSError, ValueError, KeyError, TypeError):
+                texts.append(_task_text(self._task(len(texts)), len(texts)))
+            except UNREADABLE:
                 return texts
-            texts.append(text)
 
-    def _is_good(self, task: int) -> bool:
+    def _is_good(self, record: TaskRecord) -> bool:
         """Is the sealed state of a task there, and the one that was weighed?"""
+        path = self._task(record.task) / "state.safetensors"
         try:
-            return hashlib.sha256(self.sealed(task)).hexdigest() == self.records()[task].sealed_sha256
-        except OSError:
+            return _size_of(path) == record.sealed_bytes and _sha256(path) == record.sealed_sha256
+        except (OSError, ValueError):
             return False
 
-    def _cut_log(self, done: int) -> None:
-        """Drop the lines of a task that will be learned again, and a last line that was torn."""
+    def _log_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
+        """Lines of the log, as they are and as JSON; one that was torn is left out."""
         path = self.partial / "log.jsonl"
         if not path.exists():
             return
-        kept = []
-        for line in path.read_text().splitlines():
-            try:
-                if int(json.loads(line)["task"]) < done:
-                    kept.append(line + "\n")
-            except (ValueError, KeyError):
-                continue
-        _write(path, "".join(kept).encode())
+        with path.open(encoding="utf-8", errors="replace") as file:
+            for text in file:
+                try:
+                    line = json.loads(text)
+                except (ValueError, RecursionError):
+                    continue
+                if isinstance(line, dict) and text.endswith("\n"):
+                    yield text, line
+
+    def _cut_log(self, done: int) -> None:
+        """Drop the lines of a task that will be learned again, and a last line that was torn."""
+        if (self.partial / "log.jsonl").exists():
+            kept = [text for text, line in self._log_lines() if isinstance(n := line.get("task"), int) and n < done]
+            _write(self.partial / "log.jsonl", "".join(kept).encode())
 
 
-UNREADABLE = (OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, AttributeError, csv.Error)
+UNREADABLE = (
+    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, AttributeError),
+    *(csv.Error, zipfile.BadZipFile),
+)
 
 
 def audit(folder: Path) -> list[str]:
@@ -225,16 +301,19 @@ def audit(folder: Path) -> list[str]:
     No method code is imported and nothing in the folder is executed. Nothing is signed: what was edited everywhere at
     once, within the budget, agrees.
     """
+    problems: list[tuple[Path, str]] = []
     try:
         run = _Recorded.read(folder)
-        problems = [f"{folder}: {what}" for what in run.contradictions(folder.resolve().name)]
+        problems += [(folder, what) for what in run.contradictions(folder.resolve().name)]
+        problems += [(folder / name, what) for name, what in run.changed_files(folder)]
         for path in sorted((folder / "tasks").glob("*/state.safetensors")):
-            problems += [f"{path}: {what}" for what in run.differences(path)]
+            problems += [(path, what) for what in run.differences(path)]
         last = folder / "tasks" / str(max(run.tasks, default=0)) / "state.safetensors"
+        if run.tasks and not last.is_file():
+            problems += [(last, "missing")]
     except UNREADABLE as error:
-        what = f"{folder}: not a whole run folder ({type(error).__name__}: {error})".splitlines()[0]
-        return [what[:500].encode("ascii", "backslashreplace").decode()]
-    return problems if last.is_file() or not run.tasks else [*problems, f"{last}: missing"]
+        problems = [(folder, f"not a whole run folder ({type(error).__name__}: {error})")]
+    return [printable(f"{path}: {what}", 1000) for path, what in problems]
 
 
 @dataclass(frozen=True)
@@ -250,14 +329,16 @@ class _Recorded:
     allowance: Allowance
     tasks: Mapping[int, TaskRecord]
     rows: Mapping[int, list[dict[str, str]]]
+    files: Mapping[str, str]
 
     @classmethod
     def read(cls, folder: Path) -> "_Recorded":
-        cell = json.loads((folder / "cell.json").read_text())
+        """Raises one of `UNREADABLE`."""
+        cell = read_json(folder / "cell.json")
         request, rows = cell["request"], dict[int, list[dict[str, str]]]()
-        with (folder / "ledger.csv").open(newline="") as file:
-            for row in csv.DictReader(file):
-                rows.setdefault(int(row["task"]), []).append({column: row[column] for column in COLUMNS})
+        table = _read(folder / "ledger.csv", TABLE_BYTES).decode()
+        for row in csv.DictReader(io.StringIO(table, newline="")):
+            rows.setdefault(int(row["task"]), []).append({column: row[column] for column in COLUMNS})
         return cls(
             id=cell["id"],
             status=cell["status"],
@@ -266,8 +347,9 @@ class _Recorded:
             bounded=cell["card"].get("competes") is not False or cell["card"].get("bounded") is not False,
             accounting=request["accounting"],
             allowance=Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"]))),
-            tasks={int(task["task"]): TaskRecord(**task) for task in cell["tasks"]},
+            tasks={number: _record_of(task, number) for number, task in enumerate(cell["tasks"])},
             rows=rows,
+            files={str(name): str(digest) for name, digest in cell.get("files", {}).items()},
         )
 
     def contradictions(self, folder_name: str) -> Iterator[str]:
@@ -277,7 +359,7 @@ class _Recorded:
         extra = sorted(set(self.rows) - set(self.tasks))
         if extra and (self.status != "over_budget" or extra != [len(self.tasks)]):
             yield f"ledger.csv lists tasks that the record does not have: {extra}"
-        if self.status == "done" and sorted(self.tasks) != list(range(self.expected)):
+        if self.status == "done" and len(self.tasks) != self.expected:
             yield f"a finished run of {self.expected} tasks has records of {len(self.tasks)}"
         for task, record in self.tasks.items():
             for column in ("published_bytes", "strict_bytes"):
@@ -288,25 +370,153 @@ class _Recorded:
             if spent > self.budget_bytes and self.bounded:
                 yield f"task {task}: {spent} B of a budget of {self.budget_bytes} B"
 
+    def changed_files(self, folder: Path) -> Iterator[tuple[str, str]]:
+        """Files that are gone or not as they were written; a run of before checksums were kept lists none."""
+        for name, digest in self.files.items():
+            if Path(name).name != name:
+                yield "cell.json", f"lists a file of another folder: {name!r}"
+            elif not (folder / name).is_file():
+                yield name, "missing"
+            elif _sha256(folder / name) != digest:
+                yield name, "its checksum differs from the one in cell.json"
+
     def differences(self, path: Path) -> list[str]:
         """Where a sealed file is not what was recorded of it."""
         record = {str(task): record for task, record in self.tasks.items()}.get(path.parent.name)
         if record is None:
             return ["a sealed state of a task that the record does not have"]
+        if (size := _size_of(path)) != record.sealed_bytes:
+            return [f"sealed bytes: {size} on disk, {record.sealed_bytes} recorded"]
         try:
             ledger = Ledger.of_sealed(path, self.allowance)
         except ValueError as error:
             return [str(error)]
         checks = [
-            ("sealed bytes", path.stat().st_size, record.sealed_bytes),
             ("published bytes", ledger.published, record.published_bytes),
             ("strict bytes", ledger.strict, record.strict_bytes),
-            ("sha256", hashlib.sha256(path.read_bytes()).hexdigest(), record.sealed_sha256),
+            ("sha256", _sha256(path), record.sealed_sha256),
         ]
         found = [f"{what}: {now} on disk, {then} recorded" for what, now, then in checks if now != then]
         weighed = [{key: str(value) for key, value in row.items()} for row in ledger.rows()]
         same = weighed == self.rows.get(record.task, [])
         return found if same else [*found, "ledger.csv lists other tensors than the file holds"]
+
+
+def printable(text: str, length: int = 400) -> str:
+    """One line that a terminal can be shown: what cannot be printed is escaped, the end of a long one cut off."""
+    line = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text[: length + 1])
+    return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, its own checksum compared where it has one. Raises OSError, ValueError."""
+    content = _from_json(_read(path, JSON_BYTES))
+    if "sha256" in content and content.pop("sha256") != _digest(content):
+        raise ValueError(f"{path.name}: its checksum differs")
+    return content
+
+
+def read_predictions(path: Path) -> dict[str, NDArray[np.int16]]:
+    """The int16 arrays of a predictions.npz. Raises OSError, ValueError, BadZipFile: for any other array, and before
+    anything is read where more is claimed than there is."""
+    _size_of(path)
+    with zipfile.ZipFile(path) as archive:
+        if sum(member.file_size for member in archive.infolist()) > ARRAY_BYTES:
+            raise ValueError(f"{path.name} declares more than {ARRAY_BYTES // 2**20} MiB")
+        return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
+
+
+def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.int16]:
+    with archive.open(member) as file:
+        data = io.BytesIO(file.read(member.file_size))  # no more than is declared, whatever is packed
+    if npy.read_magic(data) != (1, 0):
+        raise ValueError(f"{member.filename} is of an unknown format")
+    shape, fortran, dtype = npy.read_array_header_1_0(data)
+    payload = data.read()
+    if dtype != np.dtype("<i2") or fortran or len(shape) > 2 or 2 * math.prod(shape) != len(payload):
+        raise ValueError(f"{member.filename} is no int16 array of its size")
+    return np.frombuffer(payload, np.int16).reshape(shape)
+
+
+def _task_text(folder: Path, task: int) -> dict[str, Any]:
+    """What record.json of a finished task says. Raises one of `UNREADABLE` where anything is not as it was written."""
+    text = read_json(folder / "record.json")
+    record = _record_of(text["record"], task)
+    if _sha256(folder / "predictions.npz") != text["predictions_sha256"]:
+        raise ValueError("predictions.npz: its checksum differs")
+    tables = ((text["ledger"], COLUMNS), (text["metrics"], METRICS))
+    if any(row.keys() != set(columns) for rows, columns in tables for row in rows):
+        raise ValueError("record.json: not the columns of a ledger and of metrics")
+    return text | {"record": asdict(record), "head_norms": [float(norm) for norm in text["head_norms"]]}
+
+
+def _record_of(content: Mapping[str, Any], task: int) -> TaskRecord:
+    """The record of task number `task`. Raises ValueError, TypeError for what is none."""
+    record = TaskRecord(**content)
+    for field in fields(record):
+        value, wanted = getattr(record, field.name), (int, float) if field.type is float else field.type
+        if isinstance(value, bool) or not isinstance(value, wanted) or (not isinstance(value, str) and value < 0):
+            raise ValueError(f"task {task}: {field.name} is none")
+    if record.task != task:
+        raise ValueError(f"task {task} says that it is task {record.task}")
+    return record
+
+
+def _links(folder: Path) -> Iterator[Path]:
+    """Symbolic links: the folder itself, and what is below it."""
+    if folder.is_symlink():
+        yield folder
+        return
+    for path, folders, files in os.walk(folder):
+        yield from (there for name in (*folders, *files) if (there := Path(path, name)).is_symlink())
+
+
+def _remove(path: Path) -> None:
+    """Remove a file, a link or a folder; nothing that a link points to."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
+
+
+def _size_of(path: Path) -> int:
+    """Bytes of a regular file. Raises OSError, and ValueError for a pipe or a device, which might never end."""
+    status = path.stat()
+    if not stat.S_ISREG(status.st_mode):
+        raise ValueError(f"{path.name} is no regular file")
+    return status.st_size
+
+
+def _read(path: Path, limit_bytes: int) -> bytes:
+    if _size_of(path) > limit_bytes:
+        raise ValueError(f"{path.name} is larger than {limit_bytes // 2**20} MiB")
+    return path.read_bytes()
+
+
+def _sha256(path: Path) -> str:
+    _size_of(path)
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _from_json(data: bytes) -> dict[str, Any]:
+    try:
+        content = json.loads(data)
+    except RecursionError:
+        raise ValueError("JSON nested too deep") from None
+    if not isinstance(content, dict):
+        raise ValueError("not a JSON object")
+    return content
+
+
+def _checked_json(content: Mapping[str, Any], indent: int | None = None) -> bytes:
+    """JSON that carries the checksum of the rest of it."""
+    plain = _from_json(json.dumps(content).encode())  # tuples and numbers as they will be read again
+    return json.dumps({**plain, "sha256": _digest(plain)}, indent=indent).encode()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write(path: Path, data: bytes) -> None:
@@ -325,7 +535,7 @@ def _write_csv(path: Path, columns: tuple[str, ...], rows: list[dict[str, Any]])
     _write(path, text.getvalue().encode())
 
 
-def _npz(arrays: Mapping[str, NDArray[np.int16]]) -> bytes:
+def _npz(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     return buffer.getvalue()

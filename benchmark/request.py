@@ -51,7 +51,8 @@ class RunRequest:
 class Cell:
     """One run: a method with its settings, a budget, a scenario, a seed.
 
-    `precision` is part of the result; `layout` (of feature maps in memory) of how fast it comes, to rounding.
+    `precision` is part of the result; `layout` (of feature maps in memory) and `frugal` (with memory) say how it is
+    come by.
     """
 
     spec: MethodSpec
@@ -63,6 +64,7 @@ class Cell:
     recipe: str
     precision: Precision = "fp32"
     layout: Layout = "contiguous"
+    frugal: bool = False
 
     @cached_property
     def request(self) -> dict[str, Any]:

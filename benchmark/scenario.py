@@ -1,6 +1,9 @@
 """A data set and a protocol → a stream of tasks."""
 
+import math
+import os
 from collections.abc import Iterator
+from contextlib import suppress
 
 import numpy as np
 import torch
@@ -9,6 +12,8 @@ from torch import Tensor
 from cilbench.datasets import Dataset, DatasetCard, Images
 from cilbench.methods.backbones import BACKBONES
 from cilbench.methods.contract import Scenario, Task
+from cilbench.methods.pixels import Images as Pixels
+from cilbench.methods.pixels import Stored
 
 
 def class_order(classes: int, seed: int) -> tuple[int, ...]:
@@ -48,15 +53,20 @@ def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: 
     )
 
 
-def stream(dataset: Dataset, scenario: Scenario, device: torch.device, first: int = 0) -> Iterator[Task]:
-    """The tasks from number `first` on, each read from the data set when its turn comes and given once."""
+def stream(
+    dataset: Dataset, scenario: Scenario, device: torch.device, first: int = 0, *, frugal: bool = False
+) -> Iterator[Task]:
+    """The tasks from number `first` on, each read from the data set when its turn comes and given once.
+
+    `frugal` leaves images in their file whatever their size.
+    """
     arrival = _arrival_numbers(scenario)[dataset.train.labels]
     for index in range(first, scenario.tasks):
         new = scenario.new(index)
-        yield Task(index, *_select(dataset.train, arrival, new, device))
+        yield Task(index, *_select(dataset.train, arrival, new, device, frugal))
 
 
-def seen_test_images(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Tensor, Tensor]:
+def seen_test_images(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Pixels, Tensor]:
     """Test images of all classes seen after `task`: uint8 [N, C, H, W]; int64 [N], arrival numbers."""
     arrival = _arrival_numbers(scenario)[dataset.test.labels]
     return _select(dataset.test, arrival, range(scenario.seen(task)), device)
@@ -72,7 +82,26 @@ def _arrival_numbers(scenario: Scenario) -> np.ndarray:
     return np.argsort(np.array(scenario.class_order))
 
 
-def _select(images: Images, arrival: np.ndarray, wanted: range, device: torch.device) -> tuple[Tensor, Tensor]:
+def _select(
+    images: Images, arrival: np.ndarray, wanted: range, device: torch.device, frugal: bool = False
+) -> tuple[Pixels, Tensor]:
     chosen = np.flatnonzero((arrival >= wanted.start) & (arrival < wanted.stop))
-    pixels = torch.from_numpy(np.ascontiguousarray(images.images[chosen]))
-    return pixels.to(device), torch.from_numpy(arrival[chosen].astype(np.int64)).to(device)
+    labels = torch.from_numpy(arrival[chosen].astype(np.int64)).to(device)
+    size_bytes = len(chosen) * math.prod(images.images.shape[1:])
+    if images.path is not None and (frugal or size_bytes > resident_limit_bytes(device)):
+        return Stored(images.path, torch.from_numpy(chosen), device), labels
+    return torch.from_numpy(np.ascontiguousarray(images.images[chosen])).to(device), labels
+
+
+def resident_limit_bytes(device: torch.device) -> int:
+    """Images of a task up to this size are held on the device: a quarter of the memory that is free there.
+
+    $CILBENCH_RESIDENT_BYTES overrides it. Where images are changes how fast a run is, not what comes out.
+    """
+    if "CILBENCH_RESIDENT_BYTES" in os.environ:
+        return int(os.environ["CILBENCH_RESIDENT_BYTES"])
+    if device.type == "cuda":
+        return torch.cuda.mem_get_info(device)[0] // 4
+    with suppress(ValueError, OSError, AttributeError):
+        return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") // 4
+    return 2**31

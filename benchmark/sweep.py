@@ -1,6 +1,7 @@
 """`cilbench run`: every cell of a request, one after another, each left finished."""
 
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -17,14 +18,17 @@ from rich.table import Table
 
 from cilbench import datasets
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.budgets.size import format_bytes
+from cilbench.budgets.size import format_bytes, human_bytes
+from cilbench.datasets import Dataset
 from cilbench.errors import RequestError
+from cilbench.methods.checkpoint import Interrupted
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.engine import pick_layout, pick_precision
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
 from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord
 from cilbench.request import Cell, RunRequest, cells, check_feasible
+from cilbench.signals import Stop, stoppable
 
 
 def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool) -> int:
@@ -44,28 +48,52 @@ def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: b
     for line in [*announce(asked), f"device {where}, {asked[0].precision}; run folders in {out}"]:
         console.print(line, markup=False)
     outcomes: dict[str, Outcome] = {}
-    with _watch(console, len(asked)) as watch:
+    with stoppable() as stop, _watch(console, len(asked), stop) as watch:
         for number, cell in enumerate(asked):
             watch.begin(number, cell)
-            with folders[cell.id].claimed() as mine:
-                if not mine:
-                    outcomes[cell.id] = Outcome("running", "another process is at it")
-                else:
-                    if fresh:
-                        folders[cell.id].discard()
-                    outcomes[cell.id] = _settled(folders[cell.id], watch) or run_cell(
-                        _laid_out(cell, plans[cell.id], where),
-                        plans[cell.id],
-                        dataset,
-                        folders[cell.id],
-                        where,
-                        watch,
-                        keep,
-                        isolate,
-                    )
+            try:
+                outcomes[cell.id] = _run_one(
+                    cell, plans[cell.id], dataset, folders[cell.id], where, watch, keep, isolate, fresh
+                )
+            except Interrupted:
+                done = sum(outcome.status == "done" for outcome in outcomes.values())
+                watch.note(_stopped(stop, done, asked, folders[cell.id]))
+                return stop.exit_code
             if outcomes[cell.id].status != "done":
                 watch.note(f"{_title(cell)}: {outcomes[cell.id].status}: {outcomes[cell.id].reason}")
     return _conclude(console, asked, outcomes, out)
+
+
+def _run_one(
+    cell: Cell,
+    plan: Plan | BudgetTooSmall,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
+    watch: "_Watch",
+    keep: Keep,
+    isolate: bool,
+    fresh: bool,
+) -> Outcome:
+    """Claim a cell and run it, unless it has ended before or another process is at it. Raises Interrupted."""
+    if watch.stopping():
+        raise Interrupted
+    with folder.claimed() as mine:
+        if not mine:
+            return Outcome("running", "another process is at it")
+        if fresh:
+            folder.discard()
+        settled = _settled(folder, watch)
+        return settled or run_cell(_laid_out(cell, plan, device), plan, dataset, folder, device, watch, keep, isolate)
+
+
+def _stopped(stop: Stop, done: int, asked: list[Cell], folder: RunFolder) -> str:
+    """What is kept when a signal ended a sweep."""
+    name = signal.Signals(stop.signal or signal.SIGINT).name
+    tasks = len(folder.records())
+    midway = " and a checkpoint inside the next" if folder.checkpoint(tasks).exists() else ""
+    kept = f"; of the one at work {tasks} tasks{midway} are kept" if tasks or midway else ""
+    return f"stopped by {name}: {done} of {len(asked)} runs are done{kept}; the same command goes on from there"
 
 
 def _fastest_precision(scenario: Scenario, device: torch.device) -> str:
@@ -127,8 +155,8 @@ def _title(cell: Cell) -> str:
 class _Watch:
     """Shows a sweep: a bar on a terminal, a line per task elsewhere."""
 
-    def __init__(self, console: Console, cells: int, bar: Progress | None) -> None:
-        self.console, self.cells, self.bar = console, cells, bar
+    def __init__(self, console: Console, cells: int, bar: Progress | None, stop: Stop) -> None:
+        self.console, self.cells, self.bar, self.stopping = console, cells, bar, stop
         self.number, self.images, self.started = 0, 0, time.perf_counter()
         self.cell: Cell | None = None
         self.bar_id = bar.add_task("", total=cells) if bar else None
@@ -163,18 +191,19 @@ class _Watch:
         scores = ", ".join(f"{head} {value:.2f} %" for head, value in top1.items())
         self.say(
             f"task {record.task + 1}/{self.cell.scenario.tasks}, {record.seen} classes: {scores};"
-            f" {spent:,} of {budget.bytes:,} B, {record.exemplars} exemplars, {record.wall_seconds:.1f} s"
+            f" {spent:,} of {budget.bytes:,} B, {record.exemplars} exemplars, {record.wall_seconds:.1f} s,"
+            f" peak {human_bytes(record.peak_memory_bytes)}"
         )
 
 
 @contextmanager
-def _watch(console: Console, cells: int) -> Iterator[_Watch]:
+def _watch(console: Console, cells: int, stop: Stop) -> Iterator[_Watch]:
     if not console.is_terminal:
-        yield _Watch(console, cells, None)
+        yield _Watch(console, cells, None, stop)
         return
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        yield _Watch(console, cells, bar)
+        yield _Watch(console, cells, bar, stop)
 
 
 def _conclude(console: Console, asked: list[Cell], outcomes: Mapping[str, Outcome], out: Path) -> int:

@@ -18,7 +18,7 @@ Deviations  Exemplars are stored compressed and decoded from those bytes; the au
 
 import copy
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -27,13 +27,15 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from cilbench.budgets.codecs import Box, Codec, Encoded, image_shape
+from cilbench.budgets.codecs import Box, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario
+from cilbench.methods.engine import full_precision
 from cilbench.methods.network import IncrementalNet
+from cilbench.methods.pixels import LessonImages
 from cilbench.methods.training import Count, Lesson, Look, Positive, Schedule, Share, Weight, in_epochs
 
-CHUNK = 256  # images at a time where boxes are drawn or images rendered: bounds memory, changes no number
+CHUNK = 256  # images at a time where boxes are drawn: bounds memory, changes no number
 
 # ReLU as a Padé approximant, within 0.030 on [−3, 3] (Molina 2020, arXiv 1907.06732, Table 6): a_0 … a_5; b_1 … b_4.
 ABOVE = (0.02996348, 0.61690165, 2.37539147, 3.06608078, 1.52474449, 0.25281987)
@@ -78,7 +80,7 @@ class Twin(nn.Module):
 
     def forward(self, x_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         maps_BDhw = self.net.maps(x_BCHW)
-        return maps_BDhw, self.net.logits(F.adaptive_avg_pool2d(maps_BDhw, 1).flatten(1))
+        return maps_BDhw, self.net.logits(self.net.pooled(maps_BDhw))
 
 
 def activations(net: nn.Module) -> list[str]:
@@ -126,11 +128,25 @@ def fixed_boxes(at_N2: Tensor, side: float, cells_2: Tensor) -> Tensor:
     return torch.cat([start_N2, size_2.expand_as(start_N2)], 1).to(torch.int16)
 
 
+def coarse(images: Tensor) -> Tensor:
+    """Every second pixel of every second row in place of all four: [B, C, H, W], what `Box` keeps of a background."""
+    height, width = images.shape[2:]
+    return images[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width]
+
+
+def as_stored(images: Tensor, boxes_B4: Tensor) -> Tensor:
+    """uint8 [B, C, H, W] as `Box` gives them back, without encoding them; boxes in units of two pixels."""
+    top_B, left_B, rows_B, columns_B = boxes_B4.to(images.device).long().unbind(1)
+    y_H, x_W = (torch.arange(side, device=images.device) // 2 for side in images.shape[2:])
+    in_rows_BH = (y_H >= top_B[:, None]) & (y_H < (top_B + rows_B)[:, None])
+    in_columns_BW = (x_W >= left_B[:, None]) & (x_W < (left_B + columns_B)[:, None])
+    inside_B1HW = (in_rows_BH[:, :, None] & in_columns_BW[:, None, :])[:, None]
+    return torch.where(inside_B1HW, images, coarse(images))
+
+
 def hybrid(x_BCHW: Tensor, mask_BHW: Tensor) -> Tensor:
     """mask · image + (1 − mask) · compressed image. As in models/foster.py the mask is soft, the resized CAM itself."""
-    height, width = x_BCHW.shape[2:]
-    compressed_BCHW = x_BCHW[:, :, ::2, ::2].repeat_interleave(2, 2).repeat_interleave(2, 3)[:, :, :height, :width]
-    return mask_BHW[:, None] * x_BCHW + (1 - mask_BHW[:, None]) * compressed_BCHW
+    return mask_BHW[:, None] * x_BCHW + (1 - mask_BHW[:, None]) * coarse(x_BCHW)
 
 
 class CIM:
@@ -226,7 +242,7 @@ class Masking:
         self.optimizer = torch.optim.Adam([self.phi.requires_grad_()], lr=lr, weight_decay=weight_decay)
         self.steps = math.ceil(self.config.steps_per_class * len(self.lesson.labels[: self.lesson.new].unique()))
         self.show_probability = 0.0
-        self.compressed = self.lesson.images[:0]  # the task's own images as they would be stored, once there are boxes
+        self.boxes_N4 = torch.empty(0, 4)  # of the task's own images, once they are drawn
 
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
         """New images at random as they would be stored; exemplars come from their bytes anyway."""
@@ -234,7 +250,7 @@ class Masking:
             return batch
         draw_B = torch.rand(len(positions), device=batch.device, generator=self.context.generator)
         swap_B = (draw_B < self.show_probability) & (positions < self.lesson.new)
-        stored = self.compressed[positions.clamp(max=self.lesson.new - 1)]
+        stored = as_stored(batch, self.boxes_N4[positions.clamp(max=self.lesson.new - 1)])
         return torch.where(swap_B[:, None, None, None], stored, batch)
 
     def before_epoch(self, epoch: int, lr: float) -> None:
@@ -255,30 +271,43 @@ class Masking:
         """Boxes by the mask model as it is now; the bytes are on the CPU."""
         return Box().encode(images.cpu(), self.boxes(images, labels).cpu())
 
+    def kept(self) -> dict[str, Tensor]:
+        moments = {key: t for key, t in self.optimizer.state.get(self.phi, {}).items() if isinstance(t, Tensor)}
+        return {
+            "phi": self.phi,
+            "boxes": self.boxes_N4,
+            "show_probability": torch.tensor(self.show_probability, dtype=torch.float64),
+            **{f"adam.{key}": value for key, value in moments.items()},
+        }
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self.phi.data.copy_(tensors["phi"])
+        self.boxes_N4 = tensors["boxes"].to(self.phi.device)
+        self.show_probability = tensors["show_probability"].item()
+        moments = {key.removeprefix("adam."): t for key, t in tensors.items() if key.startswith("adam.")}
+        self.optimizer.state[self.phi] = {k: t if k == "step" else t.to(self.phi.device) for k, t in moments.items()}
+
     def renew(self) -> float:
-        """Boxes and compressed form of the task's own images; returns the boxes' mean share of the image."""
-        images, labels = self.lesson.images[: self.lesson.new], self.lesson.labels[: self.lesson.new]
-        channels, height, width = image_shape(images)
-        boxes_N4 = self.boxes(images, labels)
-        chunks = zip(images.split(CHUNK), boxes_N4.split(CHUNK), strict=True)
-        stored = [Box().decode(Box().encode(*chunk), (channels, height, width)) for chunk in chunks]
-        self.compressed = torch.cat(stored)
+        """New boxes for the task's own images; returns their mean share of the image."""
+        height, width = self.lesson.images.shape[2:]
+        self.boxes_N4 = self.boxes(self.lesson.images, self.lesson.labels[: self.lesson.new])
         cells = ((height + 1) // 2) * ((width + 1) // 2)
-        return (boxes_N4[:, 2:].float().prod(1) / cells).mean().item()
+        return (self.boxes_N4[:, 2:].float().prod(1) / cells).mean().item()
 
     @torch.no_grad()
-    def boxes(self, images: Tensor, labels: Tensor) -> Tensor:
-        """uint8 [N, C, H, W] and int64 [N] → int16 [N, 4], in units of two pixels."""
-        (_, height, width), device = image_shape(images), images.device
+    def boxes(self, images: LessonImages, labels: Tensor) -> Tensor:
+        """Of the first N images, uint8 [≥ N, C, H, W], with labels int64 [N]: int16 [N, 4], in units of two pixels."""
+        (height, width), device = images.shape[2:], labels.device
         cells_2 = torch.tensor([(height + 1) // 2, (width + 1) // 2], device=device)
         if self.config.mask not in ("learned", "cam"):
-            at_N2 = torch.full((len(images), 2), 0.5, device=device)
+            at_N2 = torch.full((len(labels), 2), 0.5, device=device)
             if self.config.mask == "random":
                 at_N2 = at_N2.uniform_(generator=self.context.generator)
             return fixed_boxes(at_N2, 0.0 if self.config.mask == "full" else self.config.box_side, cells_2)
         boxes = []
-        for batch, labels_B in zip(images.split(CHUNK), labels.split(CHUNK), strict=True):
-            cam_Bhw, _ = self.masked(self.look.plain(batch), labels_B)
+        for start in range(0, len(labels), CHUNK):
+            labels_B = labels[start : start + CHUNK]
+            cam_Bhw, _ = self.masked(self.look.plain(images[start : start + len(labels_B)]), labels_B)
             boxes.append(tight_boxes(resize(cam_Bhw, height, width), self.config.tau))
         return torch.cat(boxes)
 
@@ -312,7 +341,8 @@ class Masking:
         learning = {name: tensor for name, tensor in theta.items() if tensor.requires_grad}
         _, hybrid_logits_BK = self.plain_net.run(theta, hybrid(x_BCHW, mask_BHW))
         inner_loss = F.cross_entropy(hybrid_logits_BK, labels_B)
-        gradients = torch.autograd.grad(inner_loss, list(learning.values()), create_graph=True)
+        with full_precision(labels_B.device):
+            gradients = torch.autograd.grad(inner_loss, list(learning.values()), create_graph=True)
         rate = self.config.lr_ratio * lr
         stepped = {name: p - rate * gradient for (name, p), gradient in zip(learning.items(), gradients, strict=True)}
 
@@ -329,7 +359,8 @@ class Masking:
         taken: list[dict[str, Tensor]] = []
         for _ in range(self.steps):
             total, parts = self.upper_loss(lr, *self.draw())
-            (self.phi.grad,) = torch.autograd.grad(total, [self.phi])
+            with full_precision(self.phi.device):
+                (self.phi.grad,) = torch.autograd.grad(total, [self.phi])
             norm = torch.nn.utils.clip_grad_norm_([self.phi], self.config.phi_clip)
             if total.isfinite() and norm.isfinite():
                 self.optimizer.step()

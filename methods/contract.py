@@ -15,6 +15,8 @@ from torch import Tensor
 from cilbench.budgets.ledger import Allowance
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
+from cilbench.methods.checkpoint import Checkpoint
+from cilbench.methods.pixels import Images
 
 Family = Literal["tiny", "cifar", "imagenet"]
 
@@ -79,10 +81,13 @@ class Scenario:
 
 @dataclass
 class Task:
-    """One task's data, given once. `images` uint8 [N, C, H, W]; `labels` int64 [N], arrival numbers of classes."""
+    """One task's data, given once. `images` uint8 [N, C, H, W]; `labels` int64 [N], arrival numbers of classes.
+
+    `images` is a tensor on the device, or stays in its file where it is too large for that (`pixels.Stored`).
+    """
 
     index: int
-    images: Tensor
+    images: Images
     labels: Tensor
 
 
@@ -136,12 +141,13 @@ class Context:
 
     `generator` is the cell's own random source, on the device; module initialisation uses torch's global one, which the
     harness has seeded for this cell and task. `log` takes one flat record for log.jsonl; `progress` takes the share
-    done in [0, 1] and the images trained on since the last call.
+    done in [0, 1] and the images trained on since the last call. Long loops keep where they are in `checkpoint`.
     """
 
     generator: torch.Generator
     log: Callable[[Mapping[str, Any]], None]
     progress: Callable[[float, int], None]
+    checkpoint: Checkpoint = field(default_factory=Checkpoint)
 
 
 class Method(Protocol):

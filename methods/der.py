@@ -55,8 +55,8 @@ class DER(Rehearsal):
 
         train_unfrozen(self.net)
         loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
-        parameters = [*self.net.parameters(), *(auxiliary_head.parameters() if known else ())]
-        fit(loss, parameters, lesson, schedule, self.look, context, task.index, compressing)
+        learner = [self.net, auxiliary_head] if known else [self.net]
+        fit(loss, learner, lesson, schedule, self.look, context, task.index, compressing)
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()

@@ -60,5 +60,5 @@ class Finetune(Rehearsal):
 
         train_unfrozen(self.net)
         schedule = self.config.schedule(task.index)
-        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index)
+        fit(loss, [self.net], lesson, schedule, self.look, context, task.index)
         self.net.eval()

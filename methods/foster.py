@@ -76,9 +76,9 @@ class FOSTER(Rehearsal):
 
         train_unfrozen(self.net)
         loss = boosting_loss(self.net, branch_head, old, self._weights(lesson, self.config.beta1), self.config)
-        parameters = [*self.net.parameters(), *(branch_head.parameters() if known else ())]
+        learner = [self.net, branch_head] if known else [self.net]
         part = (0.0, self._boosting_share() if known else 1.0)
-        fit(loss, parameters, lesson, schedule, self.look, context, task.index, compressing, "boosting", part)
+        fit(loss, learner, lesson, schedule, self.look, context, task.index, compressing, "boosting", part)
         if known:
             self.net = self._compressed(old, lesson, context, task.index, compressing)
         self.net.eval()
@@ -108,7 +108,7 @@ class FOSTER(Rehearsal):
         )
         train_unfrozen(student)
         shown, part = ShowOnly(compressing), (self._boosting_share(), 1.0)
-        fit(loss, student.parameters(), lesson, schedule, self.look, context, task, shown, "compression", part)
+        fit(loss, [student], lesson, schedule, self.look, context, task, shown, "compression", part)
         return student
 
     def _weights(self, lesson: Lesson, beta: float) -> Tensor:

@@ -70,7 +70,7 @@ class ICaRL(Rehearsal):
             return value
 
         train_unfrozen(self.net)
-        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index, compressing)
+        fit(loss, [self.net], lesson, schedule, self.look, context, task.index, compressing)
         self.net.eval()
         self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)
 

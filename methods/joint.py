@@ -62,6 +62,6 @@ class Joint(Rehearsal):
 
         train_unfrozen(self.net)
         schedule = self.config.schedule(0)
-        fit(loss, self.net.parameters(), lesson, schedule, self.look, context, task.index)
+        fit(loss, [self.net], lesson, schedule, self.look, context, task.index)
         self.net.eval()
         self.memory.keep_all(task, self.scenario.new(task.index))

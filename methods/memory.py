@@ -4,7 +4,7 @@ After a task every class may keep ⌊exemplar bytes / seen classes⌋ bytes. Wit
 ⌊total / seen⌋ images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, Scenario, Task
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.parts import herd
+from cilbench.methods.pixels import joined
 from cilbench.methods.training import Compressing, Lesson, Look, Schedule, in_batches
 
 
@@ -57,6 +58,12 @@ class Plain:
     def encode(self, images: Tensor, labels: Tensor) -> Encoded:
         return self.codec.encode(images.cpu())
 
+    def kept(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
     def export(self, net: IncrementalNet) -> dict[str, Tensor]:
         return {}
 
@@ -73,6 +80,12 @@ class ShowOnly:
     def before_epoch(self, epoch: int, lr: float) -> None:
         return None
 
+    def kept(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
 
 class ExemplarMemory:
     """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
@@ -85,7 +98,7 @@ class ExemplarMemory:
     def lesson(self, task: Task) -> Lesson:
         """The task's own images and all exemplars, decoded from their bytes."""
         images, labels = self.decoded(task.images.device)
-        return Lesson(torch.cat([task.images, images]), torch.cat([task.labels, labels]), len(task.images))
+        return Lesson(joined(task.images, images), torch.cat([task.labels, labels]), len(task.images))
 
     def decoded(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """All exemplars: uint8 [N, C, H, W] and their classes int64 [N]."""
@@ -105,11 +118,12 @@ class ExemplarMemory:
         """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit."""
         share_bytes = self.exemplar_bytes[task.index] // new.stop
         self.classes = [c.within(share_bytes, self.overhead_bytes) for c in self.classes]
-        for label in new:
-            of_class = task.labels == label
-            images = task.images[of_class]
-            order = herd(in_batches(features, images), share_bytes // self.least_bytes).to(images.device)
-            encoded = encode(images[order], task.labels[of_class][order])
+        features_ND = in_batches(features, task.images)
+        of_class = [(task.labels == label).nonzero()[:, 0] for label in new]
+        orders = herd([features_ND[positions] for positions in of_class], share_bytes // self.least_bytes)
+        for label, positions, order in zip(new, of_class, orders, strict=True):
+            chosen = positions[order.to(positions.device)]
+            encoded = encode(task.images[chosen], task.labels[chosen])
             kept = encoded.within(share_bytes, self.overhead_bytes)
             if not len(kept):
                 need_bytes = int(encoded.lengths[0]) + self.overhead_bytes

@@ -60,16 +60,20 @@ class IncrementalNet(nn.Module):
         return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
-        """Average-pooled feature maps: float32 [B, D·branches]."""
-        return F.adaptive_avg_pool2d(self.maps(x_BCHW), 1).flatten(1).float()
+        """Average-pooled feature maps: [B, D·branches]."""
+        return self.pooled(self.maps(x_BCHW))
+
+    def pooled(self, maps_BDhw: Tensor) -> Tensor:
+        """Means of feature maps, [B, D·branches], as wide as the parameters in any precision."""
+        return F.adaptive_avg_pool2d(maps_BDhw, 1).flatten(1).to(next(self.branches.parameters()).dtype)
 
     def forward(self, x_BCHW: Tensor) -> Tensor:
         return self.logits(self.features(x_BCHW))
 
     def logits(self, features_BD: Tensor) -> Tensor:
-        """Features [B, D·branches] → logits [B, seen], float32 in any precision: losses are taken of them."""
+        """Features [B, D·branches] → logits [B, seen], never in bf16: losses are taken of them."""
         with full_precision(self.device):
-            return self.classifier(features_BD.float())
+            return self.classifier(features_BD)
 
     @property
     def classifier(self) -> nn.Linear:

@@ -1,12 +1,15 @@
 """Arithmetic that several methods share: plain functions, each with its source."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pad_sequence
 
 from cilbench.methods.network import IncrementalNet
+
+PAIRS = 2**25  # products of pairs of images held at once while herding, 256 MiB in float64
 
 
 def kd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tensor:
@@ -18,25 +21,52 @@ def kd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tenso
     return -(soft_targets * F.log_softmax(student_BK / temperature, dim=1)).sum(1).mean()
 
 
-def herd(features_ND: Tensor, count: int) -> Tensor:
-    """Herding (Welling 2009; iCaRL Algorithm 4): int64 [min(count, N)], positions of the images, best first.
+def herd(features: Sequence[Tensor], count: int) -> list[Tensor]:
+    """Herding (Welling 2009; iCaRL Algorithm 4) of several classes at once: of each int64 [min(count, N)], best first.
 
-    Greedily the image whose inclusion brings the mean of what is picked nearest to the mean of all. `features_ND` are
-    L2-normalised here, in float64: float32 changes a fifth of the order. On the CPU: a pick waits for the one before,
-    and not every accelerator has float64.
+    Greedily the image whose inclusion brings the mean of what is picked nearest to the mean of all. `features` of a
+    class, [N, D], are L2-normalised here, in float64: float32 changes a fifth of the order. Runs on the features'
+    device without waiting for it; on the CPU where the device has no float64.
     """
-    x_ND = F.normalize(features_ND.cpu().double(), dim=1)
-    mean_D, squares_N = x_ND.mean(0), x_ND.square().sum(1)
-    picked: list[int] = []
-    total_D = torch.zeros_like(mean_D)
-    for k in range(1, min(count, len(x_ND)) + 1):
-        # ‖mean − (total + x)/k‖², times k², less what is the same for every x
-        distance_N = squares_N - 2 * (x_ND @ (k * mean_D - total_D))
-        distance_N[picked] = torch.inf
-        best = int(distance_N.argmin())
-        picked.append(best)
-        total_D += x_ND[best]
-    return torch.tensor(picked, dtype=torch.int64)
+    chunks = _alike([len(f) for f in features])
+    return [order for first, last in chunks for order in _herd_padded(features[first:last], count)]
+
+
+def _alike(sizes: Sequence[int]) -> list[tuple[int, int]]:
+    """Neighbouring classes that are herded together: as many as have their products of all pairs in `PAIRS`."""
+    chunks, first = [], 0
+    for last in range(1, len(sizes) + 1):
+        if last == len(sizes) or (last + 1 - first) * max(sizes[first : last + 1]) ** 2 > PAIRS:
+            chunks.append((first, last))
+            first = last
+    return chunks
+
+
+def _herd_padded(features: Sequence[Tensor], count: int) -> list[Tensor]:
+    """`herd` of some classes, K, in step."""
+    device = torch.device("cpu") if features[0].device.type == "mps" else features[0].device
+    sizes = [len(f) for f in features]
+    x_KND = pad_sequence([F.normalize(f.to(device).double(), dim=1) for f in features], batch_first=True)
+    mean_KD = x_KND.sum(1) / torch.tensor(sizes, device=device)[:, None]
+    # ‖mean − (total + x)/k‖², times k², less what is the same for every x, is cost − k·gain
+    gain_KN = 2 * (x_KND @ mean_KD[:, :, None])[:, :, 0]
+    cost_KN = x_KND.square().sum(2)
+    cost_KN[torch.arange(max(sizes), device=device) >= torch.tensor(sizes, device=device)[:, None]] = torch.inf
+    twice_KNN = 2 * x_KND @ x_KND.mT if x_KND.shape[1] ** 2 <= PAIRS else None
+    classes_K = torch.arange(len(sizes), device=device)
+    picked = []
+    for k in range(1, min(count, max(sizes)) + 1):
+        best_K = torch.sub(cost_KN, gain_KN, alpha=k).argmin(1)
+        picked.append(best_K)
+        pairs_KN = (
+            twice_KNN[classes_K, best_K]
+            if twice_KNN is not None
+            else 2 * (x_KND @ x_KND[classes_K, best_K][:, :, None])[:, :, 0]
+        )
+        cost_KN += pairs_KN
+        cost_KN[classes_K, best_K] = torch.inf
+    order_MK = torch.stack(picked).cpu() if picked else torch.empty(0, len(sizes), dtype=torch.int64)
+    return [order_MK[: min(count, size), k] for k, size in enumerate(sizes)]
 
 
 def expansion_loss(

@@ -1,13 +1,13 @@
-"""The epoch loop, written once: images on the device as uint8, augmented there in batches, SGD with step decay.
+"""The epoch loop, written once: images as uint8, augmented on the device in batches, SGD with step decay.
 
-    fit(loss, parameters, lesson, schedule, look, context, task)
+    fit(loss, learner, lesson, schedule, look, context, task)
 
 A method brings its loss as a function of a batch; everything a toolbox would hide in a trainer is an argument here.
 """
 
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, Protocol
@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Encoded
+from cilbench.methods.checkpoint import Keeps, Resumable
 from cilbench.methods.contract import Augmentation, Context, Scenario
-from cilbench.methods.engine import full_precision
+from cilbench.methods.engine import Replayed, evaluation_batch, full_precision
+from cilbench.methods.pixels import Images, LessonImages, fed
 
 
 class Diverged(RuntimeError):
@@ -194,12 +196,12 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
 class Lesson:
     """What a task is learned from: its images, then the decoded exemplars. uint8 [N, C, H, W], int64 [N], on device."""
 
-    images: Tensor
+    images: LessonImages
     labels: Tensor
     new: int  # the first so many are the task's own
 
 
-class Compressing(Protocol):
+class Compressing(Keeps, Protocol):
     """A compression at work in one task."""
 
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
@@ -215,7 +217,7 @@ class Compressing(Protocol):
 
 def fit(
     loss: Callable[[Tensor, Tensor], Tensor],
-    parameters: Iterable[nn.Parameter],
+    learner: Sequence[nn.Module],
     lesson: Lesson,
     schedule: Schedule,
     look: Look,
@@ -225,49 +227,93 @@ def fit(
     phase: str = "learning",
     part: tuple[float, float] = (0.0, 1.0),
 ) -> None:
-    """Train `parameters` on `loss(x_BCHW, labels_B)` for the whole schedule. Raises Diverged.
+    """Train what is not frozen in `learner` on `loss(x_BCHW, labels_B)` for the whole schedule.
 
     `compressing` has its turn before every epoch and may show a batch as it will look once stored. Where a task is
-    learned in several phases, `phase` names this one in the log and `part` is its share of the task, (from, to).
+    learned in several phases, `phase` names this one in the log and `part` is its share of the task, (from, to). Goes
+    on from the context's checkpoint. Raises Diverged, Interrupted.
     """
-    images, labels = lesson.images, lesson.labels
-    learning = [p for p in parameters if p.requires_grad]
-    optimizer = torch.optim.SGD(
-        learning, lr=schedule.lr, momentum=schedule.momentum, weight_decay=schedule.weight_decay, fused=True
-    )
-    for epoch in range(schedule.epochs):
-        lr = schedule.lr_at(epoch)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
-        if compressing is not None:
-            compressing.before_epoch(epoch, lr)
-        started, total, seen = time.perf_counter(), torch.zeros((), device=images.device), 0
-        for positions in batches(len(images), schedule.batch_size, schedule.max_steps, context.generator):
-            batch = images[positions]
+    parameters = [p for module in learner for p in module.parameters() if p.requires_grad]
+    step = _Step(loss, parameters, schedule, look, context.generator, lesson.labels.device)
+    others = [compressing] if compressing is not None else []
+    going = Resumable(context.checkpoint, phase, context.generator, learner, [step.optimizer], others)
+    if going.finished:
+        return
+
+    def not_captured(why: str) -> None:
+        context.log({"event": "graph_not_captured", "task": task, "phase": phase, "reason": why})
+
+    take = Replayed(step, lesson.labels.device, context.generator, not_captured)
+    at, midway = int(going.numbers.get("epoch", 0)), going.tensors
+    for epoch in range(at, schedule.epochs):
+        step.begin(lr := schedule.lr_at(epoch))
+        first = 0
+        if midway:
+            first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))
+            order = [positions.to(lesson.labels.device) for positions in order]
+            step.total.copy_(midway["total"])
+            midway = {}
+        else:
             if compressing is not None:
-                batch = compressing.show(batch, positions)
-            value = loss(look.augmented(batch, context.generator), labels[positions])
-            optimizer.zero_grad(set_to_none=True)
-            with full_precision(images.device):
-                value.backward()
-            optimizer.step()
-            total += value.detach() * len(positions)
-            seen += len(positions)
-        mean_loss = total.item() / seen
+                compressing.before_epoch(epoch, lr)
+            order = batches(len(lesson.labels), schedule.batch_size, schedule.max_steps, context.generator)
+        started = time.perf_counter()
+        for number, batch in enumerate(fed(lesson.images, order[first:]), start=first):
+            if going.due():
+                sizes = torch.tensor([len(positions) for positions in order])
+                tensors = {"order": torch.cat(order), "sizes": sizes, "total": step.total}
+                going.save({"epoch": epoch, "step": number}, tensors)
+            positions = order[number]
+            take(batch if compressing is None else compressing.show(batch, positions), lesson.labels[positions])
+        mean_loss = step.total.item() / sum(map(len, order))
         if not math.isfinite(mean_loss):
             raise Diverged(task, epoch, lr)
-        seconds = time.perf_counter() - started
-        context.log(
-            {
-                "task": task,
-                "phase": phase,
-                "epoch": epoch,
-                "loss": mean_loss,
-                "lr": lr,
-                "images_per_second": seen / seconds,
-            }
+        seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
+        record = {"task": task, "phase": phase, "epoch": epoch, "loss": mean_loss, "lr": lr}
+        context.log(record | {"seconds": seconds, "images_per_second": seen / seconds})
+        context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
+    going.finish()
+
+
+class _Step:
+    """Augmentation, forward, backward, optimizer: one step of SGD. Nothing in it waits for the device."""
+
+    def __init__(
+        self,
+        loss: Callable[[Tensor, Tensor], Tensor],
+        parameters: Sequence[nn.Parameter],
+        schedule: Schedule,
+        look: Look,
+        generator: torch.Generator,
+        device: torch.device,
+    ) -> None:
+        self.loss, self.look, self.generator, self.device = loss, look, generator, device
+        # On CUDA a tensor, which a captured graph reads anew at every replay.
+        self.lr: float | Tensor = torch.zeros((), device=device) if device.type == "cuda" else schedule.lr
+        self.optimizer = torch.optim.SGD(
+            parameters,
+            lr=self.lr,
+            momentum=schedule.momentum,
+            weight_decay=schedule.weight_decay,
+            fused=device.type in {"cuda", "cpu"},
         )
-        context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, seen)
+        self.total = torch.zeros((), device=device)  # of the loss, over the images of the epoch
+
+    def begin(self, lr: float) -> None:
+        """Before an epoch."""
+        self.total.zero_()
+        if isinstance(self.lr, Tensor):
+            self.lr.fill_(lr)
+        else:
+            self.optimizer.param_groups[0]["lr"] = lr
+
+    def __call__(self, batch: Tensor, labels_B: Tensor) -> None:
+        value = self.loss(self.look.augmented(batch, self.generator), labels_B)
+        self.optimizer.zero_grad(set_to_none=True)
+        with full_precision(self.device):
+            value.backward()
+        self.optimizer.step()
+        self.total += value.detach() * len(batch)
 
 
 def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:
@@ -278,12 +324,18 @@ def batches(count: int, size: int, max_steps: int | None, generator: torch.Gener
     return cut[:max_steps]
 
 
-def evaluation_batch(device: torch.device) -> int:
-    """Images at a time without gradients. On two cores 64 was measured twice as fast as 512, which leaves the cache."""
-    return 64 if device.type == "cpu" else 1024
-
-
 @torch.no_grad()
-def in_batches(function: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
-    """`function` over uint8 [N, C, H, W] in batches, results concatenated; nothing is kept for gradients."""
-    return torch.cat([function(batch) for batch in images.split(evaluation_batch(images.device))])
+def in_batches(function: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+    """`function` over uint8 [N, C, H, W] in batches, results concatenated; nothing is kept for gradients.
+
+    Where the device's memory is not enough for a batch, with smaller ones.
+    """
+    size = evaluation_batch(images.device)
+    while True:
+        try:
+            return torch.cat([function(batch) for batch in images.split(size)])
+        except torch.OutOfMemoryError:
+            if size == 1:
+                raise
+        size //= 2
+        torch.cuda.empty_cache()

@@ -45,11 +45,22 @@ def test_herding_is_the_greedy_of_the_paper(seed, images, width):
     # Two images, or one dimension, would be ties, which have no order.
     features = np.random.default_rng(seed).normal(size=(images, width))
     count = max(1, images // 2)
-    assert herd(torch.tensor(features), count).tolist() == brute_force_herding(features, count)
+    assert herd([torch.tensor(features)], count)[0].tolist() == brute_force_herding(features, count)
+
+
+@pytest.mark.parametrize("pairs", [2**25, 30**2, 1], ids=["together", "one by one", "without products of all pairs"])
+def test_classes_herded_together_are_herded_as_each_alone(monkeypatch, pairs):
+    monkeypatch.setattr("cilbench.methods.parts.PAIRS", pairs)
+    rng = np.random.default_rng(0)
+    classes = [rng.normal(size=(n, 6)) for n in (30, 4, 25, 1, 17)]
+    orders = herd([torch.tensor(c) for c in classes], 20)
+    assert [len(order) for order in orders] == [20, 4, 20, 1, 17]
+    for features, order in zip(classes, orders, strict=True):
+        assert order.tolist()[:20] == brute_force_herding(features, len(order))
 
 
 def test_herding_stops_at_what_there_is():
-    assert sorted(herd(torch.randn(5, 3), 9).tolist()) == [0, 1, 2, 3, 4]
+    assert sorted(herd([torch.randn(5, 3)], 9)[0].tolist()) == [0, 1, 2, 3, 4]
 
 
 def test_kd_loss_is_the_cross_entropy_of_softened_distributions():
@@ -190,10 +201,10 @@ def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
     losses = []
     context = Context(torch.Generator().manual_seed(0), lambda r: losses.append(r["loss"]), lambda a, b: None)
     look = Look(scenario, CPU)
-    fit(lambda x, y: F.cross_entropy(model(x), y), model.parameters(), lesson, schedule, look, context, 0)
+    fit(lambda x, y: F.cross_entropy(model(x), y), [model], lesson, schedule, look, context, 0)
     assert losses[-1] < 0.5 * losses[0]
     with pytest.raises(Diverged, match="task 4, epoch 0, learning rate"):
-        fit(lambda x, y: model(x).sum() * torch.nan, model.parameters(), lesson, schedule, look, silent(), 4)
+        fit(lambda x, y: model(x).sum() * torch.nan, [model], lesson, schedule, look, silent(), 4)
 
 
 def test_effective_number_weights():

@@ -76,12 +76,19 @@ class Silent:
     """A reporter that only takes notes."""
 
     done: list[int] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def resumed(self, resumed: Any) -> None:
         self.begun = resumed
 
     def progress(self, share: float, images: int) -> None:
         assert 0 <= share <= 1 + 1e-9
+
+    def note(self, line: str) -> None:
+        self.notes.append(line)
+
+    def stopping(self) -> bool:
+        return False
 
     def task_done(self, record: Any, top1: Any) -> None:
         self.done.append(record.task)

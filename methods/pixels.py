@@ -1,0 +1,138 @@
+"""Where a task's images are: on the device, or in a file that is read as they are needed.
+
+A tensor uint8 [N, C, H, W] on the device is the rule. What is too large for it (ImageNet) is `Stored`: it answers the
+same questions (`len`, `shape`, `device`, `[positions]`, `split`) by reading the memory-mapped cache. Positions are
+drawn by the cell's generator either way: where the images are changes no result.
+"""
+
+import mmap
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+READERS = 4  # threads; reading and copying release the interpreter's lock
+AHEAD = 8  # batches read before they are needed
+
+
+class Stored:
+    """Rows of an .npy file of images, uint8 [rows, C, H, W], to be shown on a device. Pickles as path and rows."""
+
+    def __init__(self, path: Path, rows: Tensor, device: torch.device) -> None:
+        self.path, self.rows, self.device = path, rows, device
+        array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants a writable array
+        if isinstance(getattr(array, "_mmap", None), mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
+            array._mmap.madvise(mmap.MADV_RANDOM)
+        self.pixels = torch.from_numpy(array)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Stored, (self.path, self.rows, self.device)
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self.rows), *self.pixels.shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.uint8
+
+    def __getitem__(self, index: slice | Tensor) -> "Tensor":
+        """The images themselves, on the device."""
+        rows = self.rows[index if isinstance(index, slice) else index.cpu()]
+        images = torch.index_select(self.pixels, 0, rows)
+        if self.device.type == "cuda":
+            return images.pin_memory().to(self.device, non_blocking=True)
+        return images.to(self.device)
+
+    def reordered(self, order: Tensor) -> "Stored":
+        """The same images in another order; none is read."""
+        return Stored(self.path, self.rows[order.cpu()], self.device)
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images, so many at a time."""
+        yield from (self[start : start + size] for start in range(0, len(self), size))
+
+    def forget(self) -> None:
+        """Show nothing from here on."""
+        self.rows, self.pixels = self.rows[:0], self.pixels[:0]
+
+
+class Joined:
+    """Images that are stored, then images on the device, under one numbering."""
+
+    def __init__(self, stored: Stored, resident: Tensor) -> None:
+        self.stored, self.resident = stored, resident
+        self.device = stored.device
+
+    def __len__(self) -> int:
+        return len(self.stored) + len(self.resident)
+
+    @property
+    def shape(self) -> torch.Size:
+        return torch.Size((len(self), *self.stored.shape[1:]))
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return torch.uint8
+
+    def __getitem__(self, index: slice | Tensor) -> Tensor:
+        if isinstance(index, slice):
+            index = torch.arange(len(self))[index]
+        elif index.dtype == torch.bool:
+            index = index.nonzero()[:, 0]
+        index = index.cpu()
+        in_file = index < len(self.stored)
+        images = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8, device=self.device)
+        images[in_file.to(self.device)] = self.stored[index[in_file]]
+        images[~in_file.to(self.device)] = self.resident[(index[~in_file] - len(self.stored)).to(self.device)]
+        return images
+
+    def split(self, size: int) -> Iterator[Tensor]:
+        """All images, so many at a time."""
+        yield from self.stored.split(size)
+        yield from self.resident.split(size)
+
+
+Images = Tensor | Stored  # what a task brings
+LessonImages = Tensor | Joined  # with exemplars behind them
+
+
+def joined(images: Images, exemplars: Tensor) -> LessonImages:
+    """A task's images, then exemplars on the same device."""
+    return torch.cat([images, exemplars]) if isinstance(images, Tensor) else Joined(images, exemplars)
+
+
+def fed(images: LessonImages | Stored, order: Sequence[Tensor]) -> Iterator[Tensor]:
+    """The batches at the positions of `order`, uint8 [B, C, H, W]; read ahead in threads where they are in a file."""
+    if isinstance(images, Tensor):
+        yield from (images[positions] for positions in order)
+        return
+    with ThreadPoolExecutor(READERS) as readers:
+        waiting: deque[Future[Tensor]] = deque()
+        for positions in order:
+            waiting.append(readers.submit(images.__getitem__, positions.cpu()))
+            if len(waiting) > AHEAD:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+
+
+def reordered(images: Images, order: Tensor) -> Images:
+    """The same images in another order."""
+    return images[order.to(images.device)] if isinstance(images, Tensor) else images.reordered(order)
+
+
+def forget(images: Images) -> None:
+    """What still holds the images sees nothing in them from here on."""
+    if isinstance(images, Tensor):
+        images.zero_()
+    else:
+        images.forget()
