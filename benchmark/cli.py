@@ -4,6 +4,7 @@ Exit codes: 0 done; 1 a cell is not done, or an audit differs; 2 the request is 
 """
 
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -69,6 +70,7 @@ AlignTo = Annotated[
     str | None,
     typer.Option("--align-to", help="In place of a budget: a method's full size, e.g. der (memory-aligned)."),
 ]
+DeviceOpt = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 PrecisionOpt = Annotated[
     str, typer.Option("--precision", help="fp32, bf16, or auto: bf16 where it was measured to be faster.")
 ]
@@ -78,6 +80,7 @@ DataDir = Annotated[Path | None, typer.Option("--data-dir", help="Where data set
 
 @app.command()
 def run(
+    context: typer.Context,
     methods: Methods = "",
     budget_mb: BudgetMb = None,
     budget: BudgetOpt = None,
@@ -94,12 +97,22 @@ def run(
     align_to: AlignTo = None,
     precision: PrecisionOpt = "auto",
     settings: Settings = None,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: DeviceOpt = "auto",
     data_dir: DataDir = None,
+    source: Annotated[
+        Path | None,
+        typer.Option("--from", metavar="CELL.JSON", help="Run the cell of a cell.json again, and compare."),
+    ] = None,
     out: Annotated[Path, typer.Option("--out", help="Where run folders go.")] = Path("runs"),
     keep: Annotated[str, typer.Option("--keep", help="Sealed states to keep: last or all.")] = "last",
     isolate: Annotated[bool, typer.Option("--isolate", help="Learn every task in a fresh process.")] = False,
     fresh: Annotated[bool, typer.Option("--fresh", help="Run again what is already done.")] = False,
+    jobs: Annotated[
+        str,
+        typer.Option(
+            "--jobs", metavar="N", help="Runs side by side; auto: what fits the device and was measured to gain."
+        ),
+    ] = "auto",
 ) -> None:
     """Run methods under budgets; what is done already is not run again."""
     from cilbench.request import RunRequest
@@ -126,7 +139,25 @@ def run(
     )
     if keep not in {"last", "all"}:
         raise RequestError(f"--keep {keep}: allowed are last, all")
-    raise typer.Exit(sweep(request, out, device, "all" if keep == "all" else "last", isolate=isolate, fresh=fresh))
+
+    def go(request: RunRequest) -> int:
+        return sweep(request, out, device, "all" if keep == "all" else "last", isolate=isolate, fresh=fresh, jobs=jobs)
+
+    if source is None:
+        raise typer.Exit(go(request))
+    from cilbench.rerun import rerun
+
+    given = _given(context, {field.name for field in fields(RunRequest)} - {"data_dir"})
+    if given:
+        raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
+    raise typer.Exit(rerun(source, out, device, data_dir, go))
+
+
+def _given(context: typer.Context, names: set[str]) -> list[str]:
+    """Those of the options that were typed, as they are typed."""
+    typed = [option for option in context.command.params if option.name in names]
+    sources = [(option, context.get_parameter_source(option.name or "")) for option in typed]
+    return [option.opts[0] for option, source in sources if source is not None and source.name == "COMMANDLINE"]
 
 
 @app.command()
@@ -147,9 +178,15 @@ def plan(
     align_to: AlignTo = None,
     settings: Settings = None,
     data_dir: DataDir = None,
+    precision: PrecisionOpt = "auto",
+    time: Annotated[
+        bool, typer.Option("--time", help="Measure a few steps of every method: how long would it train?")
+    ] = False,
+    device: DeviceOpt = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="A list of records instead of a table.")] = False,
 ) -> None:
     """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data."""
+    from cilbench.placement import pick_device
     from cilbench.plans import plan_records, plan_table
     from cilbench.request import RunRequest
 
@@ -168,10 +205,11 @@ def plan(
         storage=storage,
         fill=fill,
         align_to=align_to,
+        precision=precision,
         settings=tuple(settings or ()),
         data_dir=data_dir,
     )
-    records = plan_records(request)
+    records = plan_records(request, pick_device(device) if time else None)
     if as_json:
         import json
 
@@ -333,6 +371,9 @@ def main() -> None:
         code: Any = app(standalone_mode=False)
     except RequestError as error:
         code = _refuse(str(error))
+    except OSError as error:  # a disk that is full or has gone: not the request's fault
+        _refuse(f"{error.filename or 'the disk'}: {error.strerror or error}")
+        code = 1
     except _WrongUse as error:
         message = error.format_message()  # empty where the help was asked for by saying nothing
         code = _refuse(message) if message.strip() else 2
@@ -344,5 +385,7 @@ def main() -> None:
 
 
 def _refuse(message: str) -> int:
-    typer.echo(f"cilbench: {' '.join(message.split())}", err=True)
+    line = " ".join(message.split())
+    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
+    typer.echo(f"cilbench: {shown}", err=True)
     return 2

@@ -299,6 +299,18 @@ def verify(name: str, data_dir: Path) -> tuple[int, int, int]:
     return meta.counts["train"], meta.counts["test"], sum(meta.bytes.values())
 
 
+def fingerprint(name: str, data_dir: Path | None = None) -> str | None:
+    """SHA-256 over the checksums of a cache's pixels and labels; None where it is not there or damaged.
+
+    What another machine must have for the same result, wherever its copy came from.
+    """
+    try:
+        meta = _read_meta(name, (data_dir or default_data_dir()) / name)
+    except DatasetError:
+        return None
+    return _sha256_of_json({file: meta.sha256.get(file) for file in FILES})
+
+
 def cached_names(data_dir: Path) -> list[str]:
     """Names of the caches in a folder, whole or damaged."""
     try:

@@ -4,28 +4,34 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+import torch
 from rich.table import Table
 
+from cilbench import estimate
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import MIB, human_bytes
 from cilbench.methods import ALIASES, COMPRESSIONS
 from cilbench.methods.contract import MethodCard
 from cilbench.methods.registry import known_methods, load_class, load_compression
+from cilbench.placement import in_precision, laid_out
 from cilbench.request import Cell, RunRequest, cells
 
 
-def plan_records(request: RunRequest) -> list[dict[str, Any]]:
+def plan_records(request: RunRequest, device: torch.device | None = None) -> list[dict[str, Any]]:
     """One record for every (data set, budget, method): the fields of `cilbench plan --json`.
 
-    `request.dataset` may name several data sets, comma-separated.
+    `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
     """
-    asked = [cell for name in request.dataset.split(",") for cell in cells(replace(request, dataset=name.strip()))]
+    requests = [replace(request, dataset=name.strip()) for name in request.dataset.split(",")]
+    if device is not None:
+        requests = [in_precision(one, device) for one in requests]
+    asked = [cell for one in requests for cell in cells(one)]
     # Seeds and orders change what is drawn, not what fits.
     distinct = {(cell.scenario.dataset, cell.budget, cell.spec.name): cell for cell in asked}
-    return [_record(cell) for cell in distinct.values()]
+    return [_record(cell, device) for cell in distinct.values()]
 
 
-def _record(cell: Cell) -> dict[str, Any]:
+def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
     record: dict[str, Any] = {
         "method": cell.spec.name,
         "dataset": cell.scenario.dataset,
@@ -44,6 +50,7 @@ def _record(cell: Cell) -> dict[str, Any]:
         "status": "ok",
         "reason": None,
         "smallest_budget_bytes": None,
+        "train_seconds": None,
     }
     try:
         plan = cell.plan()
@@ -56,6 +63,7 @@ def _record(cell: Cell) -> dict[str, Any]:
         "model_bytes": plan.model_bytes,
         "published_bytes": plan.published_bytes[-1],
         "strict_bytes": plan.strict_bytes[-1],
+        "train_seconds": estimate.seconds(laid_out(cell, plan, device), plan, device) if device is not None else None,
     }
 
 
@@ -66,7 +74,9 @@ def plan_table(records: list[dict[str, Any]]) -> Table:
         title_justify="left",
     )
     numbers = {"budget B", "MB", "exemplars", "model B", "published B", "strict B"}
-    for name in ("protocol", "MB", "budget B", "method", "backbone", "exemplars", "model B", "published B", "strict B"):
+    timed = any(r["train_seconds"] is not None for r in records)
+    names = ("protocol", "MB", "budget B", "method", "backbone", "exemplars", "model B", "published B", "strict B")
+    for name in (*names, *(["training"] if timed else [])):
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
     for before, r in zip([None, *records], records, strict=False):
         same_protocol = before is not None and _protocol(before) == _protocol(r)
@@ -81,7 +91,8 @@ def plan_table(records: list[dict[str, Any]]) -> Table:
             continue
         sizes = (f"{r[key]:,}" for key in ("exemplars", "model_bytes", "published_bytes"))
         over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
-        table.add_row(*heading, r["backbone"], *sizes, f"{r['strict_bytes']:,} {over}")
+        spent = [estimate.duration(r["train_seconds"])] if r["train_seconds"] is not None else []
+        table.add_row(*heading, r["backbone"], *sizes, f"{r['strict_bytes']:,} {over}", *spent)
     return table
 
 
@@ -112,9 +123,11 @@ def method_cards() -> list[tuple[str, MethodCard]]:
 
 def methods_table() -> Table:
     """Every method with its paper."""
-    table = Table("name", "method", "paper", "predictions", "not as in the paper")
+    table = Table()
+    for name in ("name", "method", "arXiv", "paper", "predictions", "not as in the paper"):
+        table.add_column(name, no_wrap=name in {"name", "arXiv"})
     for name, card in method_cards():
-        table.add_row(name, card.name, f"{card.title} (arXiv {card.arxiv})", ", ".join(card.heads), card.port or "–")
+        table.add_row(name, card.name, card.arxiv or "–", card.title, ", ".join(card.heads), card.port or "–")
     for name, meaning in ALIASES.items():
-        table.add_row(name, f"short for {meaning}", "", "", "")
+        table.add_row(name, "", "", f"short for {meaning}", "", "")
     return table

@@ -124,8 +124,9 @@ class RunFolder:
         (self.partial / "tasks").mkdir(parents=True, exist_ok=True)
         for name in ("cell.json", "ledger.csv", "metrics.csv", "predictions.npz", "head_norms.csv"):
             (self.partial / name).unlink(missing_ok=True)
-        records = self.records()
-        done = next((record.task + 1 for record in reversed(records) if self._is_good(record)), 0)
+        states = [self._state_of(record) for record in self.records()]
+        whole = states[: states.index("damaged")] if "damaged" in states else states
+        done = next((task + 1 for task in reversed(range(len(whole))) if whole[task] == "good"), 0)
         written = self._written()
         for path in (self.partial / "tasks").iterdir():
             if path.name not in map(str, range(done)):
@@ -260,13 +261,16 @@ class RunFolder:
             except UNREADABLE:
                 return texts
 
-    def _is_good(self, record: TaskRecord) -> bool:
-        """Is the sealed state of a task there, and the one that was weighed?"""
+    def _state_of(self, record: TaskRecord) -> Literal["good", "damaged", "none"]:
+        """Is the sealed state of a task the one that was weighed? None is kept of most (`--keep last`)."""
         path = self._task(record.task) / "state.safetensors"
         try:
-            return _size_of(path) == record.sealed_bytes and _sha256(path) == record.sealed_sha256
+            good = _size_of(path) == record.sealed_bytes and _sha256(path) == record.sealed_sha256
+        except FileNotFoundError:
+            return "none"
         except (OSError, ValueError):
-            return False
+            return "damaged"
+        return "good" if good else "damaged"
 
     def _log_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Lines of the log, as they are and as JSON; one that was torn is left out."""
@@ -303,17 +307,31 @@ def audit(folder: Path) -> list[str]:
     """
     problems: list[tuple[Path, str]] = []
     try:
-        run = _Recorded.read(folder)
+        cell = read_json(folder / "cell.json")
+        problems += [(folder / name, what) for name, what in _changed_files(folder, cell.get("files", {}))]
+        run = _Recorded.read(folder, cell)
         problems += [(folder, what) for what in run.contradictions(folder.resolve().name)]
-        problems += [(folder / name, what) for name, what in run.changed_files(folder)]
         for path in sorted((folder / "tasks").glob("*/state.safetensors")):
             problems += [(path, what) for what in run.differences(path)]
         last = folder / "tasks" / str(max(run.tasks, default=0)) / "state.safetensors"
         if run.tasks and not last.is_file():
             problems += [(last, "missing")]
     except UNREADABLE as error:
-        problems = [(folder, f"not a whole run folder ({type(error).__name__}: {error})")]
+        problems += [(folder, f"not a whole run folder ({type(error).__name__}: {error})")]
     return [printable(f"{path}: {what}", 1000) for path, what in problems]
+
+
+def _changed_files(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Files that are gone or not as they were written; runs from before checksums were kept have none in cell.json."""
+    for name, digest in sums.items():
+        if Path(name).name != name:
+            yield "cell.json", f"lists a file of another folder: {name!r}"
+        elif not (folder / name).is_file():
+            yield name, "missing"
+        elif _size_of(folder / name) > TABLE_BYTES:
+            yield name, f"larger than {TABLE_BYTES // 2**20} MiB"
+        elif _sha256(folder / name) != digest:
+            yield name, "its checksum differs from the one in cell.json"
 
 
 @dataclass(frozen=True)
@@ -329,12 +347,10 @@ class _Recorded:
     allowance: Allowance
     tasks: Mapping[int, TaskRecord]
     rows: Mapping[int, list[dict[str, str]]]
-    files: Mapping[str, str]
 
     @classmethod
-    def read(cls, folder: Path) -> "_Recorded":
+    def read(cls, folder: Path, cell: Mapping[str, Any]) -> "_Recorded":
         """Raises one of `UNREADABLE`."""
-        cell = read_json(folder / "cell.json")
         request, rows = cell["request"], dict[int, list[dict[str, str]]]()
         table = _read(folder / "ledger.csv", TABLE_BYTES).decode()
         for row in csv.DictReader(io.StringIO(table, newline="")):
@@ -349,7 +365,6 @@ class _Recorded:
             allowance=Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"]))),
             tasks={number: _record_of(task, number) for number, task in enumerate(cell["tasks"])},
             rows=rows,
-            files={str(name): str(digest) for name, digest in cell.get("files", {}).items()},
         )
 
     def contradictions(self, folder_name: str) -> Iterator[str]:
@@ -369,16 +384,6 @@ class _Recorded:
             spent = record.published_bytes if self.accounting == "published" else record.strict_bytes
             if spent > self.budget_bytes and self.bounded:
                 yield f"task {task}: {spent} B of a budget of {self.budget_bytes} B"
-
-    def changed_files(self, folder: Path) -> Iterator[tuple[str, str]]:
-        """Files that are gone or not as they were written; a run of before checksums were kept lists none."""
-        for name, digest in self.files.items():
-            if Path(name).name != name:
-                yield "cell.json", f"lists a file of another folder: {name!r}"
-            elif not (folder / name).is_file():
-                yield name, "missing"
-            elif _sha256(folder / name) != digest:
-                yield name, "its checksum differs from the one in cell.json"
 
     def differences(self, path: Path) -> list[str]:
         """Where a sealed file is not what was recorded of it."""
@@ -410,7 +415,10 @@ def printable(text: str, length: int = 400) -> str:
 
 def read_json(path: Path) -> dict[str, Any]:
     """A JSON object from a file, its own checksum compared where it has one. Raises OSError, ValueError."""
-    content = _from_json(_read(path, JSON_BYTES))
+    try:
+        content = _from_json(_read(path, JSON_BYTES))
+    except ValueError as error:
+        raise ValueError(f"{path.name}: {error}") from None
     if "sha256" in content and content.pop("sha256") != _digest(content):
         raise ValueError(f"{path.name}: its checksum differs")
     return content
@@ -442,7 +450,7 @@ def _task_text(folder: Path, task: int) -> dict[str, Any]:
     """What record.json of a finished task says. Raises one of `UNREADABLE` where anything is not as it was written."""
     text = read_json(folder / "record.json")
     record = _record_of(text["record"], task)
-    if _sha256(folder / "predictions.npz") != text["predictions_sha256"]:
+    if _sha256(folder / "predictions.npz", ARRAY_BYTES) != text["predictions_sha256"]:
         raise ValueError("predictions.npz: its checksum differs")
     tables = ((text["ledger"], COLUMNS), (text["metrics"], METRICS))
     if any(row.keys() != set(columns) for rows, columns in tables for row in rows):
@@ -483,18 +491,19 @@ def _size_of(path: Path) -> int:
     """Bytes of a regular file. Raises OSError, and ValueError for a pipe or a device, which might never end."""
     status = path.stat()
     if not stat.S_ISREG(status.st_mode):
-        raise ValueError(f"{path.name} is no regular file")
+        raise ValueError("no regular file")
     return status.st_size
 
 
 def _read(path: Path, limit_bytes: int) -> bytes:
     if _size_of(path) > limit_bytes:
-        raise ValueError(f"{path.name} is larger than {limit_bytes // 2**20} MiB")
+        raise ValueError(f"larger than {limit_bytes // 2**20} MiB")
     return path.read_bytes()
 
 
-def _sha256(path: Path) -> str:
-    _size_of(path)
+def _sha256(path: Path, limit_bytes: float = math.inf) -> str:
+    if _size_of(path) > limit_bytes:
+        raise ValueError(f"{path.name} is larger than {limit_bytes / 2**20:.0f} MiB")
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

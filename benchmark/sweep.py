@@ -8,7 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -16,14 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from cilbench import datasets
+from cilbench import datasets, estimate
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.datasets import Dataset
 from cilbench.errors import RequestError
+from cilbench.jobs import pick_jobs, share_out
 from cilbench.methods.checkpoint import Interrupted
-from cilbench.methods.contract import Plan, Scenario
-from cilbench.methods.engine import pick_layout, pick_precision
+from cilbench.methods.contract import Plan
+from cilbench.placement import in_precision, laid_out, pick_device
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
 from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord
@@ -31,37 +32,102 @@ from cilbench.request import Cell, RunRequest, cells, check_feasible
 from cilbench.signals import Stop, stoppable
 
 
-def sweep(request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool) -> int:
+@dataclass(frozen=True)
+class How:
+    """How cells are run: nothing of it is part of a result."""
+
+    out: Path
+    device: torch.device
+    keep: Keep
+    isolate: bool
+    fresh: bool
+
+
+def sweep(
+    request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool, jobs: str = "auto"
+) -> int:
     """Run what is not done yet; 0 if every cell is done in the end, else 1. Raises RequestError before it starts."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    asked = cells(request)  # everything that is wrong with a request but its precision shows here
-    where = pick_device(device)
-    if request.precision == "auto":
-        asked = cells(replace(request, precision=_fastest_precision(asked[0].scenario, where)))
+    how = How(out, pick_device(device), keep, isolate, fresh)
+    request = in_precision(request, how.device)
+    asked = cells(request)
     plans = check_feasible(asked)
     _check_writable(out)
     folders = {cell.id: RunFolder(out, cell.id) for cell in asked}
-    if not fresh:
-        for folder in folders.values():
-            folder.outcome()  # what is in the way is found before any training
+    open_ = [cell for cell in asked if fresh or folders[cell.id].outcome() is None]  # what is in the way shows here
     dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
-    for line in [*announce(asked), f"device {where}, {asked[0].precision}; run folders in {out}"]:
+    workers = pick_jobs(jobs, len(open_), asked[0].scenario, how.device, asked[0].precision)
+    beside = f", {workers} runs side by side" if workers > 1 else ""
+    for line in [*announce(asked), f"device {how.device}, {asked[0].precision}{beside}; run folders in {out}"]:
         console.print(line, markup=False)
-    outcomes: dict[str, Outcome] = {}
-    with stoppable() as stop, _watch(console, len(asked), stop) as watch:
-        for number, cell in enumerate(asked):
-            watch.begin(number, cell)
-            try:
-                outcomes[cell.id] = _run_one(
-                    cell, plans[cell.id], dataset, folders[cell.id], where, watch, keep, isolate, fresh
-                )
-            except Interrupted:
-                done = sum(outcome.status == "done" for outcome in outcomes.values())
-                watch.note(_stopped(stop, done, asked, folders[cell.id]))
-                return stop.exit_code
-            if outcomes[cell.id].status != "done":
-                watch.note(f"{_title(cell)}: {outcomes[cell.id].status}: {outcomes[cell.id].reason}")
+    for line in estimate.told((laid_out(c, plans[c.id], how.device) for c in open_), plans, how.device):
+        console.print(line, markup=False)
+    with stoppable() as stop:
+        if workers > 1:
+            how = _side_by_side(request, asked, plans, folders, how, workers, stop)
+        with _watch(console, len(asked), stop) as watch:
+            outcomes = _run_all(asked, plans, dataset, folders, how, watch)
+        if stop():
+            return stop.exit_code
     return _conclude(console, asked, outcomes, out)
+
+
+def _side_by_side(
+    request: RunRequest,
+    asked: list[Cell],
+    plans: Mapping[str, Plan | BudgetTooSmall],
+    folders: Mapping[str, RunFolder],
+    how: How,
+    workers: int,
+    stop: Stop,
+) -> How:
+    """Let processes run the cells. What they leave, because one of them died, is this process's to run."""
+    for cell in asked:
+        laid_out(cell, plans[cell.id], how.device)  # measured here, once, while nothing else runs
+        with folders[cell.id].claimed() as mine:
+            if mine and how.fresh:
+                folders[cell.id].discard()
+    how = replace(how, fresh=False)
+    share_out(_work, (request, how, torch.get_num_threads()), workers, stop)
+    return how
+
+
+def _work(number: int, request: RunRequest, how: How, threads: int) -> None:
+    """In a process of its own: run every cell that no other process is at."""
+    torch.set_num_threads(threads)  # sums depend on it
+    asked = cells(request)
+    folders = {cell.id: RunFolder(how.out, cell.id) for cell in asked}
+    dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
+    with (
+        stoppable() as stop,
+        _watch(Console(width=160, force_terminal=False, highlight=False), len(asked), stop) as watch,
+    ):
+        _run_all(asked, check_feasible(asked), dataset, folders, how, watch, alone=False)
+
+
+def _run_all(
+    asked: list[Cell],
+    plans: Mapping[str, Plan | BudgetTooSmall],
+    dataset: Dataset,
+    folders: Mapping[str, RunFolder],
+    how: How,
+    watch: "_Watch",
+    alone: bool = True,
+) -> dict[str, Outcome]:
+    """Every cell in turn, until a signal ends it. Where others run the same cells, only they say what is left."""
+    outcomes: dict[str, Outcome] = {}
+    for number, cell in enumerate(asked):
+        watch.begin(number, cell)
+        try:
+            outcomes[cell.id] = outcome = _run_one(cell, plans[cell.id], dataset, folders[cell.id], how, watch, alone)
+        except Interrupted:
+            done = sum(outcome.status == "done" for outcome in outcomes.values())
+            if alone:
+                watch.note(_stopped(watch.stopping, done, asked, folders[cell.id]))
+            break
+        if outcome.status != "done" and (alone or outcome.status != "running"):
+            watch.note(f"{_title(cell)}: {outcome.status}: {outcome.reason}")
+    return outcomes
 
 
 def _run_one(
@@ -69,11 +135,9 @@ def _run_one(
     plan: Plan | BudgetTooSmall,
     dataset: Dataset,
     folder: RunFolder,
-    device: torch.device,
+    how: How,
     watch: "_Watch",
-    keep: Keep,
-    isolate: bool,
-    fresh: bool,
+    alone: bool,
 ) -> Outcome:
     """Claim a cell and run it, unless it has ended before or another process is at it. Raises Interrupted."""
     if watch.stopping():
@@ -81,10 +145,12 @@ def _run_one(
     with folder.claimed() as mine:
         if not mine:
             return Outcome("running", "another process is at it")
-        if fresh:
+        if how.fresh:
             folder.discard()
-        settled = _settled(folder, watch)
-        return settled or run_cell(_laid_out(cell, plan, device), plan, dataset, folder, device, watch, keep, isolate)
+        settled = _settled(folder, watch if alone else None)
+        return settled or run_cell(
+            laid_out(cell, plan, how.device), plan, dataset, folder, how.device, watch, how.keep, how.isolate
+        )
 
 
 def _stopped(stop: Stop, done: int, asked: list[Cell], folder: RunFolder) -> str:
@@ -96,41 +162,14 @@ def _stopped(stop: Stop, done: int, asked: list[Cell], folder: RunFolder) -> str
     return f"stopped by {name}: {done} of {len(asked)} runs are done{kept}; the same command goes on from there"
 
 
-def _fastest_precision(scenario: Scenario, device: torch.device) -> str:
-    """One precision for all methods of a request: that of the protocol's own backbone."""
-    backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
-    return pick_precision(device, scenario.family, backbone, scenario.image_shape[0])
-
-
-def _laid_out(cell: Cell, plan: Plan | BudgetTooSmall, device: torch.device) -> Cell:
-    """The cell in the memory layout that is faster for its backbone."""
-    if isinstance(plan, BudgetTooSmall):
-        return cell
-    family, channels = cell.scenario.family, cell.scenario.image_shape[0]
-    return replace(cell, layout=pick_layout(device, cell.precision, family, plan.backbone, channels))
-
-
-def _settled(folder: RunFolder, watch: "_Watch") -> Outcome | None:
+def _settled(folder: RunFolder, watch: "_Watch | None") -> Outcome | None:
     """The outcome of a cell that is not run again."""
     outcome = folder.outcome()
     if outcome is None or outcome.status not in FINAL:
         return None
-    watch.say(f"{outcome.status} already")
+    if watch is not None:
+        watch.say(f"{outcome.status} already")
     return outcome
-
-
-def pick_device(name: str) -> torch.device:
-    """`auto`: CUDA, then MPS, then the CPU. Raises RequestError for one that is not there."""
-    there = ["cpu"]
-    if torch.cuda.is_available():
-        there += ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
-    if torch.backends.mps.is_available():
-        there.append("mps")
-    if name == "auto":
-        return torch.device(next((d for d in ("cuda", "mps") if d in there), "cpu"))
-    if name not in there:
-        raise RequestError(f"--device {name}: this machine has {', '.join(there)}")
-    return torch.device(name)
 
 
 def _check_writable(out: Path) -> None:

@@ -5,15 +5,15 @@ classifier heads, BatchNorm running statistics, labels, box coordinates. `strict
 the container's own header (docs/adr/0003). A ledger is taken from sealed bytes, never from what a method says.
 """
 
+import io
 import json
 import math
 import re
-import struct
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 Accounting = Literal["published", "strict"]
 
@@ -48,6 +48,10 @@ DTYPE_BYTES = {
 
 FLOATS = {"F16", "BF16", "F32", "F64"}
 INTEGERS = {"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
+
+HEADER_BYTES_LIMIT = 100_000_000  # of a header, as safetensors has it
+SIDES_LIMIT = 64  # of a shape, as NumPy and PyTorch have it
+SHOWN = 80  # characters of a name that a message repeats
 
 COLUMNS = ("kind", "item", "shape", "dtype", "bytes", "published_bytes", "strict_bytes")
 
@@ -184,7 +188,7 @@ class Header:
         for key, _, shape in self.tensors:
             if not re.fullmatch(r"[a-z]+/[A-Za-z0-9_.-]{1,64}", key):
                 raise LedgerError(
-                    f"state key {key[:80]!r}: it must be KIND/NAME, a NAME of 1 to 64 letters, digits, . _ -"
+                    f"state key {_shown(key)}: it must be KIND/NAME, a NAME of 1 to 64 letters, digits, . _ -"
                 )
             if not math.prod(shape):
                 raise LedgerError(f"state key {key!r}: a tensor of shape {list(shape)} has no elements, only a shape")
@@ -200,17 +204,14 @@ def read_header(sealed: bytes | Path) -> Header:
     Raises LedgerError. Reads nothing but the header, executes nothing.
     """
     if isinstance(sealed, Path):
+        if not sealed.is_file() and sealed.exists():
+            raise LedgerError("not a sealed state: no regular file")
         length = sealed.stat().st_size
         with sealed.open("rb") as file:
-            head = file.read(8)
-            size = struct.unpack("<Q", head)[0] if len(head) == 8 else length
-            text = file.read(size) if size <= length - 8 else b""
+            size, text = _header_text(file, length)
     else:
-        length, head = len(sealed), sealed[:8]
-        size = struct.unpack("<Q", head)[0] if len(head) == 8 else length
-        text = sealed[8 : 8 + size]
-    if len(head) < 8 or size > length - 8:
-        raise LedgerError("not a sealed state: shorter than its header says")
+        length = len(sealed)
+        size, text = _header_text(io.BytesIO(sealed), length)
     try:
         header = json.loads(text)
     except (ValueError, RecursionError) as error:
@@ -222,7 +223,7 @@ def read_header(sealed: bytes | Path) -> Header:
     for key, (_, _, begin, stop) in sorted(tensors, key=lambda t: (t[1][2], t[1][3])):
         if begin != end:
             raise LedgerError(
-                f"not a sealed state: {key!r} starts at byte {begin}, not {end}: bytes nobody accounts for"
+                f"not a sealed state: {_shown(key)} starts at byte {begin}, not {end}: bytes nobody accounts for"
             )
         end = stop
     if end != length - 8 - size:
@@ -230,24 +231,45 @@ def read_header(sealed: bytes | Path) -> Header:
     return Header([(key, dtype, shape) for key, (dtype, shape, _, _) in tensors], size, "__metadata__" in header)
 
 
+def _header_text(file: BinaryIO, length: int) -> tuple[int, bytes]:
+    """Size of the header, and the header, of a container of `length` bytes. Raises LedgerError, before it reads."""
+    head = file.read(8)
+    size = int.from_bytes(head, "little")
+    if len(head) < 8 or size > length - 8:
+        raise LedgerError("not a sealed state: shorter than its header says")
+    if size > HEADER_BYTES_LIMIT:
+        raise LedgerError(f"not a sealed state: a header of {size:,} B; allowed are {HEADER_BYTES_LIMIT:,} B")
+    return size, file.read(size)
+
+
 def _check(key: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
     """One header entry as (dtype, shape, begin, stop); its bytes must be exactly what shape and dtype need."""
+    malformed = LedgerError(f"not a sealed state: the header's entry for {_shown(key)} is malformed")
     try:
         dtype, shape, (begin, stop) = value["dtype"], tuple(value["shape"]), value["data_offsets"]
-        whole = all(type(number) is int for number in (*shape, begin, stop))
-    except (TypeError, KeyError, ValueError) as error:
-        raise LedgerError(f"not a sealed state: the header's entry for {key!r} is malformed") from error
-    if not whole or not isinstance(dtype, str):
-        raise LedgerError(f"not a sealed state: the header's entry for {key!r} is malformed")
-    if stop - begin != tensor_bytes(dtype, shape) or begin < 0:
-        raise LedgerError(f"not a sealed state: {key!r} has {stop - begin} bytes, not those of {dtype} {list(shape)}")
+    except (TypeError, KeyError, ValueError):
+        raise malformed from None
+    numbers = (*shape, begin, stop)
+    if not isinstance(dtype, str) or len(shape) > SIDES_LIMIT or any(type(n) is not int for n in numbers):
+        raise malformed
+    if not all(0 <= n < 2**63 for n in numbers):
+        raise malformed
+    if stop - begin != tensor_bytes(dtype, shape):
+        raise LedgerError(
+            f"not a sealed state: {_shown(key)} has {stop - begin} bytes, not those of {dtype} {list(shape)}"
+        )
     return dtype, shape, begin, stop
+
+
+def _shown(name: str) -> str:
+    """A name somebody else gave, for a message of one line."""
+    return repr(name) if len(name) <= SHOWN else f"{name[:SHOWN]!r}…"
 
 
 def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
     """Bytes of a dense tensor. Raises LedgerError for a dtype that has no fixed size."""
     if dtype not in DTYPE_BYTES:
-        raise LedgerError(f"a sealed state holds no {dtype!r}; allowed: {', '.join(DTYPE_BYTES)}")
+        raise LedgerError(f"a sealed state holds no {_shown(dtype)}; allowed: {', '.join(DTYPE_BYTES)}")
     if any(n < 0 for n in shape):
         raise LedgerError(f"a shape has no negative side: {list(shape)}")
     return math.prod(shape) * DTYPE_BYTES[dtype]
@@ -257,7 +279,7 @@ def kind_of(key: str) -> str:
     """Kind of a state key (`backbone/…`). Raises LedgerError for a key whose prefix is none of `KINDS`."""
     kind, slash, item = key.partition("/")
     if kind not in KINDS or not slash or not item:
-        raise LedgerError(f"state key {key!r}: it must be KIND/NAME with KIND one of {', '.join(KINDS)}")
+        raise LedgerError(f"state key {_shown(key)}: it must be KIND/NAME with KIND one of {', '.join(KINDS)}")
     return kind
 
 

@@ -7,7 +7,7 @@ method reports neither its score nor its size.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, Protocol
+from typing import Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -68,6 +68,10 @@ class Scenario:
         """Arrival numbers of the classes that task number `task` brings."""
         return range(self.seen(task - 1) if task else 0, self.seen(task))
 
+    def images_of(self, classes: int) -> int:
+        """Training images of so many classes, as far as is known."""
+        return self.train_images * classes // self.classes
+
     @property
     def allowance(self) -> Allowance:
         """What the free kinds of a state may amount to here."""
@@ -109,6 +113,13 @@ class Plan:
     published_bytes: tuple[int, ...]
     strict_bytes: tuple[int, ...]
     details: Mapping[str, int] = field(default_factory=dict)
+
+
+class Work(NamedTuple):
+    """Images shown while a task is learned, in all epochs and phases, and the epochs in which a compression learns."""
+
+    images: int
+    epochs: int
 
 
 @dataclass(frozen=True)
@@ -167,8 +178,8 @@ class Method(Protocol):
     def __init__(self, plan: Plan, config: Any, scenario: Scenario, device: torch.device) -> None: ...
 
     @classmethod
-    def epochs(cls, config: Any, task: int) -> int:
-        """Passes over the data of task number `task`, all its phases together: what an estimate of time multiplies."""
+    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> Work:
+        """What learning task number `task` takes: what an estimate of time is made of."""
         ...
 
     def learn(self, task: Task, context: Context) -> None:

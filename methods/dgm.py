@@ -31,7 +31,8 @@ Deviations, each with its reason:
 
 import bisect
 import math
-from collections.abc import Iterable, Sequence
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -43,7 +44,8 @@ from cilbench.budgets.codecs import Encoded, Raw
 from cilbench.budgets.ledger import Accounting, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, Storage, ledger_of_state, unpack_bits
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
+from cilbench.methods.checkpoint import Resumable
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
 from cilbench.methods.dgm_generator import (
     Discriminator,
     MaskedGenerator,
@@ -58,7 +60,9 @@ from cilbench.methods.dgm_generator import (
     restore,
     sparsity,
 )
+from cilbench.methods.engine import full_precision
 from cilbench.methods.memory import ExemplarMemory
+from cilbench.methods.pixels import Images
 from cilbench.methods.training import Count, Diverged, Positive, Rate, Weight, in_batches, in_epochs
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
@@ -160,11 +164,18 @@ class DGM:
         return _with_exemplars(plan, scenario, ledgers) if config.exemplars else plan
 
     @classmethod
-    def epochs(cls, config: Config, task: int) -> int:
-        return config.epochs
+    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> Work:
+        """Images of the class loss; an old class is replayed with as many as a new one has."""
+        steps = max(1, math.ceil(scenario.images_of(len(scenario.new(task))) / config.batch_size))
+        taken = min(steps, config.max_steps or steps)
+        return Work(config.epochs * scenario.images_of(scenario.seen(task)) * taken // steps, config.epochs)
 
     def learn(self, task: Task, context: Context) -> None:
-        """Raises Diverged."""
+        """Raises Diverged, Interrupted."""
+        with full_precision(self.device):  # the gradient penalty is differentiated twice: float32 in any precision
+            self._learn(task, context)
+
+    def _learn(self, task: Task, context: Context) -> None:
         config, generator, t, rng = self.config, self.generator, task.index, context.generator
         images, labels = self._resized(task.images), task.labels
         old_images, old_labels = self._rehearsed(max(1, round(len(images) / len(self.scenario.new(t)))), rng)
@@ -216,7 +227,12 @@ class DGM:
 
         steps = math.ceil(len(images) / config.batch_size)
         taken = min(steps, config.max_steps or steps)
-        for epoch in range(config.epochs):
+        modules, optimizers = [generator, net], [net_adam, generator_adam]
+        going = Resumable(context.checkpoint, "learning", rng, modules, optimizers, [_Leaves(embeddings)])
+        for epoch in range(int(going.numbers.get("epoch", 0)), config.epochs):
+            if going.due():
+                going.save({"epoch": epoch}, {})
+            started = time.perf_counter()
             s_epoch = epoch_scale(epoch, config.epochs, config.s_max)
             new = torch.randperm(len(images), device=self.device, generator=rng).tensor_split(steps)
             mixed = torch.randperm(len(pool), device=self.device, generator=rng).tensor_split(steps)
@@ -233,8 +249,10 @@ class DGM:
             if not math.isfinite(loss + critic_loss_ + generator_loss):
                 raise Diverged(t, epoch, config.lr)
             losses = {"loss": loss, "critic_loss": critic_loss_, "generator_loss": generator_loss}
-            context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses})
-            context.progress((epoch + 1) / config.epochs, sum(map(len, mixed[:taken])))
+            seconds, shown = time.perf_counter() - started, sum(map(len, mixed[:taken]))
+            speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}
+            context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses, **speed})
+            context.progress((epoch + 1) / config.epochs, shown)
 
         # §3.2: σ(s_max·e) ≥ ½. No layer is left without an entry: a narrow dgma can close them all
         generator.keep([e.detach() >= e.detach().max().clamp(max=0) for e in embeddings])
@@ -246,13 +264,14 @@ class DGM:
             self._keep_exemplars(task)
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
-        with torch.no_grad():
+        with torch.no_grad(), full_precision(self.device):
             return {"head": self.discriminator.classes(self._features(images))}
 
     def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Generated images of every class seen, sorted by class: uint8 [N, C, H, W], int64 [N]."""
         counts = torch.full((self._seen,), per_class, device=self.device)
-        images, labels = self._generated(counts, generator)
+        with full_precision(self.device):
+            images, labels = self._generated(counts, generator)
         return resized(images, self.scenario.image_shape[1:]), labels
 
     def state(self) -> State:
@@ -334,7 +353,7 @@ class DGM:
         rest = self.config.z_dim - self.scenario.classes
         return torch.cat([one_hot_BK, torch.randn(len(labels_B), rest, device=self.device, generator=rng)], dim=1)
 
-    def _resized(self, images: Tensor) -> Tensor:
+    def _resized(self, images: Images) -> Tensor:
         """uint8 [N, C, H, W] → uint8 [N, C, S, S]."""
         return resized(images, (self.side, self.side))
 
@@ -374,16 +393,30 @@ class DGM:
         return Discriminator(self.scenario.image_shape[0], self.side, self.d, classes, self.device)
 
 
+class _Leaves:
+    """Tensors that are learned and belong to no module, for a checkpoint."""
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self.leaves = leaves
+
+    def kept(self) -> dict[str, Tensor]:
+        return {f"{number}": leaf for number, leaf in enumerate(self.leaves)}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        for number, leaf in enumerate(self.leaves):
+            leaf.data.copy_(tensors[f"{number}"])
+
+
 def working_side(scenario: Scenario) -> int:
     """Side of the square images that both networks work on: 8, 16 or 32."""
     longest = max(scenario.image_shape[1:])
     return 8 if longest <= 8 else 16 if longest <= 16 else 32
 
 
-def resized(images: Tensor, size: tuple[int, int]) -> Tensor:
-    """uint8 [N, C, H, W] → uint8 of `size`, bilinear and antialiased."""
+def resized(images: Images, size: tuple[int, int]) -> Tensor:
+    """uint8 [N, C, H, W] → uint8 of `size`, bilinear and antialiased, on the device."""
     if images.shape[2:] == size:
-        return images
+        return images[:]
 
     def resize(batch: Tensor) -> Tensor:
         smooth = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)

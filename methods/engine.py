@@ -4,31 +4,27 @@ The harness sets both for a cell with `numerics`; networks and loops read them w
 state is read.
 """
 
-import json
 import math
-import os
-import platform
-import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from contextvars import ContextVar
-from functools import cache
-from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.methods.backbones import build_shared, build_specialised
+from cilbench.methods.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.contract import Family
+from cilbench.methods.machine import measured_on, recall, remember
 
 Precision = Literal["fp32", "bf16"]
 Layout = Literal["contiguous", "channels_last"]
 
 _LAYOUT: ContextVar[torch.memory_format] = ContextVar("layout", default=torch.contiguous_format)
 _FRUGAL: ContextVar[bool] = ContextVar("frugal", default=False)
+KEYS = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
 
@@ -72,8 +68,8 @@ class Replayed:
     """A training step on tensors of one shape, captured in a CUDA graph once it is warm and replayed from then on.
 
     `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
-    alone and never waits for the device. The first batch of another shape than the first one's, and everything where
-    there is no CUDA or where capturing failed (`note` is told why), runs as it is written.
+    alone and never waits for the device. Batches of another shape than the first one's, and everything where there is
+    no CUDA or where capturing failed (`note` is told why), run as they are written.
     """
 
     WARM_UP = 3  # steps as written: cuDNN chooses its algorithms, the optimizer makes its buffers
@@ -86,6 +82,7 @@ class Replayed:
         self.stream = torch.cuda.Stream(device) if captured else None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
+        self.shapes: tuple[torch.Size, ...] = ()
         self.taken = 0
 
     def __call__(self, *inputs: Tensor) -> None:
@@ -99,10 +96,13 @@ class Replayed:
         torch.cuda.current_stream().wait_stream(self.stream)
 
     def _on_stream(self, inputs: tuple[Tensor, ...]) -> None:
-        if self.taken == self.WARM_UP:
-            self._capture(inputs)
-        self.taken += 1
-        if self.graph is None or any(a.shape != b.shape for a, b in zip(inputs, self.inputs, strict=True)):
+        shapes = tuple(given.shape for given in inputs)
+        self.shapes = self.shapes or shapes
+        if shapes == self.shapes:
+            if self.taken == self.WARM_UP:
+                self._capture(inputs)
+            self.taken += 1
+        if self.graph is None or shapes != self.shapes:
             self.step(*inputs)
             return
         for static, given in zip(self.inputs, inputs, strict=True):
@@ -139,124 +139,72 @@ def pick_layout(device: torch.device, precision: Precision, family: Family, back
 
 
 def step_seconds(device: torch.device, family: Family, backbone: str, channels: int) -> dict[str, float]:
-    """Seconds of a training step by "precision layout", measured once per machine and kept in `machine_file`.
+    """Seconds of a training step by "precision layout", measured once per machine (`machine`).
 
     Networks for images of 16 pixels and less are not worth measuring: what a step costs there is not arithmetic. What
     is not a backbone (dgm's networks) is not measured either: float32, contiguous.
     """
-    if family == "tiny" or not _is_backbone(family, backbone):
+    if family == "tiny" or backbone not in BACKBONES[family]:
         return {"fp32 contiguous": 0.0, "fp32 channels_last": math.inf} | dict.fromkeys(
             ("bf16 contiguous", "bf16 channels_last"), math.inf
         )
-    key = f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}, {backbone}/{channels}"
-    known = _known()
-    if key not in known:
-        known = {**known, key: _measured(device, family, backbone, channels)}
-        _remember(known)
-    return known[key]
-
-
-def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        with suppress(OSError, StopIteration):
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return f"{device.type} {platform.processor() or platform.machine()}"
-
-
-def machine_file() -> Path:
-    """$CILBENCH_CACHE/machine.json, or in the platform's cache folder."""
-    if os.environ.get("CILBENCH_CACHE"):
-        return Path(os.environ["CILBENCH_CACHE"]) / "machine.json"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cilbench" / "machine.json"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cilbench" / "machine.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cilbench" / "machine.json"
-
-
-def _is_backbone(family: Family, backbone: str) -> bool:
-    from cilbench.methods.backbones import BACKBONES
-
-    return backbone in BACKBONES[family]
-
-
-_KEYS = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
-
-
-@cache
-def _measured_here() -> dict[str, dict[str, float]]:
-    """What this process measured, for where the file cannot be written."""
-    return {}
-
-
-def _known() -> dict[str, dict[str, float]]:
-    try:
-        stored = json.loads(machine_file().read_text())["step_seconds"]
-        whole = {k: v for k, v in stored.items() if set(v) == set(_KEYS) and all(float(s) >= 0 for s in v.values())}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
-        whole = {}
-    return {**whole, **_measured_here()}
-
-
-def _remember(known: dict[str, dict[str, float]]) -> None:
-    _measured_here().update(known)
-    path = machine_file()
-    with suppress(OSError):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        writing = path.with_suffix(f".{os.getpid()}")
-        writing.write_text(json.dumps({"step_seconds": known}, indent=1))
-        writing.replace(path)
+    key = measured_on(device, f"{backbone} on {channels} channels")
+    known = recall("step_seconds", key)
+    if known is None or set(known) != set(KEYS):
+        known = _measured(device, family, backbone, channels)
+        remember("step_seconds", key, {k: min(v, 1e9) for k, v in known.items()})  # JSON knows no infinity
+    return known
 
 
 def _measured(device: torch.device, family: Family, backbone: str, channels: int) -> dict[str, float]:
     """The fastest of a few steps each, in turn; a precision whose first step takes three times as long is left."""
-    side, batch = (32, 128) if family == "cifar" else (224, 32 if device.type != "cpu" else 4)
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        x = torch.rand(batch, channels, side, side, device=device)
-        steps = {key: _Step(device, family, backbone, x, *key.split()) for key in _KEYS}
-        best = dict.fromkeys(_KEYS, math.inf)
+        steps = {key: BareStep(device, family, backbone, channels, *key.split()) for key in KEYS}
+        best = dict.fromkeys(KEYS, math.inf)
         for key, step in steps.items():
-            step()
-            first = step()
-            best[key] = first
+            step.seconds()
+            best[key] = step.seconds()
         for _ in range(4):
             limit = 3 * min(best.values())
             for key, step in steps.items():
                 if best[key] <= limit:
-                    best[key] = min(best[key], step())
+                    best[key] = min(best[key], step.seconds())
     return best
 
 
-class _Step:
-    """One training step of a bare backbone; calling it returns its seconds."""
+class BareStep:
+    """One training step of a bare backbone on images of noise: what is timed where nothing but speed is asked."""
 
     def __init__(
-        self, device: torch.device, family: Family, backbone: str, x: Tensor, precision: str, layout: str
+        self, device: torch.device, family: Family, backbone: str, channels: int, precision: str, layout: str
     ) -> None:
-        self.device, self.precision, self.format = device, precision, _FORMATS[layout]
-        whole = nn.Sequential(build_shared(family, backbone, x.shape[1]), build_specialised(family, backbone))
-        self.net = whole.to(device).to(memory_format=self.format)
-        self.x = x.contiguous(memory_format=self.format)
+        side, batch = (32, 128) if family == "cifar" else (224, 32 if device.type != "cpu" else 4)
+        self.device, self.precision = device, precision
+        whole = nn.Sequential(build_shared(family, backbone, channels), build_specialised(family, backbone))
+        self.net = whole.to(device).to(memory_format=_FORMATS[layout])
+        self.x_BCHW = torch.rand(batch, channels, side, side, device=device).to(memory_format=_FORMATS[layout])
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
 
-    def __call__(self) -> float:
-        self._wait()
-        started = time.perf_counter()
+    def __call__(self, x_BCHW: Tensor) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
-            maps = self.net(self.x)
+            maps = self.net(x_BCHW)
         loss = F.adaptive_avg_pool2d(maps, 1).float().square().mean()
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()
         self.optimizer.step()
-        self._wait()
+
+    def seconds(self) -> float:
+        """Of one step."""
+        wait_for(self.device)
+        started = time.perf_counter()
+        self(self.x_BCHW)
+        wait_for(self.device)
         return time.perf_counter() - started
 
-    def _wait(self) -> None:
-        if self.device.type == "cuda":
-            torch.cuda.synchronize(self.device)
-        elif self.device.type == "mps":
-            torch.mps.synchronize()
+
+def wait_for(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    elif device.type == "mps":
+        torch.mps.synchronize()

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
 from cilbench.methods.memory import ShowOnly
 from cilbench.methods.network import IncrementalNet, freeze, new_head, train_unfrozen
 from cilbench.methods.parts import kd_loss
@@ -61,6 +61,12 @@ class FOSTER(Rehearsal):
         port="without AutoAugment and Cutout, as in the survey's comparison",
     )
     config: Config
+
+    @classmethod
+    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> Work:
+        boosting = super().work(plan, config, scenario, task)
+        compression = boosting.images * config.compression_epochs // config.epochs if task else 0
+        return boosting._replace(images=boosting.images + compression)
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
 from cilbench.methods.network import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal import Layout, Rehearsal, plan_reference
 from cilbench.methods.training import SgdConfig, fit
@@ -50,8 +50,8 @@ class Joint(Rehearsal):
         return plan_reference(cls.card.key, budget, scenario, images=scenario.train_images)
 
     @classmethod
-    def epochs(cls, config: Config, task: int) -> int:
-        return config.first_epochs
+    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> Work:
+        return Work(config.schedule(0).images(scenario.images_of(scenario.seen(task))), config.first_epochs)
 
     def learn(self, task: Task, context: Context) -> None:
         self.net = IncrementalNet(self.scenario, self.net.backbone, self.device)

@@ -70,7 +70,7 @@ class MethodSpec:
         """Raises BudgetTooSmall in the name that was asked for, ValueError for settings that cannot be."""
         base: Any = self.base
         try:
-            plan: Plan = base.plan(budget, scenario, self._config, **self._with_compression(scenario))
+            plan: Plan = base.plan(budget, scenario, self.config, **self._with_compression(scenario))
         except BudgetTooSmall as refusal:
             raise BudgetTooSmall(self.name, refusal.have_bytes, refusal.smallest_bytes, refusal.what) from None
         return plan
@@ -86,7 +86,7 @@ class MethodSpec:
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
         """A fresh learner that knows nothing, and shares no object in which something could be handed on."""
-        own = copy.deepcopy((plan, self._config, scenario, self._with_compression(scenario)))
+        own = copy.deepcopy((plan, self.config, scenario, self._with_compression(scenario)))
         method: Method = self.base(*own[:3], device, **own[3])
         return method
 
@@ -95,7 +95,8 @@ class MethodSpec:
         return {component: asdict(config) for component, config in self.configs.items()}
 
     @property
-    def _config(self) -> Any:
+    def config(self) -> Any:
+        """Of the method itself, beside its compression's."""
         return next(iter(self.configs.values()))
 
     def _with_compression(self, scenario: Scenario) -> dict[str, Compression]:
@@ -130,7 +131,7 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
         raise UnknownMethod(f"{name!r}: nothing after the plus")
     base = load_class(base_name)
     if compression_name and not base.card.rehearsal:
-        raise UnknownMethod(f"{name!r}: {base_name} takes no compression")
+        raise UnknownMethod(f"{name!r}: {base_name} has no exemplars that can be compressed")
     learned, codec = _compression_of(compression_name)
     compression = load_compression(learned) if learned else None
     configs = {base_name: base.Config()} | ({learned: compression.Config()} if compression else {})

@@ -15,7 +15,7 @@ from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Raw
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
 from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
 from cilbench.methods.backbones import BACKBONES, backbone_bytes
-from cilbench.methods.contract import MethodCard, Plan, Scenario, Task
+from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, Work
 from cilbench.methods.memory import Compression, ExemplarMemory, Plain, largest_memory
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.training import Lesson, Look
@@ -55,9 +55,10 @@ class Rehearsal:
         return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression or Plain(Raw()))
 
     @classmethod
-    def epochs(cls, config: Any, task: int) -> int:
-        epochs: int = config.schedule(task).epochs
-        return epochs
+    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> Work:
+        known = scenario.seen(task) - len(scenario.new(task))
+        images = scenario.images_of(len(scenario.new(task))) + min(plan.exemplars, scenario.images_of(known))
+        return Work(config.schedule(task).images(images), config.schedule(task).epochs)
 
     @classmethod
     def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:

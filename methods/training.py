@@ -107,6 +107,10 @@ class Schedule:
     cosine: bool = False
     max_steps: int | None = None
 
+    def images(self, count: int) -> int:
+        """How many are shown in all epochs of a lesson of `count`."""
+        return self.epochs * min(count, count if self.max_steps is None else self.max_steps * self.batch_size)
+
     def lr_at(self, epoch: int) -> float:
         if self.cosine:
             return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
@@ -247,7 +251,7 @@ def fit(
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))
-        first = 0
+        started, first = time.perf_counter(), 0
         if midway:
             first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))
             order = [positions.to(lesson.labels.device) for positions in order]
@@ -257,7 +261,7 @@ def fit(
             if compressing is not None:
                 compressing.before_epoch(epoch, lr)
             order = batches(len(lesson.labels), schedule.batch_size, schedule.max_steps, context.generator)
-        started = time.perf_counter()
+        compressed = time.perf_counter()
         for number, batch in enumerate(fed(lesson.images, order[first:]), start=first):
             if going.due():
                 sizes = torch.tensor([len(positions) for positions in order])
@@ -270,7 +274,8 @@ def fit(
             raise Diverged(task, epoch, lr)
         seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
         record = {"task": task, "phase": phase, "epoch": epoch, "loss": mean_loss, "lr": lr}
-        context.log(record | {"seconds": seconds, "images_per_second": seen / seconds})
+        speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
+        context.log({**record, **speed, "compressing_seconds": compressed - started})
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
     going.finish()
 

@@ -28,7 +28,7 @@ def several_epochs(name):
     """Settings that give a smoke run more than one epoch and phase."""
     base = name.partition("+")[0]
     fields = {"first_epochs", "epochs"} if base != "dgm" else {"epochs"}
-    more = {f"{base}.{field}": "3" for field in fields}
+    more = {f"{base}.{field}": "12" if base == "dgm" else "3" for field in fields}  # dgm keeps whole epochs
     return more | ({"foster.compression_epochs": "2"} if base == "foster" else {})
 
 

@@ -200,7 +200,9 @@ def test_plan_shows_refusals_with_the_smallest_budget(cilbench):
 
 
 def test_methods_and_citations(cilbench):
-    assert "arXiv 1611.07725" in cilbench("methods").stdout
+    listed = cilbench("methods").stdout
+    assert "1611.07725" in listed
+    assert "short for foster+cim" in listed
     entries = cilbench("methods", "--bibtex").stdout
     assert entries.count("@inproceedings") >= 4
 

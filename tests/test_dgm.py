@@ -3,8 +3,10 @@
 import math
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -25,6 +27,7 @@ from cilbench.methods.dgm_generator import (
     layer_widths,
     sparsity,
 )
+from cilbench.methods.pixels import Stored
 from cilbench.methods.registry import UnknownMethod, components, resolve
 from cilbench.methods.training import Diverged
 
@@ -557,8 +560,37 @@ def test_an_epoch_ends_at_max_steps_and_is_recorded() -> None:
         toy_task(TOY, 0, 30), Context(rng, records.append, lambda share, images: shown.append((share, images)))
     )
     assert shown == [(pytest.approx(1 / 3), 30), (pytest.approx(2 / 3), 30), (1.0, 30)]  # 2 of 4 batches of 15
+    work = DGM.work(learner.bounds, config, replace(TOY, train_images=6 * 30), 0)
+    assert work.images == sum(n for _, n in shown)
     assert [record["epoch"] for record in records] == [0, 1, 2]
     assert {"task", "epoch", "loss", "lr"} <= records[0].keys()
+
+
+def test_its_work_is_what_it_shows() -> None:
+    """An old class counts as many images as a new one, generated or kept."""
+    plan, scenario = DGM.plan(PLENTY, TOY, KEEPING), replace(TOY, train_images=6 * 24)
+    config = replace(KEEPING, max_steps=None, epochs=3)
+    learner = loaded(plan, config, TOY, learned(plan, config, TOY, 2)[-1])
+    shown: list[int] = []
+    rng = torch.Generator().manual_seed(0)
+    learner.learn(toy_task(TOY, 2), Context(rng, lambda record: None, lambda share, images: shown.append(images)))
+    assert sum(shown) == DGM.work(plan, config, scenario, 2).images == 3 * 6 * 24
+
+
+@pytest.mark.parametrize("size", [8, 12])
+def test_images_that_stay_in_their_file_are_learned_alike(size: int, tmp_path: Path) -> None:
+    scenario = replace(TOY, image_shape=(1, size, size))
+    config = replace(KEEPING, width=2)
+    plan, task = DGM.plan(PLENTY, scenario, config), toy_task(scenario, 0)
+    np.save(tmp_path / "images.npy", task.images.numpy())
+    stored = Stored(tmp_path / "images.npy", torch.arange(len(task.labels)), CPU)
+    sealed = []
+    for images in (task.images, stored):
+        torch.manual_seed(0)
+        learner = DGM(plan, config, scenario, CPU)
+        learner.learn(Task(0, images, task.labels), context())
+        sealed.append(seal(learner.state()))
+    assert sealed[0] == sealed[1]
 
 
 def test_a_loss_that_is_no_number_ends_the_task() -> None:

@@ -13,7 +13,7 @@ from test_conformance import EVERY, ignore, learn_all
 from toy import CPU, run, toy_cell, toy_dataset
 
 from cilbench.budgets.codecs import Box
-from cilbench.methods import engine
+from cilbench.methods import engine, machine
 from cilbench.methods.cim import as_stored
 from cilbench.methods.engine import Replayed, numerics, pick_layout, pick_precision
 from cilbench.methods.pixels import Joined, Stored, fed, forget, joined
@@ -92,7 +92,7 @@ def test_bf16_learns_the_same_to_its_precision(name, toy):
         learn_and_seal(cell, cell.plan(), task, None, CPU, lines.append, ignore)
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.02)
-    assert losses[0] != losses[1]
+    assert (losses[0] == losses[1]) == name.startswith("dgm")  # which stays in float32
 
 
 def test_the_memory_layout_is_not_part_of_the_result(toy):
@@ -115,28 +115,29 @@ def test_images_are_shown_as_the_box_codec_gives_them_back(height, width, seed):
 
 def test_what_is_fastest_is_measured_once_and_remembered(tmp_path, monkeypatch):
     monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
-    engine._measured_here.cache_clear()
+    machine._measured_here.cache_clear()
     calls = []
-    figures = dict(zip(engine._KEYS, (4.0, 3.0, 2.0, 2.5), strict=True))
+    figures = dict(zip(engine.KEYS, (4.0, 3.0, 2.0, 2.5), strict=True))
     monkeypatch.setattr(engine, "_measured", lambda *_: calls.append(1) or figures)
     assert pick_precision(CPU, "cifar", "resnet32", 3) == "bf16"
     assert pick_layout(CPU, "bf16", "cifar", "resnet32", 3) == "contiguous"
-    engine._measured_here.cache_clear()  # another process
+    machine._measured_here.cache_clear()  # another process
     assert pick_layout(CPU, "fp32", "cifar", "resnet32", 3) == "channels_last"
     assert len(calls) == 1
     assert list(json.loads((tmp_path / "machine.json").read_text())["step_seconds"].values()) == [figures]
-    (tmp_path / "machine.json").write_text('{"step_seconds": {"x": 3')
-    engine._measured_here.cache_clear()
-    pick_precision(CPU, "cifar", "resnet32", 3)
-    assert len(calls) == 2
-    engine._measured_here.cache_clear()
+    for n, damaged in enumerate(('{"step_seconds": {"x": 3', "[]", '{"step_seconds": 3}'), start=2):
+        (tmp_path / "machine.json").write_text(damaged)
+        machine._measured_here.cache_clear()
+        pick_precision(CPU, "cifar", "resnet32", 3)
+        assert len(calls) == n
+    machine._measured_here.cache_clear()
 
 
 def test_a_measurement_leaves_random_numbers_as_they_were():
     torch.manual_seed(3)
     before = torch.get_rng_state()
     seconds = engine._measured(CPU, "cifar", "convnet2", 1)
-    assert set(seconds) == set(engine._KEYS)
+    assert set(seconds) == set(engine.KEYS)
     assert all(s > 0 for s in seconds.values())
     assert torch.equal(torch.get_rng_state(), before)
 

@@ -1,0 +1,45 @@
+"""Where cells run and how the arithmetic is done there: device, precision, memory layout."""
+
+from dataclasses import replace
+
+import torch
+
+from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.errors import RequestError
+from cilbench.methods.contract import Plan
+from cilbench.methods.engine import pick_layout, pick_precision
+from cilbench.request import Cell, RunRequest, cells
+
+
+def pick_device(name: str) -> torch.device:
+    """`auto`: CUDA, then MPS, then the CPU. Raises RequestError for one that is not there."""
+    there = ["cpu"]
+    if torch.cuda.is_available():
+        there += ["cuda", *(f"cuda:{n}" for n in range(torch.cuda.device_count()))]
+    if torch.backends.mps.is_available():
+        there.append("mps")
+    if name == "auto":
+        return torch.device(next((d for d in ("cuda", "mps") if d in there), "cpu"))
+    if name not in there:
+        raise RequestError(f"--device {name}: this machine has {', '.join(there)}")
+    return torch.device(name)
+
+
+def in_precision(request: RunRequest, device: torch.device) -> RunRequest:
+    """A precision that is the device's to choose: one for all methods of a request, by the protocol's backbone.
+
+    Raises RequestError for everything that is wrong with the request.
+    """
+    scenario = cells(request)[0].scenario
+    if request.precision != "auto":
+        return request
+    backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
+    return replace(request, precision=pick_precision(device, scenario.family, backbone, scenario.image_shape[0]))
+
+
+def laid_out(cell: Cell, plan: Plan | BudgetTooSmall, device: torch.device) -> Cell:
+    """The cell in the memory layout that is faster for its backbone."""
+    if isinstance(plan, BudgetTooSmall):
+        return cell
+    family, channels = cell.scenario.family, cell.scenario.image_shape[0]
+    return replace(cell, layout=pick_layout(device, cell.precision, family, plan.backbone, channels))

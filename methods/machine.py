@@ -1,0 +1,77 @@
+"""What was measured of this machine, kept between processes: one JSON file in the user's cache folder.
+
+Each figure stands under a section and a key that names the hardware and the versions it depends on. A file that cannot
+be read is as good as none; one that cannot be written costs a measurement in the next process.
+"""
+
+import json
+import os
+import platform
+import sys
+from contextlib import suppress
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def measured_on(device: torch.device, what: str) -> str:
+    """The key of a figure: hardware, threads, torch, and `what` was measured."""
+    return f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}: {what}"
+
+
+def device_name(device: torch.device) -> str:
+    """What the hardware calls itself."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    if device.type == "cpu":
+        with suppress(OSError, StopIteration):
+            lines = Path("/proc/cpuinfo").read_text().splitlines()
+            return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
+    return f"{device.type} {platform.processor() or platform.machine()}"
+
+
+def machine_file() -> Path:
+    """$CILBENCH_CACHE/machine.json, or in the platform's cache folder."""
+    if os.environ.get("CILBENCH_CACHE"):
+        return Path(os.environ["CILBENCH_CACHE"]) / "machine.json"
+    if sys.platform == "darwin":
+        return Path.home() / "Library" / "Caches" / "cilbench" / "machine.json"
+    if sys.platform == "win32":
+        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cilbench" / "machine.json"
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cilbench" / "machine.json"
+
+
+def recall(section: str, key: str) -> dict[str, float] | None:
+    """The figures under a key, by name; None where nothing was measured, or nothing readable."""
+    found = _stored().get(section, {}).get(key) or _measured_here().get((section, key))
+    if isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values()):
+        return {str(name): float(value) for name, value in found.items()}
+    return None
+
+
+def remember(section: str, key: str, figures: dict[str, float]) -> None:
+    """Keep figures for this process, and for others where the file can be written."""
+    _measured_here()[section, key] = figures
+    stored = _stored()
+    stored.setdefault(section, {})[key] = figures
+    path = machine_file()
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        writing = path.with_suffix(f".{os.getpid()}")
+        writing.write_text(json.dumps(stored, indent=1))
+        writing.replace(path)
+
+
+@cache
+def _measured_here() -> dict[tuple[str, str], dict[str, float]]:
+    return {}
+
+
+def _stored() -> dict[str, dict[str, Any]]:
+    with suppress(OSError, ValueError):
+        content = json.loads(machine_file().read_text())
+        if isinstance(content, dict):
+            return {k: v for k, v in content.items() if isinstance(v, dict)}
+    return {}

@@ -1,0 +1,152 @@
+"""Runs side by side, and time told before it is spent."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+
+import pytest
+from toy import CPU, toy_cell
+
+from cilbench import estimate, jobs
+from cilbench.errors import RequestError
+from cilbench.methods.contract import Work
+from cilbench.request import RunRequest, cells
+
+CILBENCH = [sys.executable, "-c", "from cilbench.cli import main; main()"]
+RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--budget", "24KiB", "--recipe", "smoke"]
+
+
+@pytest.fixture
+def scenario(toy):
+    return toy_cell("icarl", toy).scenario
+
+
+def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
+    for number in ("1", "3"):
+        done = subprocess.run(
+            [*CILBENCH, *RUN, "--out", number, "--jobs", number], cwd=tmp_path, capture_output=True, text=True
+        )
+        assert done.returncode == 0, done.stderr
+        assert "3 runs: 3 done" in done.stdout
+    alone, together = (sorted((tmp_path / number).glob("*/predictions.npz")) for number in ("1", "3"))
+    assert len(alone) == 3
+    assert [p.read_bytes() for p in alone] == [p.read_bytes() for p in together]
+    assert done.stdout.count("task 5/5") == 3  # no run twice
+
+
+@pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "65", ""])
+def test_a_number_of_jobs_that_is_none(text, scenario):
+    with pytest.raises(RequestError, match=r"--jobs .*: allowed are auto, or a whole number from 1 to 64"):
+        jobs.pick_jobs(text, 5, scenario, CPU, "fp32")
+
+
+def test_no_more_jobs_than_runs_and_one_on_a_cpu(scenario):
+    assert jobs.pick_jobs("8", 3, scenario, CPU, "fp32") == 3
+    assert jobs.pick_jobs("auto", 3, scenario, CPU, "fp32") == 1
+
+
+@pytest.mark.parametrize(
+    ("rates", "free_gib", "expected"),
+    [((10, 19, 36, 37), 100, 4), ((10, 11, 30, 60), 100, 1), ((10, 20, 40, 80), 7, 2), ((10, 20, 40, 80), 100, 8)],
+    ids=["eight gain nothing", "two gain nothing", "memory for two", "all gain"],
+)
+def test_jobs_are_as_many_as_fit_and_gain(rates, free_gib, expected, scenario, monkeypatch):
+    figures = dict(zip(("1", "2", "4", "8"), map(float, rates), strict=True)) | {"bytes": 2.0**30}
+    monkeypatch.setattr(jobs, "_gains", lambda *_: figures)
+    monkeypatch.setattr(jobs.torch.cuda, "mem_get_info", lambda device: (free_gib * 2**30, 0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 16)
+    assert jobs.pick_jobs("auto", 20, scenario, jobs.torch.device("cuda"), "fp32") == expected
+
+
+def test_processes_are_measured_side_by_side(scenario, monkeypatch):
+    monkeypatch.setattr(jobs, "MEASURED_SECONDS", 0.01)
+    rates = jobs._side_by_side(2, replace(scenario, family="cifar", single_backbone="convnet2"), CPU, "fp32")
+    assert len(rates) == 2
+    assert all(rate > 0 and memory >= 2**29 for rate, memory in rates)
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize("how", [[], ["--isolate"], ["--jobs", "2"]], ids=["plain", "isolated", "two jobs"])
+def test_a_signal_ends_a_sweep_with_what_is_kept(tmp_path, number, code, how):
+    long = ["--set", "icarl.first_epochs=9999", "--set", "icarl.max_steps=none"]
+    process = subprocess.Popen(
+        [*CILBENCH, *RUN, "--out", "runs", *long, *how], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+    )
+    limit = time.monotonic() + 120
+    while not list(tmp_path.glob("runs/icarl*.partial")) and time.monotonic() < limit:
+        time.sleep(0.1)
+    time.sleep(6 if how else 2)  # into the first task; what is kept does not depend on how far
+    process.send_signal(number)
+    said, _ = process.communicate(timeout=120)
+    assert process.returncode == code
+    last = said.splitlines()[-1]
+    assert last.startswith(f"stopped by {signal.Signals(number).name}: ")
+    assert "the same command goes on from there" in last
+    assert list(tmp_path.glob("runs/icarl*.partial"))
+    assert not list(tmp_path.glob("runs/icarl*/cell.json"))
+
+
+def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
+    cell = toy_cell("icarl", toy)
+    figures = {"image 0": 1.0, "epoch 0": 0.0, "image 1": 2.0, "epoch 1": 5.0, "image 2": 4.0, "epoch 2": 5.0}
+    monkeypatch.setattr(estimate, "_figures", lambda *_: figures)
+    monkeypatch.setattr(cell.spec.base, "work", classmethod(lambda *_: Work(images=10, epochs=2)))
+    assert estimate.seconds(cell, cell.plan(), CPU) == 10 * (1 + 2 + 4) + 2 * (0 + 5 + 5)
+    growing = replace(cell, scenario=replace(cell.scenario, inc=1))  # six tasks: 6, 8, 10 an image
+    assert estimate.seconds(growing, cell.plan(), CPU) == 10 * (1 + 2 + 4 + 6 + 8 + 10) + 2 * (0 + 5 * 5)
+
+
+@pytest.mark.parametrize("name", ["icarl", "der", "foster+cim", "joint", "dgm"])
+def test_what_is_measured_is_the_method_itself(name, toy):
+    cell = toy_cell(name, toy)
+    figures = estimate._measured(cell, cell.plan(), CPU)
+    assert set(figures) == {f"{what} {task}" for what in ("image", "epoch") for task in range(3)}
+    assert all(figures[f"image {task}"] > 0 for task in range(3))
+
+
+def test_work_counts_images_shown(toy):
+    request = RunRequest(methods="icarl,joint,foster,finetune", budget_mb="7.6")
+    work = {
+        c.spec.name: [c.spec.base.work(c.plan(), c.spec.config, c.scenario, t) for t in (0, 9)] for c in cells(request)
+    }
+    # the published schedule: 200 epochs of 5,000 images, then 170 of 5,000 and 2,000 exemplars
+    assert work["icarl"] == [Work(1_000_000, 200), Work(1_190_000, 170)]
+    assert work["foster"] == [Work(1_000_000, 200), Work(1_190_000 + 910_000, 170)]
+    assert work["finetune"] == [Work(1_000_000, 200), Work(400_000, 80)]
+    assert work["joint"] == [Work(1_000_000, 200), Work(10_000_000, 200)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (75, "75 s"), (100, "2 min"), (5000, "83 min"), (7300, "2 h 02 min"), (90_000, "25 h")],
+)
+def test_durations_in_words(seconds, words):
+    assert estimate.duration(seconds) == words
+
+
+def test_hours_on_a_cpu_are_said_with_a_way_out(toy, monkeypatch):
+    cell = replace(toy_cell("icarl", toy), recipe="published")
+    plan = cell.plan()
+    cell = replace(cell, scenario=replace(cell.scenario, family="cifar"))
+    monkeypatch.setattr(estimate, "seconds", lambda *_: 36_000.0)
+    lines = estimate.told([cell], {cell.id: plan}, CPU)
+    assert lines == [
+        "training will take about 10 h on cpu",
+        "that is the published recipe on a CPU; --recipe fast takes about 60 min",
+    ]
+
+
+def test_a_plan_with_time(tmp_path):
+    done = subprocess.run(
+        [*CILBENCH, "plan", "--dataset", "digits", "--methods", "icarl", "--budget", "24KiB", "--time", "--json"],
+        capture_output=True,
+        text=True,
+        env=os.environ | {"CILBENCH_CACHE": str(tmp_path)},
+    )
+    (record,) = json.loads(done.stdout)
+    assert record["train_seconds"] > 0
+    assert "seconds_per_image" in json.loads((tmp_path / "machine.json").read_text())
