@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.methods.contract import Plan, Task
+from cilbench.methods.contract import Plan, Task, Work
 from cilbench.methods.machine import measured_on, recall, remember
 from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training import recipe_named
@@ -29,7 +29,7 @@ def seconds(cell: Cell, plan: Plan, device: torch.device, *, measure: bool = Tru
     if figures is None:
         return None
     base: Any = cell.spec.base
-    work = [base.work(plan, cell.spec.config, cell.scenario, task) for task in range(cell.scenario.tasks)]
+    work: list[Work] = [base.work(plan, cell.spec.config, cell.scenario, task) for task in range(cell.scenario.tasks)]
     return sum(
         w.images * _at(figures, "image", task) + w.epochs * _at(figures, "epoch", task) for task, w in enumerate(work)
     )
@@ -89,7 +89,7 @@ def _measured(cell: Cell, plan: Plan, device: torch.device) -> dict[str, float]:
     """Of each of the first tasks: "image T" and "epoch T". The random state of the process is left as it was."""
     brief = replace(cell, spec=_brief(cell.spec, device), seed=0)
     batch = _batch_size(brief.spec)
-    sealed, found = None, {}
+    sealed, found = None, dict[str, float]()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         generator = torch.Generator().manual_seed(0)
         for task in range(min(MEASURED_TASKS, cell.scenario.tasks)):

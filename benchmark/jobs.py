@@ -95,7 +95,8 @@ def _side_by_side(n: int, scenario: Scenario, device: torch.device, precision: P
 def _train(device: str, precision: Precision, shape: tuple[Any, ...], barrier: Any, results: Any) -> None:
     """In a process of its own: bare training steps for a while, all processes at once."""
     there = torch.device(device)
-    bare = BareStep(there, *shape, precision, "channels_last")
+    family, backbone, channels = shape
+    bare = BareStep(there, family, backbone, channels, precision, "channels_last")
     step = Replayed(bare, there, torch.Generator(there), lambda why: None)
     for _ in range(5):
         step(bare.x_BCHW)

@@ -183,7 +183,7 @@ class RunFolder:
 
     def show_remembered(self, images: NDArray[np.uint8], labels: NDArray[np.int64], kind: str) -> None:
         """Images [N, C, H, W] that the last learner carries of its classes [N]; `kind` "exemplars" or "generated"."""
-        arrays = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
+        arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
         _write(self.partial / "remembered.npz", _npz(arrays))
 
     def log(self, record: Mapping[str, Any]) -> None:
@@ -462,7 +462,8 @@ def _record_of(content: Mapping[str, Any], task: int) -> TaskRecord:
     """The record of task number `task`. Raises ValueError, TypeError for what is none."""
     record = TaskRecord(**content)
     for field in fields(record):
-        value, wanted = getattr(record, field.name), (int, float) if field.type is float else field.type
+        value = getattr(record, field.name)
+        wanted: Any = (int, float) if field.type is float else field.type
         if isinstance(value, bool) or not isinstance(value, wanted) or (not isinstance(value, str) and value < 0):
             raise ValueError(f"task {task}: {field.name} is none")
     if record.task != task:

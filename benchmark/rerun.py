@@ -14,10 +14,10 @@ import typer
 
 from cilbench import datasets
 from cilbench.errors import RequestError
+from cilbench.placement import pick_device
 from cilbench.protocol import environment
 from cilbench.records import FORMAT, UNREADABLE, RunFolder, printable, read_json, read_predictions
 from cilbench.request import Cell, RunRequest, cells
-from cilbench.sweep import pick_device
 
 LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
 

@@ -11,6 +11,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
+from cilbench.methods.memory import Compression
 from cilbench.methods.network import train_unfrozen
 from cilbench.methods.rehearsal import Layout, Rehearsal, plan_reference
 from cilbench.methods.training import Count, SgdConfig, fit, in_epochs
@@ -48,7 +49,7 @@ class Finetune(Rehearsal):
     config: Config
 
     @classmethod
-    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: None = None) -> Plan:
+    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
         return plan_reference(cls.card.key, budget, scenario, images=None)
 
     def learn(self, task: Task, context: Context) -> None:
