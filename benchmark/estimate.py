@@ -93,7 +93,7 @@ def _measured(cell: Cell, plan: Plan, device: torch.device) -> dict[str, float]:
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         generator = torch.Generator().manual_seed(0)
         for task in range(min(MEASURED_TASKS, cell.scenario.tasks)):
-            count = max(2 * batch, 2 * len(cell.scenario.new(task)))
+            count = max(_steps(device) * batch, 2 * len(cell.scenario.new(task)))
             images = torch.randint(0, 256, (count, *cell.scenario.image_shape), generator=generator, dtype=torch.uint8)
             labels = torch.tensor(cell.scenario.new(task)).repeat(math.ceil(count / len(cell.scenario.new(task))))
             lines: list[Mapping[str, Any]] = []

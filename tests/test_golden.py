@@ -13,18 +13,19 @@ from toy import CPU, toy_cell, toy_dataset
 
 from cilbench.budgets import Ledger
 from cilbench.methods import METHODS
+from cilbench.methods.registry import components
 from cilbench.protocol import learn_and_seal, predict, revive
 from cilbench.scenario import seen_test_images, stream
 
 GOLDEN = Path(__file__).with_suffix(".json")
-NAMES = [*METHODS, "icarl+cim", "foster+cim"]
+NAMES = [*METHODS, "icarl+cim", "foster+cim", "dgm+exemplars", "dgma"]
 
 
 def measured(name: str) -> dict[str, Any]:
     """Bytes by kind after two tasks, every loss, and how many of the test images are classified right."""
     torch.set_num_threads(1)
     data, losses, sealed = toy_dataset(), [], None
-    cell = toy_cell(name, data, settings={f"{name.partition('+')[0]}.max_steps": "2"})
+    cell = toy_cell(name, data, settings={f"{components(name)[0]}.max_steps": "2"})
     plan = cell.plan()
     for task in stream(data, cell.scenario, CPU):
         if task.index == 2:
