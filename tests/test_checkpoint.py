@@ -8,6 +8,7 @@ from test_conformance import EVERY, ignore, learn_all
 from toy import CPU, Silent, run, toy_cell
 
 from cilbench.methods.checkpoint import Checkpoint, Interrupted
+from cilbench.methods.registry import components
 from cilbench.protocol import learn_and_seal, run_cell
 from cilbench.records import RunFolder
 from cilbench.scenario import stream
@@ -26,7 +27,7 @@ class After:
 
 def several_epochs(name):
     """Settings that give a smoke run more than one epoch and phase."""
-    base = name.partition("+")[0]
+    base = components(name)[0]
     fields = {"first_epochs", "epochs"} if base != "dgm" else {"epochs"}
     more = {f"{base}.{field}": "12" if base == "dgm" else "3" for field in fields}  # dgm keeps whole epochs
     return more | ({"foster.compression_epochs": "2"} if base == "foster" else {})

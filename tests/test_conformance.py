@@ -25,6 +25,8 @@ EVERY = [
     *METHODS,
     *(f"{base}+{compression}" for base in REHEARSAL for compression in COMPRESSIONS),
     "icarl+lowres:2",
+    "dgma",
+    "dgm+exemplars",
 ]
 BOUNDED = [name for name in EVERY if name not in UNBOUNDED]
 
