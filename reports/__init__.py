@@ -4,29 +4,59 @@
     frame = reports.load("runs")                      # a row per run, stage and head
     reports.accuracy_over_memory(frame)               # a matplotlib Figure
 
-`write_report` makes everything at once, as `cilbench report` does.
+`write_report` makes everything at once, as `cilbench report` does; docs/reports.md has every figure and what stands
+behind each number.
 """
 
 if __name__ == "reports":  # imported from the repository root: a second copy beside the installed package
     raise ImportError("import cilbench.reports, not reports: the folder is only where that package's files lie")
 
-from cilbench.reports.figures import accuracy_over_classes, accuracy_over_memory, bytes_by_kind
+from cilbench.reports.changes import Compared, compare, write_comparison
+from cilbench.reports.closeups import confusion_matrices, remembered_images, weight_norms
+from cilbench.reports.evidence import CloseUp, Evidence, close_up, representatives
+from cilbench.reports.figures import (
+    accuracy_over_classes,
+    accuracy_over_memory,
+    bytes_by_kind,
+    changes_of_cells,
+    forgetting_and_transfer,
+    old_and_new_classes,
+    rank_over_memory,
+)
+from cilbench.reports.lint import MixedComparisonError, UnknownAspectError
 from cilbench.reports.load import LeftOut, Runs, load, load_published, read_runs
 from cilbench.reports.report import ReportResult, write_report
 from cilbench.reports.styles import save
-from cilbench.reports.summarise import MixedRunsError
+from cilbench.reports.summarise import Comparison, MixedRunsError
 
 __all__ = [
+    "CloseUp",
+    "Compared",
+    "Comparison",
+    "Evidence",
     "LeftOut",
+    "MixedComparisonError",
     "MixedRunsError",
     "ReportResult",
     "Runs",
+    "UnknownAspectError",
     "accuracy_over_classes",
     "accuracy_over_memory",
     "bytes_by_kind",
+    "changes_of_cells",
+    "close_up",
+    "compare",
+    "confusion_matrices",
+    "forgetting_and_transfer",
     "load",
     "load_published",
+    "old_and_new_classes",
+    "rank_over_memory",
     "read_runs",
+    "remembered_images",
+    "representatives",
     "save",
+    "weight_norms",
+    "write_comparison",
     "write_report",
 ]

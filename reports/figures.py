@@ -1,10 +1,13 @@
-"""The figures of a report. Every function takes DataFrames of ONE group of comparable runs and returns a Figure.
+"""The figures of a report. Every function takes ONE group of comparable runs and returns a matplotlib Figure.
 
-Axes are in % and in KiB or MB (2**20 B); bands are 95 % bootstrap intervals, drawn where there is more than one
-repetition. Methods that do not compete (a floor, a ceiling) are dashed lines without a marker.
+`frame` is a table as `load` returns it, or a `summarise.Comparison` of one, which computes every number once for all
+figures. MixedRunsError is raised for runs of more than one group.
+
+Axes are in % and in KiB or MB (2**20 B); bands are 95 % intervals (`statistics.interval`), drawn where there is more
+than one repetition. Methods that do not compete (a floor, a ceiling) are dashed lines without a marker. What differs
+between the methods of a figure besides the method (`lint.within`) is said in the figure.
 """
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,147 +16,241 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
+from matplotlib.transforms import ScaledTranslation
 
-from cilbench.reports import summarise
+from cilbench.reports import lint, summarise
+from cilbench.reports.layout import (
+    LABEL_OFFSET,
+    POINT,
+    ROW,
+    SMALL,
+    absent,
+    budget_ticks,
+    budgets_of,
+    class_ticks,
+    columns_of,
+    dashes,
+    draw_legend,
+    end_labels,
+    fitted,
+    legend_of_lines,
+    panel_grid,
+    remarks_below,
+    text_inches,
+    wrapped,
+)
 from cilbench.reports.load import KINDS
-from cilbench.reports.styles import FAINT, INK, KIND_COLOURS, WIDTH_INCHES, PaperColumns, Style, paper_style, styles_of
-from cilbench.reports.wording import budget_text, number_text, status_text, unit_of
-
-_POINT = 1 / 72  # inch
-_LABEL_OFFSET = 13  # points between a panel and the names at its right
-_ROW = 9.2  # points from one line of text to the next
-_LABEL, _SMALL = 7.5, 6.5  # points: letters of labels, of remarks
-
-
-def accuracy_over_classes(
-    frame: pd.DataFrame, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
-) -> Figure:
-    """Top-1 accuracy on all classes seen, after each task: a panel per budget, a line per method, its published head.
-
-    Under a panel: the methods that have no line in it, by status.
-    `frame` as `load` returns it. Raises MixedRunsError for runs of more than one group.
-    """
-    summarise.require_one_group(frame)
-    styles = styles or styles_of(frame["method"])
-    curves = summarise.curves(frame)
-    references = summarise.curves(frame[~frame["competes"]].assign(budget_bytes=0))
-    budgets = _budgets(frame)
-    columns = _columns(len(budgets), paper_columns)
-    with paper_style():
-        figure, panels = _panels(len(budgets), paper_columns, height_inches=1.95)
-        for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
-            for (name,), line in summarise.parts(references, ["name"]):
-                axes.plot(
-                    line["seen"], line["top1"], color=FAINT, dashes=_dashes(name, references), linewidth=1, label=name
-                )
-            own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
-            for (method, name), line in summarise.parts(own, ["method", "name"]):
-                _line(axes, line["seen"], line["top1"], line["top1_low"], line["top1_high"], styles[method], name)
-            axes.set_title(budget_text(budget_bytes, label))
-            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-            _class_ticks(axes, sorted(set(curves["seen"])))
-            axes.set_xlabel("Classes seen")
-            if curves.empty:
-                axes.set_ylim(0, 100)
-            if axes in panels[::columns]:
-                axes.set_ylabel("Top-1 accuracy (%)")
-        _remarks_below(figure, panels, [_absent(frame, size) for size, _ in budgets], columns)
-        _legend(figure, panels)
-    return figure
+from cilbench.reports.styles import (
+    FAINT,
+    INK,
+    KIND_COLOURS,
+    STRESS,
+    WIDTH_INCHES,
+    PaperColumns,
+    Style,
+    paper_style,
+    styles_by_name,
+)
+from cilbench.reports.summarise import Comparison
+from cilbench.reports.wording import budget_text, status_text, unit_of
 
 
 def accuracy_over_memory(
-    frame: pd.DataFrame,
+    frame: pd.DataFrame | Comparison,
     paper_columns: PaperColumns = 2,
     styles: Mapping[str, Style] | None = None,
     published: pd.DataFrame | None = None,
 ) -> Figure:
     """Average and last accuracy against the budget, one panel each, with AUC-A and AUC-L beside the name of each line.
 
-    × at the foot marks a budget at which a method has no result. `published` (rows of `load_published` of the same
-    protocol) is overlaid as open markers. Raises MixedRunsError for runs of more than one group.
+    × at the foot marks a budget at which a method has no result. `published` (rows of
+    `load_published` of the same protocol) is overlaid as open markers.
     """
-    summarise.require_one_group(frame)
-    styles = styles or styles_of(frame["method"])
-    means = summarise.summary(frame)
-    means = means[means["published_head"]]
-    areas = summarise.aucs(frame).set_index("name")
-    budgets = _budgets(frame)
-    unit, scale = unit_of(max(size for size, _ in budgets))
-    labelled = all(isinstance(label, str) for _, label in budgets)
-    xs = {size: float(str(label)) if labelled else size / scale for size, label in budgets}
+    one = Comparison.of(frame)
+    styles = styles or styles_by_name(one.frame)
+    means = one.summary[one.summary["published_head"]]
+    competing = means[means["competes"]]
+    areas = one.aucs.set_index("name")
+    xs, unit = _budget_axis(one.frame)
     with paper_style():
-        figure = Figure()
-        FigureCanvasAgg(figure)
-        rows, columns = (1, 2) if paper_columns == 2 else (2, 1)
-        names = {str(name): _fitted(figure, str(name)) for name in means["name"].unique()}
+        figure = _canvas()
+        names = {str(name): fitted(figure, str(name)) for name in means["name"].unique()}
         texts = {area: _area_texts(areas, area) for area in ("auc_a", "auc_l")}
-        name_room = _text_inches(figure, list(names.values()))
-        value_room = _text_inches(figure, [*texts["auc_a"].values(), *texts["auc_l"].values()])
-        values_end = name_room + (value_room + 0.12 if value_room else 0)
-        room = _LABEL_OFFSET * _POINT + values_end + 0.04
-        width, panel_height = WIDTH_INCHES[paper_columns], max(2.0, 0.145 * len(names) + 0.2)
-        left, gap, foot, head = 0.46, 0.52, 0.42, 0.27
-        height = rows * (panel_height + foot + head)
-        figure.set_size_inches(width, height)
-        panel_width = (width - left - columns * room - (columns - 1) * gap) / columns
-        for number, (measure, title) in enumerate((("avg", "Average accuracy"), ("last", "Last accuracy"))):
-            row, column = divmod(number, columns)
-            x = left + column * (panel_width + room + gap)
-            y = height - (row + 1) * (panel_height + head) - row * foot
-            axes = figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
+        values_end = _label_room(figure, names, [*texts["auc_a"].values(), *texts["auc_l"].values()])
+        panels = _side_labelled(figure, paper_columns, len(names), values_end, _differences(one.frame))
+        for (axes, size), (measure, title) in zip(panels, _ACCURACIES.items(), strict=True):
             axes.set_title(title)
             axes.set_ylabel("Top-1 accuracy (%)")
             axes.set_xlabel(f"Memory budget ({unit})")
             axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
             points = None if published is None else published[published["measure"] == measure]
-            ends = _memory_lines(axes, means[means["competes"]], measure, xs, styles, points)
-            _budget_ticks(axes, list(xs.values()), panel_width)
-            ends |= _references(axes, means[~means["competes"]], measure, max(xs.values()), panel_height)
-            _absences(axes, means[means["competes"]], measure, xs, styles, names, panel_height)
+            ends = _memory_lines(axes, competing, measure, xs, styles, points)
+            _limit(axes, competing, measure)
+            budget_ticks(axes, list(xs.values()), size[0])
+            ends |= _references(axes, means[~means["competes"]], measure, size[1])
+            _absences(axes, competing, measure, xs, styles, names, size[1])
             low, high = axes.get_ylim()
             axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
             area = f"auc_{measure[0]}"
-            _end_labels(
-                axes, ends, names, texts[area], area.upper().replace("_", "-"), panel_height, values_end / _POINT
-            )
+            end_labels(axes, ends, names, texts[area], area.upper().replace("_", "-"), size[1], values_end / POINT)
+    return figure
+
+
+def accuracy_over_classes(
+    frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
+) -> Figure:
+    """Top-1 accuracy on all classes seen, after each task: a panel per budget, a line per method, its published head.
+
+    Under a panel: the methods that have no line in it, by status.
+    """
+    one = Comparison.of(frame)
+    styles = styles or styles_by_name(one.frame)
+    curves, references = one.curves, one.reference_curves
+    budgets = budgets_of(one.frame)
+    columns = columns_of(len(budgets), paper_columns)
+    with paper_style():
+        figure, panels = panel_grid(len(budgets), paper_columns, height_inches=1.95)
+        for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
+            for (name,), line in summarise.parts(references, ["name"]):
+                axes.plot(
+                    line["seen"], line["top1"], color=FAINT, dashes=dashes(name, references), linewidth=1, label=name
+                )
+            own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
+            _lines(axes, own, "seen", "top1", styles)
+            axes.set_title(budget_text(budget_bytes, label))
+            class_ticks(axes, sorted(set(curves["seen"])))
+            axes.set_xlabel("Classes seen")
+            if axes in panels[::columns]:
+                axes.set_ylabel("Top-1 accuracy (%)")
+        panels[0].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
+        _limit(panels[0], curves, "top1")
+        remarks_below(figure, panels, [absent(one.frame, size) for size, _ in budgets], columns)
+        legend_of_lines(figure, panels, _differences(one.frame))
+    return figure
+
+
+def old_and_new_classes(
+    frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
+) -> Figure:
+    """Top-1 accuracy on the classes of earlier tasks and on those of the latest, after each task: stability and
+    plasticity beside each other, a row per budget (of more than three: the smallest, a middle one, the largest).
+    """
+    one = Comparison.of(frame)
+    styles = styles or styles_by_name(one.frame)
+    measures = {"old_top1": "Old classes", "new_top1": "New classes"}
+    curves = one.curves[one.curves["competes"]]
+    budgets = _few(budgets_of(one.frame))
+    with paper_style():
+        figure = _canvas((WIDTH_INCHES[paper_columns], 1.45 * len(budgets) + 0.35))
+        grid = figure.subplots(len(budgets), 2, sharex=True, sharey=True, squeeze=False)
+        for row, (budget_bytes, label) in zip(grid, budgets, strict=True):
+            row[0].set_ylabel(f"{budget_text(budget_bytes, label)}\nTop-1 accuracy (%)")
+            own = curves[curves["budget_bytes"] == budget_bytes]
+            for axes, measure in zip(row, measures, strict=True):
+                _lines(axes, own, "seen", measure, styles)
+        for axes, title in zip(grid[0], measures.values(), strict=True):
+            axes.set_title(title)
+        for axes in grid[-1]:
+            axes.set_xlabel("Classes seen")
+        class_ticks(grid[0][0], sorted(set(curves["seen"])))
+        grid[0][0].yaxis.set_major_locator(MaxNLocator(5, steps=[1, 2, 5, 10], integer=True))
+        _limit(grid[0][0], curves, *measures)
+        legend_of_lines(figure, [axes for row in grid for axes in row], _differences(one.frame))
+    return figure
+
+
+def forgetting_and_transfer(
+    frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
+) -> Figure:
+    """Forgetting, backward transfer and intransigence (points) against the budget; definitions stand in `summarise`.
+
+    Intransigence is drawn where the set holds `joint` runs of the same seeds and class orders.
+    """
+    one = Comparison.of(frame)
+    styles = styles or styles_by_name(one.frame)
+    means = one.summary[one.summary["published_head"] & one.summary["competes"]]
+    shown = {measure: title for measure, title in _TRANSFERS.items() if means[measure].notna().any()} or _TRANSFERS
+    xs, unit = _budget_axis(one.frame)
+    with paper_style():
+        columns = len(shown) if paper_columns == 2 else 1
+        rows = len(shown) // columns
+        figure = _canvas((WIDTH_INCHES[paper_columns], 1.85 * rows + 0.1))
+        panels = [axes for row in figure.subplots(rows, columns, squeeze=False) for axes in row]
+        for axes, (measure, title) in zip(panels, shown.items(), strict=True):
+            done = means[means[measure].notna()]
+            _lines(axes, done.assign(x=done["budget_bytes"].map(xs)).sort_values("x"), "x", measure, styles)
+            _limit(axes, means, measure, least=-100)
+            axes.set_title(title)
+            axes.set_ylabel("Points")
+            axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+            budget_ticks(axes, list(xs.values()), WIDTH_INCHES[paper_columns] / columns - 0.6)
+            if rows == 1 or axes is panels[-1]:
+                axes.set_xlabel(f"Memory budget ({unit})")
+        legend_of_lines(figure, panels, _differences(one.frame))
+    return figure
+
+
+def rank_over_memory(
+    frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
+) -> Figure:
+    """Rank by average and by last accuracy at each budget. A marker is open where the paired comparisons leave other
+    ranks (`summarise.ranks`), or where one repetition can tell nothing; bars, of up to six methods, reach over them.
+    """
+    one = Comparison.of(frame)
+    styles = styles or styles_by_name(one.frame)
+    ranks = one.ranks
+    xs, unit = _budget_axis(one.frame)
+    with paper_style():
+        figure = _canvas()
+        names = {str(name): fitted(figure, str(name)) for name in ranks["name"].unique()}
+        panels = _side_labelled(
+            figure, paper_columns, len(names), _label_room(figure, names, []), _differences(one.frame)
+        )
+        for (axes, size), (measure, title) in zip(panels, _ACCURACIES.items(), strict=True):
+            own = ranks[ranks["measure"] == measure]
+            ends = _rank_lines(axes, own, xs, styles)
+            axes.set_title(title)
+            axes.set_ylabel("Rank")
+            axes.set_xlabel(f"Memory budget ({unit})")
+            axes.set_ylim(max(len(names), 1) + 0.6, 0.4)
+            axes.set_yticks(range(1, len(names) + 1))
+            budget_ticks(axes, list(xs.values()), size[0])
+            end_labels(axes, ends, names, {}, "", size[1], 0)
     return figure
 
 
 def bytes_by_kind(
     cells: pd.DataFrame, ledger: pd.DataFrame, paper_columns: PaperColumns = 2, kinds: Sequence[str] = KINDS
 ) -> Figure:
-    """What each method spent its bytes on after the last task, in the accounting that bound: a panel per budget, its
-    line.
+    """What each method spent its bytes on after the last task, in both conventions: a panel per budget, its line.
 
+    Of each pair of bars the upper is `published`, the lower `strict`; the one that the budget does not bind is paler.
     `cells` and `ledger` as in `Runs`. A cell without a ledger is a hatched bar with its status; methods that do not
-    compete for bytes are left out. Raises MixedRunsError for runs of more than one group.
+    compete for bytes are left out.
     """
     summarise.require_one_group(cells)
-    competing = cells[cells["competes"]]
-    spent = summarise.spending(competing, ledger)
-    budgets = _budgets(cells)
+    spent = summarise.spending(cells[cells["competes"]], ledger)
+    budgets = budgets_of(cells)
     names = sorted(map(str, spent["name"].unique()), key=str.casefold, reverse=True)
     unit, scale = unit_of(max(size for size, _ in budgets))
-    accounting = cells["accounting"].iloc[0]
+    binding = str(cells["accounting"].iloc[0])
     with paper_style():
-        figure, panels = _panels(len(budgets), paper_columns, height_inches=0.6 + 0.22 * len(names))
+        figure, panels = panel_grid(len(budgets), paper_columns, height_inches=0.6 + 0.26 * len(names))
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
             own = spent[spent["budget_bytes"] == budget_bytes]
             budget = budget_bytes / scale
             for position, name in enumerate(names):
-                _bar(axes, position, own[own["name"] == name], budget, scale)
+                _bars(axes, position, own[own["name"] == name], budget, scale, binding)
             axes.axvline(budget, color=INK, linewidth=1.1, zorder=4)
             axes.set_title(budget_text(budget_bytes, label))
-            most = max([budget, *(own.groupby("name")["charged_bytes"].sum() / scale)])
+            most = max([budget, *(own.groupby(["name", "convention"])["charged_bytes"].sum() / scale)])
             axes.set_xlim(0, most * 1.06)
-            axes.set_xlabel(f"{unit} kept ({accounting})")
+            axes.set_xlabel(f"{unit} kept")
             axes.set_ylim(-0.6, len(names) - 0.4)
-            axes.set_yticks(range(len(names)), [_fitted(figure, name) for name in names])
+            axes.set_yticks(range(len(names)), [fitted(figure, name) for name in names])
             axes.xaxis.set_major_locator(MaxNLocator(3 if len(panels) > 1 and paper_columns == 2 else 5))
             axes.grid(visible=True, axis="x")
             axes.grid(visible=False, axis="y")
@@ -163,27 +260,159 @@ def bytes_by_kind(
         handles.append(Line2D([], [], color=INK, linewidth=1.1, label="budget"))
         if spent["kind"].isna().any():
             handles.append(Patch(facecolor="none", edgecolor=FAINT, hatch="////", label="no result"))
-        _draw_legend(figure, handles, [str(handle.get_label()) for handle in handles])
+        note = f"Upper bars: published accounting, lower bars: strict. The budget binds {binding}; the other is paler."
+        draw_legend(figure, handles, [str(handle.get_label()) for handle in handles], note)
     return figure
+
+
+def changes_of_cells(changes: pd.DataFrame, paper_columns: PaperColumns = 2) -> Figure:
+    """Change of average and last accuracy of every cell, after − before, a row each (`changes.compare`).
+
+    Filled: beyond noise, or beyond the yardstick where one repetition leaves noise unknown (a thin bar around zero).
+    """
+    shown = changes[changes["difference"].notna()]
+    several = shown.drop_duplicates(summarise.GROUP).shape[0] > 1
+    cells = shown.drop_duplicates([*summarise.GROUP, "name", "budget_bytes"])
+    with paper_style():
+        figure = _canvas((WIDTH_INCHES[paper_columns], 0.16 * len(cells) + 0.75))
+        panels = figure.subplots(1, 2, sharey=True)
+        labels = [_cell_label(item, several) for item in cells.to_dict("records")]
+        for axes, (measure, title) in zip(panels, _ACCURACIES.items(), strict=True):
+            own = shown[shown["measure"] == measure]
+            _changes(axes, own.to_dict("records"))
+            axes.axvline(0, color=INK, linewidth=0.8, zorder=1)
+            axes.set_title(title)
+            axes.set_xlabel("Change (points)")
+            axes.grid(visible=True, axis="x")
+            axes.grid(visible=False, axis="y")
+        panels[0].set_yticks(range(len(labels)), [fitted(figure, label, room_inches=1.9) for label in labels])
+        panels[0].set_ylim(len(labels) - 0.4, -0.6)
+        draw_legend(figure, [], [])
+    return figure
+
+
+_ACCURACIES = {"avg": "Average accuracy", "last": "Last accuracy"}
+_TRANSFERS = {
+    "forgetting": "Forgetting",
+    "backward_transfer": "Backward transfer",
+    "intransigence": "Intransigence",
+}
+
+
+# ------------------------------------------------------------------------------------------------ what they share
+
+
+def _canvas(size_inches: tuple[float, float] = (1, 1)) -> Figure:
+    figure = Figure(figsize=size_inches)
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _differences(frame: pd.DataFrame) -> str:
+    """What the methods of a figure differ in, as its note."""
+    return " ".join(lint.within(frame[frame["published_head"]].drop_duplicates("run")))
+
+
+def _budget_axis(frame: pd.DataFrame) -> tuple[dict[int, float], str]:
+    """Budgets in the unit of the axis, published labels where every budget has one; and the unit."""
+    budgets = budgets_of(frame)
+    unit, scale = unit_of(max(size for size, _ in budgets))
+    labelled = all(isinstance(label, str) for _, label in budgets)
+    return {size: float(str(label)) if labelled else size / scale for size, label in budgets}, unit
+
+
+def _few(budgets: Sequence[tuple[int, object]]) -> list[tuple[int, object]]:
+    """At most three: the smallest, a middle one and the largest."""
+    return list(budgets) if len(budgets) <= 3 else [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
+
+
+def _label_room(figure: Figure, names: Mapping[str, str], values: Sequence[str]) -> float:
+    """Inches that names and a column of values beside them take."""
+    value_room = text_inches(figure, values)
+    return text_inches(figure, list(names.values())) + (value_room + 0.12 if value_room else 0)
+
+
+def _side_labelled(
+    figure: Figure, paper_columns: PaperColumns, names: int, label_inches: float, note: str
+) -> list[tuple[Axes, tuple[float, float]]]:
+    """Two panels with room for `names` names at the right of each, beside or above each other, and a note below.
+
+    Each with its width and height in inches.
+    """
+    rows, columns = (1, 2) if paper_columns == 2 else (2, 1)
+    width, panel_height = WIDTH_INCHES[paper_columns], max(2.0, 0.145 * names + 0.2)
+    room = LABEL_OFFSET * POINT + label_inches + 0.04
+    left, gap, foot, head = 0.46, 0.52, 0.42, 0.27
+    lines = wrapped(figure, note.split(), width - 0.1) if note else []
+    note_height = len(lines) * ROW * POINT + (0.04 if lines else 0)
+    height = rows * (panel_height + foot + head) + note_height
+    figure.set_size_inches(width, height)
+    panel_width = (width - left - columns * room - (columns - 1) * gap) / columns
+    panels = []
+    for number in range(rows * columns):
+        row, column = divmod(number, columns)
+        x, y = left + column * (panel_width + room + gap), height - (row + 1) * (panel_height + head) - row * foot
+        axes = figure.add_axes((x / width, y / height, panel_width / width, panel_height / height))
+        panels.append((axes, (panel_width, panel_height)))
+    if lines:
+        figure.text(0.05 / width, 0.04 / height, "\n".join(lines), color=FAINT, fontsize=SMALL, va="bottom")
+    return panels
 
 
 # ------------------------------------------------------------------------------------------------ lines
 
 
-def _line(
-    axes: Axes,
-    x: "pd.Series[float]",
-    mean: "pd.Series[float]",
-    low: "pd.Series[float]",
-    high: "pd.Series[float]",
-    style: Style,
-    name: str,
-) -> None:
-    if low.notna().any():
-        axes.fill_between(x, low, high, color=style.colour, alpha=0.18, linewidth=0)
-    axes.plot(
-        x, mean, color=style.colour, marker=style.marker, markeredgecolor="white", label=name, clip_on=False, zorder=3
-    )
+def _lines(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping[str, Style]) -> None:
+    """A line for every name in `means`, with its interval as a band; bands of many lines are fainter."""
+    alpha = 0.18 if means["name"].nunique() <= 5 else 0.1
+    for (name,), line in summarise.parts(means, ["name"]):
+        style = styles[name]
+        low, high = line[f"{measure}_low"], line[f"{measure}_high"]
+        if low.notna().any():
+            axes.fill_between(line[x], low, high, color=style.colour, alpha=alpha, linewidth=0)
+        look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "markeredgecolor": "white"}
+        axes.plot(line[x], line[measure], label=name, clip_on=False, zorder=3, **look)
+
+
+def _limit(axes: Axes, means: pd.DataFrame, *measures: str, least: float = 0) -> None:
+    """Limits that follow the means: bands, which are wide where repetitions are few, take half of a panel at most."""
+    values = means[list(measures)].to_numpy(dtype=float)
+    if np.isnan(values).all():
+        axes.set_ylim(max(least, 0), 100)
+        return
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    reach = max(high - low, 2.0) / 2
+    ends = means[[f"{measure}{end}" for measure in measures for end in ("_low", "_high")]].to_numpy(dtype=float)
+    if not np.isnan(ends).all():
+        low, high = max(float(np.nanmin(ends)), low - reach), min(float(np.nanmax(ends)), high + reach)
+    pad = 0.05 * max(high - low, 1.0)
+    axes.set_ylim(max(low - pad, least - pad), min(high + pad, 100 + pad))
+
+
+_MOST_BARS = 6  # lines whose ranges can be told apart
+
+
+def _rank_lines(
+    axes: Axes, ranks: pd.DataFrame, xs: Mapping[int, float], styles: Mapping[str, Style]
+) -> dict[str, tuple[float, str]]:
+    """Lines through ranks, open markers where the comparisons leave others; where each ends and its colour."""
+    ends: dict[str, tuple[float, str]] = {}
+    lines = list(summarise.parts(ranks, ["name"]))
+    for number, ((name,), line) in enumerate(lines):
+        done, style = line.sort_values("budget_bytes"), styles[name]
+        x, y = done["budget_bytes"].map(xs).to_numpy(dtype=float), done["rank"].to_numpy(dtype=float)
+        low, high = (done[column].to_numpy(dtype=float, na_value=np.nan) for column in ("rank_low", "rank_high"))
+        sure = low == high
+        axes.plot(x, y, label=name, color=style.colour, zorder=2)
+        marker: dict[str, Any] = {"color": style.colour, "marker": style.marker, "linestyle": "none", "clip_on": False}
+        axes.plot(x[sure], y[sure], zorder=4, markeredgecolor="white", **marker)
+        axes.plot(x[~sure], y[~sure], zorder=4, markerfacecolor="white", **marker)
+        if len(lines) <= _MOST_BARS:
+            shift = ScaledTranslation((number - (len(lines) - 1) / 2) * 2 * POINT, 0, axes.figure.dpi_scale_trans)
+            look: dict[str, Any] = {"color": style.colour, "alpha": 0.45, "linewidth": 1.2, "zorder": 1}
+            axes.vlines(x, low, high, transform=axes.transData + shift, **look)
+        ends[name] = (float(y[-1]), style.colour)
+    return ends
 
 
 def _memory_lines(
@@ -195,53 +424,34 @@ def _memory_lines(
     published: pd.DataFrame | None,
 ) -> dict[str, tuple[float, str]]:
     """Draw every method that competes; for each the height at which its line ends and its colour."""
-    ends: dict[str, tuple[float, str]] = {}
-    for (method, name), line in summarise.parts(means, ["method", "name"]):
-        style = styles[method]
-        done = line[line[measure].notna()].sort_values("budget_bytes")
-        if len(done):
-            _line(
-                axes,
-                done["budget_bytes"].map(xs),
-                done[measure],
-                done[f"{measure}_low"],
-                done[f"{measure}_high"],
-                style,
-                name,
-            )
-            ends[name] = (float(done[measure].iloc[-1]), style.colour)
-        if published is not None:
-            points = published[published["method"] == name]
-            look: dict[str, Any] = {
-                "color": style.colour,
-                "marker": style.marker,
-                "markerfacecolor": "none",
-                "markeredgewidth": 0.8,
-            }
-            axes.plot(
-                points["budget_mb"],
-                points["value"],
-                linestyle=":",
-                linewidth=0.8,
-                label=f"{name}, published",
-                zorder=2,
-                **look,
-            )
-    if not ends:
-        axes.set_ylim(0, 100)
-    return ends
+    done = means[means[measure].notna()].sort_values("budget_bytes")
+    _lines(axes, done.assign(x=done["budget_bytes"].map(xs)), "x", measure, styles)
+    if published is not None:
+        for name in means["name"].unique():
+            _published_line(axes, published[published["method"] == name], str(name), styles[name])
+    return {
+        str(name): (float(line[measure].iloc[-1]), styles[name].colour)
+        for (name,), line in summarise.parts(done, ["name"])
+    }
 
 
-def _references(
-    axes: Axes, means: pd.DataFrame, measure: str, right: float, height_inches: float
-) -> dict[str, tuple[float, str]]:
+def _published_line(axes: Axes, points: pd.DataFrame, name: str, style: Style) -> None:
+    look: dict[str, Any] = {"color": style.colour, "marker": style.marker, "markerfacecolor": "none"}
+    look |= {"markeredgewidth": 0.8, "linestyle": ":", "linewidth": 0.8, "zorder": 2}
+    axes.plot(points["budget_mb"], points["value"], label=f"{name}, published", **look)
+
+
+def _references(axes: Axes, means: pd.DataFrame, measure: str, height_inches: float) -> dict[str, tuple[float, str]]:
     """Floors and ceilings: a dashed line, or a word at the edge where a line would flatten all others."""
     ends: dict[str, tuple[float, str]] = {}
     low, high = axes.get_ylim()
     reach = 0.3 * (high - low)
     for name, value in means.groupby("name")[measure].mean().dropna().items():
         if low - reach <= value <= high + reach:
-            axes.axhline(value, color=FAINT, dashes=_dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
+            pad = 0.03 * (high - low)
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(min(bottom, value - pad), max(top, value + pad))
+            axes.axhline(value, color=FAINT, dashes=dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
             ends[str(name)] = (float(value), FAINT)
             continue
         above = value > high
@@ -263,13 +473,13 @@ def _absences(
 ) -> None:
     """A row of × at the foot for each method that lacks a result, with its status where there is most room."""
     row = len([text for text in axes.texts if text.get_text().startswith("↓")])
-    for (method, name), cells in summarise.parts(means[means[measure].isna()], ["method", "name"]):
+    for (name,), cells in summarise.parts(means[means[measure].isna()], ["name"]):
         _make_room(axes, height_inches, above=False)
         at = sorted(cells["budget_bytes"].map(xs))
         shares = [
             float(axes.transAxes.inverted().transform(axes.transData.transform((x, axes.get_ylim()[0])))[0]) for x in at
         ]
-        y = (5 + _ROW * row) / (height_inches / _POINT)
+        y = (5 + ROW * row) / (height_inches / POINT)
         for share in shares:
             axes.annotate(
                 "×",
@@ -277,7 +487,7 @@ def _absences(
                 xycoords="axes fraction",
                 ha="center",
                 va="center",
-                color=styles[method].colour,
+                color=styles[name].colour,
                 weight="bold",
                 size=9,
             )
@@ -303,39 +513,8 @@ def _absences(
 def _make_room(axes: Axes, height_inches: float, above: bool) -> None:
     """One row of text more above or below what is drawn."""
     low, high = axes.get_ylim()
-    row = (high - low) * _ROW / (height_inches / _POINT - _ROW)
+    row = (high - low) * ROW / (height_inches / POINT - ROW)
     axes.set_ylim((low, high + row) if above else (low - row, high))
-
-
-def _end_labels(
-    axes: Axes,
-    ends: Mapping[str, tuple[float, str]],
-    names: Mapping[str, str],
-    values: Mapping[str, str],
-    header: str,
-    height_inches: float,
-    values_end: float,
-) -> None:
-    """`names` at the ends of the lines, moved apart, each tied to its line; `values` in a column beside them."""
-    low, high = axes.get_ylim()
-    height = height_inches / _POINT
-    ordered = sorted(ends, key=lambda name: (ends[name][0], name))
-    shares = [(ends[name][0] - low) / (high - low) for name in ordered]
-    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-    for name, at, share in zip(ordered, spread(shares, _ROW / height), shares, strict=True):
-        colour = ends[name][1]
-        tie: dict[str, Any] = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3}
-        tie["relpos"] = (0, 0.5)
-        offset = (_LABEL_OFFSET, (at - share) * height)
-        ink = FAINT if colour == FAINT else INK
-        axes.annotate(
-            names[name], (1, share), xytext=offset, va="center", color=ink, size=7.5, arrowprops=tie, **beside
-        )
-        if name in values:
-            right = (_LABEL_OFFSET + values_end, 0)
-            axes.annotate(values[name], (1, at), xytext=right, va="center", ha="right", size=7.5, **beside)
-    if values:
-        axes.annotate(header, (1, 1), xytext=(_LABEL_OFFSET + values_end, 5), ha="right", color=FAINT, size=7, **beside)
 
 
 def _area_texts(areas: pd.DataFrame, measure: str) -> dict[str, str]:
@@ -343,43 +522,41 @@ def _area_texts(areas: pd.DataFrame, measure: str) -> dict[str, str]:
     return {str(name): f"{value:#.4g}".rstrip(".") for name, value in areas[measure].dropna().items()}
 
 
-def spread(targets: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, inside [0, 1] if they fit, nearest to the ascending `targets` (least squares).
+def _cell_label(item: Mapping[Any, Any], several: bool) -> str:
+    budget = budget_text(item["budget_bytes"], item["budget_label"])
+    return f"{item['name']}, {budget}" + (f", {item['dataset']}" if several else "")
 
-    y_i − i·gap must not decrease: isotonic regression by pooling adjacent violators (Barlow et al., 1972).
-    """
-    blocks: list[list[float]] = []  # [sum, count]
-    for number, target in enumerate(targets):
-        blocks.append([target - number * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    levels = [total / count for total, count in blocks for _ in range(int(count))]
-    top = max(1 - gap * (len(targets) - 1), 0)
-    return [float(np.clip(level, 0, top)) + number * gap for number, level in enumerate(levels)]
+
+def _changes(axes: Axes, items: Sequence[Mapping[Any, Any]]) -> None:
+    for row, item in enumerate(items):
+        beyond = item["verdict"].startswith(("moved", "beyond"))
+        look: dict[str, Any] = {"color": STRESS if beyond else FAINT, "marker": "o", "zorder": 3}
+        axes.plot(item["difference"], row, markerfacecolor=None if beyond else "white", **look)
+        if not np.isnan(item["low"]):
+            axes.hlines(row, item["low"], item["high"], color=look["color"], linewidth=1.2, zorder=2)
+        elif not np.isnan(item["yardstick"]):
+            axes.hlines(row, -item["yardstick"], item["yardstick"], color=FAINT, linewidth=3, alpha=0.3, zorder=2)
 
 
 # ------------------------------------------------------------------------------------------------ bars
 
 
-def _bar(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int) -> None:
-    """One stacked bar, or the outline of one with the status where there is no ledger."""
+_BAR = 0.36  # height of one bar of a pair, in rows
+
+
+def _bars(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int, binding: str) -> None:
+    """A stacked bar per convention, or the outline of one with the status where there is no ledger."""
     if own.empty:
         return
-    start = 0.0
-    for kind in [kind for kind in KINDS if kind in set(own["kind"])]:
-        width = float(own.loc[own["kind"] == kind, "charged_bytes"].iloc[0]) / scale
-        axes.barh(
-            position,
-            width,
-            left=start,
-            height=0.66,
-            color=KIND_COLOURS[kind],
-            edgecolor="white",
-            linewidth=0.3 if width > budget / 200 else 0,  # an edge would cover what is hardly wider than itself
-            label=kind,
-        )
-        start += width
+    for convention, shift in zip(summarise.CONVENTIONS, (_BAR / 2, -_BAR / 2), strict=True):
+        start = 0.0
+        charged = own[own["convention"] == convention].set_index("kind")["charged_bytes"] / scale
+        for kind in [kind for kind in KINDS if kind in charged.index]:
+            look: dict[str, Any] = {"color": KIND_COLOURS[kind], "alpha": 1 if convention == binding else 0.45}
+            # an edge would cover what is hardly wider than itself
+            edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.3 if charged[kind] > budget / 200 else 0}
+            axes.barh(position + shift, charged[kind], left=start, height=_BAR, label=kind, **look, **edge)
+            start += float(charged[kind])
     status = str(own["status"].iloc[0])
     if own["kind"].isna().all():
         axes.barh(position, budget, height=0.66, facecolor="none", edgecolor=FAINT, hatch="////", linewidth=0.6)
@@ -388,154 +565,3 @@ def _bar(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int
         axes.text(
             budget / 2, position, status_text(status), ha="center", va="center", fontsize=6.5, color="#1a1a1a", bbox=box
         )
-
-
-# ------------------------------------------------------------------------------------------------ panels and ticks
-
-
-def _budgets(frame: pd.DataFrame) -> list[tuple[int, object]]:
-    """Budgets at which something competes, smallest first, with their labels."""
-    competing = frame[frame["competes"]] if frame["competes"].any() else frame
-    unique = competing.drop_duplicates("budget_bytes").sort_values("budget_bytes")
-    return [(int(size), label) for size, label in zip(unique["budget_bytes"], unique["budget_label"], strict=True)]
-
-
-def _panels(count: int, paper_columns: PaperColumns, height_inches: float) -> tuple[Figure, list[Axes]]:
-    """A grid of panels that share the y axis; places that are not needed stay empty."""
-    columns = _columns(count, paper_columns)
-    rows = math.ceil(count / columns)
-    width = WIDTH_INCHES[paper_columns] if count > 1 else min(WIDTH_INCHES[paper_columns], 4.2)
-    figure = Figure(figsize=(width, rows * height_inches + 0.55), layout=ConstrainedLayoutEngine(h_pad=0.07))
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, sharey=True, squeeze=False)
-    panels = [axes for row in grid for axes in row]
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    return figure, panels[:count]
-
-
-def _absent(frame: pd.DataFrame, budget_bytes: int) -> dict[str, list[str]]:
-    """`refused` → names: methods that should have a line at a budget and have none, by status."""
-    own = frame[(frame["budget_bytes"] == budget_bytes) & frame["competes"]].groupby("name")["status"]
-    absent: dict[str, list[str]] = {}
-    for name, found in sorted(((str(name), set(found)) for name, found in own), key=lambda item: item[0].casefold()):
-        if "done" not in found:
-            absent.setdefault(status_text(", ".join(sorted(found))), []).append(name)
-    return dict(sorted(absent.items()))
-
-
-def _remarks_below(
-    figure: Figure, panels: Sequence[Axes], absent: Sequence[Mapping[str, Sequence[str]]], columns: int
-) -> None:
-    """`refused: DGM, MEMO` under the axis of a panel, no wider than it; the figure grows by the room that takes."""
-    room_inches = (figure.get_figwidth() - 0.5) / columns - 0.15
-    remarks = [
-        [line for status, names in by_status.items() for line in _filled(figure, f"{status}:", names, room_inches)]
-        for by_status in absent
-    ]
-    look: dict[str, Any] = {"ha": "center", "va": "top", "color": FAINT, "fontsize": _SMALL, "annotation_clip": False}
-    for axes, lines in zip(panels, remarks, strict=True):
-        if lines:
-            under: dict[str, Any] = {"xycoords": axes.xaxis.label, "textcoords": "offset points"}
-            axes.annotate("\n".join(lines), (0.5, 0), xytext=(0, -3), **under, **look)
-    rows = [max(map(len, remarks[start : start + columns])) for start in range(0, len(remarks), columns)]
-    figure.set_figheight(figure.get_figheight() + sum(rows) * _ROW * _POINT)
-
-
-def _filled(figure: Figure, start: str, names: Sequence[str], room_inches: float) -> list[str]:
-    """`start name, name, …` broken between names into lines that fit."""
-    lines = [start]
-    for number, name in enumerate(names):
-        item = _fitted(figure, name, room_inches - 0.1, _SMALL) + ("," if number < len(names) - 1 else "")
-        longer = f"{lines[-1]} {item}"
-        if _text_inches(figure, [longer], _SMALL) <= room_inches:
-            lines[-1] = longer
-        else:
-            lines.append(item)
-    return lines
-
-
-def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
-    """One legend for all panels, under them, with as many columns as fit."""
-    entries: dict[str, Line2D] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if isinstance(handle, Line2D):
-                entries.setdefault(label, handle)
-    names = sorted(entries, key=lambda name: (entries[name].get_color() == FAINT, name.casefold()))
-    if names:
-        _draw_legend(figure, [entries[name] for name in names], names)
-
-
-def _draw_legend(figure: Figure, handles: Sequence[Patch | Line2D], names: Sequence[str]) -> None:
-    """One legend under all panels; the layout is then fixed: every format gets the same, worked out once."""
-    fitting = max(1, min(len(names), int((figure.get_figwidth() - 0.2) // (_text_inches(figure, names) + 0.5))))
-    columns = math.ceil(len(names) / math.ceil(len(names) / fitting))  # rows that are about equally long
-    look: dict[str, Any] = {
-        "frameon": False,
-        "handlelength": 1.9,
-        "columnspacing": 1.3,
-        "handletextpad": 0.5,
-        "borderaxespad": 0.2,
-    }
-    fitted = [_fitted(figure, name, room_inches=2.6) for name in names]
-    figure.legend(list(handles), fitted, loc="outside lower center", ncols=columns, **look)
-    figure.draw_without_rendering()
-    figure.set_layout_engine("none")
-
-
-def _columns(count: int, paper_columns: PaperColumns) -> int:
-    """Panels in a row."""
-    return min(count, 3 if paper_columns == 2 else 1 if count <= 3 else 2)
-
-
-def _fitted(figure: Figure, name: str, room_inches: float = 1.3, size: float = _LABEL) -> str:
-    """The name, cut where it would take too much of a figure's width."""
-    if _text_inches(figure, [name], size) <= room_inches:
-        return name
-    kept = next(n for n in range(len(name) - 1, -1, -1) if _text_inches(figure, [f"{name[:n]}…"], size) <= room_inches)
-    return f"{name[:kept]}…"
-
-
-def _text_inches(figure: Figure, texts: Sequence[str], size: float = _LABEL) -> float:
-    """Width of the longest text, whose letters are `size` points high."""
-    widest = 0.0
-    for text in texts:
-        probe = figure.text(0, 0, text, fontsize=size)
-        widest = max(widest, probe.get_window_extent().width / figure.dpi)
-        probe.remove()
-    return widest
-
-
-def _class_ticks(axes: Axes, seen: Sequence[int]) -> None:
-    """Ticks at stages, every second or third where there are many."""
-    step = max(1, math.ceil(len(seen) / 6))
-    axes.set_xticks(list(seen)[::-1][::step][::-1])
-
-
-def _budget_ticks(axes: Axes, values: Sequence[float], width_inches: float) -> None:
-    """A tick at every budget, a label where there is room for it; logarithmic where the budgets span a factor of 6."""
-    low, high = min(values), max(values)
-    transform = math.log2 if high / low >= 6 else float
-    if high / low >= 6:
-        axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-    axes.set_xticks(list(values))
-    span = transform(high) - transform(low) or 1.0
-    labels, free_from = [], -math.inf
-    for value in values:
-        at = (transform(value) - transform(low)) / span * width_inches * 0.9
-        text = number_text(value)
-        half = 0.5 * 4.2 * _POINT * len(text)
-        fits = at - half > free_from
-        labels.append(text if fits else "")
-        free_from = at + half + 3 * _POINT if fits else free_from
-    axes.set_xticklabels(labels)
-    if low == high:
-        axes.set_xlim(low * 0.8, high * 1.2)
-
-
-def _dashes(name: str, frame: pd.DataFrame) -> tuple[float, float]:
-    """Dashes that tell the lines which do not compete apart."""
-    names = sorted(frame.loc[~frame["competes"], "name"].unique())
-    return ((1.2, 1.6), (5, 2), (8, 3))[names.index(name) % 3]

@@ -17,6 +17,8 @@ _SPECIAL |= {
     "±": r"$\pm$",
     "≥": r"$\geq$",
     "≤": r"$\leq$",
+    "≈": r"$\approx$",
+    "−": r"$-$",
     "†": r"$\dagger$",
     "‡": r"$\ddagger$",
 }

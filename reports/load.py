@@ -38,8 +38,19 @@ CELL_COLUMNS = (
         "competes",
         "port",
     ),
-    *("dataset", "base", "inc", "classes", "tasks", "recipe", "accounting", "precision", "storage", "fill"),
-    *("seed", "order", "budget_bytes", "budget_label", "backbone", "requested_backbone", "config", "head"),
+    *("dataset", "base", "inc", "classes", "image_shape", "tasks"),
+    *("recipe", "accounting", "precision", "storage", "fill", "augmentation"),
+    *(
+        "seed",
+        "order",
+        "budget_bytes",
+        "budget_label",
+        "backbone",
+        "requested_backbone",
+        "config",
+        "head",
+        "class_names",
+    ),
     "growth_clipped",
     *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
     *("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit"),
@@ -252,7 +263,7 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         raise NotARunError("cell.json: card.heads is empty")
     backbone = _clean(str(request.get("backbone") or ""))
     row = {
-        "run": _text(document, "id"),
+        "run": _word(document, "id"),
         "folder": folder,
         "status": status,
         "reason": _clean(str(document.get("reason") or ""), 400),
@@ -264,6 +275,8 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
             for column in ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
         },
         "accounting": accounting,
+        "image_shape": _shape(request.get("image_shape")),
+        "augmentation": _as_text(request.get("augmentation")),
         "budget_label": _label(request.get("budget_label")),
         "requested_backbone": backbone,
         "backbone": _clean(str(plan.get("backbone") or "")),
@@ -271,6 +284,7 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "planned_exemplars": _integer(plan, "exemplars") if plan else None,
         "config": json.dumps(request.get("config"), sort_keys=True),
         "head": heads[0],
+        "class_names": _class_names(document.get("class_names"), _integer(request, "classes")),
         "name": _text(card, "name").lstrip("_") or _text(card, "key"),  # a legend drops names that start with _
         "key": _text(card, "key"),
         "title": _clean(str(card.get("title") or ""), 300),
@@ -429,6 +443,13 @@ def _text(fields: Mapping[str, Any], key: str) -> str:
     return cleaned
 
 
+def _word(fields: Mapping[str, Any], key: str) -> str:
+    """Text without a blank: lists of runs are set apart by blanks."""
+    if " " in (text := _text(fields, key)):
+        raise NotARunError(f"cell.json: {key} holds a blank")
+    return text
+
+
 def _integer(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
@@ -440,6 +461,25 @@ def _number(value: Any) -> float | None:
     return (
         float(value) if isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e18 else None
     )
+
+
+def _shape(value: Any) -> str:
+    """`3×32×32`; empty where the request does not say."""
+    sizes = _list(value or [], "image_shape")
+    if any(isinstance(size, bool) or not isinstance(size, int) or not 0 < size < 2**31 for size in sizes):
+        raise NotARunError("cell.json: image_shape is no list of sizes")
+    return "×".join(map(str, sizes))
+
+
+def _class_names(value: Any, classes: int) -> tuple[str, ...]:
+    """One name a class, in the order of arrival; none where the run does not name each."""
+    names = tuple(_clean(str(name), 30) for name in _list(value or [], "class_names"))
+    return names if len(names) == classes else ()
+
+
+def _as_text(value: Any) -> str:
+    """A setting as one line of text: JSON for what is no text; empty for none, which means the data set's own."""
+    return _clean("" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True))
 
 
 def _label(value: Any) -> str | None:

@@ -2,7 +2,7 @@
 
 import re
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from io import BytesIO
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import matplotlib as mpl
+import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
 
@@ -18,6 +19,7 @@ WIDTH_INCHES: dict[PaperColumns, float] = {1: 3.3, 2: 6.9}
 
 INK = "#1b1b1f"  # text and axes; the page replaces it by the colour of its own text
 FAINT = "#7d7d85"
+STRESS = "#0072B2"  # what a figure without methods points at
 
 # Okabe & Ito (2008) for the methods the benchmark is about, without black (text) and yellow (too light on white).
 _FIXED: dict[str, tuple[str, str]] = {
@@ -76,6 +78,32 @@ def styles_of(methods: Iterable[str]) -> dict[str, Style]:
     return styles
 
 
+def styles_by_name(frame: pd.DataFrame, methods: Iterable[str] = ()) -> dict[str, Style]:
+    """A style for every display name of one group: the first configuration of a method looks like the method, every
+    other one like nothing else. `methods` are all of the report, so that a method looks the same in every section.
+    """
+    of_method = styles_of([*methods, *frame["method"]])
+    looks = set(of_method.values())
+    free = iter([style for style in map(Style, *zip(*_SPARE, strict=True)) if style not in looks] + _mixed(looks))
+    styles: dict[str, Style] = {}
+    seen: set[str] = set()
+    for method, name in sorted(set(zip(frame["method"], frame["name"], strict=True))):
+        styles[str(name)] = next(free) if method in seen else of_method[str(method)]
+        seen.add(method)
+    return styles
+
+
+def _mixed(taken: Container[Style]) -> list[Style]:
+    """More looks than anybody can tell apart: every spare colour with every marker that is not its own."""
+    colours, markers = zip(*_SPARE, strict=True)
+    every = [
+        Style(colours[i], markers[(i + shift) % len(markers)])
+        for shift in range(1, len(markers))
+        for i in range(len(colours))
+    ]
+    return [style for style in every if style not in taken]
+
+
 @contextmanager
 def paper_style() -> Iterator[None]:
     """Settings under which every figure is made and saved; matplotlib's own are untouched afterwards."""
@@ -126,14 +154,21 @@ def _settings() -> dict[Any, Any]:
     }
 
 
-def save(figure: Figure, stem: Path, formats: Iterable[str] = ("pdf", "png")) -> list[Path]:
-    """Write the figure as `stem`.pdf, `stem`.png, …: fonts embedded, no time stamp; the paths written."""
+def save(figure: Figure, stem: Path, formats: Iterable[str] = ("pdf", "png"), stamp: str = "") -> list[Path]:
+    """Write the figure as `stem`.pdf, `stem`.png, …: fonts embedded, no time stamp; the paths written.
+
+    `stamp`, which says what made it from what, goes into the file's metadata.
+    """
+    metadata: dict[str, dict[str, str | None]] = {
+        "pdf": {"CreationDate": None, "Subject": stamp or None},
+        "png": {"Description": stamp} if stamp else {},
+        "svg": {"Date": None, "Description": stamp or None},
+    }
     paths = []
     with paper_style():
         for suffix in formats:
             path = stem.with_name(f"{stem.name}.{suffix}")
-            metadata = {"pdf": {"CreationDate": None}, "svg": {"Date": None}}.get(suffix)
-            figure.savefig(path, format=suffix, metadata=metadata)
+            figure.savefig(path, format=suffix, metadata=metadata.get(suffix))
             paths.append(path)
     return paths
 

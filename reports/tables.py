@@ -3,6 +3,8 @@
 Every text that comes from a run folder is escaped for the format it goes into. The same runs give the same bytes.
 """
 
+import math
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +12,7 @@ from typing import Any
 
 import pandas as pd
 
+from cilbench.reports import lint, statistics
 from cilbench.reports.bibtex import Entry, read_entries
 from cilbench.reports.latex import latex_text
 from cilbench.reports.wording import (
@@ -37,7 +40,7 @@ class TableCell:
 @dataclass(frozen=True)
 class TableRow:
     """`section` groups rows where a format has no sorting; `cite` are BibTeX keys; `status` stands where a row has no
-    measures.
+    measures; `runs` are the ids of the runs its numbers come from.
     """
 
     section: str
@@ -45,12 +48,13 @@ class TableRow:
     competes: bool = True
     cite: tuple[str, ...] = ()
     status: str = ""
+    runs: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are headings, `numeric` says which are set flush right, `latex_skips` which columns the section
-    already tells.
+    """`title` stands above it on a page, `columns` are headings, `numeric` says which are set flush right,
+    `latex_skips` which columns the section already tells.
     """
 
     name: str
@@ -60,6 +64,7 @@ class Table:
     rows: tuple[TableRow, ...]
     notes: tuple[tuple[str, str], ...]
     latex_skips: frozenset[str] = frozenset()
+    title: str = ""
 
 
 @dataclass
@@ -83,11 +88,16 @@ class _Notes:
 
 MEASURE_COLUMNS = ("Avg (%)", "Last (%)", "Forgetting")
 STRICT_NOTE = "keeps more than the budget under the strict accounting (every byte), while the published sum fits"
+TIED, UNTESTED = "≈", "?"
+_VERDICT_NOTES = {
+    statistics.TIED: (TIED, "not distinguishable from the best at this budget: paired t-test, Holm, 5 %"),
+    statistics.UNTESTED: (UNTESTED, "not tested: fewer than two seeds or class orders in common with the best"),
+}
 
 
 def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
     """A row per method and budget of one group: `summary` and `cells` hold rows of that group only. Best avg and last
-    per budget bold.
+    per budget bold, what is not distinguishable from it marked ≈.
     """
     notes = _Notes()
     shown = summary[summary["published_head"]]
@@ -97,8 +107,7 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
     ):
         ordered = part.assign(fold=part["name"].str.casefold()).sort_values(["avg", "fold"], ascending=[False, True])
         best = {measure: _best(part, measure) if competes else "" for measure in ("avg", "last")}
-        for item in ordered.to_dict("records"):
-            rows.append(_results_row(item, cells[cells["name"] == item["name"]], best, notes))
+        rows += [_results_row(item, cells, best, notes) for item in ordered.to_dict("records")]
     columns = (
         "Budget",
         "Method",
@@ -115,19 +124,24 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
     )
     return Table(
         name="results",
-        caption=_caption(group, shown),
+        caption=_caption(group, shown, cells),
         columns=columns,
         numeric=tuple(column not in {"Method", "Head", "Backbone", "Status"} for column in columns),
         rows=tuple(rows),
         notes=notes.listed(),
         latex_skips=frozenset({"Budget", "Head", "Status"}),
+        title="Results",
     )
 
 
-def _results_row(item: Mapping[Any, Any], cells: pd.DataFrame, best: Mapping[str, str], notes: _Notes) -> TableRow:
+def _results_row(item: Mapping[Any, Any], group: pd.DataFrame, best: Mapping[str, str], notes: _Notes) -> TableRow:
+    """One row of `results_table`; `group` are the cells of the whole group."""
+    cells = group[group["name"] == item["name"]]
     marks = [notes.mark(f"{item['name']}: {port}") for port in dict.fromkeys(cells["port"]) if port]
     budget = budget_text(item["budget_bytes"], item["budget_label"])
-    if clipped := int(cells["growth_clipped"].sum()):
+    if item["competes"]:
+        marks += [notes.mark(text) for text in lint.marks(group, item["name"], item["budget_bytes"])]
+    if clipped := int(cells.loc[cells["budget_bytes"] == item["budget_bytes"], "growth_clipped"].sum()):
         marks.append(notes.mark(f"{item['name']} at {budget}: its growth was clipped at the budget, {clipped} times"))
     if item["status"] != "done":
         reason = f": {item['reason']}" if item["reason"] else ""
@@ -145,7 +159,8 @@ def _results_row(item: Mapping[Any, Any], cells: pd.DataFrame, best: Mapping[str
         TableCell(
             status if status and measure == "avg" else _fixed(item[measure]),
             _interval(item[f"{measure}_low"], item[f"{measure}_high"]),
-            bold=best.get(measure) == _fixed(item[measure]),
+            marks=_verdict_marks(item, measure, notes, several=len(best[measure]) > 0) if measure in best else (),
+            bold=_is_best(item, measure, best),
             sort=_sortable(item[measure]),
         )
         for measure in ("avg", "last", "forgetting")
@@ -169,7 +184,152 @@ def _results_row(item: Mapping[Any, Any], cells: pd.DataFrame, best: Mapping[str
         competes=bool(item["competes"]),
         cite=cite_keys(cells),
         status=status,
+        runs=_run_ids(item),
     )
+
+
+def _is_best(item: Mapping[Any, Any], measure: str, best: Mapping[str, str]) -> bool:
+    """Bold: the highest mean as it is printed, so that ties in print are all bold."""
+    return bool(best.get(measure)) and best[measure] == _fixed(item[measure])
+
+
+def _verdict_marks(item: Mapping[Any, Any], measure: str, notes: _Notes, several: bool) -> tuple[str, ...]:
+    """≈ where it is not distinguishable from the best, ? where that could not be tested though the row has several
+    repetitions (with one the caption says so).
+    """
+    verdict = item[f"{measure}_verdict"]
+    if verdict not in _VERDICT_NOTES or not several or item["n"] < 2:
+        return ()
+    symbol, text = _VERDICT_NOTES[verdict]
+    return (notes.mark(text, symbol),)
+
+
+def _run_ids(item: Mapping[Any, Any]) -> tuple[str, ...]:
+    return tuple(str(item["runs"]).split())
+
+
+def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per competing method and budget that finished: forgetting, backward transfer, intransigence, and accuracy
+    on old and new classes after the last task.
+    """
+    shown = summary[summary["published_head"] & summary["competes"] & (summary["n"] > 0)]
+    shown = shown.assign(fold=shown["name"].str.casefold()).sort_values(
+        ["budget_bytes", "avg", "fold"], ascending=[True, False, True]
+    )
+    measures = ("forgetting", "backward_transfer", "intransigence", "old", "new")
+    rows = []
+    for item in shown.to_dict("records"):
+        budget = budget_text(item["budget_bytes"], item["budget_label"])
+        entries = [TableCell(budget, sort=float(item["budget_bytes"])), TableCell(item["name"])]
+        for measure in measures:
+            interval = _interval(item[f"{measure}_low"], item[f"{measure}_high"])
+            entries.append(TableCell(_fixed(item[measure]), interval, sort=_sortable(item[measure])))
+        entries.append(TableCell(str(item["n"]), sort=float(item["n"])))
+        own = cells[cells["name"] == item["name"]]
+        rows.append(TableRow(f"Budget {budget}", tuple(entries), cite=cite_keys(own), runs=_run_ids(item)))
+    columns = ("Budget", "Method", "Forgetting", "BWT", "Intransigence", "Old (%)", "New (%)", "n")
+    missing = shown["intransigence"].isna()
+    without = (
+        " Intransigence needs runs of joint on the same seeds and class orders: there are none here."
+        if missing.all()
+        else " Where intransigence is missing, there is no run of joint on the same seeds and class orders."
+        if missing.any()
+        else ""
+    )
+    caption = (
+        f"{protocol_text(group)}; {conditions_text(group)}. Forgetting (Chaudhry et al., 2018) and backward transfer "
+        "(BWT, Lopez-Paz and Ranzato, 2017) after the last task; intransigence (Chaudhry et al., 2018) as a mean over "
+        "stages; in points. Old, new: accuracy on the classes of all earlier tasks and of the last one, after it."
+        f"{without} {_repetition_sentence(shown, bold=False)} {_differences(cells)}"
+    )
+    numeric = tuple(column != "Method" for column in columns)
+    return Table(
+        "transfer",
+        caption.rstrip(),
+        columns,
+        numeric,
+        tuple(rows),
+        (),
+        frozenset({"Budget"}),
+        "Forgetting and transfer",
+    )
+
+
+def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per competing method: its rank by average accuracy at each budget, in brackets the ranks that the paired
+    comparisons leave open. `ranks` as of `summarise.ranks`, of one group.
+    """
+    own = ranks[ranks["measure"] == "avg"]
+    budgets = own.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    sizes = list(zip(budgets["budget_bytes"], budgets["budget_label"], strict=True))
+    rows = []
+    for name, part in own.groupby("name"):
+        at = part.set_index("budget_bytes").to_dict("index")
+        found = [at.get(size) for size, _ in sizes]
+        entries = [TableCell(str(name)), *(_rank_cell(item) for item in found)]
+        runs = tuple(run for item in found if item for run in _run_ids(item))
+        rows.append(TableRow("", tuple(entries), cite=cite_keys(cells[cells["name"] == name]), runs=runs))
+    rows.sort(key=lambda row: (_mean_rank(row), row.cells[0].text.casefold()))
+    several = own["rank_low"].notna().any()
+    ranges = (
+        "in brackets the ranks that paired t-tests of all pairs (same seeds and class orders, Holm, 5 %) leave open"
+        if several
+        else "with one repetition nothing says how sure a rank is"
+    )
+    caption = f"{protocol_text(group)}; {conditions_text(group)}. Rank by average accuracy at each budget; {ranges}."
+    columns = ("Method", *(budget_text(size, label) for size, label in sizes))
+    numeric = tuple(column != "Method" for column in columns)
+    return Table("ranks", f"{caption} {_differences(cells)}".rstrip(), columns, numeric, tuple(rows), (), title="Ranks")
+
+
+def _rank_cell(item: Mapping[Any, Any] | None) -> TableCell:
+    if item is None:
+        return TableCell("–")
+    known = not pd.isna(item["rank_low"])
+    reach = f"[{item['rank_low']}–{item['rank_high']}]" if known and item["rank_low"] < item["rank_high"] else ""
+    sure = known and not reach
+    return TableCell(str(item["rank"]), reach, bold=sure and item["rank"] == 1, sort=float(item["rank"]))
+
+
+def _mean_rank(row: TableRow) -> float:
+    ranks = [cell.sort for cell in row.cells if cell.sort is not None]
+    return sum(ranks) / len(ranks)
+
+
+def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per pair of methods whose average accuracies cross, and where. `crossings` as of `summarise.crossings`."""
+    shown = crossings[crossings["measure"] == "avg"].sort_values(["at_mb", "better_below", "better_above"])
+    unit, scale = ("KiB", 1024.0) if shown["at_mb"].max() < 1 else ("MB", 1.0)
+    rows = [
+        TableRow(
+            "",
+            (
+                TableCell(item["better_below"]),
+                TableCell(item["better_above"]),
+                TableCell(number_text(item["at_mb"] * scale), _reach(item, scale), sort=float(item["at_mb"])),
+                TableCell(str(item["units"]), sort=float(item["units"])),
+            ),
+            runs=_run_ids(item),
+        )
+        for item in shown.to_dict("records")
+    ]
+    caption = (
+        f"{protocol_text(group)}; {conditions_text(group)}. Budgets at which the average accuracies of two methods "
+        "cross, on straight lines between the budgets that were run; in brackets those around it at which the 95 % "
+        "interval of the paired difference holds zero, open where it goes on to the first or last; units: seeds or "
+        f"class orders, with one there is no interval. {_differences(cells)}"
+    )
+    columns = ("Better below", "Better above", f"Crossing ({unit})", "Units")
+    numeric = (False, False, True, True)
+    return Table("crossings", caption.rstrip(), columns, numeric, tuple(rows), (), title="Where methods cross")
+
+
+def _reach(item: Mapping[Any, Any], scale: float) -> str:
+    low, high = item["low_mb"], item["high_mb"]
+    if pd.isna(low):
+        return ""
+    start = "(…" if math.isinf(low) else f"[{number_text(low * scale)}"
+    return f"{start}, " + ("…)" if math.isinf(high) else f"{number_text(high * scale)}]")
 
 
 def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -193,16 +353,18 @@ def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame)
             interval = _interval(item[f"{measure}_low"], item[f"{measure}_high"], style)
             entries.append(TableCell(text, interval, bold=best.get(measure) == text, sort=_sortable(item[measure])))
         entries.append(TableCell(str(item["n"]), sort=float(item["n"])))
-        rows.append(TableRow("", tuple(entries), cite=cite_keys(own)))
+        rows.append(TableRow("", tuple(entries), cite=cite_keys(own), runs=_run_ids(item)))
     columns = ("Method", "AUC-A", "AUC-L", "AUC-A norm. (%)", "AUC-L norm. (%)", "APM-S", "APM-E", "n")
     first = aucs.iloc[0]
     span = f"{number_text(first['smallest_mb'])} to {number_text(first['largest_mb'])} MB"
     caption = (
         f"{protocol_text(group)}; {conditions_text(group)}. Areas under average (AUC-A) and last (AUC-L) accuracy, a "
         f"fraction, over the budget from {span} ({first['budgets']} budgets); normalised by that range; APM-S and "
-        "APM-E: average accuracy (%) per MB at its ends. " + _repetition_sentence(aucs)
+        f"APM-E: average accuracy (%) per MB at its ends. {_repetition_sentence(aucs)} {_differences(cells)}"
     )
-    return Table("auc", caption, columns, tuple(column != "Method" for column in columns), tuple(rows), notes.listed())
+    numeric = tuple(column != "Method" for column in columns)
+    title = "Areas under accuracy over memory"
+    return Table("auc", caption.rstrip(), columns, numeric, tuple(rows), notes.listed(), title=title)
 
 
 def cite_keys(cells: pd.DataFrame) -> tuple[str, ...]:
@@ -210,28 +372,43 @@ def cite_keys(cells: pd.DataFrame) -> tuple[str, ...]:
     return tuple(dict.fromkeys(entry.key for text in dict.fromkeys(cells["bibtex"]) for entry in read_entries(text)))
 
 
-def _caption(group: Mapping[str, Any], shown: pd.DataFrame) -> str:
-    heads = shown[shown["head"].notna()].groupby("head")["name"].unique()
-    parts = [f"{head}: {', '.join(sorted(names, key=str.casefold))}" for head, names in heads.items()]
-    said = f" Head that is judged: {'; '.join(parts)}." if len(parts) > 1 else ""
+def _caption(group: Mapping[str, Any], shown: pd.DataFrame, cells: pd.DataFrame) -> str:
     return (
         f"{protocol_text(group)}; {conditions_text(group)}. Avg: mean top-1 accuracy over all stages; last: after the "
         "last stage; forgetting in points; bytes: the most kept at any task boundary; exemplars: images kept after the "
-        f"last task.{said} {_repetition_sentence(shown)}"
+        f"last task. {_repetition_sentence(shown)} {_differences(cells)}"
+    ).rstrip()
+
+
+def _differences(cells: pd.DataFrame) -> str:
+    """What the rows differ in besides the method."""
+    return " ".join(lint.within(cells))
+
+
+def _repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
+    done = frame[frame["competes"] & (frame["n"] > 0)]
+    if done.empty:
+        return "Nothing finished."
+    if done["n"].max() == 1:
+        best = " Bold: best, but the order of near values may be chance." if bold else ""
+        return f"n = 1 (one seed and class order): no interval.{best}"
+    orders = (
+        ""
+        if (done["n"] == done["units"]).all()
+        else f", in {repetitions_text(done['units']).removeprefix('n = ')} class orders"
+    )
+    small = " Where n = 1 there is none." if done["n"].min() == 1 else ""
+    best = " Bold: highest mean." if bold else ""
+    return (
+        f"Means over seeds × class orders ({repetitions_text(done['n'])}{orders}), {interval_words(done['units'])} in "
+        f"brackets.{small}{best}"
     )
 
 
-def _repetition_sentence(frame: pd.DataFrame) -> str:
-    counts = [int(n) for n in frame.loc[frame["competes"] & (frame["n"] > 0), "n"]]
-    if not counts:
-        return "Nothing finished."
-    if max(counts) == 1:
-        return (
-            "Bold: best, but n = 1 (one seed and class order): no interval, and the order of near values may be chance."
-        )
-    small = " Where n = 1 there is none." if min(counts) == 1 else ""
-    repetitions = f"Means over seeds × class orders ({repetitions_text(counts)}), 95 % bootstrap intervals in brackets."
-    return f"{repetitions}{small} Bold: highest mean."
+def interval_words(units: "pd.Series[int]") -> str:
+    """`95 % intervals (Student's t)`: how the intervals of so many units were made."""
+    kinds = [kind for n in sorted(set(units.dropna())) if (kind := statistics.interval_kind(int(n)))]
+    return f"95 % intervals ({', '.join(dict.fromkeys(kinds))})"
 
 
 def _best(part: pd.DataFrame, measure: str, style: "Callable[[float], str] | None" = None) -> str:
@@ -243,7 +420,7 @@ def _best(part: pd.DataFrame, measure: str, style: "Callable[[float], str] | Non
 
 
 def _fixed(value: float) -> str:
-    return "–" if pd.isna(value) else f"{value:.2f}"
+    return "–" if pd.isna(value) else f"{value:.2f}".replace("-", "−")
 
 
 def _four(value: float) -> str:
@@ -279,7 +456,30 @@ def to_markdown(table: Table) -> str:
     lines = [markdown_text(table.caption), "", _markdown_row(table.columns), _markdown_row(align)]
     lines += [_markdown_row([_markdown_cell(cell) for cell in row.cells]) for row in table.rows]
     lines += ["", *(f"<sup>{mark}</sup> {markdown_text(text)}  " for mark, text in table.notes)]
+    lines += [
+        "",
+        "<!-- runs of each row",
+        *(comment_text(f"{row_name(row)}: {' '.join(row.runs)}") for row in table.rows),
+        "-->",
+    ]
     return "\n".join(lines).rstrip() + "\n"
+
+
+def row_name(row: TableRow) -> str:
+    """What tells a row from the others of its table: its section, and the texts it begins with that are no numbers."""
+    names = [cell.text for cell in row.cells[:2] if cell.sort is None and cell.text != "–"]
+    return " / ".join(filter(None, [row.section, *names]))
+
+
+def comment_text(text: str) -> str:
+    """Safe inside a comment of HTML: no dash after a dash, no bracket."""
+    return re.sub("-(?=-)", "- ", text).replace("<", "‹").replace(">", "›")
+
+
+def one_line(text: str) -> str:
+    """For a comment of LaTeX or BibTeX: no line can end, no command and no entry can begin."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line.replace("\\", "/").replace("@", "(at)")
 
 
 def _markdown_row(cells: Iterable[str]) -> str:
@@ -370,7 +570,8 @@ def _latex_row(table: Table, row: TableRow, kept: Sequence[int]) -> str:
         if cell.marks:
             text += rf"\textsuperscript{{{latex_text(','.join(cell.marks))}}}"
         entries.append(text)
-    return " & ".join(entries) + r" \\"
+    ids = one_line(" ".join(row.runs))  # behind the row: a comment ends with its line
+    return " & ".join(entries) + r" \\" + (f" % {ids}" if ids else "")
 
 
 def latex_document() -> str:

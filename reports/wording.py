@@ -35,7 +35,12 @@ def conditions_text(group: Mapping[str, Any]) -> str:
     """`recipe fast, accounting strict, fp32`, and how it was stored or filled where that is not the default."""
     text = f"recipe {group['recipe']}, accounting {group['accounting']}, {group['precision']}"
     stored = "" if group["storage"] == "fp32" else f", stored as {group['storage']}"
-    return text + stored + ("" if group["fill"] == "published" else f", {group['fill']} fill")
+    return (
+        text
+        + stored
+        + ("" if group["fill"] == "published" else f", {group['fill']} fill")
+        + (f", augmentation {group['augmentation']}" if group["augmentation"] else "")
+    )
 
 
 def status_text(status: str) -> str:

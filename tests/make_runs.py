@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 
 @dataclass(frozen=True)
@@ -98,6 +99,9 @@ class Grid:
     tasks: int = 5
     accounting: str = "strict"
     recipe: str = "fast"
+    order: int | None = None  # the seed's own
+    image_shape: tuple[int, int, int] = (1, 8, 8)
+    test_images: int = 10  # of each class
     config: Mapping[str, Any] = field(default_factory=lambda: {"training": {"lr": 0.1, "epochs": 30}})
 
     def seen(self, task: int) -> int:
@@ -123,6 +127,7 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
     )
     digest = hashlib.sha256(key.encode()).hexdigest()
     run_id = f"{grid.dataset}-{method.method}-{budget_bytes}B-s{seed}-{digest[:8]}"
+    run_id += "" if grid.order is None else f"-o{grid.order}"
     path = folder / run_id
     path.mkdir(parents=True)
     rng = np.random.default_rng(int(digest[:12], 16))
@@ -147,7 +152,8 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
             "tasks": grid.tasks,
             "classes": grid.seen(grid.tasks - 1),
             "seed": seed,
-            "order": seed,
+            "order": seed if grid.order is None else grid.order,
+            "image_shape": list(grid.image_shape),
             "budget_bytes": budget_bytes,
             "budget_label": grid.labels.get(budget_bytes),
             "accounting": grid.accounting,
@@ -221,9 +227,21 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
         return path
     rows = [{"task": task, **row} for task, entries in ledgers.items() for row in entries]
     _write_csv(path / "ledger.csv", rows)
-    _write_csv(path / "metrics.csv", _metrics(method, grid, budget_bytes, rng))
+    metrics = _metrics(method, grid, budget_bytes, rng)
+    _write_csv(path / "metrics.csv", metrics)
     (path / "log.jsonl").write_text('{"task": 0, "epoch": 0, "loss": 1.0, "lr": 0.1}\n')
-    np.savez(path / "predictions.npz", **{f"task{task}/labels": np.zeros(4, np.int16) for task in range(grid.tasks)})
+    np.savez_compressed(path / "predictions.npz", **_predictions(metrics, grid, rng))
+    norms = [
+        {"task": task, "class": number, "norm": round(1 + 0.5 * number / grid.seen(task) + 0.05 * rng.random(), 6)}
+        for task in range(grid.tasks)
+        for number in range(grid.seen(task))
+    ]
+    _write_csv(path / "head_norms.csv", norms)
+    if exemplars or method.method == "dgm":
+        labels = np.repeat(np.arange(grid.seen(grid.tasks - 1), dtype=np.int16), 8)
+        kind = np.array("generated" if method.method == "dgm" else "exemplars")
+        images = rng.integers(0, 256, (len(labels), *grid.image_shape), dtype=np.uint8)
+        np.savez_compressed(path / "remembered.npz", images=images, labels=labels, kind=kind)
     return path
 
 
@@ -238,9 +256,10 @@ def _metrics(method: Synthetic, grid: Grid, budget_bytes: int, rng: np.random.Ge
             level = 99 - (99 - last) * share**0.8 - 2.5 * head_number * share
             for tested in range(task + 1):
                 spread = 9 * (tested - task / 2) / max(grid.tasks, 1)
-                top1 = float(np.clip(level + spread + rng.normal(0, 0.6), 0, 100))
-                top5 = float(min(100, top1 + 8))
-                images = 10 * (grid.seen(tested) - (grid.seen(tested - 1) if tested else 0))
+                images = grid.test_images * (grid.seen(tested) - (grid.seen(tested - 1) if tested else 0))
+                hits = round(float(np.clip(level + spread + rng.normal(0, 0.6), 0, 100)) / 100 * images)
+                top1 = 100 * hits / images
+                top5 = min(100.0, top1 + 8)
                 rows.append(
                     {
                         "task": task,
@@ -252,6 +271,27 @@ def _metrics(method: Synthetic, grid: Grid, budget_bytes: int, rng: np.random.Ge
                     }
                 )
     return rows
+
+
+def _predictions(
+    metrics: Sequence[Mapping[str, Any]], grid: Grid, rng: np.random.Generator
+) -> dict[str, NDArray[np.int16]]:
+    """Predictions that have these accuracies: what is wrong is taken for any other class that was seen."""
+    arrays: dict[str, NDArray[np.int16]] = {}
+    for task in range(grid.tasks):
+        labels = np.repeat(np.arange(grid.seen(task), dtype=np.int16), grid.test_images)
+        arrays[f"task{task}/labels"] = labels
+        for head in dict.fromkeys(row["head"] for row in metrics):
+            first = labels.copy()
+            for row in (row for row in metrics if row["task"] == task and row["head"] == head):
+                start = grid.test_images * (grid.seen(row["tested_task"] - 1) if row["tested_task"] else 0)
+                hits = round(row["top1"] / 100 * row["images"])
+                wrong = start + rng.permutation(row["images"])[hits:]
+                first[wrong] = (first[wrong] + rng.integers(1, grid.seen(task), len(wrong))) % grid.seen(task)
+            top = np.full((len(labels), 5), -1, np.int16)
+            top[:, 0] = first
+            arrays[f"task{task}/{head}"] = top
+    return arrays
 
 
 def _ledger(

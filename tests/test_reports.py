@@ -14,10 +14,10 @@ from make_runs import METHODS, REFERENCES, Grid, Synthetic, make_run, make_runs
 from matplotlib.axes import Axes
 from matplotlib.colors import to_hex
 from matplotlib.figure import Figure
-from matplotlib.text import Annotation
+from matplotlib.text import Annotation, Text
 
 from cilbench import reports
-from cilbench.reports import figures, styles, summarise, wording
+from cilbench.reports import layout, styles, summarise, wording
 
 BUDGETS = (49_152, 98_304, 196_608)
 
@@ -103,14 +103,6 @@ def test_a_method_that_lacks_a_budget_has_no_auc_and_says_which(three_seeds: rep
     assert area["reason"] == "no result at 49,152 B (refused)"
 
 
-def test_bootstrap_is_an_interval_of_the_mean() -> None:
-    low, high = summarise.bootstrap_interval(np.arange(30.0))
-    spread = np.arange(30.0).std() / math.sqrt(30)
-    assert low == pytest.approx(14.5 - 1.96 * spread, abs=0.3)
-    assert high == pytest.approx(14.5 + 1.96 * spread, abs=0.3)
-    assert np.isnan(summarise.bootstrap_interval(np.array([5.0]))).all()
-
-
 def test_one_repetition_has_no_interval_and_says_so(tmp_path: Path) -> None:
     make_runs(tmp_path, Grid(methods=METHODS[:2]))
     row = summarise.summary(reports.load(tmp_path)).iloc[0]
@@ -128,11 +120,12 @@ def test_refused_cells_are_rows_with_their_reason(three_seeds: reports.Runs) -> 
 
 def test_spending_adds_up_to_what_was_charged(three_seeds: reports.Runs) -> None:
     spent = summarise.spending(three_seeds.cells, three_seeds.ledger)
-    sums = spent.groupby(["method", "budget_bytes"])["charged_bytes"].sum()
+    sums = spent.groupby(["convention", "method", "budget_bytes"])["charged_bytes"].sum()
     final = three_seeds.boundaries.query("task == 4").merge(three_seeds.cells, on="run")
-    expected = final.groupby(["method", "budget_bytes"])["strict_bytes"].mean()
-    for key, total in expected.items():
-        assert sums[key] == pytest.approx(total)
+    for convention in summarise.CONVENTIONS:
+        expected = final.groupby(["method", "budget_bytes"])[f"{convention}_bytes"].mean()
+        for (method, budget_bytes), total in expected.items():
+            assert sums[convention, method, budget_bytes] == pytest.approx(total)
     refused = spent[spent["kind"].isna()]
     assert refused[["method", "status"]].to_numpy().tolist() == [["dgm", "refused"]]
 
@@ -140,7 +133,16 @@ def test_spending_adds_up_to_what_was_charged(three_seeds: reports.Runs) -> None
 # ------------------------------------------------------------------------------------------------ groups
 
 
-@pytest.mark.parametrize("draw", [reports.accuracy_over_classes, reports.accuracy_over_memory])
+@pytest.mark.parametrize(
+    "draw",
+    [
+        reports.accuracy_over_classes,
+        reports.accuracy_over_memory,
+        reports.forgetting_and_transfer,
+        reports.old_and_new_classes,
+        reports.rank_over_memory,
+    ],
+)
 def test_figures_refuse_runs_that_cannot_be_compared(tmp_path: Path, draw: "object") -> None:
     make_runs(tmp_path, Grid(methods=METHODS[:1]))
     make_runs(tmp_path, Grid(methods=METHODS[:1], accounting="published"))
@@ -211,10 +213,11 @@ def test_accuracy_over_memory_has_paper_width_and_names_that_do_not_overlap(
 ) -> None:
     figure = reports.accuracy_over_memory(three_seeds.stages, columns)
     assert figure.get_figwidth() == {1: 3.3, 2: 6.9}[columns]
+    figure.draw_without_rendering()  # places the annotations
     for axes in panels(figure):
-        assert labels_of(axes) == {m.name for m in METHODS}
-        boxes = [text.get_window_extent() for text in axes.texts if text.get_text() in labels_of(axes)]
-        assert len(boxes) == len(METHODS)
+        assert {m.name for m in METHODS} <= labels_of(axes)
+        boxes = [Text.get_window_extent(text) for text in axes.texts if text.get_text() in labels_of(axes)]
+        assert len(boxes) == len(labels_of(axes))
         assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
         assert all(figure.bbox.x0 <= box.x0 and box.x1 <= figure.bbox.x1 for box in boxes)
 
@@ -241,12 +244,16 @@ def test_bytes_by_kind_shows_the_budget_and_what_was_refused(three_seeds: report
     assert {"backbone", "exemplars", "generator", "masks", "boxes", "budget", "no result"} <= legend
 
 
-def test_the_legend_of_kinds_lists_what_was_charged_and_nothing_else(tmp_path: Path) -> None:
-    make_runs(tmp_path, Grid(methods=METHODS[:3], accounting="published"))
+def test_bytes_are_drawn_in_both_conventions(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(methods=METHODS[:1], budgets_bytes=BUDGETS[:1], accounting="published"))
     runs = reports.read_runs([tmp_path])
-    figure = reports.bytes_by_kind(runs.cells, runs.ledger)
-    assert {"head", "labels"} < set(runs.ledger["kind"])  # weighed, but free under the published accounting
-    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["backbone", "exemplars", "budget"]
+    axes = panels(reports.bytes_by_kind(runs.cells, runs.ledger))[0]
+    ends = {(bar.get_y() > 0 - 1e-9, round((bar.get_x() + bar.get_width()) * 1024)) for bar in axes.patches}
+    last = runs.boundaries.iloc[-1]
+    assert max(end for upper, end in ends if upper) == last["published_bytes"]
+    assert max(end for upper, end in ends if not upper) == last["strict_bytes"]
+    alphas = {(bar.get_y() > 0 - 1e-9, bar.get_alpha()) for bar in axes.patches}
+    assert alphas == {(True, 1), (False, 0.45)}  # the budget binds published
 
 
 def test_every_method_has_one_style_and_no_two_share_a_colour() -> None:
@@ -266,12 +273,12 @@ def test_the_only_cim_of_a_report_looks_like_cim_beside_its_base(key: str) -> No
 
 
 def test_spread_keeps_order_distance_and_bounds() -> None:
-    placed = figures.spread([0.1, 0.5, 0.5, 0.52, 0.99], 0.08)
+    placed = layout.spread([0.1, 0.5, 0.5, 0.52, 0.99], 0.08)
     assert np.diff(placed).min() >= 0.08 - 1e-12
     assert placed[0] == pytest.approx(0.1)
     assert placed[-1] == pytest.approx(0.99)
     assert np.mean(placed[1:4]) == pytest.approx(np.mean([0.5, 0.5, 0.52]))
-    crowded = figures.spread([0.99, 1.0, 1.0], 0.1)
+    crowded = layout.spread([0.99, 1.0, 1.0], 0.1)
     assert crowded == pytest.approx([0.8, 0.9, 1.0])
 
 
@@ -313,6 +320,33 @@ def test_reports_import_neither_torch_nor_methods(tmp_path: Path) -> None:
     code = "import sys, cilbench.reports; print({'torch', 'cilbench.methods', 'cilbench.budgets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=tmp_path)
     assert done.stdout.strip() == "set()"
+
+
+def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS[:2], seeds=(1, 2)))
+    text = (Path(__file__).parent.parent / "docs" / "reports.md").read_text(encoding="utf-8")
+    (example,) = re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    scope: dict[str, object] = {"Path": Path}
+    made: list[object] = []
+    for line in filter(None, (line.partition("#")[0].strip() for line in example.splitlines())):
+        is_value = line.startswith(("reports.", "comparison."))
+        made += [eval(line, scope)] if is_value else []
+        exec("" if is_value else line, scope)
+    figures = [value for value in [*made, scope["figure"]] if isinstance(value, Figure)]
+    assert len(figures) == 9
+    assert (tmp_path / "memory.pdf").is_file()
+
+
+def test_configurations_of_one_method_each_have_their_own_look(tmp_path: Path) -> None:
+    for lr in (0.1, 0.05, 0.01):
+        make_runs(tmp_path, Grid(methods=METHODS[:2], config={"training": {"lr": lr}}))
+    frame = reports.load(tmp_path)
+    chosen = styles.styles_by_name(frame)
+    assert len(chosen) == len(set(chosen.values())) == 6
+    assert chosen["iCaRL [training.lr=0.01]"] == styles.styles_of(["icarl"])["icarl"]
+    colours = {line.get_color() for line in panels(reports.accuracy_over_memory(frame))[0].get_lines()}
+    assert colours == {style.colour for style in chosen.values()}
 
 
 def test_the_example_in_the_package_docstring_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

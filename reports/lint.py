@@ -1,0 +1,124 @@
+"""The linter of comparisons: nothing that differs in its conditions stands side by side without saying so.
+
+Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation) are kept apart: each
+group has its own tables and figures. Within a group methods may be judged by different heads and keep different
+backbones, often by the protocol's own rule; tables mark such rows, figures and captions say it. `refuse` is the strict
+form: nothing may differ but what is allowed by name.
+"""
+
+from collections import Counter
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from cilbench.reports import summarise
+from cilbench.reports.wording import budget_text
+
+# What may differ → the columns of a run that say it. The order is that of a refusal.
+ASPECTS: Mapping[str, tuple[str, ...]] = {
+    "protocol": tuple(summarise.PROTOCOL),
+    "accounting": ("accounting",),
+    "recipe": ("recipe",),
+    "precision": ("precision",),
+    "storage": ("storage",),
+    "fill": ("fill",),
+    "augmentation": ("augmentation",),
+    "backbone": ("backbone",),
+    "head": ("head",),
+}
+_WITHIN = ("backbone", "head")  # what may differ within a group
+
+
+class MixedComparisonError(ValueError):
+    """Runs that `--strict` does not put into one report; the message is one line that names the differences."""
+
+
+class UnknownAspectError(ValueError):
+    """Something is allowed to differ that nothing can differ in; the message says what there is."""
+
+
+@dataclass(frozen=True)
+class Difference:
+    """One aspect in which runs differ: value → the names that have it."""
+
+    aspect: str
+    values: Mapping[str, tuple[str, ...]]
+
+    def text(self) -> str:
+        """`backbone: convnet2 (DER, MEMO), resnet32 (iCaRL)`."""
+        return f"{self.aspect}: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in self.values.items())
+
+
+def differences(cells: pd.DataFrame) -> list[Difference]:
+    """Every aspect in which runs differ. `cells` as in `Runs`; a run that never got a backbone counts for none."""
+    found = []
+    for aspect, columns in ASPECTS.items():
+        users: dict[str, set[str]] = {}
+        for *values, name in cells[[*columns, "name"]].itertuples(index=False):
+            users.setdefault("/".join(str(value) for value in values if value != ""), set()).add(name)
+        if aspect in _WITHIN:
+            users.pop("", None)
+        if len(users) > 1:
+            ordered = {value: tuple(sorted(users[value], key=str.casefold)) for value in sorted(users)}
+            found.append(Difference(aspect, {value or "the data set's own": who for value, who in ordered.items()}))
+    return found
+
+
+def require_known(allowed: Collection[str]) -> None:
+    """Raises UnknownAspectError."""
+    if unknown := sorted(set(allowed) - set(ASPECTS)):
+        raise UnknownAspectError(f"{unknown[0]}: allowed are {', '.join(ASPECTS)}")
+
+
+def refuse(cells: pd.DataFrame, allowed: Collection[str] = ()) -> None:
+    """Raises MixedComparisonError where runs differ in what is not allowed."""
+    found = [item for item in differences(cells) if item.aspect not in allowed]
+    if found:
+        texts = "; ".join(item.text() for item in found)
+        may = ",".join(sorted({item.aspect for item in found} | set(allowed)))
+        raise MixedComparisonError(f"the runs differ in {texts}. `--allow {may}` lets them, marked")
+
+
+def within(cells: pd.DataFrame) -> list[str]:
+    """What differs within one group, a sentence each, for captions and figures: heads, and backbones at a budget.
+
+    `cells` has a row per run; its `head` is the one that is judged.
+    """
+    done = cells[(cells["status"] == "done") & cells["competes"]]
+    sentences: list[str] = []
+    for aspect in _WITHIN if len(done) else ():
+        if (done.groupby("name")[aspect].nunique() <= 1).all():  # the same at every budget
+            found = [_listed(done, aspect)]
+        else:
+            sizes = done.groupby("budget_bytes")
+            found = [
+                f"at {budget_text(int(str(size)), part['budget_label'].iloc[0])} {_listed(part, aspect)}"
+                for size, part in sizes
+                if part[aspect].nunique() > 1
+            ]
+        if done[aspect].nunique() > 1 and found:
+            sentences.append(f"{aspect.capitalize()}s differ: {'; '.join(found)}.")
+    return sentences
+
+
+def marks(cells: pd.DataFrame, name: str, budget_bytes: int) -> list[str]:
+    """Footnotes of one row: in what it differs from most rows at its budget. `cells` of one group."""
+    here = cells[(cells["budget_bytes"] == budget_bytes) & (cells["status"] == "done")]
+    notes = []
+    for aspect in _WITHIN:
+        counts = Counter(here.drop_duplicates(["name", aspect])[aspect])
+        own = sorted(set(here.loc[here["name"] == name, aspect]))
+        usual = min(counts, key=lambda value: (-counts[value], value), default="")
+        if own and own != [usual]:
+            notes.append(f"{aspect} {', '.join(own)}, where most rows have {usual}")
+    return notes
+
+
+def _listed(cells: pd.DataFrame, aspect: str) -> str:
+    """`nme (iCaRL), head (the others)`: the value most names have comes last."""
+    names = cells.groupby(aspect)["name"].agg(lambda part: sorted(set(part), key=str.casefold))
+    ordered = sorted(names.items(), key=lambda item: (len(item[1]), str(item[0])))
+    texts = [f"{value} ({', '.join(who)})" for value, who in ordered[:-1]]
+    last, who = ordered[-1]
+    return ", ".join([*texts, f"{last} ({'the others' if len(who) > 1 else who[0]})"])

@@ -1,0 +1,398 @@
+"use strict";
+
+// What the page can do beyond being read: theme, filter by method, sorting, the runs behind a number, interactive curves.
+// Texts from run folders only ever become text nodes; numbers of methods and runs are places in the lists of #data.
+const data = JSON.parse(document.getElementById("data").textContent);
+const root = document.documentElement;
+const all = (selector, from = document) => Array.from(from.querySelectorAll(selector));
+const numbers = (text) => (text ? text.split(" ").map(Number) : []);
+const charts = [];
+const drawCharts = () => charts.forEach((chart) => chart.draw());
+
+function element(tag, properties = {}, ...children) {
+  const made = Object.assign(document.createElement(tag), properties);
+  made.append(...children);
+  return made;
+}
+
+// ------------------------------------------------------------------------------------------------ theme
+
+const themeButton = document.getElementById("theme");
+
+function showTheme() {
+  themeButton.textContent = `Theme: ${root.dataset.theme}`;
+  drawCharts();
+}
+
+themeButton.hidden = false;
+themeButton.addEventListener("click", () => {
+  root.dataset.theme = { auto: "light", light: "dark", dark: "auto" }[root.dataset.theme] ?? "auto";
+  try { localStorage.setItem("cilbench-theme", root.dataset.theme); } catch { /* forbidden: it holds until the page is closed */ }
+  showTheme();
+});
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", drawCharts);
+
+// ------------------------------------------------------------------------------------------------ sorting
+
+const byText = new Intl.Collator("en", { numeric: true }).compare;
+
+function valueOf(cell) {
+  if (cell.dataset.sort !== undefined) return cell.dataset.sort;
+  const text = cell.textContent;
+  return text === "–" ? "" : text;
+}
+
+function sortBy(table, heading) {
+  const numeric = heading.classList.contains("number");
+  const first = numeric ? "descending" : "ascending";
+  const order = heading.getAttribute("aria-sort") === first ? { ascending: "descending", descending: "ascending" }[first] : first;
+  const sign = order === "ascending" ? 1 : -1;
+  const keyed = Array.from(table.tBodies[0].rows, (row) => [valueOf(row.cells[heading.cellIndex]), row]);
+  keyed.sort(([x], [y]) => {
+    if (x === "" || y === "") return (x === "") - (y === "");  // what has no value stays at the end
+    return sign * (numeric ? Number(x) - Number(y) : byText(x, y));
+  });
+  for (const th of table.tHead.rows[0].cells) th.removeAttribute("aria-sort");
+  heading.setAttribute("aria-sort", order);
+  for (const [, row] of keyed) row.classList.remove("budget-break");
+  table.tBodies[0].append(...keyed.map(([, row]) => row));
+}
+
+for (const table of all("table[data-sortable]")) {
+  table.tHead.addEventListener("click", (event) => {
+    const heading = event.target.closest("th");
+    if (heading) sortBy(table, heading);
+  });
+}
+
+// ------------------------------------------------------------------------------------------------ filter and runs
+
+const filter = document.getElementById("filter");
+const boxes = all("input", filter);
+const shown = new Set(data.methods.keys());
+const selection = document.getElementById("selection");
+const runRows = all("tr[id^=run-]");
+let chosen = null;  // the runs behind a number, or null: all of the methods that are shown
+let origin = null;  // where that number is
+
+const runOf = (row) => Number(row.id.slice("run-".length));
+const isShown = (row) => numbers(row.dataset.methods).every((method) => shown.has(method));
+
+function showRows() {
+  for (const row of all("tr[data-methods]")) row.hidden = !isShown(row);
+  for (const row of chosen ? runRows : []) {
+    row.hidden = !chosen.has(runOf(row));
+    row.classList.toggle("chosen", !row.hidden);
+  }
+  if (!chosen) for (const row of runRows) row.classList.remove("chosen");
+  selection.hidden = !chosen;
+}
+
+function applyFilter() {
+  shown.clear();
+  for (const box of boxes) if (box.checked) shown.add(Number(box.value));
+  chosen = null;
+  filter.querySelector("output").textContent = shown.size < boxes.length ? `${shown.size} of ${boxes.length} shown` : "";
+  showRows();
+  drawCharts();
+}
+
+/** Only the runs behind a number, which is at `from` and reads `text`. */
+function showRuns(runs, from, text) {
+  chosen = new Set(runs);
+  origin = from;
+  showRows();
+  selection.firstElementChild.textContent = `${count(runs.length, "run")} behind ${text}.`;
+  const first = document.getElementById(`run-${runs[0]}`);
+  first.closest("details").open = true;
+  document.getElementById("runs").scrollIntoView();
+  first.tabIndex = -1;
+  first.focus({ preventScroll: true });
+}
+
+const count = (number, noun) => `${number} ${noun}${number === 1 ? "" : "s"}`;
+
+filter.hidden = boxes.length === 0;
+filter.addEventListener("change", applyFilter);
+filter.addEventListener("click", (event) => {
+  const wanted = event.target.dataset.shown;
+  if (!wanted) return;
+  for (const box of boxes) box.checked = wanted === "all";
+  applyFilter();
+});
+selection.addEventListener("click", ({ target }) => {
+  if (target.dataset.selection === "all") { chosen = null; showRows(); }
+  if (target.dataset.selection === "back") { origin.scrollIntoView({ block: "center" }); origin.focus({ preventScroll: true }); }
+});
+document.addEventListener("click", (event) => {
+  const link = event.target.closest("a[href^='#run-']");
+  const behind = link?.closest("[data-runs]");
+  if (!behind) return;
+  event.preventDefault();
+  showRuns(numbers(behind.dataset.runs), behind.closest(".chart")?.querySelector(".plot") ?? link, behind.dataset.of ?? link.textContent);
+});
+
+// ------------------------------------------------------------------------------------------------ what a point says
+
+const MANY = 8;  // runs that a point names one by one
+
+function runList(cell, point) {
+  const links = cell.runs.slice(0, MANY).map((run) => element("a", { href: `#run-${run}`, textContent: data.runs[run][0] }));
+  const more = cell.runs.length - MANY;
+  if (more > 0) links.push(element("a", { href: `#run-${cell.runs[0]}`, textContent: `and ${more} more` }));
+  const list = element("dd", {}, ...links);
+  list.dataset.runs = cell.runs.join(" ");
+  list.dataset.of = headline(cell, point);
+  return list;
+}
+
+const distinct = (runs, column) => [...new Set(runs.map((run) => data.runs[run][column]))].sort((a, b) => a - b);
+const percent = (value) => `${value.toFixed(2)} %`;
+
+function facts(section, cell, point) {
+  const budget = section.budgets[cell.budget];
+  const named = [["Budget", `${budget.text} = ${budget.mb} MB, ${budget.bytes.toLocaleString("en")} B`]];
+  if (point.seen !== undefined) named.push(["Classes seen", point.seen]);
+  if (cell.head) named.push(["Head", cell.head]);
+  if (cell.n === 0) return cell.reason ? [...named, ["Reason", cell.reason]] : named;
+  named.push(["n", cell.n]);
+  if (cell.runs.length) {
+    named.push(["Seeds", distinct(cell.runs, 1).join(", ")], ["Orders", distinct(cell.runs, 2).join(", ")]);
+  }
+  return named;
+}
+
+function headline(cell, point) {
+  if (cell.n === 0) return `No result: ${cell.status}`;
+  return percent(point.mean) + (point.low === null ? "" : ` [${point.low.toFixed(2)}, ${point.high.toFixed(2)}]`);
+}
+
+const named = (cell) => element("b", {}, swatches[cell.method].cloneNode(true), data.methods[cell.method].name);
+
+/** What the pointer is on, and in a line each what lies under the same marker. */
+function describe(section, point, others) {
+  const { cell } = point;
+  const list = element("dl");
+  for (const [key, value] of facts(section, cell, point)) {
+    list.append(element("dt", { textContent: key }), element("dd", { textContent: value }));
+  }
+  if (cell.runs.length) list.append(element("dt", { textContent: cell.runs.length > 1 ? "Runs" : "Run" }), runList(cell, point));
+  return element("div", { className: "cell" }, named(cell),
+    element("div", { className: "value", textContent: headline(cell, point) }), list,
+    ...others.map((other) => element("div", { className: "also" }, named(other.cell), headline(other.cell, other))));
+}
+
+// ------------------------------------------------------------------------------------------------ curves
+
+const swatches = boxes.map((box) => box.parentElement.querySelector("svg"));  // the one place that says how a method looks
+const FEW = 460;  // pixels below which lines have no names beside them: the filter names them
+const MARK = 10;  // pixels
+const CROSS = "path://M-1 -.7L-.7 -1L0 -.3L.7 -1L1 -.7L.3 0L1 .7L.7 1L0 .3L-.7 1L-1 .7L-.3 0Z";
+
+function look(method) {
+  const marker = swatches[method].querySelector(".marker").getAttribute("d");
+  return { colour: getComputedStyle(swatches[method]).color, symbol: `path://${marker}`, competes: data.methods[method].competes };
+}
+
+function colour(name) {
+  const probe = document.body.appendChild(element("i", { hidden: true }));
+  probe.style.color = `var(${name})`;
+  const found = getComputedStyle(probe).color;
+  probe.remove();
+  return found;
+}
+
+/** Cells of the head that is asked for: each method's own published one, or one by its name. */
+const ofHead = (cells, head) => cells.filter((cell) => shown.has(cell.method) && (head ? cell.head === head || cell.n === 0 : cell.published));
+
+const VIEWS = {
+  /** Accuracy against the budget: a line per method, an × at the foot where there is no result. */
+  memory(section, { measure, head }) {
+    const cells = ofHead(section.points, head);
+    const lines = new Map();
+    for (const cell of cells.filter((cell) => cell.n > 0).sort((a, b) => a.budget - b.budget)) {
+      const [mean, low, high] = cell[measure];
+      if (!lines.has(cell.method)) lines.set(cell.method, []);
+      lines.get(cell.method).push({ x: section.budgets[cell.budget].x, mean, low, high, cell });
+    }
+    return {
+      lines,
+      absent: cells.filter((cell) => cell.n === 0 && data.methods[cell.method].competes),
+      ticks: section.budgets.map((budget) => budget.x),
+      label: `Memory budget (${section.unit})`,
+      remark: `${measure === "avg" ? "Mean over all stages of the accuracy on the classes seen" : "Accuracy on all classes after the last task"}.`,
+    };
+  },
+  /** Accuracy on the classes seen, after each task, at one budget. */
+  classes(section, { budget, head }) {
+    const cells = ofHead(section.curves, head).filter((cell) => cell.budget === Number(budget));
+    const lines = new Map(cells.map((cell) => [cell.method, cell.seen.map((seen, place) => ({
+      x: seen, seen, mean: cell.mean[place], low: cell.low[place], high: cell.high[place], cell,
+    }))]));
+    const absent = section.points.filter((cell) => cell.budget === Number(budget) && cell.n === 0 && shown.has(cell.method));
+    const names = absent.map((cell) => `${data.methods[cell.method].name} (${cell.status})`);
+    return {
+      lines,
+      absent: [],
+      ticks: [...new Set(cells.flatMap((cell) => cell.seen))].sort((a, b) => a - b),
+      label: "Classes seen",
+      remark: `Accuracy on all classes seen, after each task.${names.length ? ` No result: ${names.join(", ")}.` : ""}`,
+    };
+  },
+};
+
+/** Axes around what is drawn: round accuracies within 0 to 100, a margin beside the first and the last tick. */
+function limits({ lines, ticks }) {
+  const values = [...lines.values()].flat().flatMap((point) => [point.mean, point.low, point.high]).filter((value) => value !== null);
+  const [least, most] = values.length ? [Math.max(0, Math.min(...values)), Math.min(100, Math.max(...values))] : [0, 100];
+  const step = [1, 2, 5, 10, 20].find((size) => Math.ceil(most / size) - Math.floor(least / size) <= 7);
+  const [low, high] = [step * Math.floor(least / step), step * Math.ceil(most / step)];
+  const margin = 0.04 * (ticks.at(-1) - ticks[0]) || 1;
+  return { step, y: [low, Math.max(high, low + step)], x: [ticks[0] - margin, ticks.at(-1) + margin] };
+}
+
+/** The interval of each point, joined to a band that goes a little beyond its ends: one point alone has one, too. */
+function band(points, colour) {
+  const known = points.filter((point) => point.low !== null);
+  const outline = (api, end, dx) => known.map((point, place) => {
+    const [x, y] = api.coord([point.x, point[end]]);
+    return [x + (place === 0 ? -dx : 0) + (place === known.length - 1 ? dx : 0), y];
+  });
+  const renderItem = (_, api) => {
+    const dx = 4;
+    const side = (end) => known.length > 1 ? outline(api, end, dx) : [-dx, dx].map((d) => {
+      const [x, y] = api.coord([known[0].x, known[0][end]]);
+      return [x + d, y];
+    });
+    return { type: "polygon", shape: { points: [...side("high"), ...side("low").reverse()] }, style: { fill: colour, opacity: 0.16 } };
+  };
+  return { type: "custom", silent: true, data: known.length ? [0] : [], renderItem, z: 1, clip: true };
+}
+
+function curve(method, points, ink, room) {
+  const { colour, symbol, competes } = look(method);
+  return {
+    type: "line", name: data.methods[method].name, z: 3,
+    data: points.map((point) => ({ value: [point.x, point.mean], point })),
+    symbol: competes ? symbol : "emptyCircle", symbolSize: competes ? MARK : 6, symbolKeepAspect: true, showAllSymbol: true,
+    itemStyle: { color: colour }, lineStyle: { color: colour, width: competes ? 2 : 1.5, type: competes ? "solid" : [5, 4] },
+    emphasis: { focus: "series", scale: 1.5, lineStyle: { width: 3 } }, blur: { lineStyle: { opacity: 0.25 }, itemStyle: { opacity: 0.25 } },
+    endLabel: { show: room > 0, formatter: "{a}", color: ink, fontSize: 12, distance: 10, width: room - 20, overflow: "truncate" },
+    labelLayout: { moveOverlap: "shiftY" },
+  };
+}
+
+function crosses(cells, section, foot) {
+  const beside = new Map();  // several at one budget stand side by side
+  return {
+    type: "scatter", symbol: CROSS, symbolKeepAspect: true, z: 4, symbolSize: MARK, clip: false,
+    data: cells.map((cell) => {
+      const place = beside.get(cell.budget) ?? 0;
+      beside.set(cell.budget, place + 1);
+      const point = { x: section.budgets[cell.budget].x, cell };
+      return { value: [point.x, foot], point, symbolOffset: [14 * place, -8], itemStyle: { color: look(cell.method).colour } };
+    }),
+  };
+}
+
+function option(view, section, width, beside) {
+  const [ink, faint, line, edge, card] = ["--text", "--faint", "--line", "--edge", "--card"].map(colour);
+  const { x, y, step } = limits(view);
+  const longest = Math.max(0, ...[...view.lines.keys()].map((method) => data.methods[method].name.length));
+  const room = width >= FEW ? Math.min(24 + 7.2 * longest, 0.27 * width) : 0;  // pixels beside the lines, for their names
+  const axis = { type: "value", axisLine: { show: true, lineStyle: { color: edge } }, axisLabel: { color: faint, hideOverlap: true }, nameTextStyle: { color: faint }, nameLocation: "middle" };
+  return {
+    animation: false,
+    textStyle: { fontFamily: getComputedStyle(document.body).fontFamily },
+    grid: { left: 46, right: Math.max(room, 14), top: 14, bottom: 46 },
+    xAxis: { ...axis, name: view.label, nameGap: 28, min: x[0], max: x[1], splitLine: { show: false },
+      axisTick: { customValues: view.ticks, lineStyle: { color: edge } },
+      axisLabel: { ...axis.axisLabel, customValues: view.ticks, formatter: (value) => String(Number(value.toPrecision(4))) } },
+    yAxis: { ...axis, name: "Top-1 accuracy (%)", nameGap: 32, min: y[0], max: y[1], interval: step, splitLine: { lineStyle: { color: line } } },
+    tooltip: { trigger: "item", enterable: true, confine: true, hideDelay: 300, transitionDuration: 0, backgroundColor: card, borderColor: edge, padding: 10,
+      formatter: ({ data: { point }, seriesIndex, dataIndex }) => describe(section, point, beside(seriesIndex, dataIndex)) },
+    series: [
+      ...[...view.lines].map(([method, points]) => band(points, look(method).colour)),
+      ...[...view.lines].map(([method, points]) => curve(method, points, ink, room)),
+      crosses(view.absent, section, y[0]),
+    ],
+  };
+}
+
+class Chart {
+  constructor(box) {
+    this.box = box;
+    this.section = data.sections[Number(box.dataset.section)];
+    this.plot = box.querySelector(".plot");
+    this.at = -1;  // the point that the keyboard is at
+    box.closest("figure").dataset.view = "chart";
+    this.engine = echarts.init(this.plot, null, { renderer: "svg" });
+    box.querySelector("form").addEventListener("change", () => this.draw());
+    this.plot.addEventListener("keydown", (event) => this.key(event));
+    new ResizeObserver(() => { if (this.plot.clientWidth) { this.engine.resize(); this.draw(); } }).observe(this.plot);
+  }
+
+  draw() {
+    const choices = Object.fromEntries(all("input:checked", this.box).map((input) => [input.dataset.key, input.value]));
+    const view = VIEWS[this.box.dataset.kind](this.section, choices);
+    this.at = -1;
+    const drawn = option(view, this.section, this.plot.clientWidth, (...place) => this.beside(...place));
+    this.points = drawn.series.flatMap((series, seriesIndex) => series.type === "custom" ? []
+      : series.data.map(({ point }, dataIndex) => ({ seriesIndex, dataIndex, point })));  // in the order of the arrow keys
+    this.engine.setOption(drawn, { notMerge: true });
+    const bands = [...view.lines.values()].flat().some((point) => point.low !== null);
+    const remarks = [view.remark, bands && "Bands: 95 % intervals of the mean.", choices.head ? this.section.differ_by_one_head : this.section.differ];
+    this.box.querySelector(".remark").textContent = remarks.filter(Boolean).join(" ");
+  }
+
+  /** Other points under the marker of one. */
+  beside(seriesIndex, dataIndex) {
+    const place = (drawn) => this.engine.convertToPixel({ seriesIndex: drawn.seriesIndex }, [drawn.point.x, drawn.point.mean]);
+    const own = this.points.find((drawn) => drawn.seriesIndex === seriesIndex && drawn.dataIndex === dataIndex);
+    if (own.point.mean === undefined) return [];  // a cross stands beside the others
+    const [x, y] = place(own);
+    const distance = (drawn) => Math.hypot(place(drawn)[0] - x, place(drawn)[1] - y);
+    return this.points.filter((drawn) => drawn !== own && drawn.point.mean !== undefined && distance(drawn) < MARK / 2).map(({ point }) => point);
+  }
+
+  enter(point) {
+    showRuns(point.cell.runs, this.plot, headline(point.cell, point));
+  }
+
+  key(event) {
+    const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
+    const { points } = this;
+    if (event.key === "Escape") this.engine.dispatchAction({ type: "hideTip" });
+    if (event.key === "Enter" && points[this.at]?.point.cell.runs.length) this.enter(points[this.at].point);
+    if (!step || !points.length) return;
+    event.preventDefault();
+    this.at = (Math.max(this.at, step < 0 ? 0 : -1) + step + points.length) % points.length;
+    const { seriesIndex, dataIndex, point } = points[this.at];
+    this.engine.dispatchAction({ type: "showTip", seriesIndex, dataIndex });
+    const said = facts(this.section, point.cell, point).map(([name, value]) => `${name} ${value}`);
+    this.box.querySelector("output").textContent = [data.methods[point.cell.method].name, headline(point.cell, point), ...said].join("; ");
+  }
+}
+
+for (const box of all(".chart")) charts.push(new Chart(box));
+for (const button of all(".swap")) {
+  const figure = button.closest("figure");
+  const show = (view) => {
+    figure.dataset.view = view;
+    button.textContent = view === "chart" ? "Static figure" : "Interactive chart";
+  };
+  button.hidden = false;
+  button.addEventListener("click", () => show(figure.dataset.view === "chart" ? "static" : "chart"));
+}
+addEventListener("beforeprint", () => all("details.more").forEach((details) => { details.open = true; }));
+showTheme();
+
+// ------------------------------------------------------------------------------------------------ copying
+
+for (const button of all("[data-copy]")) {
+  button.hidden = false;
+  button.addEventListener("click", () => {
+    getSelection().selectAllChildren(document.getElementById(button.dataset.copy));
+    button.textContent = document.execCommand("copy") ? "Copied" : "Selected: press Ctrl+C";
+  });
+}

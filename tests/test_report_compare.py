@@ -1,0 +1,118 @@
+"""Before and after: what moved beyond noise, what did not, and what cannot be told."""
+
+import csv
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
+
+from cilbench import reports
+from cilbench.reports import changes
+
+BUDGET = 49_152
+
+
+def shifted(path: Path, change: Callable[[float], float]) -> None:
+    """Replace every accuracy of a run."""
+    with (path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        row["top1"] = f"{min(max(change(float(row['top1'])), 0), 100):.4f}"
+    with (path / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+@pytest.fixture
+def sides(tmp_path: Path) -> tuple[Path, Path]:
+    """Two copies of three methods on three seeds."""
+    make_runs(tmp_path / "a", Grid(METHODS[:3] + REFERENCES[:1], (BUDGET,), seeds=(1, 2, 3)))
+    shutil.copytree(tmp_path / "a", tmp_path / "b")
+    return tmp_path / "a", tmp_path / "b"
+
+
+def verdicts(a: Path, b: Path, measure: str = "last") -> dict[str, str]:
+    frame = reports.compare(reports.read_runs([a]), reports.read_runs([b]))
+    return frame[frame["measure"] == measure].set_index("name")["verdict"].to_dict()
+
+
+def test_the_same_runs_are_identical(sides: tuple[Path, Path]) -> None:
+    assert set(verdicts(*sides).values()) == {changes.SAME}
+
+
+def test_a_shift_of_every_seed_is_beyond_noise_and_scatter_is_not(sides: tuple[Path, Path]) -> None:
+    a, b = sides
+    rng = np.random.default_rng(0)
+    for seed, path in enumerate(sorted(b.glob("digits-der*"))):
+        shifted(path, lambda top1, s=seed: top1 - 5 - 0.1 * s)
+    for path, by in zip(sorted(b.glob("digits-icarl-*")), (2.0, -2.5, 1.0), strict=True):
+        shifted(path, lambda top1, d=by: top1 + d + rng.normal(0, 0.1))
+    found = verdicts(a, b)
+    assert found["DER"] == changes.MOVED
+    assert found["iCaRL"] == changes.WITHIN
+    assert found["CIM (on iCaRL)"] == changes.SAME
+    row = (
+        reports.compare(reports.read_runs([a]), reports.read_runs([b]))
+        .query("name == 'DER' and measure == 'last'")
+        .iloc[0]
+    )
+    assert row["difference"] == pytest.approx(-5.1, abs=0.01)
+    assert row["low"] < row["difference"] < row["high"] < 0
+    assert row["n"] == 3
+
+
+@pytest.mark.parametrize(("by", "verdict"), [(-40.0, changes.BEYOND), (-1.0, changes.BELOW), (0.0, changes.SAME)])
+def test_one_seed_is_held_against_binomial_noise(tmp_path: Path, by: float, verdict: str) -> None:
+    for side in ("a", "b"):
+        make_run(tmp_path / side, Grid(), METHODS[2], BUDGET, 1)
+    shifted(next((tmp_path / "b").iterdir()), lambda top1: top1 + by)
+    frame = reports.compare(reports.read_runs([tmp_path / "a"]), reports.read_runs([tmp_path / "b"]))
+    row = frame[frame["measure"] == "last"].iloc[0]
+    assert row["verdict"] == verdict
+    shares = np.array([row["before"], row["after"]]) / 100
+    expected = 1.959964 * 100 * np.sqrt((shares * (1 - shares) / 100).sum())  # 100 test images
+    assert row["yardstick"] == pytest.approx(expected, rel=1e-6)
+    assert np.isnan(row["low"])
+
+
+def test_a_cell_of_one_side_says_so(sides: tuple[Path, Path]) -> None:
+    a, b = sides
+    for path in b.glob("digits-der*"):
+        shutil.rmtree(path)
+    for path in b.glob("digits-icarl-*"):
+        cell = json.loads((path / "cell.json").read_text())
+        cell["request"]["seed"] += 10
+        (path / "cell.json").write_text(json.dumps(cell))
+    found = verdicts(a, b)
+    assert found["DER"] == changes.ONE_SIDED
+    assert found["iCaRL"] == changes.UNPAIRED
+
+
+def test_a_cell_that_was_refused_twice_says_so(tmp_path: Path) -> None:
+    for side in ("a", "b"):
+        make_run(tmp_path / side, Grid(), METHODS[4], BUDGET, 1)
+    assert verdicts(tmp_path / "a", tmp_path / "b") == {"DGM": changes.NEITHER}
+
+
+def test_what_is_written_names_what_moved_and_every_run(sides: tuple[Path, Path], tmp_path: Path) -> None:
+    a, b = sides
+    for path in b.glob("digits-der*"):
+        shifted(path, lambda top1: top1 - 5)
+    out = tmp_path / "out"
+    result = reports.write_comparison(a, b, out, command="cilbench report --compare a b")
+    assert {path.name for path in result.paths} == {f"comparison.{end}" for end in ("csv", "md", "tex", "pdf", "png")}
+    assert result.counts() == "2 moved beyond noise, 6 identical"
+    assert [line.split(",")[0] for line in result.beyond()] == ["DER at 48 KiB"] * 2
+    text = (out / "comparison.md").read_text()
+    assert "cilbench report --compare a b" in text
+    with (out / "comparison.csv").open() as file:
+        for row in csv.DictReader(file):
+            assert len(row["runs_before"].split()) == len(row["runs_after"].split()) == 3
+    first = {path.name: path.read_bytes() for path in result.paths}
+    again = reports.write_comparison(a, b, tmp_path / "again", command="cilbench report --compare a b")
+    assert {path.name: path.read_bytes() for path in again.paths} == first
