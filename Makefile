@@ -4,7 +4,10 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: demo test lint types bench soak gpu clean
+LOCKED := build/locked
+UV     := build/uv
+
+.PHONY: demo test test-locked lock lint types bench soak gpu reproduction clean
 
 # Five methods on real digits, then the report. The budgets are made up as the published ones are: from about one backbone and 20
 # images a class to five of them and as many images.
@@ -17,6 +20,24 @@ demo: $(READY)
 test: lint types   ## what CI runs
 	$(BIN)/python -m pytest -m "not gpu and not soak"
 
+# The newest releases are tested by `make test`; these are the ones that requirements.lock names, to the byte. A part of the
+# suite: numbers (golden runs, published sizes), the boundary, data sets and reports, which is where a release can change something.
+test-locked:       ## the same for the locked releases, in an environment of their own; CI runs it too
+	$(PYTHON) -m venv --clear $(LOCKED)
+	$(LOCKED)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
+	$(LOCKED)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" tests/test_golden.py tests/test_published_sizes.py \
+		tests/test_budgets.py tests/test_protocol.py tests/test_datasets.py tests/test_reports_files.py
+
+# Names, versions and hashes of every release that pyproject.toml leads to, on CPython from 3.11 on, whatever the system; no
+# addresses, so that it can be installed from any index: `pip install --require-hashes -r requirements.lock`.
+lock:              ## requirements.lock anew, from the newest releases
+	$(PYTHON) -m venv $(UV)
+	$(UV)/bin/python -m pip install --quiet uv
+	$(UV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --generate-hashes \
+		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		--output-file requirements.lock
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -28,15 +49,25 @@ types: $(READY)
 	cp -rs "$(CURDIR)/methods" "$(CURDIR)/budgets" "$(CURDIR)/reports" build/types/cilbench/
 	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p cilbench
 
+# On a quiet machine; docs/bench.md says what the rows mean. `make bench BENCH="--only herding,codecs"` is a part of it.
 bench: $(READY)  ## speed, as ratios measured in one run
 	mkdir -p build
-	$(BIN)/python -m cilbench.bench --out build/bench.json
+	$(BIN)/python -m cilbench.bench --out build/bench.json $(BENCH)
 
 soak: $(READY)   ## long tests
 	$(BIN)/python -m pytest -m soak
 
-gpu: $(READY)    ## tests that need a CUDA device
-	$(BIN)/python -m pytest -m gpu
+# Runs from a tree of links, so that a machine without a network needs nothing installed:
+# make gpu GPU_PYTHON=python3 CAMPAIGN="--zips DIR --work DIR --bring-home DIR"
+GPU_PYTHON ?= $(BIN)/python
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))   ## GPU tests, then as much of the published comparison as fits in 9 minutes
+	rm -rf build/gpu && mkdir -p build/gpu
+	cp -rs "$(CURDIR)/benchmark" build/gpu/cilbench
+	cp -rs "$(CURDIR)/methods" "$(CURDIR)/budgets" "$(CURDIR)/reports" build/gpu/cilbench/
+	PYTHONPATH="$(CURDIR)/build/gpu$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m cilbench.campaign $(CAMPAIGN)
+
+reproduction: $(READY)   ## REPRODUCTION.md from results/
+	$(BIN)/python -m cilbench.reports.reproduction write --results results --out REPRODUCTION.md
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cilbench needs Python 3.11 or newer")'

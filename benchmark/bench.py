@@ -1,125 +1,385 @@
-"""`make bench`: how fast the parts are, as ratios measured in one run, each pair in turn so that a drifting machine
-cancels out.
+"""`make bench`: how fast the engine is, every figure a ratio measured in one run, each pair in turn.
 
-Codecs: whole batches, encode then decode, against one image at a time through Pillow. Writes one JSON, prints one
-table.
+    python -m cilbench.bench [--only icarl,herding] [--device cuda] [--data DIR] [--out bench.json] [--quick]
+    python -m cilbench.bench accuracy --seeds 1,2,3 --into results/engine-accuracy
+
+docs/bench.md says what every row of the table means.
 """
 
 import argparse
-import io
+import datetime
 import json
-import platform
-import statistics
-import time
-from collections.abc import Callable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from PIL import Image
 from rich.console import Console
 from rich.table import Table
-from torch import Tensor
 
-from cilbench.budgets.codecs import Box, Codec, Jpeg, LowRes, Raw
+from cilbench import bench_accuracy as accuracy
+from cilbench import bench_reference as reference
+from cilbench.bench_engine import Job, Whole, images_per_second, job, sealed_after, whole_cell
+from cilbench.bench_parts import as_arrays, ceiling_rows, codec_rows, herding_rows, seal_rows
+from cilbench.bench_rows import (
+    CPU,
+    CUDA,
+    INC,
+    QUICK,
+    Row,
+    Scale,
+    alternately,
+    faster,
+    find_cifar100,
+    share,
+    some_classes,
+)
+from cilbench.datasets import Dataset, DatasetError
+from cilbench.errors import RequestError
+from cilbench.methods.contract import Task
+from cilbench.methods.dgm import DGM
+from cilbench.methods.machine import device_name
+from cilbench.placement import pick_device
+from cilbench.protocol import environment, revive
+from cilbench.scenario import stream
 
-ROUNDS = 5
-
-
-def one_by_one_jpeg(images_NHWC: NDArray[np.uint8], quality: int) -> None:
-    """What a toolbox does: each image to a JPEG file and back."""
-    for pixels in images_NHWC:
-        buffer = io.BytesIO()
-        Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
-        np.asarray(Image.open(io.BytesIO(buffer.getvalue())))
-
-
-def one_by_one_lowres(images_NHWC: NDArray[np.uint8], factor: int) -> None:
-    """Each image down by box averaging and up again bilinearly."""
-    for pixels in images_NHWC:
-        image = Image.fromarray(pixels)
-        small = image.resize((image.width // factor, image.height // factor), Image.Resampling.BOX)
-        np.asarray(small.resize(image.size, Image.Resampling.BILINEAR))
-
-
-def one_by_one_box(images_NHWC: NDArray[np.uint8], boxes_N4: NDArray[np.int16]) -> None:
-    """Each image cropped, its background halved, and put together again."""
-    for pixels, (top, left, height, width) in zip(images_NHWC, 2 * boxes_N4.astype(int), strict=True):
-        image = Image.fromarray(pixels)
-        crop = image.crop((left, top, left + width, top + height))
-        small = image.resize((image.width // 2, image.height // 2), Image.Resampling.NEAREST)
-        whole = small.resize(image.size, Image.Resampling.NEAREST)
-        whole.paste(crop, (left, top))
-        np.asarray(whole)
+FORMAT = 2
+LATE_TASK = 4  # "at task 5", counted from 0: four frozen branches beside the one that learns
+OTHER_AT_MOST = 0.05  # of a cell
 
 
-def one_by_one_raw(images_NHWC: NDArray[np.uint8]) -> None:
-    """Each image to bytes and back."""
-    for pixels in images_NHWC:
-        np.asarray(Image.frombytes("RGB", pixels.shape[1::-1], Image.fromarray(pixels).tobytes()))
+@dataclass(frozen=True)
+class Bench:
+    """What is measured, where, and on which images."""
+
+    scale: Scale
+    device: torch.device
+    cifar100: Dataset | None
+    folder: Path
+
+    @property
+    def end_to_end(self) -> float:
+        """How many times as fast as the reference loop a cell is to be."""
+        return 3 if self.device.type == "cpu" else 10
+
+    @cached_property
+    def twenty(self) -> Dataset:
+        return some_classes(2 * INC, self.scale, self.cifar100)
+
+    def loop(self, dataset: Dataset, batch: int | None = None) -> reference.Loop:
+        return reference.Loop(dataset.card, self.device, batch or self.scale.batch, self.scale.workers)
+
+    def stepping(self, method: str, dataset: Dataset, backbones: int, **more: object) -> Job:
+        """A job whose epochs have `steps` steps; the first of them is not timed."""
+        epochs = 1 + self.scale.timed_epochs
+        settings = {"first_epochs": epochs, "epochs": epochs, "max_steps": self.scale.steps, **more}
+        backbone = self.scale.backbone if backbones > 1 else "auto"
+        return job(method, dataset, self.scale.budget_bytes(backbones), settings, self.device, backbone=backbone)
+
+    def icarl(self) -> Job:
+        return self.stepping("icarl", self.twenty, 1, batch_size=self.scale.batch)
 
 
-def natural_images(count: int, side: int) -> Tensor:
-    """Smooth colour images with some noise, uint8 [N, 3, side, side]: JPEG's work depends on what is in a picture."""
-    generator = torch.Generator().manual_seed(0)
-    coarse = torch.rand(count, 3, 4, 4, generator=generator)
-    smooth = torch.nn.functional.interpolate(coarse, size=(side, side), mode="bicubic").clamp(0, 1)
-    return (235 * smooth + 20 * torch.rand(smooth.shape, generator=generator)).to(torch.uint8)
+# ------------------------------------------------------------------------------------------- sections
 
 
-def codec_rows(side: int, count: int) -> list[dict[str, Any]]:
-    """A row per codec: images/s of encode and decode together, and the ratio to Pillow's loop."""
-    images = natural_images(count, side)
-    shape = (3, side, side)
-    pixels = images.permute(0, 2, 3, 1).contiguous().numpy()
-    quarter = torch.tensor([[side // 8, side // 8, side // 4, side // 4]], dtype=torch.int16).repeat(count, 1)
+def cell_rows(bench: Bench) -> list[Row]:
+    """iCaRL on two tasks, from nothing to its accuracies; then where the engine's time went."""
+    wholes: list[Whole] = []
+    scale, data = bench.scale, bench.twenty
+    asked = accuracy.two_tasks(data, scale, bench.device)
 
-    def batch(codec: Codec) -> Callable[[], object]:
-        boxes = quarter if codec.beside == "boxes" else None
-        return lambda: codec.decode(codec.encode(images, boxes), shape)
+    def ours() -> float:
+        wholes.append(whole_cell(asked, bench.folder))
+        return wholes[-1].seconds
 
-    pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
-        "raw": (batch(Raw()), lambda: one_by_one_raw(pixels)),
-        "box": (batch(Box()), lambda: one_by_one_box(pixels, quarter.numpy())),
-        "jpeg:50": (batch(Jpeg(50)), lambda: one_by_one_jpeg(pixels, 50)),
-        "lowres:2": (batch(LowRes(2)), lambda: one_by_one_lowres(pixels, 2)),
+    def theirs() -> float:
+        return accuracy.reference_run(data, scale, bench.device).seconds
+
+    small = replace(scale, per_class=2 * scale.batch // INC, epochs=1)  # libraries find their algorithms
+    for warm_up in (accuracy.engine_run, accuracy.reference_run):
+        warm_up(some_classes(2 * INC, small, None), small, bench.device)
+    pairs = alternately(ours, theirs, scale.rounds, warm=False)
+    what = f"iCaRL, 10 + 10 classes, {scale.epochs} epochs, {asked.cell.precision} {asked.cell.layout}"
+    rows = [faster("cell", what, "s", pairs, bench.end_to_end)]
+    for part in ("train", "herd", "evaluate", "seal", "other"):
+        shares = [(getattr(whole, part), whole.seconds) for whole in wholes]
+        rows.append(share("cell", f"of it: {part}", "s", shares, OTHER_AT_MOST if part == "other" else None))
+    return rows
+
+
+def icarl_rows(bench: Bench) -> list[Row]:
+    """Training steps with a teacher: iCaRL's second task."""
+    asked = bench.icarl()
+    lesson = _lesson(asked, 1, bench.scale.exemplars)
+
+    def theirs() -> float:
+        return reference.icarl_images_per_second(bench.loop(asked.dataset), *lesson, bench.scale.steps)
+
+    return [_steps("icarl", "iCaRL with teacher", asked, 1, theirs, bench.scale)]
+
+
+def der_rows(bench: Bench) -> list[Row]:
+    return [_expanding(bench, "der", "DER at task 5", share_general=False)]
+
+
+def memo_rows(bench: Bench) -> list[Row]:
+    return [_expanding(bench, "memo", "MEMO at task 5", share_general=True)]
+
+
+def dgm_rows(bench: Bench) -> list[Row]:
+    """Images of the class loss while DGM learns its second task, with what it replays of the first."""
+    tiny: Mapping[str, object] = {"batch_size": bench.scale.batch, "z_dim": 24} if bench.scale.family == "tiny" else {}
+    asked = bench.stepping("dgm", bench.twenty, 1, **tiny)
+    sealed = sealed_after(1, asked.brief(epochs=1, max_steps=1))
+    assert sealed is not None
+    given = as_arrays(_task(asked, 1))
+    loop = bench.loop(asked.dataset, asked.cell.spec.config.batch_size)
+
+    def theirs() -> float:
+        learner = cast(DGM, revive(asked.cell, asked.plan, sealed, bench.device))
+        return reference.dgm_images_per_second(loop, learner, *given, bench.scale.steps)
+
+    return [_steps("dgm", "DGM at task 2", asked, 1, theirs, bench.scale, sealed)]
+
+
+def _expanding(bench: Bench, method: str, name: str, *, share_general: bool) -> Row:
+    data = some_classes((LATE_TASK + 1) * INC, bench.scale, bench.cifar100)
+    asked = bench.stepping(method, data, LATE_TASK + 1, batch_size=bench.scale.batch)
+    lesson = _lesson(asked, LATE_TASK, bench.scale.exemplars)
+
+    def theirs() -> float:
+        return reference.expanding_images_per_second(
+            bench.loop(data), *lesson, bench.scale.steps, LATE_TASK + 1, INC, share_general=share_general
+        )
+
+    return _steps(method, name, asked, LATE_TASK, theirs, bench.scale)
+
+
+def _steps(
+    section: str,
+    name: str,
+    asked: Job,
+    task: int,
+    theirs: Callable[[], float],
+    scale: Scale,
+    sealed: bytes | None = None,
+) -> Row:
+    """Images/s of training steps of task number `task`; what comes before it is learned in one step a task."""
+    if sealed is None:
+        sealed = sealed_after(task, asked.brief(first_epochs=1, epochs=1, max_steps=1))
+
+    def ours() -> float:
+        return images_per_second(asked, task, sealed, scale.timed_epochs)
+
+    what = f"{name}, {asked.plan.backbone}, {asked.cell.precision} {asked.cell.layout}"
+    return faster(section, what, "images/s", alternately(ours, theirs, scale.rounds))
+
+
+def _task(asked: Job, index: int) -> Task:
+    return next(stream(asked.dataset, asked.cell.scenario, torch.device("cpu"), index))
+
+
+def _lesson(asked: Job, task: int, exemplars: int) -> tuple[reference.Pixels, reference.Labels]:
+    """A task's images and as many of earlier ones as there are exemplars, as a toolbox has them."""
+    new, old = as_arrays(_task(asked, task)), [as_arrays(_task(asked, t)) for t in range(task)]
+    images, labels = (np.concatenate([arrays[i] for arrays in old]) for i in range(2))
+    kept = np.linspace(0, len(labels) - 1, min(exemplars, len(labels))).astype(int)
+    return np.concatenate([new[0], images[kept]]), np.concatenate([new[1], labels[kept]])
+
+
+def herding(bench: Bench) -> list[Row]:
+    asked = bench.icarl()
+    sealed = sealed_after(1, asked.brief(first_epochs=1, epochs=1, max_steps=1))
+    assert sealed is not None
+    return herding_rows(asked, sealed, bench.loop(asked.dataset), bench.scale.part_rounds)
+
+
+def sealing(bench: Bench) -> list[Row]:
+    asked = bench.icarl()
+    sealed = sealed_after(1, asked.brief(first_epochs=1, epochs=1, max_steps=1))
+    assert sealed is not None
+    return seal_rows(asked, sealed, bench.folder, bench.scale.part_rounds)
+
+
+def ceiling(bench: Bench) -> list[Row]:
+    return ceiling_rows(bench.icarl(), bench.scale.timed_epochs, bench.scale.rounds)
+
+
+def codecs(bench: Bench) -> list[Row]:
+    quick = bench.scale is QUICK
+    sizes = [(32, 20), (224, 1)] if quick else [(32, 2000), (224, 64)]
+    return [row for side, count in sizes for row in codec_rows(side, count, bench.scale.part_rounds)]
+
+
+SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
+    "cell": cell_rows,
+    "icarl": icarl_rows,
+    "der": der_rows,
+    "memo": memo_rows,
+    "dgm": dgm_rows,
+    "herding": herding,
+    "seal": sealing,
+    "ceiling": ceiling,
+    "codecs": codecs,
+}
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console) -> int:
+    """Every section in turn, the JSON written anew after each; 1 where one failed, which stops no other."""
+    out.touch()  # what cannot be written is said now
+    rows: list[Row] = []
+    failed: dict[str, str] = {}
+    about = {"format": FORMAT, "date": _now(), "machine": machine(bench.device), "scale": asdict(bench.scale)}
+    about |= {"images": "cifar100" if bench.cifar100 else "synthetic"}
+    for section in sections:
+        console.print(f"{section} …")
+        try:
+            rows += SECTIONS[section](bench)
+        except Exception as error:  # whatever it is: an hour's other figures are not lost for it
+            failed[section] = f"{type(error).__name__}: {error}".splitlines()[0]
+            console.print(f"{section} failed: {failed[section]}", markup=False)
+        told = {**about, "rows": [asdict(row) | {"reached": row.reached} for row in rows], "failed": failed}
+        out.write_text(json.dumps(told, indent=1) + "\n")
+    console.print(table(rows))
+    return 1 if failed else 0
+
+
+def machine(device: torch.device) -> dict[str, Any]:
+    """Hardware and versions; the load says whether anything else ran."""
+    with suppress(OSError, AttributeError):
+        return {**_machine(device), "load_before": os.getloadavg()[0]}
+    return _machine(device)
+
+
+def _machine(device: torch.device) -> dict[str, Any]:
+    names = {"hardware": device_name(device), "cpu": device_name(torch.device("cpu")), "cores": os.cpu_count()}
+    return {**environment(device), **names}
+
+
+def _now() -> str:
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def table(rows: Sequence[Row]) -> Table:
+    """What was measured, for people."""
+    shown = Table("section", "what", "engine", "reference", "", "ratio", "least … most", "target", "reached")
+    for row in rows:
+        sign = "≤" if row.at_most else "≥"
+        shown.add_row(
+            row.section,
+            row.what,
+            _figure(row.ours, row.unit),
+            _figure(row.reference, row.unit),
+            row.unit,
+            f"{row.ratio:.3g}",
+            f"{row.ratio_least:.3g} … {row.ratio_most:.3g}",
+            "" if row.target is None else f"{sign} {row.target:g}",
+            {None: "", True: "yes", False: "no"}[row.reached],
+        )
+    return shown
+
+
+def _figure(value: float, unit: str) -> str:
+    scaled = value / {"MB/s": 1e6, "GFLOP/s": 1e9}.get(unit, 1)
+    return f"{scaled:,.0f}" if scaled >= 100 else f"{scaled:.3g}"
+
+
+def compare_accuracy(bench: Bench, seeds: Sequence[int], into: Path, console: Console) -> None:
+    """Both paths from every seed; results/…'s accuracy.csv and about.toml, written anew after each run."""
+    images = "CIFAR-100" if bench.cifar100 else "synthetic images"
+    asked = f"--seeds {','.join(map(str, seeds))} --epochs {bench.scale.epochs} --device {bench.device}"
+    about = {
+        "title": "The engine and the reference loop reach the same accuracy",
+        "purpose": "Speed must not cost accuracy: iCaRL by both on the same two tasks, from several seeds.",
+        "date": _now()[:10],
+        "commands": [f"python -m cilbench.bench accuracy {asked}"],
+        "notes": f"Ten and ten classes of {images}, {bench.scale.backbone}, {bench.scale.exemplars} exemplars,"
+        f" {bench.scale.epochs} epochs a task, batch {bench.scale.batch}; the reference: benchmark/bench_reference.py.",
+        "machine": machine(bench.device),
     }
-    return [{"codec": name, "side": side, **compare(*pair, count)} for name, pair in pairs.items()]
+    into.mkdir(parents=True, exist_ok=True)
+    runs: list[accuracy.Run] = []
+    for runs in accuracy.compare(bench.twenty, bench.scale, bench.device, seeds, console.print):
+        accuracy.write(into, runs, about)
+    lines = accuracy.summary(runs)
+    accuracy.write(into, runs, about | {"summary": lines})
+    for line in lines:
+        console.print(line)
 
 
-def compare(ours: Callable[[], object], reference: Callable[[], object], count: int) -> dict[str, float]:
-    """Both in turn, `ROUNDS` times after one that does not count: medians of images/s and of the paired ratios."""
-    rates: list[tuple[float, float]] = []
-    for _ in range(ROUNDS + 1):
-        rates.append((_rate(ours, count), _rate(reference, count)))
-    kept = rates[1:]
-    return {
-        "images_per_second": statistics.median(a for a, _ in kept),
-        "pillow_images_per_second": statistics.median(b for _, b in kept),
-        "ratio": statistics.median(a / b for a, b in kept),
-    }
+def _arguments() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m cilbench.bench", description=__doc__.partition("\n")[0])
+    commands = parser.add_subparsers(dest="command")
+    same = commands.add_parser("accuracy", help="does speed cost accuracy? both paths from several seeds")
+    for each in (parser, same):
+        each.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
+        each.add_argument(
+            "--data", default="auto", help="a folder with a cache of cifar100, synthetic, or auto: what is there"
+        )
+        each.add_argument(
+            "--quick", action="store_true", help="every line of it on tiny networks: no figure means anything"
+        )
+    parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
+    parser.add_argument("--rounds", type=_count, help="pairs of whole cells and of steps")
+    parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    same.add_argument("--seeds", type=_whole_numbers, default=[1, 2, 3])
+    same.add_argument("--epochs", type=partial(_count, most=59), help="a task, before the schedule's first milestone")
+    same.add_argument("--into", type=Path, default=Path("results/engine-accuracy"))
+    return parser
 
 
-def _rate(function: Callable[[], object], count: int) -> float:
-    started = time.perf_counter()
-    function()
-    return count / (time.perf_counter() - started)
+def _count(text: str, most: int = 1000) -> int:
+    if not text.isdecimal() or not 1 <= int(text) <= most:
+        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 to {most}")
+    return int(text)
+
+
+def _whole_numbers(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",") if part.isdecimal()]
+    if len(numbers) < len(text.split(",")) or len(set(numbers)) < len(numbers) or max(numbers) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r}: write different whole numbers below 2**32, e.g. 1,2,3")
+    return numbers
+
+
+def _chosen(text: str) -> list[str]:
+    """Sections in their order. Raises RequestError."""
+    wanted = {part.strip() for part in text.split(",")}
+    if unknown := sorted(wanted - set(SECTIONS)):
+        raise RequestError(f"--only {unknown[0]}: allowed are {', '.join(SECTIONS)}")
+    return [section for section in SECTIONS if section in wanted]
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    arguments = parser.parse_args()
-    rows = codec_rows(32, 2000) + codec_rows(224, 64)
-    machine = {"platform": platform.platform(), "torch": torch.__version__, "threads": torch.get_num_threads()}
-    arguments.out.write_text(json.dumps({"machine": machine, "codecs": rows}, indent=2) + "\n")
-    table = Table("codec", "side", "images/s", "Pillow, one by one", "ratio", title="encode + decode")
-    for row in rows:
-        rates = (f"{row[key]:,.0f}" for key in ("images_per_second", "pillow_images_per_second"))
-        table.add_row(row["codec"], str(row["side"]), *rates, f"{row['ratio']:.2f}")
-    Console().print(table)
+    parser = _arguments()
+    asked = parser.parse_args()
+    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    try:
+        device, cifar100 = pick_device(asked.device), find_cifar100(asked.data)
+        sections = [] if asked.command else _chosen(asked.only)
+    except (RequestError, DatasetError) as error:
+        parser.error(str(error))
+    scale = QUICK if asked.quick else CUDA if device.type == "cuda" else CPU
+    try:
+        with tempfile.TemporaryDirectory() as folder:
+            if asked.command:
+                bench = Bench(accuracy.lengthened(scale, asked.epochs), device, cifar100, Path(folder))
+                compare_accuracy(bench, asked.seeds, asked.into, console)
+                return
+            scale = scale if asked.rounds is None else replace(scale, rounds=asked.rounds)
+            sys.exit(measure(Bench(scale, device, cifar100, Path(folder)), sections, asked.out, console))
+    except OSError as error:
+        parser.exit(1, f"{parser.prog}: {error.filename}: {error.strerror}\n")
 
 
 if __name__ == "__main__":

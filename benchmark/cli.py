@@ -261,7 +261,7 @@ def report(
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for left_out in result.left_out:
-        typer.echo(f"left out: {left_out.folder}: {left_out.reason}", err=True)
+        typer.echo(_printable(f"left out: {left_out.folder}: {left_out.reason}"), err=True)
     typer.echo(f"{result.runs} runs reported: {result.index}")
 
 
@@ -276,7 +276,7 @@ def _compare(before: Path, after: Path, out: Path) -> None:
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for left_out in result.left_out:
-        typer.echo(f"left out: {left_out.folder}: {left_out.reason}", err=True)
+        typer.echo(_printable(f"left out: {left_out.folder}: {left_out.reason}"), err=True)
     for line in result.beyond():
         typer.echo(line)
     typer.echo(f"{result.counts()}: {out / 'comparison.md'}")
@@ -288,29 +288,40 @@ def _require_runs(option: str, folder: Path) -> None:
 
 
 class _Told:
-    """How far a report is: a bar on a terminal, a line per step that is over on anything else (standard error)."""
+    """How far a report is, on standard error: a bar on a terminal, a line per step on anything else.
+
+    A line comes once the next step has begun or all is well: a refusal after the first step stays the only line.
+    """
 
     def __enter__(self) -> "_Told":
         from rich.console import Console
         from rich.progress import Progress
 
         self.bars, self.steps = Progress(console=Console(stderr=True), transient=True), dict[str, Any]()
+        self.over: list[str] = []
         if sys.stderr.isatty():
             self.bars.start()
         return self
 
     def __call__(self, what: str, done: int, total: int) -> None:
         if sys.stderr.isatty():
-            step = self.steps.setdefault(what, None)
-            if step is None:
-                step = self.steps[what] = self.bars.add_task(what, total=total)
-            self.bars.update(step, completed=done, total=total)
-        elif done == total:
-            typer.echo(f"{done} {what}", err=True)
+            if what not in self.steps:
+                self.steps[what] = self.bars.add_task(what, total=total)
+            self.bars.update(self.steps[what], completed=done, total=total)
+            return
+        self._say()
+        if done == total:
+            self.over.append(f"{done} {what}")
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         if self.bars.live.is_started:
             self.bars.stop()
+        if error is None:
+            self._say()
+
+    def _say(self) -> None:
+        while self.over:
+            typer.echo(self.over.pop(0), err=True)
 
 
 @app.command()
@@ -328,7 +339,7 @@ def audit(runs: Annotated[list[Path], typer.Argument(help="Run folders, or folde
     for folder in folders:
         problems = ["unfinished: nothing to audit yet"] if folder.suffix == ".partial" else audit_run(folder)
         wrong += bool(problems)
-        typer.echo(f"{'differs' if problems else 'agrees '}  {folder}")
+        typer.echo(_printable(f"{'differs' if problems else 'agrees '}  {folder}"))
         for problem in problems:
             typer.echo(f"         {problem}")
     raise typer.Exit(1 if wrong else 0)
@@ -385,7 +396,10 @@ def main() -> None:
 
 
 def _refuse(message: str) -> int:
-    line = " ".join(message.split())
-    shown = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)
-    typer.echo(f"cilbench: {shown}", err=True)
+    typer.echo(_printable(f"cilbench: {' '.join(message.split())}"), err=True)
     return 2
+
+
+def _printable(line: str) -> str:
+    """Names are somebody else's, or a slip of the keyboard: a terminal is shown them and does nothing."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line)

@@ -17,6 +17,7 @@ import os
 import shutil
 import stat
 import zipfile
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
@@ -295,7 +296,7 @@ class RunFolder:
 
 UNREADABLE = (
     *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, AttributeError),
-    *(csv.Error, zipfile.BadZipFile),
+    *(csv.Error, zipfile.BadZipFile, zlib.error, NotImplementedError),
 )
 
 
@@ -429,6 +430,8 @@ def read_predictions(path: Path) -> dict[str, NDArray[np.int16]]:
     anything is read where more is claimed than there is."""
     _size_of(path)
     with zipfile.ZipFile(path) as archive:
+        if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
+            raise ValueError(f"{path.name} is packed otherwise than by deflate")
         if sum(member.file_size for member in archive.infolist()) > ARRAY_BYTES:
             raise ValueError(f"{path.name} declares more than {ARRAY_BYTES // 2**20} MiB")
         return {member.filename.removesuffix(".npy"): _array(archive, member) for member in archive.infolist()}
@@ -452,6 +455,7 @@ def _task_text(folder: Path, task: int) -> dict[str, Any]:
     record = _record_of(text["record"], task)
     if _sha256(folder / "predictions.npz", ARRAY_BYTES) != text["predictions_sha256"]:
         raise ValueError("predictions.npz: its checksum differs")
+    read_predictions(folder / "predictions.npz")
     tables = ((text["ledger"], COLUMNS), (text["metrics"], METRICS))
     if any(row.keys() != set(columns) for rows, columns in tables for row in rows):
         raise ValueError("record.json: not the columns of a ledger and of metrics")

@@ -1,15 +1,30 @@
 """What must hold on a CUDA device too: `make gpu`."""
 
+from collections.abc import Callable
+from dataclasses import replace
+
 import pytest
 import torch
-from toy import CPU, toy_cell
+from toy import CPU, Silent, toy_cell, toy_dataset
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.methods import METHODS
-from cilbench.protocol import learn_and_seal, predict, revive
+from cilbench.methods.engine import BareStep, Replayed
+from cilbench.protocol import learn_and_seal, predict, revive, run_cell
+from cilbench.records import RunFolder
+from cilbench.request import RunRequest
 from cilbench.scenario import seen_test_images, stream
+from cilbench.sweep import sweep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
+
+DEVICE = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def colour():
+    """Images that a ConvNet-2 takes, so that layouts and precisions differ."""
+    return toy_dataset(per_class=40, shape=(3, 32, 32))
 
 
 def sealed_states(name, toy, device):
@@ -22,14 +37,80 @@ def sealed_states(name, toy, device):
 
 @pytest.mark.parametrize("name", [*METHODS, "icarl+cim", "foster+cim"])
 def test_a_cell_on_cuda_seals_to_the_same_shapes_and_is_judged_on_either_device(name, toy):
-    cuda = torch.device("cuda")
     cell, here = sealed_states(name, toy, CPU)
-    _, there = sealed_states(name, toy, cuda)
+    _, there = sealed_states(name, toy, DEVICE)
     for task, (a, b) in enumerate(zip(here, there, strict=True)):
         assert all(torch.isfinite(value).all() for value in unseal(b).values() if value.is_floating_point())
         if name != "dgm" and "cim" not in name:  # whose sizes follow from what was learned
             assert Ledger.of_sealed(a) == Ledger.of_sealed(b)
-        for device in (CPU, cuda):
+        for device in (CPU, DEVICE):
             images, labels = seen_test_images(toy, cell.scenario, task, device)
             predictions = predict(revive(cell, cell.plan(), b, device), images, cell.spec.card.heads)
             assert all(len(top) == len(labels) for top in predictions.values())
+
+
+def trained(wrap: Callable[[BareStep], Callable[[torch.Tensor], None]]) -> dict[str, torch.Tensor]:
+    """A ConvNet-2 after ten steps on the same batches, its step as it is or wrapped."""
+    torch.manual_seed(1)
+    bare = BareStep(DEVICE, "cifar", "convnet2", 3, "fp32", "contiguous")
+    step = wrap(bare)
+    generator = torch.Generator(DEVICE).manual_seed(2)
+    for _ in range(10):
+        step(torch.rand(bare.x_BCHW.shape, generator=generator, device=DEVICE))
+    return {name: value.detach().cpu() for name, value in bare.net.state_dict().items()}
+
+
+def test_a_captured_step_learns_what_the_step_as_written_does():
+    notes: list[str] = []
+    written = trained(lambda bare: bare)
+    captured = trained(lambda bare: Replayed(bare, DEVICE, torch.Generator(DEVICE), notes.append))
+    assert not notes, "it was not captured"
+    for name, value in written.items():
+        torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_every_precision_and_layout_seals_finite_float32(precision, layout, colour, tmp_path):
+    cell = replace(toy_cell("der", colour, 2_000_000), precision=precision, layout=layout)
+    folder = RunFolder(tmp_path, cell.id)
+    outcome = run_cell(cell, cell.plan(), colour, folder, DEVICE, Silent())
+    assert outcome.status == "done", outcome.reason
+    (path,) = folder.final.glob("tasks/*/state.safetensors")
+    backbone = [value for key, value in unseal(path.read_bytes()).items() if key.startswith("backbone/")]
+    assert {value.dtype for value in backbone} == {torch.float32}
+    assert all(torch.isfinite(value).all() for value in backbone)
+
+
+class Impatient(Silent):
+    """Asks a cell to end once it has trained on so many batches."""
+
+    def __init__(self, batches: int) -> None:
+        super().__init__()
+        self.left = batches
+
+    def progress(self, share: float, images: int) -> None:
+        self.left -= 1
+
+    def stopping(self) -> bool:
+        return self.left < 0
+
+
+def test_a_cell_that_is_stopped_on_cuda_goes_on_from_its_checkpoint(colour, tmp_path):
+    from cilbench.methods.checkpoint import Interrupted
+
+    cell = toy_cell("icarl", colour, 2_000_000)
+    folder = RunFolder(tmp_path, cell.id)
+    with pytest.raises(Interrupted):
+        run_cell(cell, cell.plan(), colour, folder, DEVICE, Impatient(2))
+    assert list(folder.partial.glob("checkpoint-*"))
+    reporter = Silent()
+    assert run_cell(cell, cell.plan(), colour, folder, DEVICE, reporter).status == "done"
+    assert not list(folder.final.glob("checkpoint-*"))
+
+
+def test_runs_side_by_side_on_one_device_are_all_done(tmp_path):
+    request = RunRequest(methods="icarl,replay,der", budget="48KiB", dataset="digits", recipe="smoke")
+    request = replace(request, data_dir=tmp_path / "data")
+    assert sweep(request, tmp_path / "runs", str(DEVICE), "last", isolate=False, fresh=False, jobs="3") == 0
+    assert len(list((tmp_path / "runs").glob("*/cell.json"))) == 3

@@ -1,0 +1,145 @@
+"""Does speed cost accuracy? The engine and the reference loop on the same two tasks, from several seeds.
+
+The first 20 classes of CIFAR-100 in two tasks of ten, iCaRL on ResNet-32 with 2000 exemplars, the same epochs, batch
+and learning rate. What differs is all that the engine does differently: precision, augmentation on the device, herding
+in float64, the order of random numbers.
+"""
+
+import csv
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from cilbench import bench_reference as reference
+from cilbench.bench_engine import Job, job, whole_cell
+from cilbench.bench_parts import as_arrays
+from cilbench.bench_rows import INC, ORDER, Scale
+from cilbench.datasets import Dataset
+from cilbench.methods.contract import Scenario
+from cilbench.methods.engine import wait_for
+from cilbench.reports.statistics import interval
+from cilbench.scenario import make_scenario, seen_test_images, stream
+
+CPU = torch.device("cpu")  # where a toolbox has its images
+COLUMNS = ("path", "precision", "seed", "task", "classes", "head", "top1", "seconds")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One learner from its first task to its last. `top1` in percent by head, task by task; `seconds` of all of it."""
+
+    path: str
+    precision: str
+    seed: int
+    top1: tuple[Mapping[str, float], ...]
+    seconds: float
+
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """A row per task and head."""
+        for task, by_head in enumerate(self.top1):
+            for head, value in by_head.items():
+                figures = self.path, self.precision, self.seed, task, (task + 1) * INC, head, value, self.seconds
+                yield dict(zip(COLUMNS, figures, strict=True))
+
+    def average(self, head: str) -> float:
+        """Over the tasks: the field's "avg"."""
+        return float(np.mean([by_head[head] for by_head in self.top1]))
+
+
+def two_tasks(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Job:
+    """The cell that both paths run."""
+    settings = {"first_epochs": scale.epochs, "epochs": scale.epochs, "batch_size": scale.batch}
+    return job("icarl", dataset, scale.budget_bytes(1), settings, device, seed)
+
+
+def engine_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Run:
+    """The product's path, run folders and all."""
+    asked = two_tasks(dataset, scale, device, seed)
+    with tempfile.TemporaryDirectory() as out:
+        whole = whole_cell(asked, Path(out))
+    return Run("engine", asked.cell.precision, seed, whole.top1, whole.seconds)
+
+
+def reference_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Run:
+    """The reference loop on the same tasks; test images are those of all classes seen."""
+    scenario = make_scenario(dataset.card, 0, INC, ORDER)
+    tasks = [(as_arrays(task), _test_arrays(dataset, scenario, task.index)) for task in stream(dataset, scenario, CPU)]
+    torch.manual_seed(seed)
+    np.random.seed(seed)
+    started = time.perf_counter()
+    loop = reference.Loop(dataset.card, device, scale.batch, scale.workers)
+    learner = reference.ICaRL(loop, scale.exemplars, scale.epochs)
+    top1 = []
+    for train, test in tasks:
+        learner.learn(*train)
+        top1.append(learner.top1(*test))
+    wait_for(device)
+    return Run("reference", "fp32", seed, tuple(top1), time.perf_counter() - started)
+
+
+def _test_arrays(dataset: Dataset, scenario: Scenario, task: int) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
+    images, labels = seen_test_images(dataset, scenario, task, CPU)
+    return images[:].permute(0, 2, 3, 1).contiguous().numpy(), labels.numpy()
+
+
+def compare(
+    dataset: Dataset, scale: Scale, device: torch.device, seeds: Sequence[int], say: Callable[[str], None]
+) -> Iterator[list[Run]]:
+    """Both paths from each seed in turn; what there is after every run, so that nothing is lost."""
+    runs: list[Run] = []
+    for seed in seeds:
+        for path in (engine_run, reference_run):
+            runs.append(path(dataset, scale, device, seed))
+            figures = ", ".join(f"{head} {runs[-1].average(head):.2f} %" for head in runs[-1].top1[0])
+            say(f"seed {seed}, {runs[-1].path}: average accuracy {figures}; {runs[-1].seconds:.0f} s")
+            yield runs
+
+
+def summary(runs: list[Run]) -> list[str]:
+    """Means over seeds, and the difference with its 95 % interval (Student's t on pairs of one seed), a line a head."""
+    by_path = {path: [run for run in runs if run.path == path] for path in ("engine", "reference")}
+    lines = []
+    for head in runs[0].top1[0]:
+        ours, theirs = (np.array([run.average(head) for run in by_path[path]]) for path in ("engine", "reference"))
+        low, high = interval(ours - theirs)
+        line = f"{head}: engine {ours.mean():.2f} %, reference {theirs.mean():.2f} %, difference "
+        within = "" if np.isnan(low) else f" (95 % interval {low:+.2f} to {high:+.2f}, n = {len(ours)})"
+        lines.append(f"{line}{(ours - theirs).mean():+.2f}{within}")
+    return lines
+
+
+def write(folder: Path, runs: list[Run], about: Mapping[str, Any]) -> None:
+    """accuracy.csv and about.toml in place of what was there. Raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / "accuracy.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS)
+        writer.writeheader()
+        writer.writerows(
+            row | {"top1": f"{row['top1']:.2f}", "seconds": f"{row['seconds']:.1f}"}
+            for run in runs
+            for row in run.rows()
+        )
+    (folder / "about.toml").write_text("\n".join(_toml(about)) + "\n")
+
+
+def _toml(table: Mapping[str, Any]) -> Iterator[str]:
+    """Strings, numbers and lists of them, then tables of such: JSON's way to write them is TOML's, but for null."""
+    nested = {key: value for key, value in table.items() if isinstance(value, Mapping)}
+    for key, value in table.items():
+        if key not in nested and value is not None:
+            yield f"{key} = {json.dumps(value, ensure_ascii=False)}"
+    for key, inner in nested.items():
+        yield from ("", f"[{key}]", *_toml(inner))
+
+
+def lengthened(scale: Scale, epochs: int | None) -> Scale:
+    """The scale with other epochs a task."""
+    return scale if epochs is None else replace(scale, epochs=epochs)
