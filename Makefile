@@ -17,8 +17,9 @@ demo: $(READY)
 	$(BIN)/cilbench report demo/runs --out demo/report
 	@echo "the page: file://$(CURDIR)/demo/report/index.html"
 
+# A process a core, a thread each: torch's own threads bring little on networks as small as those of the tests.
 test: lint types   ## what CI runs
-	$(BIN)/python -m pytest -m "not gpu and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not soak"
 
 # The newest releases are tested by `make test`; these are the ones that requirements.lock names, to the byte. A part of the
 # suite: numbers (golden runs, published sizes), the boundary, data sets and reports, which is where a release can change something.

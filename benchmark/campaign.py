@@ -476,7 +476,7 @@ def bring_home(campaign: Campaign, rows: Sequence[dict[str, Any]], phases: Seque
         writer.writeheader()
         writer.writerows(rows)
     for path in (campaign.logs / "pytest.txt", campaign.work / "bench.json"):
-        if path.exists():
+        if path.exists() and path.stat().st_size:
             shutil.copyfile(path, campaign.home / path.name)
     (campaign.home / "campaign.json").write_text(json.dumps(_summary(campaign, rows, phases), indent=1) + "\n")
     return Phase("home", "done", f"{campaign.home}: " + "; ".join(said))
