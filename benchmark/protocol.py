@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import asdict, replace
 from functools import cache
-from importlib.metadata import version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -509,7 +509,7 @@ def environment(device: torch.device) -> dict[str, Any]:
     """What a result depends on besides its request."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "cilbench": version("cilbench"),
+        "cilbench": _version(),
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -518,6 +518,13 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }
+
+
+def _version() -> str:
+    """Of the distribution; a checkout that is not installed has none."""
+    with suppress(PackageNotFoundError):
+        return version("cilbench")
+    return "not installed"
 
 
 @cache

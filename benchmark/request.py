@@ -117,7 +117,7 @@ def cells(request: RunRequest) -> list[Cell]:
     card = datasets.card(request.dataset, request.data_dir or datasets.default_data_dir())
     base = card.base if request.base is None else request.base
     inc = card.inc if request.inc is None else request.inc
-    recipe = request.recipe or card.recipe
+    recipe = card.recipe if request.recipe is None else request.recipe
     try:
         recipe_named(recipe)
     except ValueError as error:
