@@ -173,9 +173,9 @@ def _tasks(
             seal_seconds=learned.seal_seconds,
         )
         folder.add_task(record, ledger, sealed, predictions, metrics, head_norms(sealed), keep)
-        if index == cell.scenario.tasks - 1:
-            _show_remembered(cell, plan, sealed, folder, device)
         reporter.task_done(record, {head: _overall(metrics, head) for head in cell.spec.card.heads})
+    if sealed is not None:  # again where the process was killed while it was written
+        _show_remembered(cell, plan, sealed, folder, device)
 
 
 def _learned(
