@@ -15,6 +15,7 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from cilbench import datasets, estimate
 from cilbench.budgets.planning import BudgetTooSmall
@@ -27,7 +28,7 @@ from cilbench.methods.contract import Plan
 from cilbench.placement import in_precision, laid_out, pick_device
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
-from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord
+from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
 from cilbench.request import Cell, RunRequest, cells, check_feasible
 from cilbench.signals import Stop, stoppable
 
@@ -126,7 +127,7 @@ def _run_all(
                 watch.note(_stopped(watch.stopping, done, asked, folders[cell.id]))
             break
         if outcome.status != "done" and (alone or outcome.status != "running"):
-            watch.note(f"{_title(cell)}: {outcome.status}: {outcome.reason}")
+            watch.note(f"{_title(cell)}: {outcome.status}: {printable(outcome.reason or '')}")
     return outcomes
 
 
@@ -177,7 +178,10 @@ def _check_writable(out: Path) -> None:
     missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
     try:
         out.mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryDirectory(prefix=".cilbench-", dir=out).cleanup()
+        tempfile.mkdtemp(prefix=".cilbench-", dir=out)
+        for probe in out.glob(".cilbench-*"):  # ours, and what a killed process left
+            with suppress(OSError):
+                probe.rmdir()
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     finally:
@@ -251,7 +255,7 @@ def _conclude(console: Console, asked: list[Cell], outcomes: Mapping[str, Outcom
     if bad:
         table = Table("run", "status", "reason")
         for cell in bad:
-            table.add_row(_title(cell), outcomes[cell.id].status, outcomes[cell.id].reason or "")
+            table.add_row(_title(cell), outcomes[cell.id].status, Text(printable(outcomes[cell.id].reason or "")))
         console.print(table)
     summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     console.print(f"{len(asked)} runs: {summary}; in {out}. Next: cilbench report {out}", markup=False, soft_wrap=True)

@@ -1,0 +1,259 @@
+"""Commands in children that may be killed: a process that has imported everything forks one for each.
+
+Importing torch takes longer than learning what these tests learn. `python nursery.py` takes a JSON line an order:
+
+    {"argv": […], "cwd": …, "log": …, "fault": {…} | null, "every": seconds}    → the child's pid; it writes to `log`
+    {"wait": pid}                                             → how it ended, as `os.waitstatus_to_exitcode` has it
+"""
+
+import atexit
+import builtins
+import errno
+import gc
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import traceback
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Literal
+
+Kind = Literal["count", "kill", "torn", "full", "read-only", "vanish"]
+
+
+@dataclass(frozen=True)
+class Fault:
+    """What goes wrong at the `at`-th change (from 1) that a command makes below `root`.
+
+    count: nothing; `root`.count says in the end how many there were. kill: SIGKILL in place of it. torn: the first half
+    of it is written, then SIGKILL. full, read-only: it and all that follow fail as on such a disk. vanish: `root` goes.
+    """
+
+    kind: Kind
+    root: str
+    at: int = 0
+
+
+class _Faulty:
+    """Stands in front of what changes files."""
+
+    def __init__(self, fault: Fault) -> None:
+        self.fault, self.done = fault, 0
+        self.remove_tree = shutil.rmtree
+        for name in ("rename", "replace", "mkdir", "unlink", "remove", "rmdir", "truncate"):
+            setattr(os, name, self._guarded(name, getattr(os, name)))
+        os.fsync = self._guarded("fsync", os.fsync)
+        self.open = io.open
+        io.open = builtins.open = self._opened  # type: ignore[assignment]
+
+    def change(self, what: str, half: Callable[[], object] = lambda: None) -> None:
+        """One more change; whatever is to happen at it."""
+        self.done += 1
+        kind, at = self.fault.kind, self.fault.at
+        if kind == "count" or self.done < at:
+            return
+        if kind in ("kill", "torn"):
+            if kind == "torn":
+                half()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if kind == "full" and what not in ("unlink", "remove", "rmdir", "rename", "replace", "truncate"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        if kind == "read-only":
+            raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+        if kind == "vanish" and self.done == at:
+            self.remove_tree(self.fault.root, ignore_errors=True)
+
+    def concerns(self, path: Any, given: dict[str, Any]) -> bool:
+        """Is it below `root`? What is named relative to a folder's descriptor is: only `rmtree` does that."""
+        return given.get("dir_fd") is not None or os.path.abspath(os.fsdecode(path)).startswith(self.fault.root)
+
+    def _guarded(self, name: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def guarded(path: Any, *others: Any, **given: Any) -> Any:
+            if isinstance(path, int) or self.concerns(path, given):
+                self.change(name)
+            return function(path, *others, **given)
+
+        return guarded
+
+    def _opened(self, file: Any, mode: str = "r", *others: Any, **given: Any) -> Any:
+        if isinstance(file, int) or not set(mode) & set("wax+") or not self.concerns(file, {}):
+            return self.open(file, mode, *others, **given)
+        self.change("open")
+        return _Written(self.open(file, mode, *others, **given), self)
+
+
+class _Written:
+    """A file that is written."""
+
+    def __init__(self, file: Any, faulty: _Faulty) -> None:
+        self.file, self.faulty = file, faulty
+
+    def write(self, data: Any) -> Any:
+        def half() -> None:
+            self.file.write(data[: len(data) // 2])
+            self.file.flush()
+
+        self.faulty.change("write", half)
+        return self.file.write(data)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.file, name)
+
+    def __enter__(self) -> "_Written":
+        self.file.__enter__()
+        return self
+
+    def __exit__(self, *what: type[BaseException] | BaseException | TracebackType | None) -> None:
+        self.file.__exit__(*what)
+
+
+class Nursery:
+    """The server, as a test holds it. Its data set is `tiny`: four classes of 8×8 grey images."""
+
+    def __init__(self, data_dir: Path) -> None:
+        env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        command = [sys.executable, __file__]
+        self.server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        self.data_dir = data_dir
+
+    def start(
+        self, argv: Sequence[str], cwd: Path, log: Path, fault: Fault | None = None, every: float | None = None
+    ) -> int:
+        """The pid of a child; `every` so many seconds it writes a checkpoint."""
+        order = {"argv": list(argv), "cwd": str(cwd), "log": str(log), "fault": fault and asdict(fault), "every": every}
+        return self._asked(order)
+
+    def wait(self, pid: int) -> int:
+        return self._asked({"wait": pid})
+
+    def run(
+        self, argv: Sequence[str], cwd: Path, fault: Fault | None = None, every: float | None = None
+    ) -> tuple[int, str]:
+        """Exit code (−9 where it was killed) and what was said."""
+        log = cwd / "log"
+        log.unlink(missing_ok=True)
+        code = self.wait(self.start(argv, cwd, log, fault, every))
+        return code, log.read_text(errors="replace")
+
+    def changes(self, argv: Sequence[str], cwd: Path, root: Path) -> int:
+        """How often a command changes anything below `root`."""
+        code, said = self.run(argv, cwd, Fault("count", str(root)))
+        assert code == 0, said
+        return int(Path(f"{root}.count").read_text())
+
+    def close(self) -> None:
+        assert self.server.stdin is not None
+        self.server.stdin.close()
+        self.server.wait()
+
+    def _asked(self, order: dict[str, Any]) -> int:
+        assert self.server.stdin is not None
+        assert self.server.stdout is not None
+        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.flush()
+        return int(self.server.stdout.readline())
+
+
+@cache
+def nursery() -> Nursery:
+    """One for all tests of this process."""
+    folder = Path(tempfile.mkdtemp(prefix="cilbench-nursery-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    made = Nursery(folder)
+    atexit.register(made.close)
+    write_tiny(folder)
+    return made
+
+
+def write_tiny(data_dir: Path) -> None:
+    """Four classes, 12 training and 4 test images each, told apart by where they are bright."""
+    import numpy as np
+    from PIL import Image
+
+    from cilbench.datasets import import_folder
+
+    random = np.random.default_rng(0)
+    with tempfile.TemporaryDirectory() as source:
+        for split, images in (("train", 12), ("test", 4)):
+            for label in range(4):
+                folder = Path(source) / split / f"class {label}"
+                folder.mkdir(parents=True)
+                for number in range(images):
+                    pixels = random.integers(0, 60, (8, 8), dtype=np.uint8)
+                    pixels[4 * (label // 2) :, 4 * (label % 2) :][:3, :3] += 180
+                    Image.fromarray(pixels).save(folder / f"{number}.png")
+        import_folder("tiny", Path(source), data_dir)
+
+
+def _warm() -> None:
+    """Import what commands import when they are at it, and keep the collector from looking at it ever again."""
+    import sklearn.datasets  # noqa: F401
+    import torch
+
+    import cilbench.reports
+    import cilbench.rerun  # noqa: F401 - and what it imports: the sweep, the protocol
+    from cilbench.methods import METHODS
+    from cilbench.methods.registry import load_class, load_compression
+
+    for name in METHODS:
+        load_class(name)
+    load_compression("cim")
+    torch.set_num_threads(1)
+    layer = torch.nn.Linear(2, 2)
+    torch.optim.SGD(layer.parameters(), lr=1.0)
+    gc.collect()
+    gc.freeze()
+
+
+def _born(order: dict[str, Any]) -> None:
+    """In the child: the command, as `cilbench` runs it."""
+    from cilbench.cli import main
+    from cilbench.methods.checkpoint import Checkpoint
+
+    os.chdir(order["cwd"])
+    log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for output in (1, 2):
+        os.dup2(log, output)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    sys.argv = ["cilbench", *order["argv"]]
+    if order["every"] is not None:
+        Checkpoint.__init__.__defaults__ = (*Checkpoint.__init__.__defaults__[:-1], order["every"])
+    faulty = _Faulty(Fault(**order["fault"])) if order["fault"] else None
+    try:
+        main()
+        code = 0
+    except SystemExit as end:
+        code = int(end.code or 0)
+    except BaseException:
+        traceback.print_exc()
+        code = 99
+    if faulty is not None and faulty.fault.kind == "count":
+        with faulty.open(f"{faulty.fault.root}.count", "w") as file:
+            file.write(str(faulty.done))
+    sys.stdout.flush()
+    os._exit(code)  # the interpreter would take longer to end than the command took
+
+
+def _serve() -> None:
+    _warm()
+    for line in sys.stdin:
+        order = json.loads(line)
+        if "wait" in order:
+            answer = os.waitstatus_to_exitcode(os.waitpid(order["wait"], 0)[1])
+        else:
+            answer = os.fork()
+            if not answer:
+                _born(order)
+        os.write(1, f"{answer}\n".encode())
+
+
+if __name__ == "__main__":
+    _serve()

@@ -1,0 +1,335 @@
+"""Disks that fill up or go away, files that change behind our back, numbers and devices that give up.
+
+What is damaged is found by its checksum and named in one line; what can be computed again is, from the last good
+boundary; what was whole is never lost, and the other cells of a sweep go on.
+"""
+
+import json
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from nursery import Fault, Kind, nursery
+from test_kill import ALL, evidence, goes_on, request, several, whole
+from toy import Silent, run, toy_cell, toy_dataset, with_class
+
+from cilbench.datasets import FILES, DatasetError, load
+from cilbench.methods.icarl import ICaRL
+from cilbench.records import Outcome, RunFolder, audit, read_json
+from cilbench.request import Cell
+
+# --- disks
+
+
+def with_a_fault(kind: Kind, at: int, folder: Path, says: str) -> None:
+    """A run that meets the fault ends in order, and the same command without it gives what it always gives."""
+    out = folder / "runs"
+    code, said = nursery().run(request("icarl"), folder, Fault(kind, str(out), at))
+    assert "Traceback" not in said, (at, said)
+    assert code in (0, 1, 2), (at, said)
+    if code:
+        assert says in said, (at, said)
+    elif kind != "vanish":  # it met nothing but what can be done on such a disk
+        assert evidence(out) == whole("icarl")[0]
+    goes_on("icarl", folder)
+
+
+FAULTS: dict[Kind, str] = {"full": "No space left", "read-only": "Read-only", "vanish": ""}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_disk_that_fails_in_the_middle(kind: Kind, tmp_path: Path) -> None:
+    changes = several(3, seed=list(FAULTS).index(kind), most=whole("icarl")[2])
+    print(f"{kind} from the changes {changes} of {whole('icarl')[2]} on")  # noqa: T201
+    for at in changes:
+        (tmp_path / str(at)).mkdir()
+        with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_disk_that_fails_at_every_change(kind: Kind, tmp_path: Path) -> None:
+    for at in range(1, whole("icarl")[2] + 1):
+        (tmp_path / str(at)).mkdir()
+        with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
+    print(f"\n{kind} from each of {whole('icarl')[2]} changes on, nothing lost")  # noqa: T201
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB; only root may mount one."""
+    there = tmp_path / "disk"
+    there.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", there], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield there
+    subprocess.run(["umount", "--lazy", there], check=True)
+
+
+def test_a_small_disk_that_is_full(small_disk: Path) -> None:
+    """Full almost at once, then with room for a part, then with room for all: it goes on where it was."""
+    ballast = small_disk / "ballast"
+    for kept in (480, 420, 350):
+        ballast.write_bytes(bytes(kept * 1024))
+        code, said = nursery().run(request(ALL), small_disk)
+        assert "Traceback" not in said
+        assert code in (1, 2), said  # 2: not even a folder can be made
+        assert "No space left" in said
+        (small_disk / "log").unlink()
+    ballast.unlink()
+    code, said = nursery().run(request(ALL), small_disk)
+    assert code == 0, said
+    assert evidence(small_disk / "runs") == whole(ALL)[0]
+
+
+def test_a_disk_that_is_read_only(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, said = nursery().run(request("icarl", str(small_disk / "runs")), tmp_path)
+    assert code == 2
+    assert said.splitlines() == [f"cilbench: --out {small_disk}/runs: cannot be written (Read-only file system)"]
+
+
+# --- files that have changed
+
+
+class EndedAfter(Silent):
+    """Ends the process, as a kill would, after a task."""
+
+    def __init__(self, task: int) -> None:
+        super().__init__()
+        self.task = task
+
+    def task_done(self, record, top1):
+        super().task_done(record, top1)
+        if record.task == self.task:
+            raise KeyboardInterrupt
+
+
+@cache
+def interrupted() -> tuple[Cell, Path]:
+    """A cell of three tasks of which two are done, all states kept; the folder it lies in."""
+    out = nursery().data_dir.with_suffix(".interrupted")
+    cell = toy_cell("icarl", toy_dataset())
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, toy_dataset(), out, reporter=EndedAfter(1))
+    return cell, out
+
+
+@cache
+def finished() -> Path:
+    """A run folder, whole."""
+    return run(toy_cell("icarl", toy_dataset()), toy_dataset(), nursery().data_dir.with_suffix(".finished"))[1]
+
+
+def damaged(data: bytes, draw: st.DataObject) -> bytes:
+    """A byte flipped, or the end cut off."""
+    at = draw.draw(st.integers(0, len(data) - 1), label="at")
+    bits = draw.draw(st.integers(0, 255), label="bits")  # 0: cut off
+    return data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :] if bits else data[:at]
+
+
+def a_byte_of_a_finished_task(draw: st.DataObject) -> None:
+    cell, out = interrupted()
+    there = out.with_name(f"{out.name}-damaged")
+    shutil.rmtree(there, ignore_errors=True)
+    folder = RunFolder(shutil.copytree(out, there), cell.id)
+    path = draw.draw(st.sampled_from(sorted(p for p in (folder.partial / "tasks").rglob("*") if p.is_file())))
+    path.write_bytes(damaged(path.read_bytes(), draw))
+    resumed = folder.open()
+    assert resumed.done == int(path.parent.name)
+    assert resumed.done + resumed.damaged == 2
+    assert sorted(p.name for p in (folder.partial / "tasks").iterdir()) == [str(n) for n in range(resumed.done)]
+
+
+def a_byte_of_a_finished_run(draw: st.DataObject) -> None:
+    folder = finished()
+    path = draw.draw(st.sampled_from(sorted(p for p in folder.rglob("*") if p.is_file())))
+    before = path.read_bytes()
+    path.write_bytes(damaged(before, draw))
+    problems = audit(folder)
+    path.write_bytes(before)
+    assert all(line.isprintable() for line in problems)
+    assert any(path.name in line for line in problems)
+
+
+def a_byte_of_a_data_set(draw: st.DataObject) -> None:
+    folder = nursery().data_dir / "tiny"
+    path = folder / draw.draw(st.sampled_from([*FILES, "meta.json"]))
+    before = path.read_bytes()
+    path.write_bytes(damaged(before, draw))
+    with pytest.raises(DatasetError, match="is damaged") as caught:
+        load("tiny", folder.parent)
+    path.write_bytes(before)
+    assert str(caught.value).isprintable()
+    assert str(path) in str(caught.value)
+
+
+def fuzzed(check: Callable[[st.DataObject], None], examples: int) -> Callable[[], None]:
+    return settings(max_examples=examples, deadline=None)(given(st.data())(check))
+
+
+test_whatever_byte_of_a_finished_task_changes_it_is_not_gone_on_from = fuzzed(a_byte_of_a_finished_task, 60)
+test_whatever_byte_of_a_finished_run_changes_the_audit_names_the_file = fuzzed(a_byte_of_a_finished_run, 100)
+test_whatever_byte_of_a_data_set_changes_it_is_named = fuzzed(a_byte_of_a_data_set, 60)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("check", [a_byte_of_a_finished_task, a_byte_of_a_finished_run, a_byte_of_a_data_set])
+def test_whatever_byte_changes(check: Callable[[st.DataObject], None]) -> None:
+    fuzzed(check, 2000)()
+    print(f"\n{check.__name__}: 2000 damaged, each found and named")  # noqa: T201
+
+
+def test_damage_while_a_cell_runs_is_no_finished_run(toy, tmp_path: Path) -> None:
+    """A record that changes after it was written: the run is not brought together, and goes on before the damage."""
+
+    class Spoiling(Silent):
+        def task_done(self, record, top1):
+            if record.task == 2:
+                path = tmp_path / f"{cell.id}.partial" / "tasks" / "1" / "predictions.npz"
+                path.write_bytes(path.read_bytes()[:-1])
+
+    cell = toy_cell("icarl", toy)
+    _, expected = run(cell, toy, tmp_path / "whole")
+    outcome, folder = run(cell, toy, tmp_path, reporter=Spoiling())
+    assert outcome.status == "failed"
+    assert "tasks/1 was damaged while the cell ran" in str(outcome.reason)
+    assert not folder.exists()
+    watch = Silent()
+    assert run(cell, toy, tmp_path, reporter=watch)[0] == Outcome("done")
+    assert watch.done == [1, 2]
+    assert (folder / "predictions.npz").read_bytes() == (expected / "predictions.npz").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_left_and_said(tmp_path: Path) -> None:
+    """With a checkpoint at every step, killed inside a task; then a byte of the checkpoint changes."""
+    code, said = nursery().run(request("icarl"), tmp_path, Fault("kill", str(tmp_path / "runs"), 40), every=0.0)
+    assert code == -signal.SIGKILL, said
+    (checkpoint,) = (tmp_path / "runs").glob("*/checkpoint-*.bin")
+    data = bytearray(checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    checkpoint.write_bytes(data)
+    goes_on("icarl", tmp_path)
+    (record,) = (tmp_path / "runs").glob("*/cell.json")
+    assert read_json(record)["events"] == {"checkpoint_damaged": 1}
+
+
+# --- a failed run's folder and its partial one
+
+
+def test_a_failed_run_beside_a_partial_one_ends_in_its_place(toy, tmp_path: Path) -> None:
+    """Both are there where somebody has copied folders together."""
+    cell = toy_cell("icarl", toy)
+    assert run(with_class(cell, Crashing), toy, tmp_path)[0].status == "failed"
+    shutil.copytree(tmp_path / cell.id, tmp_path / f"{cell.id}.partial")
+    assert run(cell, toy, tmp_path)[0] == Outcome("done")
+    assert [path.name for path in tmp_path.iterdir()] == [cell.id]
+
+
+class Crashing(ICaRL):
+    def learn(self, task, context):
+        if task.index == 1:
+            raise RuntimeError("out of luck")
+        super().learn(task, context)
+
+
+def test_half_a_line_of_the_log_costs_that_line_alone(toy, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "x")
+    folder.open()
+    folder.log({"task": 0, "event": "seen"})
+    with (folder.partial / "log.jsonl").open("ab") as file:
+        file.write(b'{"task": 0, "event": "to\xff\n[1]\n{"task": 0, "event": "torn"')
+    assert folder.events() == {"seen": 1}
+    folder.open()
+    assert (folder.partial / "log.jsonl").read_text() == ""  # no task is done
+
+
+# --- numbers and devices
+
+
+DIVERGING = ("--set", "der.lr=1e11", "--set", "der.first_epochs=20")
+
+
+def test_one_cell_diverges_the_others_go_on(tmp_path: Path) -> None:
+    code, said = nursery().run((*request("icarl,der,memo"), *DIVERGING), tmp_path)
+    assert code == 1
+    assert "3 runs: 2 done, 1 diverged" in said
+    (record,) = (tmp_path / "runs").glob("der-*/cell.json")
+    cell = json.loads(record.read_text())
+    assert cell["status"] == "diverged"
+    assert re.fullmatch(r".* in task 0, epoch \d+, learning rate 1e\+\d+", cell["reason"])
+    assert cell["reason"] in said
+    assert audit(record.parent) == []
+
+
+class Hungry(ICaRL):
+    """Asks for more memory than there is, so many times."""
+
+    times = 1
+
+    def learn(self, task, context):
+        if task.index == 1 and Hungry.times:
+            Hungry.times -= 1
+            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+        super().learn(task, context)
+
+
+@pytest.mark.parametrize(("times", "status"), [(1, "done"), (2, "failed")])
+def test_out_of_memory_is_tried_once_more(times: int, status: str, toy, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Hungry, "times", times)
+
+    class Noting(Silent):
+        def note(self, line: str) -> None:
+            assert "20.00 GiB" in line
+
+    cell = with_class(toy_cell("icarl", toy), Hungry)
+    outcome, folder = run(cell, toy, tmp_path, reporter=Noting())
+    assert outcome.status == status
+    record = read_json(folder / "cell.json")
+    assert record["events"]["out_of_memory"] == 1
+    if status == "failed":
+        assert "out of memory on cpu" in outcome.reason
+        assert len(record["tasks"]) == 1
+    else:
+        _, plain = run(toy_cell("icarl", toy), toy, tmp_path / "plain")
+        assert (plain / "predictions.npz").read_bytes() == (folder / "predictions.npz").read_bytes()
+
+
+# --- the end of a sweep
+
+
+def test_a_sweep_ends_with_every_reason(tmp_path: Path) -> None:
+    """Done, diverged and refused cells, and one that is somebody else's: a table of those that are not done, exit 1."""
+    sweep = ("run", "--dataset", "tiny", "--inc", "2", "--recipe", "smoke", "--budget", "11KiB,30KiB")
+    code, said = nursery().run((*sweep, "--methods", "icarl,der,memo", *DIVERGING), tmp_path)
+    assert code == 1
+    rows = [line for line in said.splitlines() if line.startswith("│")]
+    assert len(rows) == len([line for line in rows if "diverged" in line or "refused" in line])
+    statuses = [read_json(path)["status"] for path in (tmp_path / "runs").glob("*/cell.json")]
+    assert len(statuses) == 6
+    assert len(rows) == sum(status != "done" for status in statuses) > 2
+    for path in (tmp_path / "runs").glob("*/cell.json"):
+        record = read_json(path)
+        assert (record["reason"] is None) == (record["status"] == "done")
+
+
+def test_a_reason_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Brackets are no markup: a failed cell of somebody else's with an odd reason does not end the command."""
+    code, said = nursery().run(request("icarl"), tmp_path)
+    (record,) = (tmp_path / "runs").glob("*/cell.json")
+    cell = json.loads(record.read_text())
+    cell.pop("sha256")
+    record.write_text(json.dumps(cell | {"status": "diverged", "reason": "[/x] [red]odd[bold]\x1b[2J"}))
+    code, said = nursery().run(request("icarl"), tmp_path)
+    assert code == 1
+    assert "Traceback" not in said
+    assert "[/x] [red]odd[bold]\\x1b[2J" in said
