@@ -14,6 +14,7 @@ from cilbench import reports
 from cilbench.reports import page, styles, summarise
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+PATIENCE_MS = 300_000  # a busy machine is no failure
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
@@ -42,7 +43,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Any]:
     with playwright.sync_playwright() as starter:
-        running = starter.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
+        running = starter.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_MS)
         yield running
         running.close()
 
@@ -56,6 +57,7 @@ def visit(browser: Any) -> Iterator[Any]:
     def opened(path: Path, width: int = 1200, **options: Any) -> Any:
         context = browser.new_context(viewport={"width": width, "height": 900}, **options)
         contexts.append(context)
+        context.set_default_timeout(PATIENCE_MS)
         view = context.new_page()
         view.on("console", lambda message: complaints.append(message.text))
         view.on("pageerror", lambda error: complaints.append(str(error)))
@@ -277,6 +279,7 @@ def test_figures_look_the_same_with_shared_letters(browser: Any, written: Path) 
     section = page.Section("", "", "", (), frame, (figure, figure), ())
     ((slim,), letters) = page._with_shared_letters([section])
     view = browser.new_page(viewport={"width": 1200, "height": 600})
+    view.set_default_timeout(PATIENCE_MS)
     pictures = []
     for body in (svg, letters + slim.figures[1].wide_svg):
         view.set_content(f"<style>{page._static('page.css')}</style><div class=static>{body}</div>")
@@ -347,6 +350,7 @@ def test_a_script_that_got_in_would_not_run(browser: Any, written: Path, tmp_pat
     text = written.read_text(encoding="utf-8").replace("<main>", "<main><script>window.pwned = 1</script>")
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
     context = browser.new_context()
+    context.set_default_timeout(PATIENCE_MS)
     view = context.new_page()
     view.goto((tmp_path / "index.html").as_uri())
     assert view.evaluate("typeof pwned") == "undefined"
