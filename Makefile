@@ -56,7 +56,7 @@ bench: $(READY)  ## speed, as ratios measured in one run
 	$(BIN)/python -m cilbench.bench --out build/bench.json $(BENCH)
 
 soak: $(READY)   ## long tests
-	$(BIN)/python -m pytest -m soak
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak --durations=30
 
 # Runs from a tree of links, so that a machine without a network needs nothing installed:
 # make gpu GPU_PYTHON=python3 CAMPAIGN="--zips DIR --work DIR --bring-home DIR"

@@ -61,6 +61,7 @@ LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_byt
 
 _CELL_FILE_BYTES, _TABLE_FILE_BYTES = 16 * 2**20, 256 * 2**20  # larger files are not what the harness writes
 _TEXT_LENGTH = 80
+_TOO_LARGE = 2**62  # for a column of 64-bit integers
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
 _SETTING = ("method", "requested_backbone", "config", "budget_bytes", "seed", "order")
@@ -315,11 +316,11 @@ def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
     rows = []
     for row in _rows(data, "metrics.csv", TEST_COLUMNS[1:]):
         try:
-            task, tested_task, images = int(row["task"]), int(row["tested_task"]), int(row["images"])
+            task, tested_task, images = (_count(row[column]) for column in ("task", "tested_task", "images"))
             top1, top5 = float(row["top1"]), float(row["top5"])
         except (TypeError, ValueError) as error:
             raise NotARunError("metrics.csv: a row is not numbers") from error
-        if not (0 <= top1 <= 100 and 0 <= top5 <= 100 and images > 0 and 0 <= tested_task <= task):
+        if not (0 <= top1 <= 100 and 0 <= top5 <= 100 and images > 0 and tested_task <= task):
             raise NotARunError("metrics.csv: a row is out of range")
         values = (run, task, tested_task, _clean(str(row["head"])), images, top1, top5)
         rows.append(dict(zip(TEST_COLUMNS, values, strict=True)))
@@ -333,13 +334,15 @@ def _ledger(data: bytes, run: str) -> list[dict[str, Any]]:
     totals: dict[tuple[int, str], list[int]] = {}
     for row in _rows(data, "ledger.csv", LEDGER_COLUMNS[1:]):
         try:
-            task, sizes = int(row["task"]), [int(row[column]) for column in LEDGER_COLUMNS[3:]]
+            task, *sizes = (_count(row[column]) for column in ("task", *LEDGER_COLUMNS[3:]))
         except (TypeError, ValueError) as error:
             raise NotARunError("ledger.csv: a row is not numbers") from error
-        if row["kind"] not in KINDS or min(sizes) < 0 or task < 0:
-            raise NotARunError(f"ledger.csv: a row is out of range or of the unknown kind {_clean(str(row['kind']))!r}")
+        if row["kind"] not in KINDS:
+            raise NotARunError(f"ledger.csv: a row is of the unknown kind {_clean(str(row['kind']))!r}")
         sums = totals.setdefault((task, row["kind"]), [0, 0, 0])
         totals[task, row["kind"]] = [a + b for a, b in zip(sums, sizes, strict=True)]
+    if any(total >= _TOO_LARGE for sums in totals.values() for total in sums):
+        raise NotARunError("ledger.csv: more bytes than there can be")
     return [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
 
 
@@ -450,9 +453,16 @@ def _word(fields: Mapping[str, Any], key: str) -> str:
     return text
 
 
+def _count(text: str) -> int:
+    """A whole number from 0 in a table. Raises ValueError; TypeError where the row ends before it."""
+    if not 0 <= (number := int(text)) < _TOO_LARGE:
+        raise ValueError(text)
+    return number
+
+
 def _integer(fields: Mapping[str, Any], key: str) -> int:
     value = fields.get(key)
-    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < 2**62:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value < _TOO_LARGE:
         raise NotARunError(f"cell.json: {key} is missing or no whole number from 0")
     return value
 

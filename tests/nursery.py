@@ -167,9 +167,9 @@ def nursery() -> Nursery:
     """One for all tests of this process."""
     folder = Path(tempfile.mkdtemp(prefix="cilbench-nursery-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    made = Nursery(folder)
+    made = Nursery(folder / "data")  # tests put what they share beside it
     atexit.register(made.close)
-    write_tiny(folder)
+    write_tiny(made.data_dir)
     return made
 
 

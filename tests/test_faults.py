@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from hypothesis import given, settings
+from conftest import Count, fuzzed
 from hypothesis import strategies as st
 from nursery import Fault, Kind, nursery
 from test_kill import ALL, evidence, goes_on, request, several, whole
@@ -46,21 +46,22 @@ FAULTS: dict[Kind, str] = {"full": "No space left", "read-only": "Read-only", "v
 
 
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_disk_that_fails_in_the_middle(kind: Kind, tmp_path: Path) -> None:
+def test_a_disk_that_fails_in_the_middle(kind: Kind, tmp_path: Path, count: Count) -> None:
     changes = several(3, seed=list(FAULTS).index(kind), most=whole("icarl")[2])
     print(f"{kind} from the changes {changes} of {whole('icarl')[2]} on")  # noqa: T201
     for at in changes:
         (tmp_path / str(at)).mkdir()
         with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
+    count("faults injected", len(changes))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", FAULTS)
-def test_a_disk_that_fails_at_every_change(kind: Kind, tmp_path: Path) -> None:
+def test_a_disk_that_fails_at_every_change(kind: Kind, tmp_path: Path, count: Count) -> None:
     for at in range(1, whole("icarl")[2] + 1):
         (tmp_path / str(at)).mkdir()
         with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
-    print(f"\n{kind} from each of {whole('icarl')[2]} changes on, nothing lost")  # noqa: T201
+    count("faults injected", whole("icarl")[2])
 
 
 @pytest.fixture
@@ -173,20 +174,24 @@ def a_byte_of_a_data_set(draw: st.DataObject) -> None:
     assert str(path) in str(caught.value)
 
 
-def fuzzed(check: Callable[[st.DataObject], None], examples: int) -> Callable[[], None]:
-    return settings(max_examples=examples, deadline=None)(given(st.data())(check))
+BYTES: dict[Callable[[st.DataObject], None], int] = {  # → how many in `make test`
+    a_byte_of_a_finished_task: 60,  # it is not gone on from
+    a_byte_of_a_finished_run: 100,  # the audit names the file
+    a_byte_of_a_data_set: 60,  # it is named
+}
 
 
-test_whatever_byte_of_a_finished_task_changes_it_is_not_gone_on_from = fuzzed(a_byte_of_a_finished_task, 60)
-test_whatever_byte_of_a_finished_run_changes_the_audit_names_the_file = fuzzed(a_byte_of_a_finished_run, 100)
-test_whatever_byte_of_a_data_set_changes_it_is_named = fuzzed(a_byte_of_a_data_set, 60)
+@pytest.mark.parametrize("check", BYTES, ids=lambda check: check.__name__)
+def test_whatever_byte_changes(check: Callable[[st.DataObject], None], count: Count) -> None:
+    fuzzed(check, BYTES[check], anew=False)()
+    count("faults injected", BYTES[check])
 
 
 @pytest.mark.soak
-@pytest.mark.parametrize("check", [a_byte_of_a_finished_task, a_byte_of_a_finished_run, a_byte_of_a_data_set])
-def test_whatever_byte_changes(check: Callable[[st.DataObject], None]) -> None:
-    fuzzed(check, 2000)()
-    print(f"\n{check.__name__}: 2000 damaged, each found and named")  # noqa: T201
+@pytest.mark.parametrize("check", BYTES, ids=lambda check: check.__name__)
+def test_whatever_byte_changes_many_times(check: Callable[[st.DataObject], None], count: Count) -> None:
+    fuzzed(check, 2000, anew=True)()
+    count("faults injected", 2000)
 
 
 def test_damage_while_a_cell_runs_is_no_finished_run(toy, tmp_path: Path) -> None:

@@ -1,6 +1,6 @@
 """Thousands of wrong requests and broken files: one line each, the right exit code, nothing written, never a traceback.
 
-`make test` runs some of each, `make soak` thousands.
+`make test` runs some of each, the same every time; `make soak` thousands that nobody has tried.
 """
 
 import contextlib
@@ -16,9 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given, settings
+from conftest import Count, fuzzed
 from hypothesis import strategies as st
 from make_runs import METHODS, Grid, make_run
+from nursery import nursery
 from safetensors.torch import load as load_safetensors
 from test_datasets import encoded, small_tree
 from test_faults import damaged, finished
@@ -35,10 +36,6 @@ from cilbench.records import RunFolder, audit
 from cilbench.reports import read_runs
 
 Check = Callable[[st.DataObject], None]
-
-
-def fuzzed(check: Check, examples: int) -> Callable[[], None]:
-    return settings(max_examples=examples, deadline=None)(given(st.data())(check))
 
 
 # --- the command line
@@ -234,7 +231,8 @@ def changed(content: Any, draw: st.DataObject) -> Any:
 @cache
 def made_run() -> Path:
     """A run folder as reports read it, made without training."""
-    folder = Path(tempfile.mkdtemp(prefix="cilbench-fuzz-"))
+    folder = nursery().data_dir.with_suffix(".made")
+    folder.mkdir()
     return make_run(folder, Grid(), METHODS[0], 49_152, 1)
 
 
@@ -390,12 +388,13 @@ def an_empty_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_whatever_is_given(check: Check) -> None:
-    fuzzed(check, CHECKS[check][0])()
+def test_whatever_is_given(check: Check, count: Count) -> None:
+    fuzzed(check, CHECKS[check][0], anew=False)()
+    count("inputs tried", CHECKS[check][0])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_whatever_is_given_many_times(check: Check) -> None:
-    fuzzed(check, CHECKS[check][1])()
-    print(f"\n{check.__name__}: {CHECKS[check][1]} inputs tried, no traceback, nothing left behind")  # noqa: T201
+def test_whatever_is_given_many_times(check: Check, count: Count) -> None:
+    fuzzed(check, CHECKS[check][1], anew=True)()
+    count("inputs tried", CHECKS[check][1])

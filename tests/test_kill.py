@@ -1,7 +1,7 @@
 """SIGKILL at any moment, two at once, SIGINT and SIGTERM: the same command goes on and ends as if nothing had been.
 
 Kills come at random moments and at every single change of the disk. What is compared is bytes: predictions, ledgers,
-metrics, sealed states. `make test` runs a part of it, `make soak` all.
+metrics, sealed states. `make test` runs a part of it, `make soak` all; both count what was survived (conftest.py).
 """
 
 import os
@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 import pytest
+from conftest import Count
 from nursery import Fault, Kind, nursery
 
 from cilbench.records import audit
@@ -94,39 +95,43 @@ def several(count: int, seed: int, most: int) -> list[int]:
 
 
 @pytest.mark.parametrize("kind", ["kill", "torn"])
-def test_killed_at_a_change_of_the_disk(kind: Kind, tmp_path: Path) -> None:
+def test_killed_at_a_change_of_the_disk(kind: Kind, tmp_path: Path, count: Count) -> None:
     changes = several(5, seed=20 + (kind == "torn"), most=whole("icarl")[2])
     print(f"{kind} at the changes {changes} of {whole('icarl')[2]}")  # noqa: T201
     killed_at_changes("icarl", kind, changes, tmp_path)
+    count("kills survived", len(changes))
 
 
-@pytest.mark.parametrize(("methods", "seed", "kills"), [("icarl", 1, 16), ("cim", 2, 5), ("dgm", 3, 4)])
-def test_killed_at_random_moments(methods: str, seed: int, kills: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("methods", "seed", "kills"), [("icarl", 1, 24), ("cim", 2, 5), ("dgm", 3, 4)])
+def test_killed_at_random_moments(methods: str, seed: int, kills: int, tmp_path: Path, count: Count) -> None:
     print(f"seed {seed}, {kills} kills")  # noqa: T201
     killed_at_moments(methods, seed, kills, tmp_path)
+    count("kills survived", kills)
 
 
-def test_killed_between_checkpoints(tmp_path: Path) -> None:
+def test_killed_between_checkpoints(tmp_path: Path, count: Count) -> None:
     """With a checkpoint at every step, a kill is in the middle of one now and then."""
     killed_at_moments("icarl", seed=4, kills=6, folder=tmp_path, every=0.0)
+    count("kills survived", 6)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("kind", ["kill", "torn"])
 @pytest.mark.parametrize("methods", ["icarl", "cim"])
-def test_killed_at_every_change_of_the_disk(methods: str, kind: Kind, tmp_path: Path) -> None:
+def test_killed_at_every_change_of_the_disk(methods: str, kind: Kind, tmp_path: Path, count: Count) -> None:
     changes = list(range(1, whole(methods)[2] + 1))
     killed_at_changes(methods, kind, changes, tmp_path)
-    print(f"\n{methods}: {kind} at each of {len(changes)} changes, nothing lost")  # noqa: T201
+    count("kills survived", len(changes))
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("every", [None, 0.0])
 @pytest.mark.parametrize("methods", ALL.split(","))
-def test_killed_at_many_random_moments(methods: str, every: float | None, tmp_path: Path) -> None:
+def test_killed_at_many_random_moments(methods: str, every: float | None, tmp_path: Path, count: Count) -> None:
     seed = random.SystemRandom().randrange(10**6)
-    print(f"\n{methods}: seed {seed}, 20 kills")  # noqa: T201
+    print(f"{methods}: seed {seed}, 20 kills")  # noqa: T201
     killed_at_moments(methods, seed, 20, tmp_path, every)
+    count("kills survived", 20)
 
 
 # --- two at once
@@ -158,18 +163,19 @@ def test_two_at_once_share_the_work(tmp_path: Path) -> None:
     two_at_once(ALL, tmp_path)
 
 
-def test_a_lock_does_not_outlive_its_owner(tmp_path: Path) -> None:
+def test_a_lock_does_not_outlive_its_owner(tmp_path: Path, count: Count) -> None:
     two_at_once(ALL, tmp_path, kill_after=whole(ALL)[1] / 3)
+    count("kills survived", 1)
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("part", [None, 0.1, 0.25, 0.5, 0.75])
-def test_two_at_once_many_times(part: float | None, tmp_path: Path) -> None:
+def test_two_at_once_many_times(part: float | None, tmp_path: Path, count: Count) -> None:
     for turn in range(4):
         there = tmp_path / str(turn)
         there.mkdir()
         two_at_once(ALL, there, None if part is None else part * whole(ALL)[1])
-    print(f"\ntwo at once, 4 times, one killed after {part} of the time: nothing run twice, nothing torn")  # noqa: T201
+    count("kills survived" if part else "pairs of processes in one folder", 4)
 
 
 # --- asked to end

@@ -99,6 +99,8 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "half the metrics": (truncate("metrics.csv", 400), "metrics.csv"),
     "an impossible accuracy": (append("metrics.csv", "4,4,other,10,101,101\n"), "out of range"),
     "infinite accuracy": (append("metrics.csv", "4,4,other,10,inf,100\n"), "out of range"),
+    "more images than there can be": (append("metrics.csv", f"4,4,other,{10**30},50,50\n"), "not numbers"),
+    "more bytes than there can be": (append("ledger.csv", f"4,other,x,1,U8,{2**61},0,0\n" * 2), "more bytes than"),
     "no accuracy": (append("metrics.csv", "4,4,other,10,nan,100\n"), "out of range"),
     "a short row": (append("metrics.csv", "4,4\n"), "not numbers"),
     "a row twice": (append("metrics.csv", "4,4,nme,10,50,100\n"), "twice"),
