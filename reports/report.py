@@ -3,28 +3,28 @@
 import hashlib
 import json
 import re
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from joblib import Parallel, cpu_count, delayed
 from matplotlib.figure import Figure
 
 from cilbench.reports import closeups, evidence, figures, lint, summarise, tables
 from cilbench.reports.bibtex import bibliography
+from cilbench.reports.drawing import Drawing, Drawn, draw, get_ready
 from cilbench.reports.load import LeftOut, Runs, load_published, read_runs
 from cilbench.reports.page import PageFigure, Section, render_page
 from cilbench.reports.provenance import made_with, versions
-from cilbench.reports.styles import Style, inline_svg, save, styles_by_name
+from cilbench.reports.styles import Style, styles_by_name
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, repetitions_text, status_text
 
 Progress = Callable[[str, int, int], None]
 
 _PROVENANCE = "provenance.json"
-_MOST_PROCESSES = 4  # to draw in: more do not pay for their start
 
 
 @dataclass(frozen=True)
@@ -55,6 +55,7 @@ def write_report(
     them. `strict` raises MixedComparisonError, and writes nothing, where runs differ in anything that `allow` does not
     name (`lint.ASPECTS`); UnknownAspectError for a name there is not.
     """
+    ready = get_ready()
     runs = read_runs(run_dirs, partial(progress, "folders read") if progress else None)
     lint.require_known(allow)
     if strict:
@@ -67,13 +68,17 @@ def write_report(
     stamp = "; ".join(f"{key}: {value}" for key, value in _printed(provenance).items())
 
     (out / "figures").mkdir(parents=True, exist_ok=True)
-    drawn = [group.draw(out / "figures", stamp, progress) for group in groups]
-    paths = [path for figures_of_group in drawn for item in figures_of_group for path in item.paths]
-    paths += [tables.write_csv(frame, out / f"{name}.csv") for name, frame in _csv(runs, groups).items()]
+    list(ready)
+    wanted = [item for group in groups for item in group.drawings()]
+    drawing = draw(wanted, out / "figures", stamp)
+    compared = [item for group in groups for item in group.compared_drawings()]  # computed while those are drawn
+    drawing = chain(drawing, draw(compared, out / "figures", stamp))
+    paths = [tables.write_csv(frame, out / f"{name}.csv") for name, frame in _csv(runs, groups).items()]
     entries, remarks = bibliography(text for text in runs.cells["bibtex"] if text)
     bibtex = tables.bib_text(entries, remarks)
-    pages = [[item.page for item in figures_of_group] for figures_of_group in drawn]
-    sections = [group.section(figures_of_group) for group, figures_of_group in zip(groups, pages, strict=True)]
+    drawn = list(_told(drawing, len(wanted) + len(compared), progress))
+    paths += [path for item in drawn for path in item.paths]
+    sections = [group.section(item.page for item in drawn) for group in groups]
     texts = {
         "index.html": render_page(sections, runs.cells, left_out, bibtex, _printed(provenance), out),
         "results.md": _markdown(groups, left_out, stamp),
@@ -88,7 +93,7 @@ def write_report(
             [
                 f"% {tables.one_line(stamp)}",
                 "% needs \\usepackage{graphicx}",
-                *(tables.latex_figure(item.stem, item.caption, item.stem) for page in pages for item in page),
+                *(tables.latex_figure(f.stem, f.caption, f.stem) for section in sections for f in section.figures),
             ]
         ),
         "standalone.tex": f"% {tables.one_line(stamp)}\n{tables.latex_document()}",
@@ -101,24 +106,14 @@ def write_report(
     return ReportResult(out / "index.html", (*paths, out / _PROVENANCE), len(runs.cells), left_out)
 
 
+def _told(drawing: Iterable[Drawn], number: int, progress: Progress | None) -> Iterator[Drawn]:
+    for done, item in enumerate(drawing, 1):
+        if progress:
+            progress("figures drawn", done, number)
+        yield item
+
+
 # ------------------------------------------------------------------------------------------------ one group
-
-
-@dataclass(frozen=True)
-class _Drawing:
-    """A figure to be made: `make(paper_columns=…)` returns it."""
-
-    stem: str
-    caption: str
-    make: Callable[..., Figure]
-
-
-@dataclass(frozen=True)
-class _Drawn:
-    """A figure as the page has it, and the files that were written."""
-
-    page: PageFigure
-    paths: tuple[Path, ...]
 
 
 def _groups(runs: Runs, published: bool) -> list["_Group"]:
@@ -134,6 +129,9 @@ def _groups(runs: Runs, published: bool) -> list["_Group"]:
 
 # What figures do not need of a frame of stages: it is sent to other processes.
 _UNDRAWN = ["folder", "title", "arxiv", "bibtex", "port", "config", "class_names", "platform", "git_commit"]
+
+
+_ON_THE_PAGE = ("memory", "classes", "bytes", "balance", "transfer", "ranks", "confusion", "norms", "remembered")
 
 
 class _Group:
@@ -152,14 +150,17 @@ class _Group:
         self.title = f"{protocol_text(group)}; {conditions_text(group)}"
         self.cells = runs.cells[runs.cells["run"].isin(frame["run"])]
         self.ledger = runs.ledger[runs.ledger["run"].isin(frame["run"])]
-        self.comparison = summarise.Comparison(frame.drop(columns=_UNDRAWN))
         self.spending = summarise.spending(self.cells, self.ledger)
         tests = runs.tests[runs.tests["run"].isin(frame["run"])]
         self.close_up = evidence.close_up(evidence.representatives(self.cells), tests)
         self.published, self.without_published = self._published(published)
-        self.tables = self._tables()
 
-    def _tables(self) -> list[tables.Table]:
+    @cached_property
+    def comparison(self) -> summarise.Comparison:
+        return summarise.Comparison(self.frame.drop(columns=_UNDRAWN)).complete()
+
+    @cached_property
+    def tables(self) -> list[tables.Table]:
         """Only those that have a row."""
         made = [tables.results_table(self.group, self.comparison.summary, self.cells)]
         if len(self.comparison.aucs):
@@ -172,67 +173,47 @@ class _Group:
             made.append(tables.transfer_table(self.group, self.comparison.summary, self.cells))
         return made
 
-    def draw(self, folder: Path, stamp: str, progress: Progress | None = None) -> list[_Drawn]:
-        """Make and save every figure at both widths, in several processes."""
-        wanted = self._drawings()
-        processes = min(cpu_count(), _MOST_PROCESSES, len(wanted))
-        drawn = []
-        for item in Parallel(n_jobs=processes, return_as="generator")(
-            delayed(_save)(drawing, folder, stamp) for drawing in wanted
-        ):
-            drawn.append(item)
-            if progress:
-                progress("figures drawn", len(drawn), len(wanted))
-        return drawn
-
-    def _drawings(self) -> list[_Drawing]:
-        cells = self.cells.drop(columns=_UNDRAWN)
-        several = self.comparison.summary.loc[self.comparison.summary["competes"], "budget_bytes"].nunique() > 1
-        over_budgets = partial(
-            figures.accuracy_over_memory, self.comparison, styles=self.styles, published=self.published
+    def drawings(self) -> list[Drawing]:
+        """Figures that need no statistics."""
+        by_kind = partial(figures.bytes_by_kind, self.cells.drop(columns=_UNDRAWN), self.ledger)
+        about = (
+            "What each method keeps after the last task, by kind and in both accountings, against its budget (line)."
         )
-        wanted: list[tuple[str, Callable[..., Figure], str]] = [
-            ("memory", over_budgets, self._memory_caption(several)),
-            (
-                "classes",
-                partial(figures.accuracy_over_classes, self.comparison, styles=self.styles),
-                self._caption("Accuracy on all classes seen, after each task, one panel per budget."),
+        return [self._drawing("bytes", f"{about} {self.title}.", by_kind), *self._close_ups()]
+
+    def compared_drawings(self) -> list[Drawing]:
+        """Figures of means over repetitions."""
+        one = self.comparison
+        several = one.summary.loc[one.summary["competes"], "budget_bytes"].nunique() > 1
+        wanted = [
+            self._drawing(
+                "memory",
+                self._memory_caption(several),
+                partial(figures.accuracy_over_memory, one, styles=self.styles, published=self.published),
             ),
-            (
-                "bytes",
-                partial(figures.bytes_by_kind, cells, self.ledger),
-                "What each method keeps after the last task, by kind and in both accountings, against its budget "
-                f"(line). {self.title}.",
+            self._drawing(
+                "classes",
+                self._caption("Accuracy on all classes seen, after each task, one panel per budget."),
+                partial(figures.accuracy_over_classes, one, styles=self.styles),
             ),
         ]
-        if len(self.comparison.ranks):
-            wanted += [
-                (
-                    "balance",
-                    partial(figures.old_and_new_classes, self.comparison, styles=self.styles),
-                    self._caption("Accuracy on the classes of earlier tasks and on those of the latest, after each."),
-                ),
-                (
-                    "transfer",
-                    partial(figures.forgetting_and_transfer, self.comparison, styles=self.styles),
-                    self._caption(
-                        f"Forgetting, backward transfer and intransigence, in points.{self._without_ceiling()}"
-                    ),
-                ),
-            ]
-        if several and self.comparison.ranks["name"].nunique() > 1:
+        if len(one.ranks):
+            about = "Accuracy on the classes of earlier tasks and on those of the latest, after each."
+            make: Callable[..., Figure] = partial(figures.old_and_new_classes, one, styles=self.styles)
+            wanted.append(self._drawing("balance", self._caption(about), make))
+            about = f"Forgetting, backward transfer and intransigence, in points.{self._without_ceiling()}"
+            make = partial(figures.forgetting_and_transfer, one, styles=self.styles)
+            wanted.append(self._drawing("transfer", self._caption(about), make))
+        if several and one.ranks["name"].nunique() > 1:
             about = "Rank at each budget; open markers: the paired comparisons leave other ranks."
-            wanted.append(
-                (
-                    "ranks",
-                    partial(figures.rank_over_memory, self.comparison, styles=self.styles),
-                    self._caption(about, bands=False),
-                )
-            )
-        wanted += self._close_ups()
-        return [_Drawing(f"{self.slug}-{name}", caption, make) for name, make, caption in wanted]
+            make = partial(figures.rank_over_memory, one, styles=self.styles)
+            wanted.append(self._drawing("ranks", self._caption(about, bands=False), make))
+        return wanted
 
-    def _close_ups(self) -> list[tuple[str, Callable[..., Figure], str]]:
+    def _drawing(self, name: str, caption: str, make: Callable[..., Figure]) -> Drawing:
+        return Drawing(f"{self.slug}-{name}", caption, make)
+
+    def _close_ups(self) -> list[Drawing]:
         """Figures of one run per method; only those that some run has the data of."""
         found = self.close_up.evidence
         if not found:
@@ -243,21 +224,18 @@ class _Group:
             f"seed {_listed([item.cell['seed'] for item in found])}, "
             f"class order {_listed([item.cell['order'] for item in found])}. {self.title}."
         )
-        wanted: list[tuple[str, str, Callable[..., Figure], str]] = [
+        wanted: list[tuple[str, Callable[..., Figure], str]] = [
             (
-                "confusion",
                 "confusion",
                 partial(closeups.confusion_matrices, found),
                 "Test images by true and predicted class, after the last task.",
             ),
             (
                 "norms",
-                "norms",
                 partial(closeups.weight_norms, found, styles=self.styles),
                 "L2 norm of the classifier's weights of each class, after the last task.",
             ),
             (
-                "remembered",
                 "remembered",
                 partial(closeups.remembered_images, found),
                 "What is carried of each class after the last task, decoded from the stored bytes: exemplars, or "
@@ -265,9 +243,9 @@ class _Group:
             ),
         ]
         return [
-            (name, make, f"{about} {where}")
-            for name, what, make, about in wanted
-            if any(getattr(item, what) is not None for item in found)
+            self._drawing(name, f"{about} {where}", make)
+            for name, make, about in wanted
+            if any(getattr(item, name) is not None for item in found)
         ]
 
     def latex(self) -> list[str]:
@@ -275,7 +253,9 @@ class _Group:
         return [tables.to_latex(table, f"{table.name}-{self.slug}") for table in self.tables]
 
     def section(self, drawn: Iterable[PageFigure]) -> Section:
-        """The group as a section of the page."""
+        """The group as a section of the page; `drawn` may hold figures of other groups as well."""
+        places = {f"{self.slug}-{name}": place for place, name in enumerate(_ON_THE_PAGE)}
+        own = sorted((item for item in drawn if item.stem in places), key=lambda item: places[item.stem])
         budgets = self.cells.drop_duplicates("budget_bytes").sort_values("budget_bytes")
         sizes = zip(budgets["budget_bytes"], budgets["budget_label"], strict=True)
         counts = self.cells["status"].value_counts().sort_index()
@@ -294,7 +274,7 @@ class _Group:
         )
         titles = protocol_text(self.group), conditions_text(self.group)
         return Section(
-            self.slug, *titles, chips, self.comparison.summary, tuple(drawn), tuple(self.tables), stages=self.frame
+            self.slug, *titles, chips, self.comparison.summary, tuple(own), tuple(self.tables), stages=self.frame
         )
 
     def _published(self, published: pd.DataFrame | None) -> tuple[pd.DataFrame | None, str]:
@@ -337,15 +317,6 @@ class _Group:
     def _without_ceiling(self) -> str:
         known = self.comparison.summary.loc[self.comparison.summary["competes"], "intransigence"].notna().any()
         return "" if known else " Intransigence needs runs of joint on the same seeds and class orders: none here."
-
-
-def _save(drawing: _Drawing, folder: Path, stamp: str) -> _Drawn:
-    """Make one figure at both widths and write its files."""
-    wide, narrow = drawing.make(paper_columns=2), drawing.make(paper_columns=1)
-    stem = folder / drawing.stem
-    paths = save(wide, stem, stamp=stamp) + save(narrow, folder / f"{drawing.stem}-1col", ("pdf",), stamp)
-    svgs = inline_svg(wide, f"{drawing.stem}-w"), inline_svg(narrow, f"{drawing.stem}-n")
-    return _Drawn(PageFigure(*svgs, drawing.caption, drawing.stem), tuple(paths))
 
 
 class _Slugs:

@@ -473,6 +473,13 @@ class Comparison:
         """Itself where it is one already."""
         return frame if isinstance(frame, Comparison) else cls(frame)
 
+    def complete(self) -> "Comparison":
+        """Itself with every table computed, so that another process that gets it computes none."""
+        for name, member in vars(type(self)).items():
+            if isinstance(member, cached_property):
+                getattr(self, name)
+        return self
+
     @cached_property
     def finished(self) -> pd.DataFrame:
         """As of `measures`."""

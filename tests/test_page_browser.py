@@ -261,7 +261,7 @@ def test_the_keyboard_goes_from_point_to_point(visit: Any, written: Path) -> Non
 
 
 def test_tables_fit_a_window_of_1100_pixels(visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda *given: [])
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     labels = {345_000_000: "329", 516_000_000: "493"}
     make_runs(tmp_path / "runs", Grid(METHODS + REFERENCES, tuple(labels), labels, seeds=(1, 2), dataset="imagenet100"))
     view = visit(reports.write_report([tmp_path / "runs"], tmp_path / "out").index, 1100)

@@ -167,7 +167,7 @@ def test_no_close_up_of_nothing() -> None:
 
 
 def test_a_spoilt_file_is_left_out_of_a_report_by_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda *given: [])
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     path = make_run(tmp_path / "runs", Grid(), METHODS[0], BUDGETS[0], 1)
     whole = reports.write_report([tmp_path / "runs"], tmp_path / "whole")
     (path / "predictions.npz").write_bytes(b"no")

@@ -105,7 +105,7 @@ def test_strict_is_exit_2_one_line_and_nothing_written(
 
 
 def test_strict_with_what_is_allowed_writes_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda *given: [])
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     folder, out = str(two_runs(tmp_path / "runs", recipe="smoke")), tmp_path / "out"
     assert report(folder, "--strict", "--allow", "recipe", "--out", str(out), monkeypatch=monkeypatch) == 0
     assert f"cilbench report {folder} --strict --allow recipe;" in (out / "results.tex").read_text()

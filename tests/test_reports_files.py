@@ -305,7 +305,7 @@ def test_what_an_earlier_report_left_is_removed_and_nothing_else(
         str(tmp_path / "precious"): hashlib.sha256(b"x").hexdigest(),
     }
     (out / "provenance.json").write_text(json.dumps(provenance | {"outputs": provenance["outputs"] | outside}))
-    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda *given: [])
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     reports.write_report([tmp_path / "runs"], out)
     assert sorted(path.name for path in (out / "figures").iterdir()) == sorted([old[0], "mine.pdf"])
     assert (tmp_path / "precious").exists()
@@ -366,7 +366,7 @@ def test_published_points_are_overlaid_on_their_own_terms_only(
     terms = {"dataset": "cifar100", "recipe": "published", "accounting": "published"} | change
     make_runs(tmp_path, Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
     (group,) = report._groups(reports.read_runs([tmp_path]), published=True)
-    caption = group._drawings()[0].caption
+    caption = group.compared_drawings()[0].caption
     assert (group.published is None) == bool(change)
     assert ("Open markers" in caption) != bool(change)
     assert why in caption
@@ -388,7 +388,7 @@ def test_tables_and_csv_are_the_same_bytes_for_the_same_runs(
     written: tuple[reports.ReportResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _, folder = written
-    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda *given: [])
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     for name in ("first", "second"):
         reports.write_report([folder / "runs"], tmp_path / name, command="cilbench report runs")
     texts = ("*.csv", "results.md", "results.tex", "figures.tex", "references.bib", "index.html", "provenance.json")
@@ -414,7 +414,7 @@ def test_every_number_leads_to_its_runs(written: tuple[reports.ReportResult, Pat
 
 
 def test_groups_have_sections_of_their_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cilbench.reports.report._Group.draw", lambda *given: [])
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS))
     make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS, dataset="cifar100", inc=10, accounting="published"))
     text = reports.write_report([tmp_path / "runs"], tmp_path / "out").index.read_text(encoding="utf-8")
