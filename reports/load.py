@@ -247,8 +247,8 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
     """cell.json as one flat row, and the method's heads. Raises NotARunError at the first field that is not as
     agreed.
     """
-    if document.get("format") != 1:
-        raise NotARunError(f"cell.json has format {str(document.get('format'))[:20]}, this report reads format 1")
+    if (version := document.get("format")) != 1:
+        raise NotARunError(f"cell.json has format {_clean(str(version), 20)}, this report reads format 1")
     request, card = _mapping(document.get("request"), "request"), _mapping(document.get("card"), "card")
     plan, timing = _mapping(document.get("plan") or {}, "plan"), _mapping(document.get("timing") or {}, "timing")
     environment = _mapping(document.get("environment") or {}, "environment")
