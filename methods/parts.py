@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -45,28 +46,51 @@ def _alike(sizes: Sequence[int]) -> list[tuple[int, int]]:
 def _herd_padded(features: Sequence[Tensor], count: int) -> list[Tensor]:
     """`herd` of some classes, K, in step."""
     device = torch.device("cpu") if features[0].device.type == "mps" else features[0].device
-    sizes = [len(f) for f in features]
+    sizes_K = torch.tensor([len(f) for f in features], device=device)
     x_KND = pad_sequence([F.normalize(f.to(device).double(), dim=1) for f in features], batch_first=True)
-    mean_KD = x_KND.sum(1) / torch.tensor(sizes, device=device)[:, None]
-    # ‖mean − (total + x)/k‖², times k², less what is the same for every x, is cost − k·gain
-    gain_KN = 2 * (x_KND @ mean_KD[:, :, None])[:, :, 0]
-    cost_KN = x_KND.square().sum(2)
-    cost_KN[torch.arange(max(sizes), device=device) >= torch.tensor(sizes, device=device)[:, None]] = torch.inf
-    twice_KNN = 2 * x_KND @ x_KND.mT if x_KND.shape[1] ** 2 <= PAIRS else None
-    classes_K = torch.arange(len(sizes), device=device)
-    picked = []
-    for k in range(1, min(count, max(sizes)) + 1):
-        best_K = torch.sub(cost_KN, gain_KN, alpha=k).argmin(1)
-        picked.append(best_K)
-        pairs_KN = (
-            twice_KNN[classes_K, best_K]
-            if twice_KNN is not None
-            else 2 * (x_KND @ x_KND[classes_K, best_K][:, :, None])[:, :, 0]
+    # ‖mean − (total + x)/k‖² is smallest where this is, times k² and less what is the same for every x:
+    # x·x + 2 x·total − 2k x·mean
+    gain_KN = 2 * (x_KND @ (x_KND.sum(1) / sizes_K[:, None])[:, :, None])[:, :, 0]
+    cost_KN = x_KND.square().sum(2) - gain_KN
+    cost_KN[torch.arange(x_KND.shape[1], device=device) >= sizes_K[:, None]] = torch.inf
+    picks = min(count, x_KND.shape[1])
+    if x_KND.shape[1] ** 2 > PAIRS:
+        order_MK = _greedy(
+            cost_KN, lambda at_K: 2 * (x_KND @ x_KND.flatten(0, 1)[at_K, :, None])[:, :, 0] - gain_KN, picks
         )
-        cost_KN += pairs_KN
-        cost_KN[classes_K, best_K] = torch.inf
-    order_MK = torch.stack(picked).cpu() if picked else torch.empty(0, len(sizes), dtype=torch.int64)
-    return [order_MK[: min(count, size), k] for k, size in enumerate(sizes)]
+    else:
+        rise_KNN = torch.baddbmm(gain_KN[:, None], x_KND, x_KND.mT, beta=-1, alpha=2)
+        rise_PN = rise_KNN.flatten(0, 1)  # P = K·N
+        if device.type == "cpu":
+            order_MK = _greedy_on_cpu(cost_KN, rise_PN, picks)
+        else:
+            order_MK = _greedy(cost_KN, lambda at_K: rise_PN[at_K], picks)
+    return [order_MK[: min(count, len(f)), k] for k, f in enumerate(features)]
+
+
+def _greedy(cost_KN: Tensor, rise_of: Callable[[Tensor], Tensor], picks: int) -> Tensor:
+    """The cheapest of every row in turn: int64 [picks, K] on the CPU. `rise_of` gives what all costs rise by, [K, N],
+    once those at the places int64 [K] in the flattened rows are picked.
+    """
+    start_K = torch.arange(len(cost_KN), device=cost_KN.device) * cost_KN.shape[1]
+    order_MK = torch.empty(picks, len(cost_KN), dtype=torch.int64, device=cost_KN.device)
+    for best_K in order_MK:
+        torch.argmin(cost_KN, 1, out=best_K)
+        cost_KN += rise_of(start_K + best_K)
+        cost_KN.view(-1).index_fill_(0, start_K + best_K, torch.inf)
+    return order_MK.cpu()
+
+
+def _greedy_on_cpu(cost_KN: Tensor, rise_PN: Tensor, picks: int) -> Tensor:
+    """`_greedy` by numpy, for which operations on a few thousand numbers take half of torch's time."""
+    cost, rise, rows = cost_KN.numpy(), rise_PN.numpy(), np.empty(cost_KN.shape)
+    start = np.arange(len(cost)) * cost.shape[1]
+    order = np.empty((picks, len(cost)), dtype=np.int64)
+    for best in order:
+        cost.argmin(1, out=best)
+        cost += rise.take(start + best, 0, out=rows, mode="clip")
+        cost.reshape(-1)[start + best] = np.inf
+    return torch.from_numpy(order)
 
 
 def expansion_loss(
