@@ -1,4 +1,5 @@
-"""Does speed cost accuracy? The engine and the reference loop on the same two tasks, from several seeds.
+"""Does speed cost accuracy? The engine, in its own precision and in float32, and the reference loop: the same two
+tasks, from several seeds.
 
 The first 20 classes of CIFAR-100 in two tasks of ten, iCaRL on ResNet-32 with 2000 exemplars, the same epochs, batch
 and learning rate. What differs is all that the engine does differently: precision, augmentation on the device, herding
@@ -24,7 +25,7 @@ from cilbench.bench_parts import as_arrays
 from cilbench.bench_rows import INC, ORDER, Scale
 from cilbench.datasets import Dataset
 from cilbench.methods.contract import Scenario
-from cilbench.methods.engine import wait_for
+from cilbench.methods.engine import Precision, wait_for
 from cilbench.reports.statistics import interval
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
@@ -54,18 +55,28 @@ class Run:
         return float(np.mean([by_head[head] for by_head in self.top1]))
 
 
-def two_tasks(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Job:
-    """The cell that both paths run."""
+def two_tasks(
+    dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1, precision: Precision | None = None
+) -> Job:
+    """The cell that all paths run."""
     settings = {"first_epochs": scale.epochs, "epochs": scale.epochs, "batch_size": scale.batch}
-    return job("icarl", dataset, scale.budget_bytes(1), settings, device, seed)
+    return job("icarl", dataset, scale.budget_bytes(1), settings, device, seed, precision=precision)
 
 
 def engine_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Run:
     """The product's path, run folders and all."""
-    asked = two_tasks(dataset, scale, device, seed)
+    return _engine_run("engine", two_tasks(dataset, scale, device, seed))
+
+
+def float32_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Run:
+    """The product's path with `--precision fp32`."""
+    return _engine_run("engine in float32", two_tasks(dataset, scale, device, seed, "fp32"))
+
+
+def _engine_run(path: str, asked: Job) -> Run:
     with tempfile.TemporaryDirectory() as out:
         whole = whole_cell(asked, Path(out))
-    return Run("engine", asked.cell.precision, seed, whole.top1, whole.seconds)
+    return Run(path, asked.cell.precision, asked.cell.seed, whole.top1, whole.seconds)
 
 
 def reference_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Run:
@@ -93,10 +104,10 @@ def _test_arrays(dataset: Dataset, scenario: Scenario, task: int) -> tuple[NDArr
 def compare(
     dataset: Dataset, scale: Scale, device: torch.device, seeds: Sequence[int], say: Callable[[str], None]
 ) -> Iterator[list[Run]]:
-    """Both paths from each seed in turn; what there is after every run, so that nothing is lost."""
+    """Every path from each seed in turn; what there is after every run, so that nothing is lost."""
     runs: list[Run] = []
     for seed in seeds:
-        for path in (engine_run, reference_run):
+        for path in (engine_run, float32_run, reference_run):
             runs.append(path(dataset, scale, device, seed))
             figures = ", ".join(f"{head} {runs[-1].average(head):.2f} %" for head in runs[-1].top1[0])
             say(f"seed {seed}, {runs[-1].path}: average accuracy {figures}; {runs[-1].seconds:.0f} s")
@@ -104,15 +115,20 @@ def compare(
 
 
 def summary(runs: list[Run]) -> list[str]:
-    """Means over seeds, and the difference with its 95 % interval (Student's t on pairs of one seed), a line a head."""
-    by_path = {path: [run for run in runs if run.path == path] for path in ("engine", "reference")}
+    """The engine against each other path, a line a head: means over seeds, and the difference with its 95 % interval
+    (Student's t on pairs of one seed).
+    """
+    engine = [run for run in runs if run.path == "engine"]
     lines = []
-    for head in runs[0].top1[0]:
-        ours, theirs = (np.array([run.average(head) for run in by_path[path]]) for path in ("engine", "reference"))
-        low, high = interval(ours - theirs)
-        line = f"{head}: engine {ours.mean():.2f} %, reference {theirs.mean():.2f} %, difference "
-        within = "" if np.isnan(low) else f" (95 % interval {low:+.2f} to {high:+.2f}, n = {len(ours)})"
-        lines.append(f"{line}{(ours - theirs).mean():+.2f}{within}")
+    for path in dict.fromkeys(run.path for run in runs if run.path != "engine"):
+        others = [run for run in runs if run.path == path]
+        what = f"engine ({engine[0].precision})", f"{path} ({others[0].precision})"
+        for head in runs[0].top1[0]:
+            ours, theirs = (np.array([run.average(head) for run in of_path]) for of_path in (engine, others))
+            low, high = interval(ours - theirs)
+            line = f"{head}: {what[0]} {ours.mean():.2f} %, {what[1]} {theirs.mean():.2f} %, difference "
+            within = "" if np.isnan(low) else f" (95 % interval {low:+.2f} to {high:+.2f}, n = {len(ours)})"
+            lines.append(f"{line}{(ours - theirs).mean():+.2f}{within}")
     return lines
 
 

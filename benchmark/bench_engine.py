@@ -20,7 +20,7 @@ from cilbench.bench_rows import INC, ORDER
 from cilbench.budgets.planning import Budget
 from cilbench.datasets import Dataset
 from cilbench.methods.contract import Plan
-from cilbench.methods.engine import pick_precision, wait_for
+from cilbench.methods.engine import Precision, pick_precision, wait_for
 from cilbench.methods.memory import ExemplarMemory
 from cilbench.methods.registry import resolve
 from cilbench.placement import laid_out
@@ -54,10 +54,13 @@ def job(
     device: torch.device,
     seed: int = 1,
     backbone: str = "auto",
+    precision: Precision | None = None,
 ) -> Job:
-    """A cell of tasks of ten classes, in the precision and layout that `cilbench run` would choose on the device."""
+    """A cell of tasks of ten classes, in the layout, and without `precision` the precision too, that `cilbench run`
+    would choose on the device.
+    """
     card = dataset.card
-    precision = pick_precision(device, card.family, card.single_backbone, card.image_shape[0])
+    precision = precision or pick_precision(device, card.family, card.single_backbone, card.image_shape[0])
     spec = resolve(method, "published", settings, {})
     scenario = make_scenario(card, 0, INC, ORDER, backbone)
     cell = Cell(spec, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)

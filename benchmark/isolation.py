@@ -142,7 +142,7 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
     except (torch.OutOfMemoryError, MemoryError) as error:
         said = {"out_of_memory": str(error)}
     except Diverged as diverged:
-        said = {"diverged": [diverged.task, diverged.epoch, diverged.lr]}
+        said = {"diverged": [diverged.task, diverged.epoch, diverged.step, diverged.lr]}
     except BaseException as error:  # whatever a method raises is the parent's to report
         said = {"error": f"{type(error).__name__}: {error}"}
     writing = Path(folder) / "result.writing"

@@ -11,6 +11,7 @@ Parameter counts (no classifier) are those of the papers, computed from the buil
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -34,12 +35,13 @@ class BasicBlock(nn.Module):
         self.down = _projection(inputs, outputs, stride) if projection and (stride > 1 or self.grow) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.bn2(self.conv2(self.act1(self.bn1(self.conv1(x)))))
+        y = self.act1(convolved(x, self.conv1, self.bn1))
+        y = convolved(y, self.conv2, self.bn2)
         if self.down is not None:
-            return self.act2(y + self.down(x))
-        if self.stride > 1 or self.grow:
+            x = self.down(x)
+        elif self.stride > 1 or self.grow:
             x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, 0, self.grow))
-        return self.act2(y + x)
+        return self.act2(y.add_(x))
 
 
 class Bottleneck(nn.Module):
@@ -59,13 +61,42 @@ class Bottleneck(nn.Module):
         self.down = _projection(inputs, 4 * width, stride) if stride > 1 or inputs != 4 * width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.bn3(self.conv3(self.act2(self.bn2(self.conv2(y)))))
-        return self.act3(y + (x if self.down is None else self.down(x)))
+        y = self.act1(convolved(x, self.conv1, self.bn1))
+        y = self.act2(convolved(y, self.conv2, self.bn2))
+        y = convolved(y, self.conv3, self.bn3)
+        return self.act3(y.add_(x if self.down is None else self.down(x)))
+
+
+class ConvBlock(nn.Sequential):
+    """A convolution, its BatchNorm, and what follows them."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm, *others = self
+        assert isinstance(conv, nn.Conv2d)
+        assert isinstance(norm, nn.BatchNorm2d)
+        x = convolved(x, conv, norm)
+        for layer in others:
+            x = layer(x)
+        return x
+
+
+def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """`norm(conv(x))`; on a CPU in one operation where nothing is learned: a quarter faster, for a few small products.
+
+    With fixed statistics BatchNorm is a factor and a summand per channel, which the convolution can have itself.
+    """
+    if norm.training or torch.is_grad_enabled() or x.device.type != "cpu":
+        return cast(Tensor, norm(conv(x)))
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    factor_C = norm.weight * (norm.running_var + norm.eps).rsqrt()
+    own_C = norm.running_mean if conv.bias is None else norm.running_mean - conv.bias
+    weight = conv.weight * factor_C[:, None, None, None]
+    return F.conv2d(x, weight, norm.bias - factor_C * own_C, conv.stride, conv.padding)
 
 
 def _projection(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+    return ConvBlock(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _conv_block(
@@ -76,7 +107,7 @@ def _conv_block(
         nn.BatchNorm2d(outputs),
         nn.ReLU(inplace=True),
     ]
-    return nn.Sequential(*layers, *([nn.MaxPool2d(2)] if pool else []))
+    return ConvBlock(*layers, *([nn.MaxPool2d(2)] if pool else []))
 
 
 def _basic_stage(inputs: int, outputs: int, blocks: int, stride: int, *, projection: bool) -> nn.Sequential:

@@ -236,7 +236,7 @@ class DGM:
             s_epoch = epoch_scale(epoch, config.epochs, config.s_max)
             new = torch.randperm(len(images), device=self.device, generator=rng).tensor_split(steps)
             mixed = torch.randperm(len(pool), device=self.device, generator=rng).tensor_split(steps)
-            losses_3 = torch.zeros(3, device=self.device)
+            losses_3, sound_steps = torch.zeros(3, device=self.device), torch.zeros((), device=self.device)
             for step in range(taken):
                 s = batch_scale(step, steps, s_epoch)
                 for some_B in mixed[step].tensor_split(math.ceil(len(mixed[step]) / config.batch_size)):
@@ -245,9 +245,10 @@ class DGM:
                 for _ in range(config.critic_steps):
                     critic_loss = critic_step(real_BCSS, labels_B, s)
                 losses_3 += torch.stack([class_loss, critic_loss, generator_step(labels_B, s, s_epoch)]) / taken
+                sound_steps += losses_3.isfinite().all()
             loss, critic_loss_, generator_loss = losses_3.tolist()
             if not math.isfinite(loss + critic_loss_ + generator_loss):
-                raise Diverged(t, epoch, config.lr)
+                raise Diverged(t, epoch, int(sound_steps), config.lr)
             losses = {"loss": loss, "critic_loss": critic_loss_, "generator_loss": generator_loss}
             seconds, shown = time.perf_counter() - started, sum(map(len, mixed[:taken]))
             speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}

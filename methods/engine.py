@@ -4,11 +4,13 @@ The harness sets both for a cell with `numerics`; networks and loops read them w
 state is read.
 """
 
+import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
+from functools import cache
 from typing import Literal
 
 import torch
@@ -36,6 +38,8 @@ def numerics(device: torch.device, precision: Precision, layout: Layout, *, frug
 
     No cache of cast weights: within a step every weight is used about once, and a captured graph could not use it.
     """
+    if device.type == "cpu":
+        _keep_freed_memory()
     tokens = _LAYOUT.set(_FORMATS[layout]), _FRUGAL.set(frugal)
     try:
         with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
@@ -43,6 +47,17 @@ def numerics(device: torch.device, precision: Precision, layout: Layout, *, frug
     finally:
         _LAYOUT.reset(tokens[0])
         _FRUGAL.reset(tokens[1])
+
+
+@cache
+def _keep_freed_memory() -> None:
+    """Have the C library keep what is freed (glibc's mallopt; others are left alone). It hands the top of its memory
+    back whenever much of it is free: feature maps after every step, only to have the pages cleared for the next one.
+    """
+    with suppress(OSError, AttributeError, TypeError):
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-3, 2**25)  # M_MMAP_THRESHOLD: larger blocks are mapped each time, the most that can be asked for
+        mallopt(-1, 2**31 - 1)  # M_TRIM_THRESHOLD
 
 
 def memory_format() -> torch.memory_format:

@@ -24,11 +24,11 @@ from cilbench.methods.pixels import Images, LessonImages, fed
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number."""
+    """The loss is no longer a number. All counts from 0, `step` within the epoch."""
 
-    def __init__(self, task: int, epoch: int, lr: float) -> None:
-        self.task, self.epoch, self.lr = task, epoch, lr
-        super().__init__(f"the loss is not finite in task {task}, epoch {epoch}, learning rate {lr:g}")
+    def __init__(self, task: int, epoch: int, step: int, lr: float) -> None:
+        self.task, self.epoch, self.step, self.lr = task, epoch, step, lr
+        super().__init__(f"the loss is not finite in task {task}, epoch {epoch}, step {step}, learning rate {lr:g}")
 
 
 @dataclass(frozen=True)
@@ -255,7 +255,7 @@ def fit(
         if midway:
             first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))
             order = [positions.to(lesson.labels.device) for positions in order]
-            step.total.copy_(midway["total"])
+            step.sums.copy_(midway["sums"])
             midway = {}
         else:
             if compressing is not None:
@@ -265,13 +265,14 @@ def fit(
         for number, batch in enumerate(fed(lesson.images, order[first:]), start=first):
             if going.due():
                 sizes = torch.tensor([len(positions) for positions in order])
-                tensors = {"order": torch.cat(order), "sizes": sizes, "total": step.total}
+                tensors = {"order": torch.cat(order), "sizes": sizes, "sums": step.sums}
                 going.save({"epoch": epoch, "step": number}, tensors)
             positions = order[number]
             take(batch if compressing is None else compressing.show(batch, positions), lesson.labels[positions])
-        mean_loss = step.total.item() / sum(map(len, order))
-        if not math.isfinite(mean_loss):
-            raise Diverged(task, epoch, lr)
+        total_loss, sound_steps = step.sums.tolist()
+        if not math.isfinite(total_loss):
+            raise Diverged(task, epoch, int(sound_steps), lr)
+        mean_loss = total_loss / sum(map(len, order))
         seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
         record = {"task": task, "phase": phase, "epoch": epoch, "loss": mean_loss, "lr": lr}
         speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
@@ -302,11 +303,12 @@ class _Step:
             weight_decay=schedule.weight_decay,
             fused=device.type in {"cuda", "cpu"},
         )
-        self.total = torch.zeros((), device=device)  # of the loss, over the images of the epoch
+        # over the epoch: the loss summed over its images; steps after which that was a number
+        self.sums = torch.zeros(2, device=device)
 
     def begin(self, lr: float) -> None:
         """Before an epoch."""
-        self.total.zero_()
+        self.sums.zero_()
         if isinstance(self.lr, Tensor):
             self.lr.fill_(lr)
         else:
@@ -318,7 +320,8 @@ class _Step:
         with full_precision(self.device):
             value.backward()
         self.optimizer.step()
-        self.total += value.detach() * len(batch)
+        self.sums[0] += value.detach() * len(batch)
+        self.sums[1] += self.sums[0].isfinite()
 
 
 def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:

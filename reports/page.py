@@ -44,7 +44,9 @@ class PageFigure:
 
 @dataclass(frozen=True)
 class Section:
-    """One group of comparable runs. `stages`, its rows of `load`, is what curves over classes are drawn from."""
+    """One group of comparable runs. `stages`, its rows of `load`, is what curves over classes are drawn from;
+    `published`, rows of `load_published`, is laid over accuracy against the budget.
+    """
 
     anchor: str
     title: str
@@ -54,6 +56,7 @@ class Section:
     figures: tuple[PageFigure, ...]
     tables: tuple[Table, ...]
     stages: pd.DataFrame | None = None
+    published: pd.DataFrame | None = None
 
 
 def render_page(
@@ -319,6 +322,7 @@ def _section_data(section: Section, book: _Book) -> dict[str, Any]:
         "differ_by_one_head": " ".join(lint.within(cells.assign(head=""))),
         "points": [_point(row, places, book) for row in section.summary.to_dict("records")],
         "curves": [] if section.stages is None else _curves(section.stages, section.summary, places, book),
+        "published": [] if section.published is None else _published(section.published, section.summary, book),
     }
 
 
@@ -339,6 +343,21 @@ def _point(row: Mapping[Any, Any], places: Mapping[int, int], book: _Book) -> di
     measures = {m: [_rounded(row[f"{m}{end}"]) for end in ("", "_low", "_high")] for m in ("avg", "last")}
     absent = {} if row["n"] else {"status": status_text(row["status"]), "reason": row["reason"]}
     return _cell_data(row, places, book) | measures | absent
+
+
+def _published(published: pd.DataFrame, summary: pd.DataFrame, book: _Book) -> list[dict[str, Any]]:
+    """Published points of the section's methods, sources and all."""
+    names = set(summary.loc[summary["competes"], "name"])
+    return [
+        {
+            "method": book.methods[str(row["method"])],
+            "measure": row["measure"],
+            "x": row["budget_mb"],
+            "mean": row["value"],
+            "source": f"{row['source']} ({str(row['confidence']).replace('-', ' ')})",
+        }
+        for row in published[published["method"].isin(names)].to_dict("records")
+    ]
 
 
 def _curves(

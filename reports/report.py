@@ -274,7 +274,14 @@ class _Group:
         )
         titles = protocol_text(self.group), conditions_text(self.group)
         return Section(
-            self.slug, *titles, chips, self.comparison.summary, tuple(own), tuple(self.tables), stages=self.frame
+            self.slug,
+            *titles,
+            chips,
+            self.comparison.summary,
+            tuple(own),
+            tuple(self.tables),
+            stages=self.frame,
+            published=self.published,
         )
 
     def _published(self, published: pd.DataFrame | None) -> tuple[pd.DataFrame | None, str]:

@@ -215,23 +215,24 @@ def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch):
     assert "codecs failed: RuntimeError: no room" in console.export_text()
 
 
-def test_accuracies_of_both_paths_are_written_with_what_they_depend_on(quick, tmp_path):
+def test_accuracies_of_all_paths_are_written_with_what_they_depend_on(quick, tmp_path):
     console, into = Console(record=True, width=160), tmp_path / "results"
     bench.compare_accuracy(quick, [1, 2], into, console)
     with (into / "accuracy.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     keys = {(row["path"], row["seed"], row["task"], row["head"]) for row in rows}
-    assert len(rows) == len(keys) == 2 * 2 * 2 * 2
+    assert len(rows) == len(keys) == 3 * 2 * 2 * 2
     about = tomllib.loads((into / "about.toml").read_text())
     assert about["commands"] == ["python -m cilbench.bench accuracy --seeds 1,2 --epochs 1 --device cpu"]
     assert about["machine"]["torch"] == torch.__version__
-    assert len(about["summary"]) == 2
+    assert len(about["summary"]) == 4
     mean = {
-        p: np.mean([float(r["top1"]) for r in rows if (r["path"], r["head"]) == (p, "nme")])
-        for p in ("engine", "reference")
+        path: np.mean([float(row["top1"]) for row in rows if (row["path"], row["head"]) == (path, "nme")])
+        for path in ("engine", "engine in float32", "reference")
     }
-    assert f"engine {mean['engine']:.2f} %, reference {mean['reference']:.2f} %" in about["summary"][0]
-    assert "n = 2" in about["summary"][0]
+    for line, other in zip(about["summary"][::2], ("engine in float32", "reference"), strict=True):
+        assert f"engine (fp32) {mean['engine']:.2f} %, {other} (fp32) {mean[other]:.2f} %" in line
+        assert "n = 2" in line
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,7 @@ from toy import CPU, run, toy_cell, toy_dataset
 
 from cilbench.budgets.codecs import Box
 from cilbench.methods import engine, machine
+from cilbench.methods.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.cim import as_stored
 from cilbench.methods.engine import Replayed, numerics, pick_layout, pick_precision
 from cilbench.methods.pixels import Joined, Stored, fed, forget, joined
@@ -186,3 +187,26 @@ def test_a_run_leaves_what_is_remembered_and_the_norms_of_its_classifier(toy, tm
     assert lines[0] == "task,class,norm"
     assert len(lines) == 1 + 2 + 4 + 6
     assert all(math.isfinite(float(line.split(",")[2])) for line in lines[1:])
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_normalisation_that_is_part_of_the_convolution_gives_what_it_gives_apart(family, learning):
+    """With fixed statistics it is, where no gradient is asked for; while they move, never."""
+    generator = torch.Generator().manual_seed(3)
+    side = {"tiny": 8, "cifar": 32, "imagenet": 64}[family]
+    x_BCHW = torch.rand(4, 3, side, side, generator=generator).double()
+    for name in ("tinyconv6",) if family == "tiny" else BACKBONES[family]:
+        net = torch.nn.Sequential(build_shared(family, name, 3), build_specialised(family, name)).double()
+        norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for tensor in (t for norm in norms for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)):
+            tensor.data.uniform_(0.5, 1.5, generator=generator)
+        net.train(learning)
+        before = [norm.running_mean.clone() for norm in norms]
+        apart = net(x_BCHW)
+        for norm, mean in zip(norms, before, strict=True):
+            norm.running_mean.copy_(mean)
+        with torch.no_grad():
+            together = net(x_BCHW)
+        torch.testing.assert_close(together, apart.detach(), rtol=1e-9, atol=1e-9)
+        assert all(torch.equal(norm.running_mean, mean) != learning for norm, mean in zip(norms, before, strict=True))

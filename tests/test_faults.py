@@ -281,7 +281,7 @@ def test_one_cell_diverges_the_others_go_on(tmp_path: Path) -> None:
     (record,) = (tmp_path / "runs").glob("der-*/cell.json")
     cell = json.loads(record.read_text())
     assert cell["status"] == "diverged"
-    assert re.fullmatch(r".* in task 0, epoch \d+, learning rate 1e\+\d+", cell["reason"])
+    assert re.fullmatch(r".* in task 0, epoch \d+, step \d+, learning rate 1e\+\d+", cell["reason"])
     assert cell["reason"] in said
     assert audit(record.parent) == []
 

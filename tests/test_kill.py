@@ -7,6 +7,7 @@ metrics, sealed states. `make test` runs a part of it, `make soak` all; both cou
 import os
 import random
 import re
+import shutil
 import signal
 import time
 from functools import cache
@@ -132,6 +133,60 @@ def test_killed_at_many_random_moments(methods: str, every: float | None, tmp_pa
     print(f"{methods}: seed {seed}, 20 kills")  # noqa: T201
     killed_at_moments(methods, seed, 20, tmp_path, every)
     count("kills survived", 20)
+
+
+# --- reports
+
+
+def copied_runs(folder: Path) -> None:
+    """Runs of two methods: links of a page depend on where they lie."""
+    whole("icarl,dgm")
+    there = nursery().data_dir.with_suffix(".whole-icarl-dgm")
+    shutil.copytree(there / "runs", folder / "runs")
+
+
+REPORT = ("report", "runs", "--out", "report")
+
+
+@cache
+def whole_report() -> tuple[dict[str, bytes], int]:
+    """What an uninterrupted report consists of, and how many changes of the disk it took."""
+    folder = nursery().data_dir.with_suffix(".report")
+    folder.mkdir()
+    copied_runs(folder)
+    changes = nursery().changes(REPORT, folder, folder / "report")
+    return contents(folder / "report"), changes
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def reports_killed_at(changes: list[int], kind: Kind, folder: Path) -> None:
+    for at in changes:
+        there = folder / f"{kind}-{at}"
+        there.mkdir()
+        copied_runs(there)
+        before = contents(there / "runs")
+        code, said = nursery().run(REPORT, there, Fault(kind, str(there / "report"), at))
+        assert code == -signal.SIGKILL, (at, said)
+        code, said = nursery().run(REPORT, there)
+        assert code == 0, said
+        assert contents(there / "report") == whole_report()[0]
+        assert contents(there / "runs") == before
+
+
+def test_a_report_that_was_killed_is_made_again(tmp_path: Path, count: Count) -> None:
+    reports_killed_at(several(1, seed=5, most=whole_report()[1]), "torn", tmp_path)
+    count("kills survived", 1)
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", ["kill", "torn"])
+def test_a_report_killed_at_many_changes(kind: Kind, tmp_path: Path, count: Count) -> None:
+    changes = several(12, seed=random.SystemRandom().randrange(10**6), most=whole_report()[1])
+    reports_killed_at(changes, kind, tmp_path)
+    count("kills survived", len(changes))
 
 
 # --- two at once

@@ -225,6 +225,32 @@ def test_a_refusal_is_a_cross_with_its_reason(visit: Any, written: Path) -> None
     assert "dgm needs at least 60,000 B and has 49,152 B" in text
 
 
+def test_published_values_are_open_markers_with_their_source(
+    visit: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
+    labels = {7_998_016: "7.6", 24_684_160: "23.5"}
+    terms = {"dataset": "cifar100", "recipe": "published", "accounting": "published"}
+    make_runs(tmp_path / "runs", Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
+    view = visit(reports.write_report([tmp_path / "runs"], tmp_path / "out", published=True).index)
+    plot = view.locator("[data-kind=memory] .plot")
+    plot.scroll_into_view_if_needed()
+    only(view, "iCaRL")
+    known = reports.load_published()
+    ours = known[(known["method"] == "iCaRL") & (known["dataset"] == "cifar100") & (known["inc"] == 10)]
+    for measure, words in (("avg", "average"), ("last", "last")):
+        view.locator("[data-kind=memory]").get_by_text(words, exact=True).click()
+        own = ours[(ours["base"] == 0) & (ours["measure"] == measure)]
+        points = [point for point in plot.evaluate(POINTS) if "n" not in point["cell"]]
+        assert [point["value"] for point in points] == own[["budget_mb", "value"]].to_numpy().tolist()
+    view.mouse.move(points[1]["x"], points[1]["y"])
+    text = view.locator(".cell").inner_text()
+    assert f"{own['value'].iloc[1]:.2f} %" in text
+    assert f"at {own['budget_mb'].iloc[1]:g} MB" in text
+    assert f"{own['source'].iloc[1]} (read off figure)" in text
+    assert "published values" in view.locator("[data-kind=memory] .remark").inner_text()
+
+
 def test_measure_and_head_choose_what_is_drawn(visit: Any, written: Path) -> None:
     view = visit(written)
     frame = summarise.summary(reports.load(written.parent.parent / "runs"))

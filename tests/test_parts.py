@@ -203,8 +203,14 @@ def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
     look = Look(scenario, CPU)
     fit(lambda x, y: F.cross_entropy(model(x), y), [model], lesson, schedule, look, context, 0)
     assert losses[-1] < 0.5 * losses[0]
-    with pytest.raises(Diverged, match="task 4, epoch 0, learning rate"):
-        fit(lambda x, y: model(x).sum() * torch.nan, [model], lesson, schedule, look, silent(), 4)
+    steps = []
+
+    def bad_from_the_fourth_step_on(x, y):
+        steps.append(x)
+        return model(x).sum() * (torch.inf if len(steps) == 9 else torch.nan if len(steps) > 9 else 0.0)
+
+    with pytest.raises(Diverged, match=r"task 4, epoch 1, step 3, learning rate 0.01"):  # of five steps an epoch
+        fit(bad_from_the_fourth_step_on, [model], lesson, schedule, look, silent(), 4)
 
 
 def test_effective_number_weights():

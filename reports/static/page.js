@@ -150,6 +150,7 @@ const distinct = (runs, column) => [...new Set(runs.map((run) => data.runs[run][
 const percent = (value) => `${value.toFixed(2)} %`;
 
 function facts(section, cell, point) {
+  if (point.source) return [["Published", `at ${point.x} MB`], ["Source", point.source]];
   const budget = section.budgets[cell.budget];
   const named = [["Budget", `${budget.text} = ${budget.mb} MB, ${budget.bytes.toLocaleString("en")} B`]];
   if (point.seen !== undefined) named.push(["Classes seen", point.seen]);
@@ -218,9 +219,12 @@ const VIEWS = {
     return {
       lines,
       absent: cells.filter((cell) => cell.n === 0 && data.methods[cell.method].competes),
+      published: section.published.filter((point) => point.measure === measure && shown.has(point.method))
+        .map((point) => ({ ...point, low: null, high: null, cell: { method: point.method, runs: [] } })),
       ticks: section.budgets.map((budget) => budget.x),
       label: `Memory budget (${section.unit})`,
-      remark: `${measure === "avg" ? "Mean over all stages of the accuracy on the classes seen" : "Accuracy on all classes after the last task"}.`,
+      remark: `${measure === "avg" ? "Mean over all stages of the accuracy on the classes seen" : "Accuracy on all classes after the last task"}.`
+        + (section.published.length ? " Open markers: published values." : ""),
     };
   },
   /** Accuracy on the classes seen, after each task, at one budget. */
@@ -234,6 +238,7 @@ const VIEWS = {
     return {
       lines,
       absent: [],
+      published: [],
       ticks: [...new Set(cells.flatMap((cell) => cell.seen))].sort((a, b) => a - b),
       label: "Classes seen",
       remark: `Accuracy on all classes seen, after each task.${names.length ? ` No result: ${names.join(", ")}.` : ""}`,
@@ -242,13 +247,15 @@ const VIEWS = {
 };
 
 /** Axes around what is drawn: round accuracies within 0 to 100, a margin beside the first and the last tick. */
-function limits({ lines, ticks }) {
-  const values = [...lines.values()].flat().flatMap((point) => [point.mean, point.low, point.high]).filter((value) => value !== null);
+function limits({ lines, published, ticks }) {
+  const values = [...lines.values(), published].flat().flatMap((point) => [point.mean, point.low, point.high]).filter((value) => value !== null);
   const [least, most] = values.length ? [Math.max(0, Math.min(...values)), Math.min(100, Math.max(...values))] : [0, 100];
   const step = [1, 2, 5, 10, 20].find((size) => Math.ceil(most / size) - Math.floor(least / size) <= 7);
   const [low, high] = [step * Math.floor(least / step), step * Math.ceil(most / step)];
-  const margin = 0.04 * (ticks.at(-1) - ticks[0]) || 1;
-  return { step, y: [low, Math.max(high, low + step)], x: [ticks[0] - margin, ticks.at(-1) + margin] };
+  const places = [...ticks, ...published.map((point) => point.x)];
+  const [first, last] = [Math.min(...places), Math.max(...places)];
+  const margin = 0.04 * (last - first) || 1;
+  return { step, y: [low, Math.max(high, low + step)], x: [first - margin, last + margin] };
 }
 
 /** The interval of each point, joined to a band that goes a little beyond its ends: one point alone has one, too. */
@@ -295,6 +302,17 @@ function crosses(cells, section, foot) {
   };
 }
 
+/** Published values: open markers. */
+function hollow(points) {
+  return {
+    type: "scatter", z: 2, symbolSize: MARK,
+    data: points.map((point) => {
+      const { colour, symbol } = look(point.method);
+      return { value: [point.x, point.mean], point, symbol, symbolKeepAspect: true, itemStyle: { color: "transparent", borderColor: colour, borderWidth: 1.5 } };
+    }),
+  };
+}
+
 function option(view, section, width, beside) {
   const [ink, faint, line, edge, card] = ["--text", "--faint", "--line", "--edge", "--card"].map(colour);
   const { x, y, step } = limits(view);
@@ -314,6 +332,7 @@ function option(view, section, width, beside) {
     series: [
       ...[...view.lines].map(([method, points]) => band(points, look(method).colour)),
       ...[...view.lines].map(([method, points]) => curve(method, points, ink, room)),
+      hollow(view.published),
       crosses(view.absent, section, y[0]),
     ],
   };
