@@ -13,6 +13,7 @@ from cilbench.reports.page import PageFigure
 from cilbench.reports.styles import inline_svg, save
 
 _MOST_PROCESSES = 4  # more do not pay for their start
+_IDLE_SECONDS = 30  # then a process ends, also where the caller was killed
 
 _Made = TypeVar("_Made")
 
@@ -45,9 +46,9 @@ def draw(drawings: Sequence[Drawing], folder: Path, stamp: str) -> Iterator[Draw
 
 
 def _beside(function: Callable[..., _Made], calls: Sequence[tuple[object, ...]]) -> Iterator[_Made]:
-    results: Iterator[_Made] = Parallel(n_jobs=_processes(), return_as="generator", pre_dispatch="all")(
-        delayed(function)(*call) for call in calls
-    )
+    results: Iterator[_Made] = Parallel(
+        n_jobs=_processes(), return_as="generator", pre_dispatch="all", idle_worker_timeout=_IDLE_SECONDS
+    )(delayed(function)(*call) for call in calls)
     return results
 
 
