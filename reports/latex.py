@@ -1,5 +1,6 @@
 """Text for LaTeX: escaped so that pdflatex sets it as it is, with its standard fonts and no package."""
 
+import re
 import unicodedata
 
 _SPECIAL = {character: f"\\{character}" for character in "{}$&#%_"}
@@ -27,8 +28,11 @@ _ACCENTS = dict(zip("\u0300\u0301\u0302\u0303\u0308\u030c\u0327\u030a", "`'^~\"v
 
 
 def latex_text(text: str) -> str:
-    """Escaped for pdflatex with no package at all; a character that its standard fonts lack becomes a question mark."""
-    return "".join(_character(character) for character in text)
+    """Escaped for pdflatex with no package at all; a character that its standard fonts lack becomes a question mark.
+
+    A bracket or star that it begins with is set in braces: a `\\\\` or `\\midrule` before it would take it as its own.
+    """
+    return re.sub(r"^(\s*)([\[*])", r"\1{\2}", "".join(_character(character) for character in text))
 
 
 def _character(character: str) -> str:
