@@ -5,10 +5,11 @@
 
 import csv
 import hashlib
+import io
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -48,6 +49,7 @@ CELL_COLUMNS = (
         "backbone",
         "requested_backbone",
         "config",
+        "settings",
         "head",
         "class_names",
     ),
@@ -59,8 +61,12 @@ BOUNDARY_COLUMNS = ("run", "task", "seen", "exemplars", "published_bytes", "stri
 TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
 LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_bytes")
 
-_CELL_FILE_BYTES, _TABLE_FILE_BYTES = 16 * 2**20, 256 * 2**20  # larger files are not what the harness writes
-_TEXT_LENGTH = 80
+# Larger files are not what the harness writes. Two heads over 100 tasks make 0.4 MB of metrics.csv, 20 ResNet-32s over
+# 100 tasks 20 MB of ledger.csv and 100 of them, as DER may keep, 50 MB: its rows are summed up, not held.
+_CELL_FILE_BYTES, TABLE_BYTES, _LEDGER_BYTES = 16 * 2**20, 32 * 2**20, 64 * 2**20
+_TABLES = {"metrics.csv": TABLE_BYTES, "ledger.csv": _LEDGER_BYTES}
+_MOST_CLASSES = 100_000
+_TEXT_LENGTH, _SETTINGS_LENGTH = 80, 200
 _TOO_LARGE = 2**62  # for a column of 64-bit integers
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
@@ -221,26 +227,54 @@ def _read_run(folder: Path) -> _Run:
     if not (folder / "cell.json").is_file():
         raise NotARunError("not a run folder: it has no cell.json")
     raw = {"cell.json": _bytes(folder / "cell.json", _CELL_FILE_BYTES)}
-    try:
-        document = json.loads(raw["cell.json"], parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise NotARunError("cell.json is not JSON: half-written or damaged") from error
-    cell, heads = _cell(_mapping(document, "cell.json"), folder)
+    document = _document(raw["cell.json"])
+    cell, heads = _cell(document, folder)
     done = cell["status"] == "done"
-    for name in ("metrics.csv", "ledger.csv"):
+    for name, limit_bytes in _TABLES.items():
         if (folder / name).is_file():
-            raw[name] = _bytes(folder / name, _TABLE_FILE_BYTES)
+            raw[name] = _bytes(folder / name, limit_bytes)
         elif done:
             raise NotARunError(f"{name} is missing, yet the run is done")
+    digests = {name: hashlib.sha256(data).hexdigest() for name, data in raw.items()}
+    for name, recorded in _checksums(document).items():
+        if digests.get(name, recorded) != recorded:
+            raise NotARunError(f"{name} is not as it was written: its checksum differs")
     tests = _tests(raw.get("metrics.csv", b""), cell["run"])
     ledger = _ledger(raw.get("ledger.csv", b""), cell["run"])
     boundaries = [_boundary(item, cell["run"]) for item in _list(document.get("tasks") or [], "tasks")]
     if done:
         _check_complete(cell, heads, boundaries, tests, ledger)
-    digest = hashlib.sha256(
-        "".join(f"{name} {hashlib.sha256(data).hexdigest()}\n" for name, data in sorted(raw.items())).encode()
-    )
-    return _Run(cell, boundaries, tests, ledger, digest.hexdigest())
+    _check_classes(cell)
+    everything = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
+    return _Run(cell, boundaries, tests, ledger, hashlib.sha256(everything.encode()).hexdigest())
+
+
+def checksums(folder: Path) -> Mapping[str, str]:
+    """sha256 of the files beside cell.json by name, as it lists them; older runs list none.
+
+    Raises NotARunError where cell.json is not as it was written, OSError where it cannot be read.
+    """
+    return _checksums(_document(_bytes(folder / "cell.json", _CELL_FILE_BYTES)))
+
+
+def _document(data: bytes) -> Mapping[str, Any]:
+    """cell.json, held against its own checksum where it has one. Raises NotARunError."""
+    try:
+        content = json.loads(data, parse_constant=_no_constant)
+        recorded = content.pop("sha256", None) if isinstance(content, dict) else None
+        plain = json.dumps(content, sort_keys=True)  # what the harness hashes
+    except (ValueError, RecursionError) as error:
+        raise NotARunError("cell.json is not JSON: half-written or damaged") from error
+    if recorded not in (None, hashlib.sha256(plain.encode()).hexdigest()):
+        raise NotARunError("cell.json is not as it was written: its checksum differs")
+    return _mapping(content, "cell.json")
+
+
+def _checksums(document: Mapping[str, Any]) -> Mapping[str, str]:
+    sums = _mapping(document.get("files") or {}, "files")
+    if not all(isinstance(digest, str) for digest in sums.values()):
+        raise NotARunError("cell.json: files is missing or of the wrong kind")
+    return sums
 
 
 def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tuple[str, ...]]:
@@ -259,10 +293,10 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
     accounting = _text(request, "accounting")
     if accounting not in ("published", "strict"):
         raise NotARunError(f"cell.json: the accounting {accounting!r} is neither published nor strict")
-    heads = tuple(_clean(str(head)) for head in _list(card.get("heads"), "card.heads"))
+    heads = tuple(_telling(str(head)) for head in _list(card.get("heads"), "card.heads"))
     if not heads:
         raise NotARunError("cell.json: card.heads is empty")
-    backbone = _clean(str(request.get("backbone") or ""))
+    backbone = _telling(str(request.get("backbone") or ""))
     row = {
         "run": _word(document, "id"),
         "folder": folder,
@@ -284,6 +318,7 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
         "growth_clipped": _integer({"growth_clipped": 0, **events}, "growth_clipped"),
         "planned_exemplars": _integer(plan, "exemplars") if plan else None,
         "config": json.dumps(request.get("config"), sort_keys=True),
+        "settings": _set_by_hand(document.get("settings")),
         "head": heads[0],
         "class_names": _class_names(document.get("class_names"), _integer(request, "classes")),
         "name": _text(card, "name").lstrip("_") or _text(card, "key"),  # a legend drops names that start with _
@@ -307,6 +342,15 @@ def _cell(document: Mapping[str, Any], folder: Path) -> tuple[dict[str, Any], tu
     return row, heads
 
 
+def _check_classes(cell: Mapping[str, Any]) -> None:
+    """Every task after the first brings `inc` classes, as the harness has it. Raises NotARunError."""
+    base, inc, tasks, classes = (cell[column] for column in ("base", "inc", "tasks", "classes"))
+    if not inc or tasks < 2 or classes != (base or inc) + inc * (tasks - 1):
+        raise NotARunError(f"cell.json: {tasks} tasks of Base-{base} Inc-{inc} are not {classes:,} classes")
+    if classes > _MOST_CLASSES:
+        raise NotARunError(f"cell.json: {classes:,} classes; {_MOST_CLASSES:,} is the most that is read")
+
+
 def _boundary(item: Any, run: str) -> dict[str, Any]:
     fields = _mapping(item, "tasks")
     return {"run": run} | {column: _integer(fields, column) for column in BOUNDARY_COLUMNS[1:]}
@@ -322,7 +366,7 @@ def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
             raise NotARunError("metrics.csv: a row is not numbers") from error
         if not (0 <= top1 <= 100 and 0 <= top5 <= 100 and images > 0 and tested_task <= task):
             raise NotARunError("metrics.csv: a row is out of range")
-        values = (run, task, tested_task, _clean(str(row["head"])), images, top1, top5)
+        values = (run, task, tested_task, _telling(str(row["head"])), images, top1, top5)
         rows.append(dict(zip(TEST_COLUMNS, values, strict=True)))
     if len({(row["task"], row["tested_task"], row["head"]) for row in rows}) < len(rows):
         raise NotARunError("metrics.csv: a row is there twice")
@@ -337,6 +381,8 @@ def _ledger(data: bytes, run: str) -> list[dict[str, Any]]:
             task, *sizes = (_count(row[column]) for column in ("task", *LEDGER_COLUMNS[3:]))
         except (TypeError, ValueError) as error:
             raise NotARunError("ledger.csv: a row is not numbers") from error
+        if task >= _MOST_CLASSES:  # each would take a row of its own
+            raise NotARunError(f"ledger.csv: a row is of task {task}")
         if row["kind"] not in KINDS:
             raise NotARunError(f"ledger.csv: a row is of the unknown kind {_clean(str(row['kind']))!r}")
         sums = totals.setdefault((task, row["kind"]), [0, 0, 0])
@@ -385,8 +431,23 @@ def _distinct_names(cells: pd.DataFrame) -> pd.Series:
             differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings.values()}) > 1]
             for index, setting in settings.items():
                 marks = ([str(method)] if several else []) + [f"{key}={setting.get(key)}" for key in differ]
-                names[index] = f"{name} [{_clean(', '.join(marks))}]" if marks else str(name)
-    return pd.Series(names, dtype=object).reindex(cells.index)
+                names[index] = f"{name} [{_telling(', '.join(marks))}]" if marks else str(name)
+    return _untaken(cells.assign(name=pd.Series(names, dtype=object)))
+
+
+def _untaken(cells: pd.DataFrame) -> pd.Series:
+    """Names with a number where a group has the name for something else: `1` and `"1"`, say, are written the same."""
+    owners: dict[tuple[Any, ...], tuple[Any, ...]] = {}
+    names = []
+    columns = ["name", *summarise.GROUP, "method", "config", "requested_backbone", "competes"]
+    for name, *rest in cells[columns].itertuples(index=False, name=None):
+        group, owner = tuple(rest[: len(summarise.GROUP)]), tuple(rest[len(summarise.GROUP) :])
+        number, numbered = 1, name
+        while owners.setdefault((*group, numbered), owner) != owner:
+            number += 1
+            numbered = f"{name} ({number})"
+        names.append(numbered)
+    return pd.Series(names, dtype=object, index=cells.index)
 
 
 def _settings(cells: pd.DataFrame) -> Iterable[tuple[int, str, str]]:
@@ -417,15 +478,17 @@ def _bytes(path: Path, limit_bytes: int) -> bytes:
     return path.read_bytes()
 
 
-def _rows(data: bytes, name: str, columns: Sequence[str]) -> list[dict[str, str]]:
+def _rows(data: bytes, name: str, columns: Sequence[str]) -> Iterator[dict[str, str]]:
+    """Row by row: millions of short ones take far more memory than their file."""
+    reader = csv.DictReader(io.TextIOWrapper(io.BytesIO(data), "utf-8", newline=""))
     try:
-        reader = csv.DictReader(data.decode().splitlines())
-        rows = list(reader)
+        missing = [column for column in columns if column not in (reader.fieldnames or columns)]
+        if not missing:
+            yield from reader
     except (ValueError, csv.Error) as error:
         raise NotARunError(f"{name} is not a table") from error
-    if rows and (missing := [column for column in columns if column not in rows[0]]):
+    if missing:
         raise NotARunError(f"{name} lacks the column {missing[0]}")
-    return rows
 
 
 def _mapping(value: Any, what: str) -> Mapping[str, Any]:
@@ -441,9 +504,9 @@ def _list(value: Any, what: str) -> list[Any]:
 
 
 def _text(fields: Mapping[str, Any], key: str) -> str:
-    if not isinstance(value := fields.get(key), str) or not (cleaned := _clean(value)):
+    if not isinstance(value := fields.get(key), str) or not _clean(value):
         raise NotARunError(f"cell.json: {key} is missing or no text")
-    return cleaned
+    return _telling(value)
 
 
 def _word(fields: Mapping[str, Any], key: str) -> str:
@@ -489,7 +552,17 @@ def _class_names(value: Any, classes: int) -> tuple[str, ...]:
 
 def _as_text(value: Any) -> str:
     """A setting as one line of text: JSON for what is no text; empty for none, which means the data set's own."""
-    return _clean("" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+    return _telling("" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+
+
+def _set_by_hand(value: Any) -> str:
+    """`icarl.epochs=5, icarl.lr=0.05`: where a configuration differs from the method's defaults under its recipe."""
+    settings = _mapping({} if value is None else value, "settings")
+    parts = [part for item in settings.values() for part in (item if isinstance(item, list) else [item])]
+    if any(isinstance(part, dict | list) for part in parts):
+        raise NotARunError("cell.json: settings holds what is neither a value nor a list of values")
+    texts = {key: item if isinstance(item, str) else json.dumps(item) for key, item in settings.items()}
+    return _telling(", ".join(f"{key}={text}" for key, text in sorted(texts.items())), _SETTINGS_LENGTH)
 
 
 def _label(value: Any) -> str | None:
@@ -508,6 +581,14 @@ def _clean(text: str, length: int = _TEXT_LENGTH) -> str:
     """One line of printable text: control characters and runs of white space become a blank, the end is cut off."""
     line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
     return line if len(line) <= length else line[: length - 1] + "…"
+
+
+def _telling(text: str, length: int = _TEXT_LENGTH) -> str:
+    """`_clean` for what tells runs apart: where that changes the text, a short hash of the whole ends it."""
+    if (line := _clean(text, length)) == text:
+        return line
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{_clean(line, length - len(digest) - 1)}#{digest}"
 
 
 def _no_constant(name: str) -> float:

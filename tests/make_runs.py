@@ -103,6 +103,7 @@ class Grid:
     image_shape: tuple[int, int, int] = (1, 8, 8)
     test_images: int = 10  # of each class
     config: Mapping[str, Any] = field(default_factory=lambda: {"training": {"lr": 0.1, "epochs": 30}})
+    settings: Mapping[str, Any] | None = None  # what was set by hand; older runs do not say
 
     def seen(self, task: int) -> int:
         return self.base + task * self.inc if self.base else (task + 1) * self.inc
@@ -222,6 +223,8 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
         ],
         "class_names": [str(number) for number in range(grid.seen(grid.tasks - 1))],
     }
+    if grid.settings is not None:
+        cell["settings"] = dict(grid.settings)
     (path / "cell.json").write_text(json.dumps(cell, indent=1))
     if refused:
         return path
@@ -243,6 +246,15 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
         images = rng.integers(0, 256, (len(labels), *grid.image_shape), dtype=np.uint8)
         np.savez_compressed(path / "remembered.npz", images=images, labels=labels, kind=kind)
     return path
+
+
+def add_checksums(path: Path) -> None:
+    """Checksums in a run folder's cell.json, of its files and its own, as the harness writes them."""
+    cell = json.loads((path / "cell.json").read_text())
+    files = sorted(file for file in path.iterdir() if file.is_file() and file.name != "cell.json")
+    cell["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    cell["sha256"] = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
+    (path / "cell.json").write_text(json.dumps(cell))
 
 
 def _metrics(method: Synthetic, grid: Grid, budget_bytes: int, rng: np.random.Generator) -> list[dict[str, Any]]:
