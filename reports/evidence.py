@@ -6,24 +6,35 @@ predictions must agree with the accuracies of metrics.csv.
 
 import csv
 import hashlib
+import struct
+import tokenize
 import zipfile
+import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import numpy as np
 import pandas as pd
 from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from cilbench.reports.load import LeftOut
+from cilbench.reports.load import TABLE_BYTES, LeftOut, NotARunError, checksums
 
 Kind = Literal["exemplars", "generated"]
 
 FILES = ("predictions.npz", "head_norms.csv", "remembered.npz")
-_FILE_BYTES = 256 * 2**20  # larger files, or larger arrays in one, are not what the harness writes
+_ARRAY_BYTES = 256 * 2**20  # larger files, or larger arrays in one, are not what the harness writes
+_LIMITS = dict(zip(FILES, (_ARRAY_BYTES, TABLE_BYTES, _ARRAY_BYTES), strict=True))
+_CONFUSED_CLASSES = 4_096  # counts of more take more memory than anybody can make out in a figure
 _AGREEMENT = 0.01  # points; metrics.csv has four decimals
+
+# What zipfile and numpy raise over a damaged archive; numpy reads an array's header as Python.
+_DAMAGED = (
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, EOFError, MemoryError),
+    *(SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile),
+)
 
 
 class NotEvidenceError(ValueError):
@@ -103,11 +114,10 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
             read[name] = None
             try:
                 if path.is_file():
-                    if path.stat().st_size > _FILE_BYTES:
-                        raise NotEvidenceError(f"larger than {_FILE_BYTES // 2**20} MiB")
+                    digest = _digest(path)
                     read[name] = reader(path, cell, tests)
-                    digests.append(f"{cell['run']} {name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n")
-            except NotEvidenceError as error:
+                    digests.append(f"{cell['run']} {name} {digest}\n")
+            except (NotEvidenceError, NotARunError) as error:
                 left_out.append(LeftOut(path, str(error)))
             except OSError as error:
                 left_out.append(LeftOut(path, f"cannot be read: {error.strerror}"))
@@ -116,12 +126,24 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
     return CloseUp(tuple(found), tuple(left_out), digest)
 
 
+def _digest(path: Path) -> str:
+    """sha256 of a file, held against the one in cell.json where that lists it. Raises NotEvidenceError."""
+    if path.stat().st_size > _LIMITS[path.name]:
+        raise NotEvidenceError(f"larger than {_LIMITS[path.name] // 2**20} MiB")
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    if checksums(path.parent).get(path.name, digest) != digest:
+        raise NotEvidenceError("not as it was written: its checksum differs")
+    return digest
+
+
 # ------------------------------------------------------------------------------------------------ the three files
 
 
 def _confusion(path: Path, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.int64]:
     """Counts after the last task. Raises NotEvidenceError."""
     last, classes = cell["tasks"] - 1, cell["classes"]
+    if classes > _CONFUSED_CLASSES:
+        raise NotEvidenceError(f"{classes:,} classes; they are told apart up to {_CONFUSED_CLASSES:,}")
     arrays = _arrays(path, {f"task{last}/labels": ("i2", 1), f"task{last}/{cell['head']}": ("i2", 2)})
     labels, top = arrays.values()
     if top.shape != (len(labels), 5) or not len(labels):
@@ -143,10 +165,10 @@ def _norms(path: Path, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[
     del tests  # norms have nothing to agree with
     try:
         with path.open(newline="", encoding="utf-8") as file:
-            rows = [(int(row["task"]), int(row["class"]), float(row["norm"])) for row in csv.DictReader(file)]
+            rows = ((int(row["task"]), int(row["class"]), float(row["norm"])) for row in csv.DictReader(file))
+            last = {number: norm for task, number, norm in rows if task == cell["tasks"] - 1}
     except (ValueError, KeyError, TypeError, csv.Error) as error:
         raise NotEvidenceError("not a table of task, class and norm") from error
-    last = {number: norm for task, number, norm in rows if task == cell["tasks"] - 1}
     norms = np.array([last.get(number, np.nan) for number in range(cell["classes"])])
     if len(last) != cell["classes"] or not np.isfinite(norms).all() or (norms < 0).any():
         raise NotEvidenceError(f"no norm of each of the {cell['classes']} classes after the last task")
@@ -157,17 +179,19 @@ def _remembered(path: Path, cell: Mapping[str, Any], tests: pd.DataFrame) -> Rem
     """What is remembered; None for nothing. Raises NotEvidenceError."""
     del tests
     arrays = _arrays(path, {"images": ("u1", 4), "labels": ("i2", 1), "kind": ("U", 0)})
-    images, labels, kind = arrays.values()
-    if str(kind) not in ("exemplars", "generated"):
+    images, labels, told = arrays.values()
+    kind: Kind | None = next((kind for kind in get_args(Kind) if told == kind), None)
+    if kind is None:
         raise NotEvidenceError("its kind is neither exemplars nor generated")
     shape = "×".join(map(str, images.shape[1:]))
-    if len(images) != len(labels) or images.shape[1] not in (1, 3) or (cell["image_shape"] not in ("", shape)):
+    fits = images.shape[1] in (1, 3) and 0 not in images.shape[1:] and cell["image_shape"] in ("", shape)
+    if len(images) != len(labels) or not fits:
         raise NotEvidenceError(f"{len(images)} images of {shape} for {len(labels)} labels")
     if not len(labels):
         return None
     if (np.diff(labels) < 0).any() or labels[0] < 0 or labels[-1] >= cell["classes"]:
         raise NotEvidenceError(f"its labels are not sorted, or none of the {cell['classes']} classes")
-    return Remembered(images, labels, str(kind))  # type: ignore[arg-type]
+    return Remembered(images, labels, kind)
 
 
 # ------------------------------------------------------------------------------------------------ arrays, checked
@@ -178,9 +202,9 @@ def _arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, NDAr
     try:
         with zipfile.ZipFile(path) as archive:
             return {name: _array(archive, name, *terms) for name, terms in wanted.items()}
-    except (zipfile.BadZipFile, zipfile.LargeZipFile, ValueError, EOFError, NotImplementedError, RuntimeError) as error:
-        if isinstance(error, NotEvidenceError):
-            raise
+    except NotEvidenceError:
+        raise
+    except _DAMAGED as error:
         raise NotEvidenceError("not an archive of arrays") from error
 
 
@@ -190,16 +214,16 @@ def _array(archive: zipfile.ZipFile, name: str, kind: str, dimensions: int) -> N
         info = archive.getinfo(f"{name}.npy")
     except KeyError:
         raise NotEvidenceError(f"it lacks {name}") from None
-    if info.file_size > _FILE_BYTES:
-        raise NotEvidenceError(f"{name} is larger than {_FILE_BYTES // 2**20} MiB")
+    if info.file_size > _ARRAY_BYTES:
+        raise NotEvidenceError(f"{name} is larger than {_ARRAY_BYTES // 2**20} MiB")
+    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack all at once
+        raise NotEvidenceError(f"{name} is packed otherwise than by deflate")
     with archive.open(info) as member:
-        version = npy.read_magic(member)
-        if version not in ((1, 0), (2, 0)):
+        if npy.read_magic(member) != (1, 0):  # its header is at most 64 KiB, that of 2.0 as long as it says
             raise NotEvidenceError(f"{name} is of an unknown format")
-        header = npy.read_array_header_1_0 if version == (1, 0) else npy.read_array_header_2_0
-        shape, fortran, dtype = header(member)
+        shape, fortran, dtype = npy.read_array_header_1_0(member)
         fits = dtype.kind == kind if kind == "U" else dtype == np.dtype(f"<{kind}")
-        if not fits or dtype.hasobject or fortran or len(shape) != dimensions:
+        if not fits or dtype.hasobject or fortran or len(shape) != dimensions or min(shape, default=0) < 0:
             raise NotEvidenceError(f"{name} is {dtype} of {len(shape)} dimensions")
         size = dtype.itemsize * int(np.prod(shape, dtype=object))
         if size > info.file_size:
@@ -229,9 +253,9 @@ def confusion_frame(evidence: Sequence[Evidence]) -> pd.DataFrame:
 def norm_frame(evidence: Sequence[Evidence]) -> pd.DataFrame:
     """run, class, class_name, norm: a row per class."""
     rows = [
-        (item.cell["run"], number, item.class_names[number], float(norm))
+        (item.cell["run"], number, name, float(norm))
         for item in evidence
         if item.norms is not None
-        for number, norm in enumerate(item.norms)
+        for number, (name, norm) in enumerate(zip(item.class_names, item.norms, strict=True))
     ]
     return pd.DataFrame(rows, columns=["run", "class", "class_name", "norm"])

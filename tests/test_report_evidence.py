@@ -3,13 +3,18 @@
 import csv
 import io
 import json
+import re
+import struct
 import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import fuzzed
+from hypothesis import strategies as st
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
+from numpy.typing import NDArray
 
 from cilbench import reports
 from cilbench.reports import evidence
@@ -69,6 +74,46 @@ def short_header(path: Path) -> None:
         archive.writestr("images.npy", data.getvalue())
 
 
+def header_of(shape: str, version: int = 1, descr: str = "'|u1'") -> Callable[[Path], object]:
+    """An array whose header is whatever text it likes."""
+
+    def spoil(path: Path) -> None:
+        text = f"{{'descr': {descr}, 'fortran_order': False, 'shape': {shape}, }}\n".encode()
+        with zipfile.ZipFile(path / "remembered.npz", "w", zipfile.ZIP_DEFLATED) as archive:
+            length = struct.pack("<H" if version == 1 else "<I", len(text))
+            archive.writestr("images.npy", b"\x93NUMPY" + bytes([version, 0]) + length + text + bytes(2**16))
+
+    return spoil
+
+
+def no_letters() -> NDArray[np.str_]:
+    """Text of characters that Unicode does not have."""
+    return np.frombuffer(struct.pack("<9I", *[0x7FFFFFFF] * 9), "<U9").reshape(())
+
+
+def encrypted(path: Path) -> None:
+    """Every member says that it needs a password."""
+    data = (path / "remembered.npz").read_bytes()
+    for signature, at in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data = re.sub(
+            re.escape(signature) + b"." * (at - 4) + b"(.)", lambda m: m[0][:-1] + b"\x01", data, flags=re.DOTALL
+        )
+    (path / "remembered.npz").write_bytes(data)
+
+
+def bomb(packing: int) -> Callable[[Path], object]:
+    """A few KB that unpack to 64 MB and say that they are small."""
+
+    def spoil(path: Path) -> None:
+        stream, real = io.BytesIO(), 2**26
+        with zipfile.ZipFile(stream, "w", packing) as archive:
+            archive.writestr("images.npy", bytes(real))
+        packed = stream.getvalue().replace(struct.pack("<I", real), struct.pack("<I", 1000))
+        (path / "remembered.npz").write_bytes(packed)
+
+    return spoil
+
+
 SPOILT: dict[str, tuple[Callable[[Path], object], str, str]] = {
     "no archive": (
         lambda path: (path / "predictions.npz").write_bytes(b"PK\x03\x04 no"),
@@ -115,6 +160,14 @@ SPOILT: dict[str, tuple[Callable[[Path], object], str, str]] = {
     ),
     "another shape": (replaced("remembered.npz", images=np.zeros((80, 3, 9, 9), np.uint8)), "remembered.npz", "3×9×9"),
     "a lying header": (short_header, "remembered.npz", "shorter than its header"),
+    "less than nothing": (header_of("(-1, 3, 8, 8)"), "remembered.npz", "of 4 dimensions"),
+    "a header of format 2": (header_of("(1, 3, 8, 8)", 2), "remembered.npz", "unknown format"),
+    "no Python": (header_of("'''"), "remembered.npz", "not an archive"),
+    "fields without a type": (header_of("(1, 3, 8, 8)", descr="[()]"), "remembered.npz", "not an archive"),
+    "no letters": (replaced("remembered.npz", kind=no_letters()), "remembered.npz", "neither"),
+    "encrypted": (encrypted, "remembered.npz", "not an archive"),
+    "a bomb": (bomb(zipfile.ZIP_BZIP2), "remembered.npz", "packed otherwise"),
+    "another bomb": (bomb(zipfile.ZIP_LZMA), "remembered.npz", "packed otherwise"),
 }
 
 
@@ -133,6 +186,23 @@ def test_a_spoilt_file_is_named_and_the_rest_is_used(tmp_path: Path, name: str) 
         )
     )
     assert [key for key, value in read.items() if value is None] == [file]
+
+
+@pytest.mark.parametrize("pack", [np.savez, np.savez_compressed], ids=["stored", "deflated"])
+@pytest.mark.parametrize("name", ["predictions.npz", "remembered.npz"])
+def test_any_byte_of_an_archive_may_be_another(name: str, pack: Callable[..., None], tmp_path: Path) -> None:
+    path = make_run(tmp_path, Grid(), METHODS[0], BUDGETS[0], 1) / name
+    with np.load(path, allow_pickle=False) as stored:
+        arrays = {key: stored[key] for key in stored.files}
+    pack(path, **arrays)
+    runs, whole = reports.read_runs([tmp_path]), path.read_bytes()
+
+    def check(draw: st.DataObject) -> None:
+        at, other = draw.draw(st.integers(0, len(whole) - 1)), draw.draw(st.integers(0, 255))
+        path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
+        assert {item.folder for item in reports.close_up(runs.cells, runs.tests).left_out} <= {path}
+
+    fuzzed(check, 150, anew=False)()
 
 
 def test_one_run_of_each_method_at_one_budget_is_looked_at(tmp_path: Path) -> None:
