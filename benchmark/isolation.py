@@ -1,13 +1,14 @@
 """`--isolate`: every task is learned, and every learner judged, in a process that lives for that alone.
 
 The parent never runs a method's code beyond its plan. A child starts in an empty folder of its own, gets what it
-needs as arguments,
-leaves plain files (a sealed state, JSON, .npy) and is ended; nothing it says is unpickled.
+needs as arguments, leaves plain files (a sealed state, JSON, .npy) and is ended; nothing it says is unpickled. It heeds
+a signal once, whoever sends it, and does not outlive its parent.
 """
 
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from multiprocessing import get_context
@@ -24,9 +25,10 @@ from cilbench.methods.engine import numerics
 from cilbench.methods.pixels import Images, Stored
 from cilbench.methods.training import Diverged
 from cilbench.request import Cell
-from cilbench.signals import stoppable
+from cilbench.signals import Stop, end_with_parent, start_sheltered, stoppable
 
 GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
+SIGNAL_SECONDS = 1.0  # that a signal to a whole process group may take from one process to the next
 
 
 @dataclass(frozen=True)
@@ -98,20 +100,25 @@ def _in_a_process(
     arguments: tuple[Any, ...],
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run `target(folder, *arguments)` in a fresh process; what it left in result.json. Passes on that it is to end."""
+    """Run `target(stop, folder, *arguments)` in a fresh process; what it left in result.json.
+
+    Passes on that it is to end.
+    """
     process = get_context("spawn").Process(target=_child, args=(target, folder, torch.get_num_threads(), arguments))
-    process.start()
     result = Path(folder) / "result.json"
-    asked = False
-    while process.is_alive() and not result.exists():
-        process.join(0.05)
-        if stopping() and not asked:
-            process.terminate()
-            asked = True
-    process.join(GRACE_SECONDS)
-    if process.is_alive():
-        process.kill()
-        process.join()
+    try:
+        start_sheltered(process)
+        asked = False
+        while process.is_alive() and not result.exists():
+            process.join(0.05)
+            if stopping() and not asked:
+                process.terminate()
+                asked = True
+        process.join(GRACE_SECONDS)
+    finally:
+        if process.pid is not None:
+            process.kill()
+            process.join()
     if not result.exists() and stopping():
         raise Interrupted
     if not result.exists():
@@ -120,6 +127,8 @@ def _in_a_process(
     if "diverged" in said:
         raise Diverged(*said["diverged"])
     if "interrupted" in said:
+        if not _soon(stopping):
+            raise RuntimeError("the isolated process was asked to end by a signal of its own, such as of a full memory")
         raise Interrupted
     if "out_of_memory" in said:
         raise MemoryError(said["out_of_memory"])
@@ -128,21 +137,31 @@ def _in_a_process(
     return said
 
 
+def _soon(stopping: Callable[[], bool]) -> bool:
+    """Has the signal that a child was ended by come here as well? To a whole group it is sent one by one."""
+    limit = time.monotonic() + SIGNAL_SECONDS
+    while not stopping() and time.monotonic() < limit:
+        time.sleep(0.05)
+    return stopping()
+
+
 def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arguments: tuple[Any, ...]) -> None:
     """In the child: an empty working, temporary and home folder, then the work, then result.json in one piece."""
+    end_with_parent()
     torch.set_num_threads(threads)  # sums depend on it
     empty = Path(folder) / "empty" / "empty"
     empty.mkdir(parents=True)
     os.chdir(empty)
     tempfile.tempdir = os.environ["TMPDIR"] = os.environ["HOME"] = str(empty)
     try:
-        said = target(Path(folder), *arguments)
+        with stoppable(patient=True) as stop:
+            said = target(stop, Path(folder), *arguments)
     except Interrupted:
         said = {"interrupted": True}
     except (torch.OutOfMemoryError, MemoryError) as error:
         said = {"out_of_memory": str(error)}
     except Diverged as diverged:
-        said = {"diverged": [diverged.task, diverged.epoch, diverged.step, diverged.lr]}
+        said = {"diverged": diverged.where}
     except BaseException as error:  # whatever a method raises is the parent's to report
         said = {"error": f"{type(error).__name__}: {error}"}
     writing = Path(folder) / "result.writing"
@@ -151,6 +170,7 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
 
 
 def _learn(
+    stop: Stop,
     folder: Path,
     cell: Cell,
     plan: Plan,
@@ -165,16 +185,16 @@ def _learn(
 
     there, lines = torch.device(device), list[Mapping[str, Any]]()
     task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
-    with stoppable() as stop:
-        learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
+    learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
     (folder / "state").write_bytes(learned.sealed)
     figures = learned.images, peak_memory_bytes(there), learned.earlier_seconds, learned.seal_seconds
     return {"lines": lines, "learned": figures}
 
 
 def _judge(
-    folder: Path, cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8] | Stored, device: str
+    stop: Stop, folder: Path, cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8] | Stored, device: str
 ) -> dict[str, Any]:
+    """Soon over: a signal is the parent's to heed."""
     from cilbench.protocol import predict, revive
 
     there = torch.device(device)

@@ -5,7 +5,7 @@ A cell's random numbers are its own and its number of threads is the same in eve
 
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from multiprocessing import get_context
 from multiprocessing.context import SpawnProcess
 from typing import Any
@@ -16,6 +16,7 @@ from cilbench.errors import RequestError
 from cilbench.methods.contract import Scenario
 from cilbench.methods.engine import BareStep, Precision, Replayed, wait_for
 from cilbench.methods.machine import measured_on, recall, remember
+from cilbench.signals import end_with_parent, start_sheltered
 
 WORTH_IT = 1.15  # that many times the images per second, or more processes are not started
 MEASURED_SECONDS = 2.0
@@ -36,6 +37,8 @@ def pick_jobs(text: str, cells: int, scenario: Scenario, device: torch.device, p
     if device.type != "cuda" or cells < 2:
         return 1
     figures = _gains(scenario, device, precision)
+    if not figures:
+        return 1
     free_bytes = torch.cuda.mem_get_info(device)[0]
     fitting = [n for n in CANDIDATES if n * STEP_MEMORY * figures["bytes"] <= free_bytes and n <= (os.cpu_count() or 1)]
     best = 1
@@ -47,20 +50,31 @@ def pick_jobs(text: str, cells: int, scenario: Scenario, device: torch.device, p
 
 
 def share_out(target: Callable[..., None], arguments: tuple[Any, ...], jobs: int, stopping: Callable[[], bool]) -> None:
-    """Run `target(number, *arguments)` in so many processes and wait for them; they are asked to end when we are."""
+    """Run `target(number, *arguments)` in so many processes and wait for them; they are asked to end when we are.
+
+    `target` has to be `stoppable`, and to `end_with_parent`.
+    """
     context = get_context("spawn")
     workers: list[SpawnProcess] = [context.Process(target=target, args=(n, *arguments)) for n in range(jobs)]
+    try:
+        for worker in workers:
+            start_sheltered(worker)
+        asked = False
+        while any(worker.is_alive() for worker in workers):
+            time.sleep(0.05)
+            if stopping() and not asked:
+                asked = True
+                for worker in workers:
+                    worker.terminate()
+    finally:
+        _end(workers)
+
+
+def _end(workers: Sequence[SpawnProcess]) -> None:
     for worker in workers:
-        worker.start()
-    asked = False
-    while any(worker.is_alive() for worker in workers):
-        time.sleep(0.05)
-        if stopping() and not asked:
-            asked = True
-            for worker in workers:
-                worker.terminate()
-    for worker in workers:
-        worker.join()
+        if worker.pid is not None:  # it was started
+            worker.kill()
+            worker.join()
 
 
 def _gains(scenario: Scenario, device: torch.device, precision: Precision) -> dict[str, float]:
@@ -71,29 +85,39 @@ def _gains(scenario: Scenario, device: torch.device, precision: Precision) -> di
         known = {}
         for n in CANDIDATES:
             rates = _side_by_side(n, scenario, device, precision)
+            if not rates:
+                break
             known[f"{n}"], known["bytes"] = sum(r for r, _ in rates), max(b for _, b in rates)
             if n > 1 and known[f"{n}"] < WORTH_IT * known[f"{n // 2}"]:
                 break
-        remember("jobs", key, known)
+        if known:
+            remember("jobs", key, known)
     return known
 
 
 def _side_by_side(n: int, scenario: Scenario, device: torch.device, precision: Precision) -> list[tuple[float, float]]:
-    """(steps per second, bytes) of each of n processes that train at the same time."""
+    """(steps per second, bytes) of each of n processes that train at the same time; none where one of them died."""
     context = get_context("spawn")
     barrier, results = context.Barrier(n), context.SimpleQueue()
     shape = scenario.family, scenario.single_backbone, scenario.image_shape[0]
     workers = [context.Process(target=_train, args=(str(device), precision, shape, barrier, results)) for _ in range(n)]
-    for worker in workers:
-        worker.start()
-    rates = [results.get() for _ in workers]
-    for worker in workers:
-        worker.join()
-    return rates
+    rates: list[tuple[float, float]] = []
+    try:
+        for worker in workers:
+            worker.start()
+        while len(rates) < n and not any(worker.exitcode for worker in workers):
+            if results.empty():
+                time.sleep(0.05)
+            else:
+                rates.append(results.get())
+    finally:
+        _end(workers)
+    return rates if len(rates) == n else []
 
 
 def _train(device: str, precision: Precision, shape: tuple[Any, ...], barrier: Any, results: Any) -> None:
     """In a process of its own: bare training steps for a while, all processes at once."""
+    end_with_parent()
     there = torch.device(device)
     family, backbone, channels = shape
     bare = BareStep(there, family, backbone, channels, precision, "channels_last")

@@ -7,11 +7,14 @@ state and gone at the boundary. A loop names everything it changes in a `Resumab
 import hashlib
 import json
 import os
+import random
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load, save
@@ -22,16 +25,22 @@ Numbers = Mapping[str, float]
 
 EVERY_SECONDS = 60.0
 DIGEST_BYTES = 32
+MOST_BYTES = 2**34  # nothing larger is read: a run folder may be somebody else's
 
 
 class Interrupted(BaseException):
     """The process was asked to end, and what can be kept is kept. Not an error of the method's."""
 
 
+class Unrestorable(ValueError):
+    """A checkpoint that is whole and does not fit: another device's, or another version's."""
+
+
 class Checkpoint:
     """A task's file of checkpoints: SHA-256 of the rest, then safetensors. Without a path nothing is ever kept.
 
-    `stop` says whether the process is to end; `beside` gives what else the harness wants back, as JSON, in `found`.
+    `stop` says whether the process is to end; `beside` gives what else the harness wants back, as JSON, in `found`;
+    `unwritten` is told why there is none where it could not be written.
     """
 
     def __init__(
@@ -39,17 +48,21 @@ class Checkpoint:
         path: Path | None = None,
         stop: Callable[[], bool] = lambda: False,
         beside: Callable[[], dict[str, Any]] = dict,
+        unwritten: Callable[[OSError], None] = lambda error: None,
         every_seconds: float = EVERY_SECONDS,
     ) -> None:
-        self.path, self.stop, self.beside, self.every_seconds = path, stop, beside, every_seconds
+        self.path, self.stop, self.beside, self.unwritten = path, stop, beside, unwritten
+        self.every_seconds = every_seconds
         self.saved_at = time.monotonic()
         self.phases: dict[str, tuple[Tensors, Numbers]] = {}
         self.found: dict[str, Any] = {}
 
     def read(self) -> bool:
-        """Take up what the file holds; is there anything? Raises ValueError where it is damaged."""
+        """Take up what the file holds; is there anything? Raises ValueError where it is damaged, OSError."""
         if self.path is None or not self.path.exists():
             return False
+        if not self.path.is_file() or self.path.stat().st_size > MOST_BYTES:
+            raise ValueError(f"no file, or larger than {MOST_BYTES // 2**30} GiB")
         data = self.path.read_bytes()
         if hashlib.sha256(data[DIGEST_BYTES:]).digest() != data[:DIGEST_BYTES]:
             raise ValueError("its checksum differs")
@@ -77,20 +90,34 @@ class Checkpoint:
         self.phases[phase] = {key: t.detach().cpu().clone().contiguous() for key, t in tensors.items()}, numbers
 
     def write(self) -> None:
-        """Write what is held, in place of what was there. Raises Interrupted where the process is to end, OSError."""
+        """Write what is held, in place of what was there. Raises Interrupted where the process is to end.
+
+        What cannot be written costs nothing but the way back: the task goes on.
+        """
         assert self.path is not None
-        told = {"numbers": {phase: dict(n) for phase, (_, n) in self.phases.items()}, "beside": self.beside()}
-        stored = {f"{phase}/{key}": t for phase, (tensors, _) in self.phases.items() for key, t in tensors.items()}
-        data = save(stored | {"told": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)})
-        writing = self.path.with_suffix(".writing")
-        with writing.open("wb") as file:
-            file.write(hashlib.sha256(data).digest() + data)
-            file.flush()
-            os.fsync(file.fileno())
-        writing.replace(self.path)
+        try:
+            self._write(self.path)
+        except OSError as error:
+            self.unwritten(error)
         self.saved_at = time.monotonic()
         if self.stop():
             raise Interrupted
+
+    def _write(self, path: Path) -> None:
+        told = {"numbers": {phase: dict(n) for phase, (_, n) in self.phases.items()}, "beside": self.beside()}
+        stored = {f"{phase}/{key}": t for phase, (tensors, _) in self.phases.items() for key, t in tensors.items()}
+        data = save(stored | {"told": torch.tensor(list(json.dumps(told).encode()), dtype=torch.uint8)})
+        writing = path.with_suffix(".writing")
+        try:
+            with writing.open("wb") as file:
+                file.write(hashlib.sha256(data).digest() + data)
+                file.flush()
+                os.fsync(file.fileno())
+            writing.replace(path)
+        except OSError:
+            with suppress(OSError):
+                writing.unlink()  # half of it, on a disk that is full
+            raise
 
 
 class Keeps(Protocol):
@@ -106,6 +133,7 @@ class Resumable:
 
     Making one takes up what a checkpoint holds of the phase: `numbers` and `tensors` are then the loop's own. A task of
     several phases keeps the end of the earlier ones (`finish`); a phase that had come to its end is not run again.
+    Raises Unrestorable.
     """
 
     def __init__(
@@ -121,8 +149,12 @@ class Resumable:
         self.modules, self.optimizers, self.others = list(modules), list(optimizers), list(others)
         found, self.numbers = checkpoint.phases.get(phase, ({}, {}))
         self.tensors = _under("loop", found)
-        if found:
+        if not found:
+            return
+        try:
             self._restore(found)
+        except (RuntimeError, ValueError, LookupError, TypeError) as error:  # all that torch raises for what fits not
+            raise Unrestorable(f"{type(error).__name__}: {error}") from None
 
     @property
     def finished(self) -> bool:
@@ -133,7 +165,7 @@ class Resumable:
         return self.checkpoint.due()
 
     def save(self, numbers: Numbers, tensors: Tensors) -> None:
-        """Write where the phase is: its things, and the loop's own numbers and tensors. Raises Interrupted, OSError."""
+        """Write where the phase is: its things, and the loop's own numbers and tensors. Raises Interrupted."""
         self.checkpoint.hold(self.phase, self._kept(tensors), numbers)
         self.checkpoint.write()
 
@@ -143,7 +175,8 @@ class Resumable:
             self.checkpoint.hold(self.phase, self._kept({}), {"finished": 1.0})
 
     def _kept(self, tensors: Tensors) -> dict[str, Tensor]:
-        parts = {"loop": tensors, "random": {"own": self.generator.get_state(), "global": torch.get_rng_state()}}
+        random_states = {"own": self.generator.get_state(), "global": torch.get_rng_state(), "others": _others_state()}
+        parts = {"loop": tensors, "random": random_states}
         parts |= {f"module{i}": module.state_dict() for i, module in enumerate(self.modules)}
         parts |= {f"optimizer{i}": _optimizer_state(optimizer) for i, optimizer in enumerate(self.optimizers)}
         parts |= {f"other{i}": other.kept() for i, other in enumerate(self.others)}
@@ -156,9 +189,29 @@ class Resumable:
             _restore_optimizer(optimizer, _under(f"optimizer{i}", found))
         for i, other in enumerate(self.others):
             other.restore(_under(f"other{i}", found))
-        random = _under("random", found)
-        self.generator.set_state(random["own"])
-        torch.set_rng_state(random["global"])
+        states = _under("random", found)
+        self.generator.set_state(states["own"])
+        torch.set_rng_state(states["global"])
+        if "others" in states:  # checkpoints of before have none
+            _restore_others(states["others"])
+
+
+def _others_state() -> Tensor:
+    """Python's and numpy's generators, which a plug-in may draw from: JSON in uint8."""
+    text = json.dumps({"python": random.getstate(), "numpy": np.random.get_state(legacy=False)}, default=_as_list)
+    return torch.tensor(list(text.encode()), dtype=torch.uint8)
+
+
+def _as_list(array: Any) -> list[int]:
+    numbers: list[int] = array.tolist()
+    return numbers
+
+
+def _restore_others(state: Tensor) -> None:
+    told = json.loads(bytes(state.tolist()))
+    version, internal, gauss = told["python"]
+    random.setstate((version, tuple(internal), gauss))
+    np.random.set_state(told["numpy"])
 
 
 def _under(part: str, tensors: Tensors) -> dict[str, Tensor]:

@@ -24,11 +24,11 @@ from cilbench.methods.pixels import Images, LessonImages, fed
 
 
 class Diverged(RuntimeError):
-    """The loss is no longer a number. All counts from 0, `step` within the epoch."""
+    """The loss, or what was learned from it, is no longer a number. All counts from 0, `step` within the epoch."""
 
-    def __init__(self, task: int, epoch: int, step: int, lr: float) -> None:
-        self.task, self.epoch, self.step, self.lr = task, epoch, step, lr
-        super().__init__(f"the loss is not finite in task {task}, epoch {epoch}, step {step}, learning rate {lr:g}")
+    def __init__(self, task: int, epoch: int, step: int, lr: float, what: str = "the loss is") -> None:
+        self.where = task, epoch, step, lr, what
+        super().__init__(f"{what} not finite in task {task}, epoch {epoch}, step {step}, learning rate {lr:g}")
 
 
 @dataclass(frozen=True)
@@ -278,7 +278,15 @@ def fit(
         speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
         context.log({**record, **speed, "compressing_seconds": compressed - started})
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
+        if epoch + 1 == schedule.epochs and not _all_finite(parameters):  # no later loss would tell
+            raise Diverged(task, epoch, len(order) - 1, lr, "the weights are")
     going.finish()
+
+
+@torch.no_grad()
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    """Looked at on the device, asked for once."""
+    return not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all())
 
 
 class _Step:
