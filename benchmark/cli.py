@@ -217,7 +217,7 @@ def plan(
     else:
         from rich.console import Console
 
-        Console(width=None if sys.stdout.isatty() else 140).print(plan_table(records))
+        Console(width=None if sys.stdout.isatty() else 140).print(plan_table(records, timed=time))
 
 
 @app.command()

@@ -24,7 +24,8 @@ LONG_SECONDS = 3600.0
 
 
 def seconds(cell: Cell, plan: Plan, device: torch.device, *, measure: bool = True) -> float | None:
-    """Of training, which is nearly all of a cell; None where nothing was measured and `measure` is off."""
+    """Of training, which is nearly all of a cell; None where nothing was measured: a method that ends in an error while
+    it is, or `measure` is off."""
     figures = _figures(cell, plan, device, measure)
     if figures is None:
         return None
@@ -37,18 +38,23 @@ def seconds(cell: Cell, plan: Plan, device: torch.device, *, measure: bool = Tru
 
 def told(cells: Iterable[Cell], plans: Mapping[str, Plan | BudgetTooSmall], device: torch.device) -> list[str]:
     """What to say before a sweep starts: hours by method and in all, and a way out where they are many."""
-    spent: dict[str, float] = {}
+    spent, unknown = dict[str, float](), set[str]()
     for cell in cells:
         plan = plans[cell.id]
         if isinstance(plan, BudgetTooSmall) or cell.scenario.family == "tiny":
             continue
-        spent[cell.spec.name] = spent.get(cell.spec.name, 0.0) + (seconds(cell, plan, device) or 0.0)
-        recipe = cell.recipe
+        recipe, name = cell.recipe, cell.spec.name
+        known = None if name in unknown else seconds(cell, plan, device)
+        if known is None:
+            unknown.add(name)
+        else:
+            spent[name] = spent.get(name, 0.0) + known
+    lines = [f"training time of {name}: not measured, its first steps end in an error" for name in sorted(unknown)]
     total = sum(spent.values())
     if not spent:
-        return []
+        return lines
     each = ", ".join(f"{name} {duration(s)}" for name, s in spent.items())
-    lines = [f"training will take about {duration(total)} on {device}" + (f" ({each})" if len(spent) > 1 else "")]
+    lines.append(f"training will take about {duration(total)} on {device}" + (f" ({each})" if len(spent) > 1 else ""))
     if device.type == "cpu" and total > LONG_SECONDS and recipe_named(recipe).epochs > recipe_named("fast").epochs:
         faster = total * recipe_named("fast").epochs / recipe_named(recipe).epochs
         lines.append(f"that is the {recipe} recipe on a CPU; --recipe fast takes about {duration(faster)}")
@@ -80,7 +86,10 @@ def _figures(cell: Cell, plan: Plan, device: torch.device, measure: bool) -> Map
     key = measured_on(device, f"{what}, {cell.precision} {cell.layout}, batch {_batch_size(cell.spec)}")
     known = recall("seconds_per_image", key)
     if known is None and measure:
-        known = _measured(cell, plan, device)
+        try:
+            known = _measured(cell, plan, device)
+        except Exception:  # whatever a method raises, and a memory that is full: the cell itself will tell
+            return None
         remember("seconds_per_image", key, known)
     return known
 

@@ -67,14 +67,13 @@ def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
     }
 
 
-def plan_table(records: list[dict[str, Any]]) -> Table:
-    """The records as one table, data sets and budgets set apart."""
+def plan_table(records: list[dict[str, Any]], timed: bool = False) -> Table:
+    """The records as one table, data sets and budgets set apart; `timed`: it was asked how long training takes."""
     table = Table(
         title=f"Budget in {records[0]['accounting']} bytes; sizes after the last task; † strict exceeds the budget",
         title_justify="left",
     )
     numbers = {"budget B", "MB", "exemplars", "model B", "published B", "strict B"}
-    timed = any(r["train_seconds"] is not None for r in records)
     names = ("protocol", "MB", "budget B", "method", "backbone", "exemplars", "model B", "published B", "strict B")
     for name in (*names, *(["training"] if timed else [])):
         table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
@@ -91,7 +90,8 @@ def plan_table(records: list[dict[str, Any]]) -> Table:
             continue
         sizes = (f"{r[key]:,}" for key in ("exemplars", "model_bytes", "published_bytes"))
         over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
-        spent = [estimate.duration(r["train_seconds"])] if r["train_seconds"] is not None else []
+        seconds = r["train_seconds"]
+        spent = ["not measured" if seconds is None else estimate.duration(seconds)] if timed else []
         table.add_row(*heading, r["backbone"], *sizes, f"{r['strict_bytes']:,} {over}", *spent)
     return table
 
