@@ -100,10 +100,13 @@ class Images:
 
 @dataclass
 class Dataset:
+    """`fingerprint` as the function of that name gives it; None for images that come from no cache."""
+
     card: DatasetCard
     train: Images
     test: Images
     class_names: tuple[str, ...]
+    fingerprint: str | None = None
 
 
 @cache
@@ -290,7 +293,7 @@ def load(name: str, data_dir: Path) -> Dataset:
     for split, path in ((train, FILES[1]), (test, FILES[3])):
         if not 0 <= split.labels.min() <= split.labels.max() < known.classes:
             raise _damaged(name, data_dir / name / path, "holds labels of no class")
-    return Dataset(known, train, test, meta.class_names)
+    return Dataset(known, train, test, meta.class_names, _fingerprint(meta))
 
 
 def verify(name: str, data_dir: Path) -> tuple[int, int, int]:
@@ -308,6 +311,10 @@ def fingerprint(name: str, data_dir: Path | None = None) -> str | None:
         meta = _read_meta(name, (data_dir or default_data_dir()) / name)
     except DatasetError:
         return None
+    return _fingerprint(meta)
+
+
+def _fingerprint(meta: "_Meta") -> str:
     return _sha256_of_json({file: meta.sha256.get(file) for file in FILES})
 
 

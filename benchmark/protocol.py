@@ -31,13 +31,13 @@ from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.datasets import Dataset
 from cilbench.isolation import Learned, judge_apart, learn_apart
-from cilbench.methods.checkpoint import Checkpoint, Interrupted
+from cilbench.methods.checkpoint import Checkpoint, Interrupted, Unrestorable
 from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.engine import numerics
 from cilbench.methods.pixels import Images, forget, reordered
 from cilbench.methods.training import Diverged, in_batches
-from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord
-from cilbench.request import Cell
+from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
+from cilbench.request import Cell, chosen_settings
 from cilbench.scenario import class_names, seen_test_images, stream
 
 
@@ -83,7 +83,7 @@ def run_cell(
     """Run a cell to its end and leave its folder finished, whatever came of it. A crash is a failed cell."""
     breach = None
     try:
-        reporter.resumed(folder.open())
+        reporter.resumed(folder.open(dataset.fingerprint))
         try:
             if isinstance(plan, BudgetTooSmall):
                 raise plan
@@ -99,7 +99,7 @@ def run_cell(
             outcome = Outcome("failed", _in_one_line(error))
             folder.log({"task": len(folder.records()), "event": "failed", "traceback": traceback.format_exc()})
         folder.finish(_cell_record(cell, plan, outcome, dataset, folder, device), breach)
-    except OSError as error:  # the disk is full, the folder has gone: nothing more can be written
+    except (OSError, MemoryError) as error:  # the disk is full, cannot be read, has gone: nothing more can be written
         return Outcome("failed", _in_one_line(error))
     return outcome
 
@@ -117,7 +117,8 @@ def _cell_record(
         "request": {**cell.request, "budget_label": cell.budget_label},
         "card": asdict(cell.spec.card),
         "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
-        "environment": {**environment(device), "layout": cell.layout},
+        "settings": chosen_settings(cell, dataset.card.overrides),
+        "environment": {**environment(device), "layout": cell.layout, "data_sha256": dataset.fingerprint},
         "timing": _timing(records),
         "events": folder.events(),
         "tasks": [asdict(record) for record in records],
@@ -231,6 +232,9 @@ def _learned_once(
     finally:
         for line in lines:
             folder.log(line)
+            if line.get("event") in ("checkpoint_damaged", "checkpoint_not_written"):
+                what = f"{folder.checkpoint(index)}: {line['reason']}"
+                reporter.note(printable(f"{cell.spec.name}: {line['event'].replace('_', ' ')}: {what}"))
         forget(images)
         del task, images
         gc.collect()
@@ -272,10 +276,31 @@ def learn_resumably(
     lines: list[Mapping[str, Any]],
     progress: Callable[[float, int], None] = lambda share, images: None,
 ) -> Learned:
-    """`learn_and_seal`, from the checkpoint where there is a whole one. What is logged is added to `lines`.
+    """`learn_and_seal`, from the checkpoint where there is one to go on from. What is logged is added to `lines`.
 
-    Raises Interrupted once a checkpoint is written.
+    Raises Interrupted once a checkpoint is written, OSError for one that cannot be read.
     """
+    try:
+        return _learn_from(cell, plan, task, sealed, device, checkpoint, stopping, lines, progress)
+    except Unrestorable as error:
+        reason = _in_one_line(error)
+    checkpoint.unlink()
+    lines[:] = [{"task": task.index, "event": "checkpoint_damaged", "reason": reason}]
+    return _learn_from(cell, plan, task, sealed, device, checkpoint, stopping, lines, progress)
+
+
+def _learn_from(
+    cell: Cell,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    checkpoint: Path,
+    stopping: Callable[[], bool],
+    lines: list[Mapping[str, Any]],
+    progress: Callable[[float, int], None],
+) -> Learned:
+    """`learn_resumably`, but raises Unrestorable where the checkpoint is whole and cannot be gone on from."""
     trained: list[int] = []
     started = time.perf_counter()
 
@@ -287,10 +312,13 @@ def learn_resumably(
         trained.append(images)
         progress(share, images)
 
-    kept = Checkpoint(checkpoint, stopping, beside)
+    def unwritten(error: OSError) -> None:
+        lines.append({"task": task.index, "event": "checkpoint_not_written", "reason": _in_one_line(error)})
+
+    kept = Checkpoint(checkpoint, stopping, beside, unwritten)
     try:
         kept.read()
-    except (ValueError, OSError) as error:
+    except ValueError as error:
         lines.append({"task": task.index, "event": "checkpoint_damaged", "reason": _in_one_line(error)})
     found = kept.found
     lines += found.get("lines", [])

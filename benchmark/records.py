@@ -16,12 +16,13 @@ import math
 import os
 import shutil
 import stat
+import tokenize
 import zipfile
 import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import asdict, dataclass, fields
+from contextlib import AbstractContextManager, suppress
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -43,7 +44,12 @@ FINAL: frozenset[str] = frozenset({"done", "refused", "over_budget", "diverged"}
 METRICS = ("task", "tested_task", "head", "images", "top1", "top5")
 
 # Larger ones are not what the harness writes; nothing larger is read.
-JSON_BYTES, TABLE_BYTES, ARRAY_BYTES = 2**24, 2**28, 2**28
+JSON_BYTES, TABLE_BYTES, ARRAY_BYTES, STATE_BYTES = 2**24, 2**28, 2**28, 2**34
+
+# What a run folder holds besides its tasks; cell.json has their checksums.
+LOG, REMEMBERED = "log.jsonl", "remembered.npz"
+IMAGES = "data_sha256"  # of an unfinished run: the fingerprint of what it learns from
+TABLES = ("ledger.csv", "metrics.csv", "predictions.npz", "head_norms.csv")
 
 
 @dataclass(frozen=True)
@@ -56,10 +62,11 @@ class Outcome:
 
 @dataclass(frozen=True)
 class Resumed:
-    """Tasks that need not be learned again, and how many finished ones were too damaged to go on from."""
+    """Tasks that need not be learned again, and how many finished ones cannot be gone on from; `why`, a line each."""
 
     done: int
     damaged: int
+    why: tuple[str, ...] = field(default=(), compare=False)
 
 
 @dataclass(frozen=True)
@@ -94,13 +101,18 @@ class RunFolder:
         return locked(self.lock, wait=False)
 
     def outcome(self) -> Outcome | None:
-        """How the cell ended; None where it has not. Raises RequestError for what is not a run folder in its place."""
+        """How the cell ended; None where it has not.
+
+        Raises RequestError for what is not a run folder in its place, OSError for a disk that cannot be read.
+        """
         for path in (self.final, self.partial):
             if os.path.lexists(path) and not path.is_dir():
                 raise RequestError(f"--out: {path} is in the way and is no run folder: move it, or run with --fresh")
         for path in (self.lock, *_links(self.partial), *_links(self.final)):
             if path.is_symlink():
                 raise RequestError(f"--out: {path} is a link, which is not followed: remove it, or run with --fresh")
+        if os.path.lexists(self.lock) and not self.lock.is_file():
+            raise RequestError(f"--out: {self.lock} is in the way and is no lock: remove it")
         if not self.final.exists():
             return None
         try:
@@ -108,35 +120,64 @@ class RunFolder:
             outcome = Outcome(cell["status"], None if cell["reason"] is None else printable(str(cell["reason"])))
             if outcome.status not in set(get_args(Status)) - {"running"}:
                 raise ValueError(outcome.status)
-        except UNREADABLE:
+        except (*DAMAGED, MemoryError):
             raise RequestError(
                 f"--out: {self.final} has no readable cell.json and is in the way: move it, or run with --fresh"
             ) from None
         return outcome
 
-    def open(self) -> "Resumed":
-        """Make the partial folder, or take up the one that is there or a failed run's, from its last good boundary."""
+    def check_images(self, data_sha256: str | None) -> None:
+        """Raises RequestError for an unfinished run that was begun on other images, OSError."""
+        begun_on = self._begun_on()
+        if None not in (begun_on, data_sha256) and begun_on != data_sha256:
+            where = self.partial if self.partial.exists() else self.final
+            raise RequestError(
+                f"--out: {where} was begun on other images than this data folder has now: move it, or run with --fresh"
+            )
+
+    def ended_on(self) -> str | None:
+        """Fingerprint of the images that a finished run was made of; None where it does not say."""
+        told = read_json(self.final / "cell.json").get("environment")
+        digest = told.get("data_sha256") if isinstance(told, dict) else None
+        return digest if isinstance(digest, str) else None
+
+    def stamp(self) -> tuple[int, int] | None:
+        """Tells one end of a cell from another, by this process or any other; None where it has not ended."""
+        try:
+            status = (self.final / "cell.json").stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        return status.st_ino, status.st_mtime_ns
+
+    def open(self, data_sha256: str | None = None) -> "Resumed":
+        """Make the partial folder, or take up the one that is there or a failed run's, from its last good boundary.
+
+        Raises RequestError as `check_images` does, and OSError, with everything still there: what cannot be read now
+        may be whole.
+        """
         outcome = self.outcome()
-        if outcome is not None and outcome.status == "failed":
-            if self.partial.exists():
-                shutil.rmtree(self.final)  # goes on elsewhere, and ends in its place
-            else:
-                os.rename(self.final, self.partial)
+        self.check_images(data_sha256)
+        failed = outcome is not None and outcome.status == "failed"
+        if failed and not self.partial.exists():
+            os.rename(self.final, self.partial)
         (self.partial / "tasks").mkdir(parents=True, exist_ok=True)
-        for name in ("cell.json", "ledger.csv", "metrics.csv", "predictions.npz", "head_norms.csv"):
-            (self.partial / name).unlink(missing_ok=True)
-        states = [self._state_of(record) for record in self.records()]
-        whole = states[: states.index("damaged")] if "damaged" in states else states
-        done = next((task + 1 for task in reversed(range(len(whole))) if whole[task] == "good"), 0)
+        done, why = self._good()
+        if failed and self.final.exists():
+            shutil.rmtree(self.final)  # goes on elsewhere, and ends in its place
         written = self._written()
         for path in (self.partial / "tasks").iterdir():
             if path.name not in map(str, range(done)):
                 _remove(path)
+        for path in self.partial.iterdir():
+            if path.name in ("cell.json", REMEMBERED, *TABLES) or not (path.is_file() or path.name == "tasks"):
+                _remove(path)
         for path in self.partial.glob("checkpoint-*"):
-            if path != self.checkpoint(done):
-                path.unlink()
+            if path != self.checkpoint(done) or not path.is_file():
+                _remove(path)
         self._cut_log(done)
-        return Resumed(done, damaged=max(0, written - done))
+        self._begin_on(data_sha256)
+        damaged = max(0, written - done)
+        return Resumed(done, damaged, (why,) if damaged else ())
 
     def discard(self) -> None:
         """Forget everything of this cell (`--fresh`)."""
@@ -185,11 +226,11 @@ class RunFolder:
     def show_remembered(self, images: NDArray[np.uint8], labels: NDArray[np.int64], kind: str) -> None:
         """Images [N, C, H, W] that the last learner carries of its classes [N]; `kind` "exemplars" or "generated"."""
         arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
-        _write(self.partial / "remembered.npz", _npz(arrays))
+        _write(self.partial / REMEMBERED, _npz(arrays))
 
     def log(self, record: Mapping[str, Any]) -> None:
         """One line for log.jsonl."""
-        path = self.partial / "log.jsonl"
+        path = self.partial / LOG
         with path.open("ab") as file:
             length = file.tell()
             try:
@@ -220,7 +261,8 @@ class RunFolder:
             rows += [{"task": breach[0], **row} for row in breach[1].rows()]
         _write_csv(self.partial / "ledger.csv", ("task", *COLUMNS), rows)
         for path in self.partial.glob("checkpoint-*"):
-            path.unlink()
+            if cell["status"] != "failed" or path.suffix == ".writing":
+                path.unlink()
         _write_csv(self.partial / "metrics.csv", METRICS, [row for t in texts for row in t["metrics"]])
         norms = [
             {"task": t["record"]["task"], "class": number, "norm": norm}
@@ -235,11 +277,14 @@ class RunFolder:
             stored = read_predictions(self._task(task) / "predictions.npz")
             arrays |= {f"task{task}/{name}": array for name, array in stored.items()}
         _write(self.partial / "predictions.npz", _npz(arrays))
-        sums = {path.name: _sha256(path) for path in sorted(self.partial.iterdir()) if path.is_file()}
+        paths = [self.partial / name for name in sorted((LOG, REMEMBERED, *TABLES))]
+        sums = {path.name: _sha256(path) for path in paths if path.is_file()}
         _write(self.partial / "cell.json", _checked_json({**cell, "files": sums}, indent=2))
+        if cell["status"] != "failed":  # which may be taken up again
+            (self.partial / IMAGES).unlink(missing_ok=True)
         os.rename(self.partial, self.final)
         if cell["status"] == "failed":
-            return  # may be taken up again
+            return
         for folder in (self.final / "tasks").iterdir():
             for name in ("record.json", "predictions.npz"):
                 (folder / name).unlink(missing_ok=True)
@@ -253,29 +298,68 @@ class RunFolder:
         """Tasks that were finished once, whole or not."""
         return sum(path.name.isdecimal() for path in (self.partial / "tasks").iterdir())
 
+    def _begun_on(self) -> str | None:
+        """What `_begin_on` wrote; None where nothing was. What cannot be that is other images'."""
+        for folder in (self.partial, self.final):
+            with suppress(FileNotFoundError, NotADirectoryError):
+                try:
+                    return _read(folder / IMAGES, JSON_BYTES).decode(errors="replace")
+                except ValueError:
+                    return "unreadable"
+        return None
+
+    def _begin_on(self, data_sha256: str | None) -> None:
+        if data_sha256 is not None and not (self.partial / IMAGES).exists():
+            writing = self.partial / f"{IMAGES}.writing"
+            _write(writing, data_sha256.encode())
+            os.rename(writing, self.partial / IMAGES)
+
     def _texts(self) -> list[dict[str, Any]]:
         """record.json of every task from the first on, up to one that is not there or not whole."""
+        return self._read_tasks()[0]
+
+    def _read_tasks(self) -> tuple[list[dict[str, Any]], str]:
+        """What `_texts` gives, and what was wrong with the task after it. Raises OSError."""
         texts: list[dict[str, Any]] = []
         while True:
+            folder = self._task(len(texts))
             try:
-                texts.append(_task_text(self._task(len(texts)), len(texts)))
-            except UNREADABLE:
-                return texts
+                texts.append(_task_text(folder, len(texts)))
+            except DAMAGED as error:
+                return texts, _named(folder, error)
+
+    def _good(self) -> tuple[int, str]:
+        """How many tasks can be gone on from, and why not from the next. Raises OSError."""
+        texts, why = self._read_tasks()
+        done = 0
+        for text in texts:
+            record = TaskRecord(**text["record"])
+            path, state = self._task(record.task) / "state.safetensors", self._state_of(record)
+            if state == "good":
+                done = record.task + 1
+            elif state == "damaged":
+                return done, printable(f"{path}: not the state that was weighed")
+            elif record.task == len(texts) - 1:
+                why = printable(f"{path}: missing")
+        return done, why
 
     def _state_of(self, record: TaskRecord) -> Literal["good", "damaged", "none"]:
-        """Is the sealed state of a task the one that was weighed? None is kept of most (`--keep last`)."""
+        """Is the sealed state of a task the one that was weighed? None is kept of most (`--keep last`).
+
+        Raises OSError.
+        """
         path = self._task(record.task) / "state.safetensors"
         try:
-            good = _size_of(path) == record.sealed_bytes and _sha256(path) == record.sealed_sha256
+            good = _size_of(path) == record.sealed_bytes and _sha256(path, STATE_BYTES) == record.sealed_sha256
         except FileNotFoundError:
             return "none"
-        except (OSError, ValueError):
+        except ValueError:
             return "damaged"
         return "good" if good else "damaged"
 
     def _log_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Lines of the log, as they are and as JSON; one that was torn is left out."""
-        path = self.partial / "log.jsonl"
+        path = self.partial / LOG
         if not path.exists():
             return
         with path.open(encoding="utf-8", errors="replace") as file:
@@ -288,16 +372,24 @@ class RunFolder:
                     yield text, line
 
     def _cut_log(self, done: int) -> None:
-        """Drop the lines of a task that will be learned again, and a last line that was torn."""
-        if (self.partial / "log.jsonl").exists():
+        """Drop the lines of a task that will be learned again, and a last line that was torn; a log that is none."""
+        path = self.partial / LOG
+        if os.path.lexists(path) and (not path.is_file() or path.stat().st_size > TABLE_BYTES):
+            _remove(path)
+        if path.exists():
             kept = [text for text, line in self._log_lines() if isinstance(n := line.get("task"), int) and n < done]
-            _write(self.partial / "log.jsonl", "".join(kept).encode())
+            _write(path, "".join(kept).encode())
 
 
-UNREADABLE = (
-    *(OSError, ValueError, TypeError, LookupError, ArithmeticError, RecursionError, AttributeError),
-    *(csv.Error, zipfile.BadZipFile, zlib.error, NotImplementedError),
+# What reading raises for a file that is not there or not what was written; any other OSError is the disk's, and says
+# nothing of the file.
+DAMAGED = (
+    *(FileNotFoundError, NotADirectoryError, IsADirectoryError, EOFError),
+    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError),
+    *(csv.Error, zipfile.BadZipFile, zlib.error, tokenize.TokenError),
+    RuntimeError,  # of a packed file that is encrypted; of what is nested too deep
 )
+UNREADABLE = (*DAMAGED, OSError, MemoryError)
 
 
 def audit(folder: Path) -> list[str]:
@@ -428,8 +520,7 @@ def read_json(path: Path) -> dict[str, Any]:
 def read_predictions(path: Path) -> dict[str, NDArray[np.int16]]:
     """The int16 arrays of a predictions.npz. Raises OSError, ValueError, BadZipFile: for any other array, and before
     anything is read where more is claimed than there is."""
-    _size_of(path)
-    with zipfile.ZipFile(path) as archive:
+    with zipfile.ZipFile(io.BytesIO(_read(path, ARRAY_BYTES))) as archive:
         if any(member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED) for member in archive.infolist()):
             raise ValueError(f"{path.name} is packed otherwise than by deflate")
         if sum(member.file_size for member in archive.infolist()) > ARRAY_BYTES:
@@ -465,14 +556,21 @@ def _task_text(folder: Path, task: int) -> dict[str, Any]:
 def _record_of(content: Mapping[str, Any], task: int) -> TaskRecord:
     """The record of task number `task`. Raises ValueError, TypeError for what is none."""
     record = TaskRecord(**content)
-    for field in fields(record):
-        value = getattr(record, field.name)
-        wanted: Any = (int, float) if field.type is float else field.type
+    for column in fields(record):
+        value = getattr(record, column.name)
+        wanted: Any = (int, float) if column.type is float else column.type
         if isinstance(value, bool) or not isinstance(value, wanted) or (not isinstance(value, str) and value < 0):
-            raise ValueError(f"task {task}: {field.name} is none")
+            raise ValueError(f"task {task}: {column.name} is none")
     if record.task != task:
         raise ValueError(f"task {task} says that it is task {record.task}")
     return record
+
+
+def _named(path: Path, error: Exception) -> str:
+    """Which file it is and what is wrong with it, as one line; `path` is its folder where the error names none."""
+    if isinstance(error, OSError):
+        return printable(f"{error.filename or path}: {error.strerror or error}")
+    return printable(f"{path}: {error if type(error) is ValueError else repr(error)}")
 
 
 def _links(folder: Path) -> Iterator[Path]:

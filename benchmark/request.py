@@ -143,6 +143,20 @@ def cells(request: RunRequest) -> list[Cell]:
     ]
 
 
+def chosen_settings(cell: Cell, overrides: Mapping[str, object]) -> dict[str, Any]:
+    """`component.field` → value of what is not the method's default under this recipe and on this data set.
+
+    `overrides` are those of the data set's card.
+    """
+    defaults = resolve(cell.spec.name, cell.recipe, overrides, {}).settings()
+    return {
+        f"{component}.{name}": value
+        for component, config in cell.spec.settings().items()
+        for name, value in config.items()
+        if value != defaults[component][name]
+    }
+
+
 def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
     """The plan, or the refusal, of every cell by id.
 

@@ -30,7 +30,7 @@ from cilbench.plans import announce
 from cilbench.protocol import run_cell
 from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
 from cilbench.request import Cell, RunRequest, cells, check_feasible
-from cilbench.signals import Stop, stoppable
+from cilbench.signals import Stop, end_with_parent, stoppable
 
 
 @dataclass(frozen=True)
@@ -42,6 +42,7 @@ class How:
     keep: Keep
     isolate: bool
     fresh: bool
+    before: Mapping[str, tuple[int, int] | None]  # `RunFolder.stamp` of every cell when the sweep began
 
 
 def sweep(
@@ -49,14 +50,19 @@ def sweep(
 ) -> int:
     """Run what is not done yet; 0 if every cell is done in the end, else 1. Raises RequestError before it starts."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    how = How(out, pick_device(device), keep, isolate, fresh)
-    request = in_precision(request, how.device)
+    there = pick_device(device)
+    request = in_precision(request, there)
     asked = cells(request)
     plans = check_feasible(asked)
     _check_writable(out)
     folders = {cell.id: RunFolder(out, cell.id) for cell in asked}
-    open_ = [cell for cell in asked if fresh or folders[cell.id].outcome() is None]  # what is in the way shows here
+    ended = {} if fresh else {cell.id: folders[cell.id].outcome() for cell in asked}  # what is in the way shows here
+    open_ = [cell for cell in asked if ended.get(cell.id) is None]
+    how = How(out, there, keep, isolate, fresh, {cell.id: folders[cell.id].stamp() for cell in asked})
     dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
+    for cell_id, outcome in ended.items():
+        if outcome is None or outcome.status not in FINAL:
+            folders[cell_id].check_images(dataset.fingerprint)
     workers = pick_jobs(jobs, len(open_), asked[0].scenario, how.device, asked[0].precision)
     beside = f", {workers} runs side by side" if workers > 1 else ""
     for line in [*announce(asked), f"device {how.device}, {asked[0].precision}{beside}; run folders in {out}"]:
@@ -86,7 +92,7 @@ def _side_by_side(
     for cell in asked:
         laid_out(cell, plans[cell.id], how.device)  # measured here, once, while nothing else runs
         with folders[cell.id].claimed() as mine:
-            if mine and how.fresh:
+            if mine and how.fresh and folders[cell.id].stamp() == how.before[cell.id]:
                 folders[cell.id].discard()
     how = replace(how, fresh=False)
     share_out(_work, (request, how, torch.get_num_threads()), workers, stop)
@@ -95,15 +101,14 @@ def _side_by_side(
 
 def _work(number: int, request: RunRequest, how: How, threads: int) -> None:
     """In a process of its own: run every cell that no other process is at."""
+    end_with_parent()
     torch.set_num_threads(threads)  # sums depend on it
-    asked = cells(request)
-    folders = {cell.id: RunFolder(how.out, cell.id) for cell in asked}
-    dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
-    with (
-        stoppable() as stop,
-        _watch(Console(width=160, force_terminal=False, highlight=False), len(asked), stop) as watch,
-    ):
-        _run_all(asked, check_feasible(asked), dataset, folders, how, watch, alone=False)
+    with stoppable(patient=True) as stop:
+        asked = cells(request)
+        folders = {cell.id: RunFolder(how.out, cell.id) for cell in asked}
+        dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
+        with _watch(Console(width=160, force_terminal=False, highlight=False), len(asked), stop) as watch:
+            _run_all(asked, check_feasible(asked), dataset, folders, how, watch, alone=False)
 
 
 def _run_all(
@@ -143,15 +148,18 @@ def _run_one(
     """Claim a cell and run it, unless it has ended before or another process is at it. Raises Interrupted."""
     if watch.stopping():
         raise Interrupted
-    with folder.claimed() as mine:
-        if not mine:
-            return Outcome("running", "another process is at it")
-        if how.fresh:
-            folder.discard()
-        settled = _settled(folder, watch if alone else None)
-        return settled or run_cell(
-            laid_out(cell, plan, how.device), plan, dataset, folder, how.device, watch, how.keep, how.isolate
-        )
+    try:
+        with folder.claimed() as mine:
+            if not mine:
+                return Outcome("running", "another process is at it")
+            ended_since = folder.stamp() != how.before[cell.id]
+            if how.fresh and not ended_since:
+                folder.discard()
+            return _settled(folder, ended_since, dataset, watch if alone else None) or run_cell(
+                laid_out(cell, plan, how.device), plan, dataset, folder, how.device, watch, how.keep, how.isolate
+            )
+    except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
+        return Outcome("failed", f"{type(error).__name__}: {error}")
 
 
 def _stopped(stop: Stop, done: int, asked: list[Cell], folder: RunFolder) -> str:
@@ -163,13 +171,15 @@ def _stopped(stop: Stop, done: int, asked: list[Cell], folder: RunFolder) -> str
     return f"stopped by {name}: {done} of {len(asked)} runs are done{kept}; the same command goes on from there"
 
 
-def _settled(folder: RunFolder, watch: "_Watch | None") -> Outcome | None:
-    """The outcome of a cell that is not run again."""
+def _settled(folder: RunFolder, ended_since: bool, dataset: Dataset, watch: "_Watch | None") -> Outcome | None:
+    """The outcome of a cell that is not run again: a failed one is, but once a sweep."""
     outcome = folder.outcome()
-    if outcome is None or outcome.status not in FINAL:
+    if outcome is None or (outcome.status not in FINAL and not ended_since):
         return None
     if watch is not None:
-        watch.say(f"{outcome.status} already")
+        then = folder.ended_on()
+        other = ", of other images than this data folder has now" if then not in (None, dataset.fingerprint) else ""
+        watch.say(f"{outcome.status} already{other}")
     return outcome
 
 
@@ -216,6 +226,8 @@ class _Watch:
             self.note(f"{_title(self.cell)}: {text}")
 
     def resumed(self, resumed: Resumed) -> None:
+        for why in resumed.why:
+            self.say(f"cannot go on from {why}")
         damaged = f"; {resumed.damaged} tasks after it were damaged" if resumed.damaged else ""
         if resumed.done or damaged:
             self.say((f"goes on after task {resumed.done}" if resumed.done else "starts again") + damaged)

@@ -4,7 +4,10 @@ What is damaged is found by its checksum and named in one line; what can be comp
 boundary; what was whole is never lost, and the other cells of a sweep go on.
 """
 
+import errno
+import io
 import json
+import os
 import re
 import shutil
 import signal
@@ -12,6 +15,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -23,8 +27,10 @@ from test_kill import ALL, evidence, goes_on, request, several, whole
 from toy import Silent, run, toy_cell, toy_dataset, with_class
 
 from cilbench.datasets import FILES, DatasetError, load
+from cilbench.methods import training
+from cilbench.methods.checkpoint import Checkpoint, Resumable
 from cilbench.methods.icarl import ICaRL
-from cilbench.records import Outcome, RunFolder, audit, read_json
+from cilbench.records import Outcome, Resumed, RunFolder, audit, read_json
 from cilbench.request import Cell
 
 # --- disks
@@ -204,6 +210,47 @@ def test_whatever_byte_changes_many_times(check: Callable[[st.DataObject], None]
     count("faults injected", 2000)
 
 
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["record.json", "predictions.npz", "state.safetensors"])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    number: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    before = {path: path.read_bytes() for path in folder.partial.rglob("*") if path.is_file()}
+    opened = io.open
+
+    def unreadable(path: Any, *others: Any, **given: Any) -> Any:
+        if str(path) == str(folder.partial / "tasks" / "0" / name):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *others, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "open", unreadable)
+        outcome, _ = run(cell, toy_dataset(), tmp_path / "runs")
+    assert outcome.status == "failed"
+    assert os.strerror(number) in str(outcome.reason)
+    assert name in str(outcome.reason)
+    assert {path: path.read_bytes() for path in folder.partial.rglob("*") if path.is_file()} == before
+    watch = Silent()
+    assert run(cell, toy_dataset(), tmp_path / "runs", reporter=watch)[0] == Outcome("done")
+    assert watch.begun == Resumed(done=2, damaged=0)
+
+
+def test_damaged_tasks_are_named_with_what_is_wrong(tmp_path: Path) -> None:
+    cell, out = interrupted()
+    wrongs = {"record.json": "record.json: ", "predictions.npz": "its checksum differs", "state.safetensors": "weighed"}
+    for name, says in wrongs.items():
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+        path = folder.partial / "tasks" / "1" / name
+        path.write_bytes(path.read_bytes()[:-1])
+        (line,) = folder.open().why
+        assert str(path.parent) in line
+        assert name in line
+        assert says in line
+
+
 def test_damage_while_a_cell_runs_is_no_finished_run(toy, tmp_path: Path) -> None:
     """A record that changes after it was written: the run is not brought together, and goes on before the damage."""
 
@@ -236,6 +283,48 @@ def test_a_damaged_checkpoint_is_left_and_said(tmp_path: Path) -> None:
     goes_on("icarl", tmp_path)
     (record,) = (tmp_path / "runs").glob("*/cell.json")
     assert read_json(record)["events"] == {"checkpoint_damaged": 1}
+    assert f"{checkpoint.relative_to(tmp_path)}: ValueError: its checksum differs" in (tmp_path / "log").read_text()
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_run(toy, tmp_path: Path, monkeypatch) -> None:
+    def full(self: Checkpoint, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpoint, "_write", full)
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (*Checkpoint.__init__.__defaults__[:-1], 0.0))
+    watch = Silent()
+    outcome, folder = run(toy_cell("icarl", toy), toy, tmp_path, reporter=watch)
+    assert outcome == Outcome("done")
+    assert read_json(folder / "cell.json")["events"]["checkpoint_not_written"] >= 3
+    assert any("No space left" in note for note in watch.notes)
+
+
+class Crashing(ICaRL):
+    def learn(self, task, context):
+        if task.index == 1:
+            raise RuntimeError("out of luck")
+        super().learn(task, context)
+
+
+class CrashingLate(ICaRL):
+    """Fails when the training is over and a checkpoint of it is there."""
+
+    def learn(self, task, context):
+        super().learn(task, context)
+        raise RuntimeError("out of luck")
+
+
+def test_a_failed_run_keeps_its_checkpoint(toy, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (*Checkpoint.__init__.__defaults__[:-1], 0.0))
+    cell = toy_cell("icarl", toy)
+    outcome, folder = run(with_class(cell, CrashingLate), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0.bin"]
+    assert audit(folder) == []
+    taken_up = []
+    monkeypatch.setattr(Resumable, "_restore", lambda self, found: taken_up.append(self.phase))
+    run(cell, toy, tmp_path)
+    assert taken_up == ["learning"]
 
 
 # --- a failed run's folder and its partial one
@@ -248,13 +337,6 @@ def test_a_failed_run_beside_a_partial_one_ends_in_its_place(toy, tmp_path: Path
     shutil.copytree(tmp_path / cell.id, tmp_path / f"{cell.id}.partial")
     assert run(cell, toy, tmp_path)[0] == Outcome("done")
     assert [path.name for path in tmp_path.iterdir()] == [cell.id]
-
-
-class Crashing(ICaRL):
-    def learn(self, task, context):
-        if task.index == 1:
-            raise RuntimeError("out of luck")
-        super().learn(task, context)
 
 
 def test_half_a_line_of_the_log_costs_that_line_alone(toy, tmp_path: Path) -> None:
@@ -317,6 +399,22 @@ def test_out_of_memory_is_tried_once_more(times: int, status: str, toy, tmp_path
     else:
         _, plain = run(toy_cell("icarl", toy), toy, tmp_path / "plain")
         assert (plain / "predictions.npz").read_bytes() == (folder / "predictions.npz").read_bytes()
+
+
+def test_weights_that_go_at_the_last_step_are_a_divergence(toy, tmp_path: Path, monkeypatch) -> None:
+    """The loss of every step was finite: no loss comes after the last one."""
+    step = training._Step.__call__
+    cell = toy_cell("icarl", toy, settings={"icarl.max_steps": "1", "icarl.first_epochs": "1"})
+
+    def spoilt(self: training._Step, batch: torch.Tensor, labels_B: torch.Tensor) -> None:
+        step(self, batch, labels_B)
+        self.optimizer.param_groups[0]["params"][0].data[0] = torch.nan
+
+    monkeypatch.setattr(training._Step, "__call__", spoilt)
+    outcome, _ = run(cell, toy, tmp_path)
+    assert outcome.status == "diverged"
+    rate = cell.spec.config.lr
+    assert outcome.reason == f"the weights are not finite in task 0, epoch 0, step 0, learning rate {rate:g}"
 
 
 # --- the end of a sweep

@@ -254,6 +254,70 @@ def test_a_partial_folder_with_a_bomb_in_it_is_not_gone_on_from(name: str, toy, 
     assert watch.begun == Resumed(done=0, damaged=2)
 
 
+def encrypted() -> bytes:
+    """The first bit of the flags of an archive's member: zipfile asks for a password."""
+    data = bytearray(npz("(4,)", bytes(8)))
+    for start, flags in ((b"PK\x03\x04", 6), (b"PK\x01\x02", 8)):
+        data[data.index(start) + flags] |= 1
+    return bytes(data)
+
+
+UNREADABLE_ARRAYS = {
+    "encrypted": encrypted(),
+    "a header that is no Python": npz("(((", b""),
+    "nothing": npz("(4,)", bytes(8))[:-1],
+}
+
+
+@pytest.mark.parametrize("name", UNREADABLE_ARRAYS)
+def test_what_no_library_can_read_is_damaged(name: str, toy, tmp_path: Path) -> None:
+    cell, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    task = folder.partial / "tasks" / "1"
+    (task / "predictions.npz").write_bytes(UNREADABLE_ARRAYS[name])
+    write_json(task / "record.json", predictions_sha256=hashlib.sha256(UNREADABLE_ARRAYS[name]).hexdigest())
+    resumed = folder.open()
+    assert resumed == Resumed(done=1, damaged=1)
+    assert all(line.isprintable() for line in resumed.why)
+
+
+def piped_over(path: Path) -> None:
+    path.unlink(missing_ok=True)
+    os.mkfifo(path)
+
+
+IN_THE_WAY: dict[str, Callable[[Path], None]] = {
+    "a pipe": piped_over,
+    "a file of terabytes": sparse,
+    "a folder": lambda path: (path.unlink(missing_ok=True), path.mkdir())[-1],
+}
+
+
+@pytest.mark.parametrize("kind", IN_THE_WAY)
+@pytest.mark.parametrize(
+    "name", ["log.jsonl", "checkpoint-2.bin", "checkpoint-2.writing", "remembered.npz", "tasks/1/state.safetensors"]
+)
+def test_what_is_no_file_or_too_large_is_not_read(name: str, kind: str, toy, tmp_path: Path) -> None:
+    """A pipe would be waited for for ever."""
+    cell, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    IN_THE_WAY[kind](folder.partial / name)
+    if name.startswith("tasks") and kind != "a folder":  # whoever made it made the record too
+        record = json.loads((folder.partial / "tasks/1/record.json").read_text())["record"]
+        write_json(folder.partial / "tasks/1/record.json", record=record | {"sealed_bytes": TIB})
+    with little_memory(2**30):
+        outcome, final = run(cell, toy, tmp_path / "runs")
+    assert outcome == Outcome("done")
+    assert audit(final) == []
+
+
+def test_a_lock_that_is_none_is_named(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "x")
+    os.mkfifo(folder.lock)
+    with pytest.raises(RequestError, match="is no lock"):
+        folder.outcome()
+
+
 # --- names
 
 
