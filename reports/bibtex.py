@@ -4,8 +4,10 @@ What LaTeX would execute cannot be escaped in BibTeX, so only accents and escape
 """
 
 import re
+import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.resources import files
 
 from cilbench.reports.latex import latex_letters
 
@@ -48,6 +50,12 @@ def bibliography(texts: Iterable[str]) -> tuple[list[Entry], list[str]]:
             if entries.setdefault(entry.key, entry).text != entry.text:
                 remarks.append(f"{entry.key} has several texts; the first is kept")
     return [entries[key] for key in sorted(entries)], sorted(set(remarks))
+
+
+def published_bibtex() -> list[str]:
+    """Entries of the works that published numbers are from."""
+    document = tomllib.loads(files(__package__).joinpath("published.toml").read_text(encoding="utf-8"))
+    return [str(work["bibtex"]) for work in document["works"]]
 
 
 def _fields(body: str) -> list[tuple[str, str]] | None:

@@ -25,8 +25,9 @@ from cilbench.reports.tables import Table, TableCell, TableRow
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, status_text
 
 MEASURES = ("avg", "last")
-_CELL = [*summarise.METHOD, "budget_bytes", "budget_label"]
+_CELL = [*summarise.METHOD, "budget_bytes"]
 _KEPT = ("published_bytes", "strict_bytes", "exemplars")
+_HOW = ("backbone", "head", "settings")  # what may differ between the two sides of a cell, and is said then
 
 VERDICTS = MOVED, BEYOND, WITHIN, BELOW, SAME, ONE_SIDED, NEITHER, UNPAIRED = (
     "moved beyond noise",
@@ -74,9 +75,16 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
     stamp = tables.one_line(f"{command}; {made_with()}; {digests}")
     made = [comparison_table(group, part) for group, part in summarise.groups(changes)]
     out.mkdir(parents=True, exist_ok=True)
+    left_out = (*first.left_out, *second.left_out)
     texts = {
         "comparison.md": "\n".join(
-            ["# Before and after\n", *map(tables.to_markdown, made), tables.markdown_text(stamp), ""]
+            [
+                "# Before and after\n",
+                *map(tables.to_markdown, made),
+                *tables.markdown_left_out(left_out),
+                tables.markdown_text(stamp),
+                "",
+            ]
         ),
         "comparison.tex": "\n".join(
             [f"% {stamp}", *(tables.to_latex(table, f"comparison-{number + 1}") for number, table in enumerate(made))]
@@ -88,7 +96,7 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
         paths.append(out / name)
     if changes["difference"].notna().any():
         paths += save(changes_of_cells(changes), out / "comparison", stamp=stamp)
-    return Compared(changes, (*first.left_out, *second.left_out), tuple(paths))
+    return Compared(changes, left_out, tuple(paths))
 
 
 def compare(before: Runs, after: Runs) -> pd.DataFrame:
@@ -97,6 +105,7 @@ def compare(before: Runs, after: Runs) -> pd.DataFrame:
     where n is 1), n, units, verdict, the statuses, and the most bytes and exemplars kept before and after.
     """
     cells = _cells(before).merge(_cells(after), on=_CELL, how="outer", suffixes=("_before", "_after"))
+    cells = cells.assign(budget_label=cells["budget_label_after"].fillna(cells["budget_label_before"]))
     values = {side: _values(runs) for side, runs in (("before", before), ("after", after))}
     rows = [
         cell | {"measure": measure} | _change(cell, measure, values)
@@ -108,14 +117,28 @@ def compare(before: Runs, after: Runs) -> pd.DataFrame:
         own = frame["measure"] == measure
         frame.loc[own, "p_holm"] = statistics.holm(list(frame.loc[own, "p"]))
     verdicts = [_verdict(row) for row in frame.to_dict("records")]
-    frame = frame.assign(verdict=verdicts).sort_values([*_CELL[:-1], "measure"], ignore_index=True)
+    frame = frame.assign(verdict=verdicts).sort_values([*_CELL, "measure"], ignore_index=True)
     return frame.astype({"n": "Int64", "units": "Int64"})
 
 
 _COLUMNS = [
     *_CELL,
-    *("measure", "before", "after", "difference", "low", "high", "p", "p_holm", "yardstick", "n", "units", "verdict"),
-    *(f"{column}_{side}" for column in ("status", *_KEPT, "runs") for side in ("before", "after")),
+    *(
+        "budget_label",
+        "measure",
+        "before",
+        "after",
+        "difference",
+        "low",
+        "high",
+        "p",
+        "p_holm",
+        "yardstick",
+        "n",
+        "units",
+        "verdict",
+    ),
+    *(f"{column}_{side}" for column in ("status", *_KEPT, *_HOW, "runs") for side in ("before", "after")),
 ]
 
 
@@ -123,7 +146,9 @@ def _cells(runs: Runs) -> pd.DataFrame:
     """A row per method and budget: status, what was kept, runs."""
     summary = summarise.summary(runs.stages)
     own = summary[summary["published_head"]].rename(columns={"exemplars_max": "exemplars"})
-    return own[[*_CELL, "status", *_KEPT, "runs"]]
+    settings = runs.cells.groupby(_CELL, dropna=False)["settings"].agg(lambda found: "; ".join(sorted(set(found))))
+    own = own.merge(settings.reset_index(), on=_CELL, how="left")
+    return own[[*_CELL, "budget_label", "status", *_KEPT, *_HOW, "runs"]]
 
 
 def _values(runs: Runs) -> pd.DataFrame:
@@ -134,7 +159,7 @@ def _values(runs: Runs) -> pd.DataFrame:
     own = stages[(stages["status"] == "done") & stages["published_head"] & stages["task"].notna()]
     share = own["top1"] / 100
     own = own.assign(error=100 * np.sqrt(share * (1 - share) / own["images"])).sort_values(["run", "task"])
-    keys = [*_CELL[:-1], *summarise.REPETITION]
+    keys = [*_CELL, *summarise.REPETITION]
     return own.groupby(keys, sort=False, dropna=False).agg(
         avg=("top1", "mean"),
         last=("top1", "last"),
@@ -146,7 +171,7 @@ def _values(runs: Runs) -> pd.DataFrame:
 
 def _change(cell: Mapping[Any, Any], measure: str, values: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
     """One measure of one cell, before and after."""
-    key = tuple(cell[column] for column in _CELL[:-1])
+    key = tuple(cell[column] for column in _CELL)
     sides = {side: _of(frame, key) for side, frame in values.items()}
     both = sides["before"].index.intersection(sides["after"].index)
     if both.empty:
@@ -154,13 +179,15 @@ def _change(cell: Mapping[Any, Any], measure: str, values: Mapping[str, pd.DataF
         return alone | {"n": 0, "units": 0, "p": math.nan}
     before, after = (sides[side].loc[both] for side in ("before", "after"))
     paired = statistics.paired(after[measure], before[measure])
-    row = {"before": after[measure].mean() - paired.difference, "after": after[measure].mean()} | vars(paired)
+    means = statistics.unit_means(pd.DataFrame({"before": before[measure], "after": after[measure]}))
+    row = {side: float(means[side]) for side in ("before", "after")} | vars(paired)
     if paired.units == 1:
         variance = before[f"{measure}_error"] ** 2 + after[f"{measure}_error"] ** 2
         row["yardstick"] = _TWO_SIDED * math.sqrt(float(variance.mean()) / len(both))
     return row
 
 
+_SIDES = ("before", "after")
 _TWO_SIDED = 1.959963984540054  # 95 % of a normal distribution
 
 
@@ -205,7 +232,7 @@ def comparison_table(group: Mapping[str, Any], changes: pd.DataFrame) -> Table:
         )
         runs = tuple(f"{item['runs_before']} {item['runs_after']}".replace("nan", "").split())
         rows.append(TableRow(f"Budget {budget}", entries, runs=runs))
-    columns = ("Budget", "Method", "Measure", "Before (%)", "After (%)", "Change", "n", "Verdict", "What is kept")
+    columns = ("Budget", "Method", "Measure", "Before (%)", "After (%)", "Change", "n", "Verdict", "What differs")
     numeric = tuple(column in {"Budget", "Before (%)", "After (%)", "Change", "n"} for column in columns)
     caption = (
         f"{protocol_text(group)}; {conditions_text(group)}. Change in points on the n seeds and class orders both sets "
@@ -231,12 +258,18 @@ def _side(item: Mapping[Any, Any], side: str) -> TableCell:
 
 
 def _kept(item: Mapping[Any, Any]) -> str:
-    """What a run keeps is exact: any difference is one. `the same`, or `strict 25,856 → 25,900 B`."""
+    """What a run keeps is exact: any difference is one. `the same`, or `strict 25,856 → 25,900 B`. And where it was
+    made otherwise: `backbone resnet20 → resnet32`.
+    """
     words = []
     for column in _KEPT:
         before, after = item[f"{column}_before"], item[f"{column}_after"]
         if not (pd.isna(before) or pd.isna(after) or before == after):
             name, unit = column.removesuffix("_bytes"), " B" if column.endswith("bytes") else ""
             words.append(f"{name} {before:,} → {after:,}{unit}")
+    for column in _HOW:
+        before, after = (text if isinstance(text := item[f"{column}_{side}"], str) else None for side in _SIDES)
+        if before is not None and after is not None and before != after:
+            words.append(f"{column} {before or 'of the recipe'} → {after or 'of the recipe'}")
     known = not pd.isna(item["strict_bytes_before"]) and not pd.isna(item["strict_bytes_after"])
     return "; ".join(words) or ("the same" if known else "–")

@@ -64,7 +64,8 @@ def weight_norms(
             axes.set_title(fitted(figure, item.name, room_inches=_COLUMN_INCHES - 0.3))
             axes.set_xlabel("Class, by arrival")
             axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
-            axes.set_ylim(0)  # norms of one head compare with each other, not with those of another network
+            # norms of one head compare with each other, not with those of another network
+            axes.set_ylim(0, 1.08 * max(float(item.norms.max()), 1e-6))
         for axes in panels[:: _columns_in(panels)]:
             axes.set_ylabel("Weight norm (L2)")
         draw_legend(figure, [], [])

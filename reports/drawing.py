@@ -2,6 +2,7 @@
 
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
@@ -27,21 +28,18 @@ class Drawing:
     make: Callable[..., Figure]
 
 
-@dataclass(frozen=True)
-class Drawn:
-    """A figure as the page has it, and the files that were written."""
-
-    page: PageFigure
-    paths: tuple[Path, ...]
-
-
-def get_ready() -> Iterator[None]:
-    """Start the processes, which import what they need while the caller does something else; it ends when they have."""
-    return _beside(_start, [()] * _processes())
+@contextmanager
+def getting_ready() -> Iterator[None]:
+    """Start the processes, which import what they need while the block runs; at its end they have."""
+    started = _beside(_start, [()] * _processes())
+    try:
+        yield
+    finally:
+        list(started)
 
 
-def draw(drawings: Sequence[Drawing], folder: Path, stamp: str) -> Iterator[Drawn]:
-    """Begin to draw at once; figures in their order, each when it is done."""
+def draw(drawings: Sequence[Drawing], folder: Path, stamp: str) -> Iterator[PageFigure]:
+    """Begin to draw into `folder` at once; figures in their order as the page has them, each when it is done."""
     return _beside(_draw, [(drawing, folder, stamp) for drawing in drawings])
 
 
@@ -60,10 +58,19 @@ def _start() -> None:
     """To find this function, a process imports everything here."""
 
 
-def _draw(drawing: Drawing, folder: Path, stamp: str) -> Drawn:
-    gc.set_threshold(50_000)  # a figure is thousands of objects in cycles: looking for them takes a seventh of the time
+def _draw(drawing: Drawing, folder: Path, stamp: str) -> PageFigure:
+    """A figure is thousands of objects in cycles: looking for them as often as usual takes a seventh of the time."""
+    usual = gc.get_threshold()
+    gc.set_threshold(50_000)
+    try:
+        return _drawn(drawing, folder, stamp)
+    finally:
+        gc.set_threshold(*usual)
+
+
+def _drawn(drawing: Drawing, folder: Path, stamp: str) -> PageFigure:
     wide, narrow = drawing.make(paper_columns=2), drawing.make(paper_columns=1)
-    paths = save(wide, folder / drawing.stem, stamp=stamp)
-    paths += save(narrow, folder / f"{drawing.stem}-1col", ("pdf",), stamp)
+    save(wide, folder / drawing.stem, stamp=stamp)
+    save(narrow, folder / f"{drawing.stem}-1col", ("pdf",), stamp)
     svgs = inline_svg(wide, f"{drawing.stem}-w"), inline_svg(narrow, f"{drawing.stem}-n")
-    return Drawn(PageFigure(*svgs, drawing.caption, drawing.stem), tuple(paths))
+    return PageFigure(*svgs, drawing.caption, drawing.stem)

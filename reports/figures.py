@@ -75,23 +75,24 @@ def accuracy_over_memory(
     competing = means[means["competes"]]
     areas = one.aucs.set_index("name")
     xs, unit = _budget_axis(one.frame)
+    theirs = _published_of(published, competing)
+    note = "Open markers, dotted: published values. " * bool(len(theirs)) + _differences(one.frame)
     with paper_style():
         figure = _canvas()
         names = {str(name): fitted(figure, str(name)) for name in means["name"].unique()}
         texts = {area: _area_texts(areas, area) for area in ("auc_a", "auc_l")}
         values_end = _label_room(figure, names, [*texts["auc_a"].values(), *texts["auc_l"].values()])
-        panels = _side_labelled(figure, paper_columns, len(names), values_end, _differences(one.frame))
+        panels = _side_labelled(figure, paper_columns, len(names), values_end, note.strip())
         for (axes, size), (measure, title) in zip(panels, _ACCURACIES.items(), strict=True):
             axes.set_title(title)
             axes.set_ylabel("Top-1 accuracy (%)")
             axes.set_xlabel(f"Memory budget ({unit})")
             axes.yaxis.set_major_locator(MaxNLocator(7, steps=[1, 2, 5, 10], integer=True))
-            points = None if published is None else published[published["measure"] == measure]
+            points = theirs[theirs["measure"] == measure]
             ends = _memory_lines(axes, competing, measure, xs, styles, points)
-            _limit(axes, competing, measure)
-            budget_ticks(axes, list(xs.values()), size[0])
-            ends |= _references(axes, means[~means["competes"]], measure, size[1])
-            _absences(axes, competing, measure, xs, styles, names, size[1])
+            _limit(axes, competing, measure, also=points["value"])
+            budget_ticks(axes, sorted({*xs.values(), *points["budget_mb"]}), size[0])
+            ends |= _outside(axes, means[~means["competes"]], competing, measure, xs, styles, names, size[1])
             low, high = axes.get_ylim()
             axes.set_yticks([tick for tick in axes.get_yticks() if max(low, 0) <= tick <= min(high, 100)])
             area = f"auc_{measure[0]}"
@@ -109,6 +110,7 @@ def accuracy_over_classes(
     one = Comparison.of(frame)
     styles = styles or styles_by_name(one.frame)
     curves, references = one.curves, one.reference_curves
+    competing = curves[curves["competes"].astype(bool)]
     budgets = budgets_of(one.frame)
     columns = columns_of(len(budgets), paper_columns)
     with paper_style():
@@ -118,15 +120,14 @@ def accuracy_over_classes(
                 axes.plot(
                     line["seen"], line["top1"], color=FAINT, dashes=dashes(name, references), linewidth=1, label=name
                 )
-            own = curves[(curves["budget_bytes"] == budget_bytes) & curves["competes"]]
-            _lines(axes, own, "seen", "top1", styles)
+            _lines(axes, competing[competing["budget_bytes"] == budget_bytes], "seen", "top1", styles)
             axes.set_title(budget_text(budget_bytes, label))
             class_ticks(axes, sorted(set(curves["seen"])))
             axes.set_xlabel("Classes seen")
             if axes in panels[::columns]:
                 axes.set_ylabel("Top-1 accuracy (%)")
         panels[0].yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=True))
-        _limit(panels[0], curves, "top1")
+        _limit(panels[0], competing, "top1", also=_near(references["top1"], competing["top1"]))
         remarks_below(figure, panels, [absent(one.frame, size) for size, _ in budgets], columns)
         legend_of_lines(figure, panels, _differences(one.frame))
     return figure
@@ -326,6 +327,13 @@ def _few(budgets: Sequence[tuple[int, object]]) -> list[tuple[int, object]]:
     return list(budgets) if len(budgets) <= 3 else [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
 
 
+def left_out_of_few(frame: pd.DataFrame) -> str:
+    """Budgets that `old_and_new_classes` leaves out, as the end of a caption; empty where it shows all."""
+    budgets = budgets_of(frame)
+    left_out = [budget_text(size, label) for size, label in budgets if (size, label) not in _few(budgets)]
+    return f" Not shown: {', '.join(left_out)}." if left_out else ""
+
+
 def _label_room(figure: Figure, names: Mapping[str, str], values: Sequence[str]) -> float:
     """Inches that names and a column of values beside them take."""
     value_room = text_inches(figure, values)
@@ -374,9 +382,19 @@ def _lines(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mappin
         axes.plot(line[x], line[measure], label=name, clip_on=False, zorder=3, **look)
 
 
-def _limit(axes: Axes, means: pd.DataFrame, *measures: str, least: float = 0) -> None:
-    """Limits that follow the means: bands, which are wide where repetitions are few, take half of a panel at most."""
-    values = means[list(measures)].to_numpy(dtype=float)
+def _near(references: "pd.Series[float]", competing: "pd.Series[float]") -> "pd.Series[float]":
+    """Values of floors and ceilings, but none so far from the others that it would press them together."""
+    reach = 0.3 * (competing.max() - competing.min())
+    return references.clip(competing.min() - reach, competing.max() + reach)
+
+
+def _limit(
+    axes: Axes, means: pd.DataFrame, *measures: str, least: float = 0, also: Sequence[float] | pd.Series = ()
+) -> None:
+    """Limits that follow the means, and `also` these values: bands, which are wide where repetitions are few, take half
+    of a panel at most.
+    """
+    values = np.append(means[list(measures)].to_numpy(dtype=float), np.asarray(also, dtype=float))
     if np.isnan(values).all():
         axes.set_ylim(max(least, 0), 100)
         return
@@ -384,7 +402,8 @@ def _limit(axes: Axes, means: pd.DataFrame, *measures: str, least: float = 0) ->
     reach = max(high - low, 2.0) / 2
     ends = means[[f"{measure}{end}" for measure in measures for end in ("_low", "_high")]].to_numpy(dtype=float)
     if not np.isnan(ends).all():
-        low, high = max(float(np.nanmin(ends)), low - reach), min(float(np.nanmax(ends)), high + reach)
+        low = min(low, max(float(np.nanmin(ends)), low - reach))
+        high = max(high, min(float(np.nanmax(ends)), high + reach))
     pad = 0.05 * max(high - low, 1.0)
     axes.set_ylim(max(low - pad, least - pad), min(high + pad, 100 + pad))
 
@@ -421,18 +440,24 @@ def _memory_lines(
     measure: str,
     xs: Mapping[int, float],
     styles: Mapping[str, Style],
-    published: pd.DataFrame | None,
+    published: pd.DataFrame,
 ) -> dict[str, tuple[float, str]]:
     """Draw every method that competes; for each the height at which its line ends and its colour."""
     done = means[means[measure].notna()].sort_values("budget_bytes")
     _lines(axes, done.assign(x=done["budget_bytes"].map(xs)), "x", measure, styles)
-    if published is not None:
-        for name in means["name"].unique():
-            _published_line(axes, published[published["method"] == name], str(name), styles[name])
+    for (name,), points in summarise.parts(published, ["method"]):
+        _published_line(axes, points, str(name), styles[name])
     return {
         str(name): (float(line[measure].iloc[-1]), styles[name].colour)
         for (name,), line in summarise.parts(done, ["name"])
     }
+
+
+def _published_of(published: pd.DataFrame | None, means: pd.DataFrame) -> pd.DataFrame:
+    """Published points of the methods that are drawn."""
+    if published is None:
+        return pd.DataFrame(columns=["method", "measure", "budget_mb", "value"])
+    return pd.DataFrame(published[published["method"].isin(set(means["name"]))])
 
 
 def _published_line(axes: Axes, points: pd.DataFrame, name: str, style: Style) -> None:
@@ -441,80 +466,78 @@ def _published_line(axes: Axes, points: pd.DataFrame, name: str, style: Style) -
     axes.plot(points["budget_mb"], points["value"], label=f"{name}, published", **look)
 
 
-def _references(axes: Axes, means: pd.DataFrame, measure: str, height_inches: float) -> dict[str, tuple[float, str]]:
-    """Floors and ceilings: a dashed line, or a word at the edge where a line would flatten all others."""
-    ends: dict[str, tuple[float, str]] = {}
-    low, high = axes.get_ylim()
-    reach = 0.3 * (high - low)
-    for name, value in means.groupby("name")[measure].mean().dropna().items():
-        if low - reach <= value <= high + reach:
-            pad = 0.03 * (high - low)
-            bottom, top = axes.get_ylim()
-            axes.set_ylim(min(bottom, value - pad), max(top, value + pad))
-            axes.axhline(value, color=FAINT, dashes=dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
-            ends[str(name)] = (float(value), FAINT)
-            continue
-        above = value > high
-        _make_room(axes, height_inches, above)
-        text = f"{'↑' if above else '↓'} {name} {value:.1f}"
-        edge: dict[str, Any] = {"xy": (0.02, 1.0), "va": "top"} if above else {"xy": (0.02, 0.01), "va": "bottom"}
-        axes.annotate(text, xycoords="axes fraction", color=FAINT, fontsize=7, **edge)
-    return ends
-
-
-def _absences(
+def _outside(
     axes: Axes,
-    means: pd.DataFrame,
+    references: pd.DataFrame,
+    competing: pd.DataFrame,
     measure: str,
     xs: Mapping[int, float],
     styles: Mapping[str, Style],
     names: Mapping[str, str],
     height_inches: float,
-) -> None:
-    """A row of × at the foot for each method that lacks a result, with its status where there is most room."""
-    row = len([text for text in axes.texts if text.get_text().startswith("↓")])
-    for (name,), cells in summarise.parts(means[means[measure].isna()], ["name"]):
-        _make_room(axes, height_inches, above=False)
-        at = sorted(cells["budget_bytes"].map(xs))
-        shares = [
-            float(axes.transAxes.inverted().transform(axes.transData.transform((x, axes.get_ylim()[0])))[0]) for x in at
-        ]
-        y = (5 + ROW * row) / (height_inches / POINT)
-        for share in shares:
-            axes.annotate(
-                "×",
-                (share, y),
-                xycoords="axes fraction",
-                ha="center",
-                va="center",
-                color=styles[name].colour,
-                weight="bold",
-                size=9,
-            )
-        edges = [0.0, *shares, 1.0]
-        widest = max(range(len(edges) - 1), key=lambda i: edges[i + 1] - edges[i])
-        anchor, side = (edges[widest], "left") if widest else (edges[1], "right")
-        text = f"{names[name]}: {status_text(', '.join(sorted(set(cells['status']))))}"
-        offset = (6 if side == "left" else -6, 0)
-        axes.annotate(
-            text,
-            (anchor, y),
-            xytext=offset,
-            xycoords="axes fraction",
-            textcoords="offset points",
-            ha=side,
-            va="center",
-            size=6.5,
-            color=FAINT,
-        )
-        row += 1
+) -> dict[str, tuple[float, str]]:
+    """What is no line of a method: floors and ceilings, and at the foot a row of × for each method that lacks a result.
+
+    Where the lines of floors and ceilings end, as of `_memory_lines`; one that would flatten all others is a word at
+    the edge.
+    """
+    ends, over, under = _references(axes, references, measure)
+    absent = list(summarise.parts(competing[competing[measure].isna()], ["name"]))
+    _make_room(axes, height_inches, above=len(over), below=len(under) + len(absent))
+    row = ROW / (height_inches / POINT)
+    for texts, edge, step, side in ((over, 1.0, -row, "top"), (under, 0.01, row, "bottom")):
+        for number, text in enumerate(texts):
+            at = (0.02, edge + number * step)
+            axes.annotate(text, at, xycoords="axes fraction", color=FAINT, fontsize=7, va=side)
+    for number, ((name,), cells) in enumerate(absent, start=len(under)):
+        y = 5 / (height_inches / POINT) + number * row
+        _absence(axes, cells, y, [xs[int(size)] for size in sorted(cells["budget_bytes"])], names[name], styles[name])
+    return ends
 
 
-def _make_room(axes: Axes, height_inches: float, above: bool) -> None:
-    """One row of text more above or below what is drawn."""
+def _references(
+    axes: Axes, means: pd.DataFrame, measure: str
+) -> tuple[dict[str, tuple[float, str]], list[str], list[str]]:
+    """Floors and ceilings: dashed lines and where they end; and words for those far over or under all others."""
+    ends: dict[str, tuple[float, str]] = {}
+    over, under = [], []
     low, high = axes.get_ylim()
-    row = (high - low) * ROW / (height_inches / POINT - ROW)
-    axes.set_ylim((low, high + row) if above else (low - row, high))
+    reach, pad = 0.3 * (high - low), 0.03 * (high - low)
+    for name, value in means.groupby("name")[measure].mean().dropna().items():
+        if low - reach <= value <= high + reach:
+            bottom, top = axes.get_ylim()
+            axes.set_ylim(min(bottom, value - pad), max(top, value + pad))
+            axes.axhline(value, color=FAINT, dashes=dashes(str(name), means), linewidth=1, label=str(name), zorder=1)
+            ends[str(name)] = (float(value), FAINT)
+        elif value > high:
+            over.append(f"↑ {name} {value:.1f}")
+        else:
+            under.append(f"↓ {name} {value:.1f}")
+    return ends, over, under
+
+
+def _absence(axes: Axes, cells: pd.DataFrame, y: float, at: Sequence[float], name: str, style: Style) -> None:
+    """A row of ×, at budgets `at` and the height `y` (of the panel), with the status where there is most room."""
+    foot = axes.get_ylim()[0]
+    shares = [float(axes.transAxes.inverted().transform(axes.transData.transform((x, foot)))[0]) for x in at]
+    cross: dict[str, Any] = {"ha": "center", "va": "center", "color": style.colour, "weight": "bold", "size": 9}
+    for share in shares:
+        axes.annotate("×", (share, y), xycoords="axes fraction", **cross)
+    edges = [0.0, *shares, 1.0]
+    widest = max(range(len(edges) - 1), key=lambda i: edges[i + 1] - edges[i])
+    anchor, side = (edges[widest], "left") if widest else (edges[1], "right")
+    text = f"{name}: {status_text(', '.join(sorted(set(cells['status']))))}"
+    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "ha": side, "va": "center"}
+    offset = (6 if side == "left" else -6, 0)
+    axes.annotate(text, (anchor, y), xytext=offset, size=SMALL, color=FAINT, **beside)
+
+
+def _make_room(axes: Axes, height_inches: float, above: int, below: int) -> None:
+    """Rows of text above and below what is drawn, which keeps two fifths of the panel at the least."""
+    low, high = axes.get_ylim()
+    height = height_inches / POINT
+    row = (high - low) * ROW / max(height - (above + below) * ROW, 0.4 * height)
+    axes.set_ylim(low - below * row, high + above * row)
 
 
 def _area_texts(areas: pd.DataFrame, measure: str) -> dict[str, str]:

@@ -2,8 +2,8 @@
 
 Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation) are kept apart: each
 group has its own tables and figures. Within a group methods may be judged by different heads and keep different
-backbones, often by the protocol's own rule; tables mark such rows, figures and captions say it. `refuse` is the strict
-form: nothing may differ but what is allowed by name.
+backbones, often by the protocol's own rule, and may have settings of their own (`--set`); tables mark such rows,
+figures and captions say it. `refuse` is the strict form: nothing may differ but what is allowed by name.
 """
 
 from collections import Counter
@@ -26,8 +26,10 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "augmentation": ("augmentation",),
     "backbone": ("backbone",),
     "head": ("head",),
+    "settings": ("settings",),
 }
-_WITHIN = ("backbone", "head")  # what may differ within a group
+_WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
+_NONE = {"settings": "the recipe's own"}  # how "" is called; "the data set's own" elsewhere
 
 
 class MixedComparisonError(ValueError):
@@ -61,7 +63,8 @@ def differences(cells: pd.DataFrame) -> list[Difference]:
             users.pop("", None)
         if len(users) > 1:
             ordered = {value: tuple(sorted(users[value], key=str.casefold)) for value in sorted(users)}
-            found.append(Difference(aspect, {value or "the data set's own": who for value, who in ordered.items()}))
+            unnamed = _NONE.get(aspect, "the data set's own")
+            found.append(Difference(aspect, {value or unnamed: who for value, who in ordered.items()}))
     return found
 
 
@@ -81,7 +84,8 @@ def refuse(cells: pd.DataFrame, allowed: Collection[str] = ()) -> None:
 
 
 def within(cells: pd.DataFrame) -> list[str]:
-    """What differs within one group, a sentence each, for captions and figures: heads, and backbones at a budget.
+    """What differs within one group, a sentence each, for captions and figures: heads, backbones at a budget or from
+    budget to budget, settings.
 
     `cells` has a row per run; its `head` is the one that is judged.
     """
@@ -99,7 +103,19 @@ def within(cells: pd.DataFrame) -> list[str]:
             ]
         if done[aspect].nunique() > 1 and found:
             sentences.append(f"{aspect.capitalize()}s differ: {'; '.join(found)}.")
+        elif done[aspect].nunique() > 1:
+            sentences.append(f"{aspect.capitalize()}s differ from budget to budget: {_by_budget(done, aspect)}.")
+    own = sorted({(str(name), text) for name, text in done[["name", "settings"]].itertuples(index=False) if text})
+    if own:
+        sentences.append(f"Settings that are not the recipe's: {'; '.join(f'{text} ({name})' for name, text in own)}.")
     return sentences
+
+
+def _by_budget(cells: pd.DataFrame, aspect: str) -> str:
+    """`resnet14 at 12.4 MB, resnet20 at 16.0 MB`."""
+    unique = cells.sort_values("budget_bytes").drop_duplicates("budget_bytes")
+    rows = unique[[aspect, "budget_bytes", "budget_label"]].itertuples(index=False)
+    return ", ".join(f"{value} at {budget_text(int(size), label)}" for value, size, label in rows)
 
 
 def marks(cells: pd.DataFrame, name: str, budget_bytes: int) -> list[str]:
@@ -112,7 +128,8 @@ def marks(cells: pd.DataFrame, name: str, budget_bytes: int) -> list[str]:
         usual = min(counts, key=lambda value: (-counts[value], value), default="")
         if own and own != [usual]:
             notes.append(f"{aspect} {', '.join(own)}, where most rows have {usual}")
-    return notes
+    settings = sorted(set(here.loc[here["name"] == name, "settings"]) - {""})
+    return notes + [f"settings that are not the recipe's: {text}" for text in settings]
 
 
 def _listed(cells: pd.DataFrame, aspect: str) -> str:

@@ -146,11 +146,9 @@ def _lead(best: Mapping[Any, Any], others: Sequence[Mapping[Any, Any]]) -> str:
     untested = f" Not tested against {', '.join(told[UNTESTED])}: no two repetitions in common." * bool(told[UNTESTED])
     if len(told[UNTESTED]) == len(others):
         return f"{lead}.{untested}"
-    return f"{lead}; {_distinguishable(told[TIED])}.{untested}"
-
-
-def _distinguishable(tied: Sequence[str]) -> str:
-    return f"not distinguishable from {', '.join(tied)}" if tied else "distinguishable from every other"
+    all_others = "every other that was tested" if untested else "every other"
+    tied = f"not distinguishable from {', '.join(told[TIED])}" if told[TIED] else f"distinguishable from {all_others}"
+    return f"{lead}; {tied}.{untested}"
 
 
 # ------------------------------------------------------------------------------------------------ methods and runs

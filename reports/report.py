@@ -2,8 +2,12 @@
 
 import hashlib
 import json
+import os
 import re
+import shutil
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -14,8 +18,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cilbench.reports import closeups, evidence, figures, lint, summarise, tables
-from cilbench.reports.bibtex import bibliography
-from cilbench.reports.drawing import Drawing, Drawn, draw, get_ready
+from cilbench.reports.bibtex import bibliography, published_bibtex
+from cilbench.reports.drawing import Drawing, draw, getting_ready
 from cilbench.reports.load import LeftOut, Runs, load_published, read_runs
 from cilbench.reports.page import PageFigure, Section, render_page
 from cilbench.reports.provenance import made_with, versions
@@ -55,58 +59,68 @@ def write_report(
     them. `strict` raises MixedComparisonError, and writes nothing, where runs differ in anything that `allow` does not
     name (`lint.ASPECTS`); UnknownAspectError for a name there is not.
     """
-    ready = get_ready()
-    runs = read_runs(run_dirs, partial(progress, "folders read") if progress else None)
-    lint.require_known(allow)
-    if strict:
-        lint.refuse(runs.cells, allow)
-    groups = _groups(runs, published)
+    with getting_ready():
+        runs = read_runs(run_dirs, partial(progress, "folders read") if progress else None)
+        lint.require_known(allow)
+        if strict:
+            lint.refuse(runs.cells, allow)
+        groups = _groups(runs, published)
     close_ups = [group.close_up for group in groups]
     left_out = (*runs.left_out, *(item for close_up in close_ups for item in close_up.left_out))
     inputs_sha256 = _digest([runs.inputs_sha256, *(close_up.inputs_sha256 for close_up in close_ups)])
     provenance = _provenance(runs, left_out, command, inputs_sha256)
-    stamp = "; ".join(f"{key}: {value}" for key, value in _printed(provenance).items())
+    with _stage(out) as stage:
+        _write(stage, out, runs, groups, left_out, provenance, progress)
+        paths = _settle(stage, out, provenance)
+    return ReportResult(out / "index.html", paths, len(runs.cells), left_out)
 
-    (out / "figures").mkdir(parents=True, exist_ok=True)
-    list(ready)
+
+def _write(
+    stage: Path,
+    out: Path,
+    runs: Runs,
+    groups: Sequence["_Group"],
+    left_out: Sequence[LeftOut],
+    provenance: Mapping[str, Any],
+    progress: Progress | None,
+) -> None:
+    """Everything but provenance.json, into `stage`; it will lie in `out`."""
+    stamp = "; ".join(f"{key}: {value}" for key, value in _printed(provenance).items())
+    (stage / "figures").mkdir()
     wanted = [item for group in groups for item in group.drawings()]
-    drawing = draw(wanted, out / "figures", stamp)
+    drawing = draw(wanted, stage / "figures", stamp)
     compared = [item for group in groups for item in group.compared_drawings()]  # computed while those are drawn
-    drawing = chain(drawing, draw(compared, out / "figures", stamp))
-    paths = [tables.write_csv(frame, out / f"{name}.csv") for name, frame in _csv(runs, groups).items()]
-    entries, remarks = bibliography(text for text in runs.cells["bibtex"] if text)
-    bibtex = tables.bib_text(entries, remarks)
+    drawing = chain(drawing, draw(compared, stage / "figures", stamp))
+    for name, frame in _csv(runs, groups).items():
+        tables.write_csv(frame, stage / f"{name}.csv")
+    overlaid = published_bibtex() if any(group.published is not None for group in groups) else []
+    bibtex = tables.bib_text(*bibliography([*(text for text in runs.cells["bibtex"] if text), *overlaid]))
     drawn = list(_told(drawing, len(wanted) + len(compared), progress))
-    paths += [path for item in drawn for path in item.paths]
-    sections = [group.section(item.page for item in drawn) for group in groups]
-    texts = {
-        "index.html": render_page(sections, runs.cells, left_out, bibtex, _printed(provenance), out),
+    sections = [group.section(drawn) for group in groups]
+    page = render_page(sections, runs.cells, left_out, bibtex, _printed(provenance), out)
+    for name, text in {"index.html": page, **_texts(groups, sections, left_out, bibtex, stamp)}.items():
+        (stage / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+def _texts(
+    groups: Sequence["_Group"], sections: Sequence[Section], left_out: Sequence[LeftOut], bibtex: str, stamp: str
+) -> dict[str, str]:
+    """File name → content of what goes into papers."""
+    head = f"% {tables.one_line(stamp)}\n"
+    figures_in_order = [figure for section in sections for figure in section.figures]
+    includes = [tables.latex_figure(figure.stem, figure.caption, figure.stem) for figure in figures_in_order]
+    return {
         "results.md": _markdown(groups, left_out, stamp),
         "results.tex": "\n".join(
-            [
-                f"% {tables.one_line(stamp)}",
-                "% needs \\usepackage{booktabs,graphicx}",
-                *(t for g in groups for t in g.latex()),
-            ]
+            [f"{head}% needs \\usepackage{{booktabs,graphicx}}", *(text for group in groups for text in group.latex())]
         ),
-        "figures.tex": "\n".join(
-            [
-                f"% {tables.one_line(stamp)}",
-                "% needs \\usepackage{graphicx}",
-                *(tables.latex_figure(f.stem, f.caption, f.stem) for section in sections for f in section.figures),
-            ]
-        ),
-        "standalone.tex": f"% {tables.one_line(stamp)}\n{tables.latex_document()}",
-        "references.bib": f"% {tables.one_line(stamp)}\n{bibtex}",
+        "figures.tex": "\n".join([f"{head}% needs \\usepackage{{graphicx}}", *includes]),
+        "standalone.tex": f"{head}{tables.latex_document()}",
+        "references.bib": f"{head}{bibtex}",
     }
-    for name, text in texts.items():
-        (out / name).write_text(text, encoding="utf-8", newline="\n")
-        paths.append(out / name)
-    _settle(out, paths, provenance)
-    return ReportResult(out / "index.html", (*paths, out / _PROVENANCE), len(runs.cells), left_out)
 
 
-def _told(drawing: Iterable[Drawn], number: int, progress: Progress | None) -> Iterator[Drawn]:
+def _told(drawing: Iterable[PageFigure], number: int, progress: Progress | None) -> Iterator[PageFigure]:
     for done, item in enumerate(drawing, 1):
         if progress:
             progress("figures drawn", done, number)
@@ -179,7 +193,10 @@ class _Group:
         about = (
             "What each method keeps after the last task, by kind and in both accountings, against its budget (line)."
         )
-        return [self._drawing("bytes", f"{about} {self.title}.", by_kind), *self._close_ups()]
+        return [
+            self._drawing("bytes", " ".join([about, f"{self.title}.", *lint.within(self.cells)]), by_kind),
+            *self._close_ups(),
+        ]
 
     def compared_drawings(self) -> list[Drawing]:
         """Figures of means over repetitions."""
@@ -199,6 +216,7 @@ class _Group:
         ]
         if len(one.ranks):
             about = "Accuracy on the classes of earlier tasks and on those of the latest, after each."
+            about += figures.left_out_of_few(self.frame)
             make: Callable[..., Figure] = partial(figures.old_and_new_classes, one, styles=self.styles)
             wanted.append(self._drawing("balance", self._caption(about), make))
             about = f"Forgetting, backward transfer and intransigence, in points.{self._without_ceiling()}"
@@ -224,6 +242,8 @@ class _Group:
             f"seed {_listed([item.cell['seed'] for item in found])}, "
             f"class order {_listed([item.cell['order'] for item in found])}. {self.title}."
         )
+        shown = self.cells[self.cells["run"].isin([item.cell["run"] for item in found])]
+        where = " ".join([where, *lint.within(shown)])
         wanted: list[tuple[str, Callable[..., Figure], str]] = [
             (
                 "confusion",
@@ -255,7 +275,7 @@ class _Group:
     def section(self, drawn: Iterable[PageFigure]) -> Section:
         """The group as a section of the page; `drawn` may hold figures of other groups as well."""
         places = {f"{self.slug}-{name}": place for place, name in enumerate(_ON_THE_PAGE)}
-        own = sorted((item for item in drawn if item.stem in places), key=lambda item: places[item.stem])
+        own = sorted((figure for figure in drawn if figure.stem in places), key=lambda figure: places[figure.stem])
         budgets = self.cells.drop_duplicates("budget_bytes").sort_values("budget_bytes")
         sizes = zip(budgets["budget_bytes"], budgets["budget_label"], strict=True)
         counts = self.cells["status"].value_counts().sort_index()
@@ -293,8 +313,8 @@ class _Group:
         differ = [term for term in ("recipe", "accounting") if self.group[term] != "published"]
         if not same.any():
             return None, " No published points: none of this protocol are known."
-        if differ or self.frame["budget_label"].isna().any():
-            of = " and ".join(differ) or "budgets"
+        if differ or self.frame["budget_label"].isna().any() or self.cells["settings"].any():
+            of = " and ".join(differ) or ("budgets" if self.frame["budget_label"].isna().any() else "settings")
             return None, f" No published points: they are of the published {of}."
         return pd.DataFrame(published[same]), ""
 
@@ -318,12 +338,15 @@ class _Group:
             else ""
         )
         absent = " ×: no result at that budget." if (self.comparison.summary["n"] == 0).any() else ""
-        read_off = " Open markers: published values, read off a figure." if self.published is not None else ""
+        read_off = ""
+        if self.published is not None:
+            sources = "; ".join(sorted(set(self.published["source"])))
+            read_off = f" Open markers: published values, read off figures ({sources})."
         return self._caption(f"Accuracy against the memory budget.{areas}{absent}{read_off}{self.without_published}")
 
     def _without_ceiling(self) -> str:
         known = self.comparison.summary.loc[self.comparison.summary["competes"], "intransigence"].notna().any()
-        return "" if known else " Intransigence needs runs of joint on the same seeds and class orders: none here."
+        return "" if known else " Intransigence needs a run of joint on every seed and class order: not all are here."
 
 
 class _Slugs:
@@ -376,18 +399,37 @@ def _markdown(groups: Sequence[_Group], left_out: Sequence[LeftOut], stamp: str)
     lines = ["# Results\n"]
     for group in groups:
         lines += [f"## {tables.markdown_text(group.title)}\n", *map(tables.to_markdown, group.tables)]
-    if left_out:
-        items = [f"- {tables.markdown_text(i.folder.name)}: {tables.markdown_text(i.reason)}" for i in left_out]
-        lines += ["## Left out\n", *items, ""]
-    return "\n".join([*lines, tables.markdown_text(tables.one_line(stamp)), ""])
+    return "\n".join([*lines, *tables.markdown_left_out(left_out), tables.markdown_text(tables.one_line(stamp)), ""])
 
 
-def _settle(out: Path, paths: Sequence[Path], provenance: Mapping[str, Any]) -> None:
-    """Write provenance.json with a hash of every file, and remove what an earlier report of ours left behind."""
-    written = {
-        path.relative_to(out).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest() for path in sorted(paths)
-    }
-    for name, sha256 in _earlier_outputs(out / _PROVENANCE).items():
+_STAGE = ".cilbench-report-"
+
+
+@contextmanager
+def _stage(out: Path) -> Iterator[Path]:
+    """A folder in `out` in which a report is made, so that one that is killed leaves the one before as it was; what
+    such a one left behind is removed.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    for left in out.glob(f"{_STAGE}*"):
+        shutil.rmtree(left, ignore_errors=True)
+    with tempfile.TemporaryDirectory(prefix=_STAGE, dir=out) as folder:
+        yield Path(folder)
+
+
+def _settle(stage: Path, out: Path, provenance: Mapping[str, Any]) -> tuple[Path, ...]:
+    """Put every file in its place, then provenance.json with a hash of each; remove what an earlier report of ours
+    left behind. The paths of all.
+    """
+    made = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
+    written = {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in made.items()}
+    text = json.dumps({**provenance, "outputs": written}, indent=1, ensure_ascii=False)
+    (stage / _PROVENANCE).write_text(text + "\n", encoding="utf-8", newline="\n")
+    earlier = _earlier_outputs(out / _PROVENANCE)
+    for name in [*written, _PROVENANCE]:
+        (out / name).parent.mkdir(exist_ok=True)
+        os.replace(stage / name, out / name)
+    for name, sha256 in earlier.items():
         path = out / name
         inside = name not in written and ".." not in Path(name).parts and not Path(name).is_absolute()
         # a file that is not as it was written belongs to somebody
@@ -398,8 +440,7 @@ def _settle(out: Path, paths: Sequence[Path], provenance: Mapping[str, Any]) -> 
             and hashlib.sha256(path.read_bytes()).hexdigest() == sha256
         ):
             path.unlink()
-    text = json.dumps({**provenance, "outputs": written}, indent=1, ensure_ascii=False)
-    (out / _PROVENANCE).write_text(text + "\n", encoding="utf-8", newline="\n")
+    return tuple(out / name for name in [*written, _PROVENANCE])
 
 
 def _earlier_outputs(path: Path) -> dict[str, str]:

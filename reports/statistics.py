@@ -128,19 +128,26 @@ BEST, TIED, WORSE, UNTESTED = "best", "tied", "worse", "untested"
 def against_best(values: pd.DataFrame) -> pd.DataFrame:
     """Every column of `values` [(seed, order), method] against the one with the highest mean: verdict, p (Holm).
 
-    Verdicts: best; tied (not distinguishable from it at 5 %); worse; untested (no two units in common with the best).
-    A row per column that has a value. Holm's correction is over the comparisons with the best.
+    Verdicts: best; tied (not distinguishably worse at 5 %); worse; untested (no two units in common with the best).
+    A row per column that has a value. Holm's correction is over the comparisons with the best. Means are of all
+    repetitions a method has; where some lack it may be ahead of the best on those that both have: it is tied then.
     """
     means = unit_means(values)
     if means.empty:
         return pd.DataFrame(columns=["verdict", "p"])
     best = means.idxmax()  # the first of equals, which are then tied
-    adjusted = holm([paired(values[best], values[name]).p if name != best else math.nan for name in means.index])
+    pairs = [paired(values[best], values[name]) for name in means.index]
+    adjusted = holm([pair.p if name != best else math.nan for name, pair in zip(means.index, pairs, strict=True)])
     verdicts = [
-        BEST if name == best else UNTESTED if math.isnan(p) else WORSE if p < 1 - LEVEL else TIED
-        for name, p in zip(means.index, adjusted, strict=True)
+        BEST if name == best else _verdict(pair, p) for name, pair, p in zip(means.index, pairs, adjusted, strict=True)
     ]
     return pd.DataFrame({"verdict": verdicts, "p": adjusted}, index=means.index)
+
+
+def _verdict(best_less_it: Paired, p: float) -> str:
+    if math.isnan(p):
+        return UNTESTED
+    return WORSE if p < 1 - LEVEL and best_less_it.difference > 0 else TIED
 
 
 def unit_means(values: pd.DataFrame) -> "pd.Series[float]":

@@ -264,7 +264,7 @@ def budget_mb(budget_bytes: pd.Series, budget_label: pd.Series) -> pd.Series:
 def aucs(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per method of a group with more than one budget: auc_a, auc_l, their normalised forms (divided by the
     range, in %), apm_s, apm_e (avg per MB at the smallest and largest budget), each with its interval over `n`
-    repetitions, and `reason`.
+    repetitions; auc_a_verdict, auc_a_p, … against the largest area (`statistics.against_best`); and `reason`.
 
     Taken over ALL budgets of the group, so that the numbers compare; a method that lacks one has none and says which.
     """
@@ -277,10 +277,19 @@ def aucs(frame: pd.DataFrame) -> pd.DataFrame:
         if len(sizes) < 2:
             continue
         megabytes = budget_mb(budgets["budget_bytes"], budgets["budget_label"]).to_numpy(dtype=float)
+        areas: dict[str, pd.DataFrame] = {}
+        first = len(rows)
         for key, own in group.groupby(METHOD, sort=True, dropna=False):
             named = dict(zip(METHOD, _tuple(key), strict=True))
             mine = finished[finished["run"].isin(own["run"])]
-            rows.append(named | {"budgets": len(sizes)} | _auc_row(mine, sizes, megabytes, own))
+            areas[str(named["name"])] = table = _areas(mine, sizes, megabytes)
+            rows.append(named | {"budgets": len(sizes)} | _auc_row(table, mine, sizes, megabytes, own))
+        for measure in ("auc_a", "auc_l"):
+            values = pd.DataFrame({name: table[measure] for name, table in areas.items()})
+            found = statistics.against_best(values)
+            for row in rows[first:]:
+                if row["name"] in found.index:
+                    row |= {f"{measure}_{what}": found.loc[row["name"], what] for what in ("verdict", "p")}
     return pd.DataFrame(rows, columns=_AUC_COLUMNS).astype({"n": int, "units": "Int64"})
 
 
@@ -289,34 +298,39 @@ _AUC_COLUMNS = [
     *METHOD,
     *("budgets", "smallest_mb", "largest_mb"),
     *(f"{measure}{end}" for measure in _AUC_MEASURES for end in ("", "_low", "_high")),
+    *(f"{measure}_{what}" for measure in ("auc_a", "auc_l") for what in ("verdict", "p")),
     *("n", "units", "reason", "runs"),
 ]
 
 
-def _auc_row(
-    mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.float64], own: pd.DataFrame
-) -> dict[str, Any]:
-    """AUC and APM of each repetition that has every budget, then their means."""
+def _areas(mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.float64]) -> pd.DataFrame:
+    """AUC and APM of each repetition, [(seed, order)], that has every budget."""
     avg, last = (
         mine.pivot(index=REPETITION, columns="budget_bytes", values=measure).reindex(columns=list(sizes)).dropna()
         for measure in ("avg", "last")
     )
     span = megabytes[-1] - megabytes[0]
-    row: dict[str, Any] = {"smallest_mb": megabytes[0], "largest_mb": megabytes[-1], "n": len(avg)}
-    missing = [size for size in sizes if size not in set(mine["budget_bytes"])]
-    if avg.empty:
-        absent = ", ".join(f"{size:,} B ({_status(own['status'][own['budget_bytes'] == size])})" for size in missing)
-        return row | {"reason": f"no result at {absent}" if missing else "no repetition has every budget", "runs": ""}
     areas = {
         "auc_a": [auc(list(megabytes), list(values)) for values in avg.to_numpy()],
         "auc_l": [auc(list(megabytes), list(values)) for values in last.to_numpy()],
         "apm_s": avg.to_numpy()[:, 0] / megabytes[0],
         "apm_e": avg.to_numpy()[:, -1] / megabytes[-1],
     }
-    table = pd.DataFrame(areas, index=avg.index).reset_index()
-    table = table.assign(auc_a_normalised=100 * table["auc_a"] / span, auc_l_normalised=100 * table["auc_l"] / span)
-    used = mine.set_index(REPETITION).loc[avg.index, "run"]
-    return row | _with_intervals(table, _AUC_MEASURES) | {"reason": "", "runs": " ".join(sorted(used))}
+    table = pd.DataFrame(areas, index=avg.index)
+    return table.assign(auc_a_normalised=100 * table["auc_a"] / span, auc_l_normalised=100 * table["auc_l"] / span)
+
+
+def _auc_row(
+    table: pd.DataFrame, mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.float64], own: pd.DataFrame
+) -> dict[str, Any]:
+    """Means over repetitions; `table` as of `_areas`."""
+    row: dict[str, Any] = {"smallest_mb": megabytes[0], "largest_mb": megabytes[-1], "n": len(table)}
+    missing = [size for size in sizes if size not in set(mine["budget_bytes"])]
+    if table.empty:
+        absent = ", ".join(f"{size:,} B ({_status(own['status'][own['budget_bytes'] == size])})" for size in missing)
+        return row | {"reason": f"no result at {absent}" if missing else "no repetition has every budget", "runs": ""}
+    used = mine.set_index(REPETITION).loc[table.index, "run"]
+    return row | _with_intervals(table.reset_index(), _AUC_MEASURES) | {"reason": "", "runs": " ".join(sorted(used))}
 
 
 # ------------------------------------------------------------------------------------------------ between methods
@@ -426,8 +440,8 @@ CONVENTIONS = ("published", "strict")
 
 
 def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Bytes by kind at the last boundary a run reached, in both conventions: a row per method, budget, convention and
-    kind.
+    """Bytes by kind after the last task, or at the last boundary reached where no run finished, in both conventions: a
+    row per method, budget, convention and kind.
 
     `charged_bytes` is the mean over repetitions; kinds that a convention does not charge have no row. A cell without a
     ledger is a row without convention and kind; `status` says why.
@@ -443,7 +457,10 @@ def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
             "status": _status(cell.drop_duplicates("run")["status"]),
         }
         weighed = cell[cell["kind"].notna()]
-        counted = {"n": weighed["run"].nunique(), "runs": " ".join(sorted(set(cell["run"])))}
+        if (weighed["status"] == "done").any():  # another boundary than the last is no part of their mean
+            weighed = weighed[weighed["status"] == "done"]
+        whose = cell if weighed.empty else weighed
+        counted = {"n": weighed["run"].nunique(), "runs": " ".join(sorted(set(whose["run"])))}
         for convention in CONVENTIONS:
             for kind, total in weighed.groupby("kind")[f"{convention}_bytes"].sum().items():
                 if total > 0:

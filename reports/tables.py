@@ -15,6 +15,7 @@ import pandas as pd
 from cilbench.reports import lint, statistics
 from cilbench.reports.bibtex import Entry, read_entries
 from cilbench.reports.latex import latex_text
+from cilbench.reports.load import LeftOut
 from cilbench.reports.wording import (
     budget_text,
     conditions_text,
@@ -90,7 +91,7 @@ MEASURE_COLUMNS = ("Avg (%)", "Last (%)", "Forgetting")
 STRICT_NOTE = "keeps more than the budget under the strict accounting (every byte), while the published sum fits"
 TIED, UNTESTED = "≈", "?"
 _VERDICT_NOTES = {
-    statistics.TIED: (TIED, "not distinguishable from the best at this budget: paired t-test, Holm, 5 %"),
+    statistics.TIED: (TIED, "not distinguishable from the best, of the same budgets: paired t-test, Holm, 5 %"),
     statistics.UNTESTED: (UNTESTED, "not tested: fewer than two seeds or class orders in common with the best"),
 }
 
@@ -230,7 +231,7 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
     columns = ("Budget", "Method", "Forgetting", "BWT", "Intransigence", "Old (%)", "New (%)", "n")
     missing = shown["intransigence"].isna()
     without = (
-        " Intransigence needs runs of joint on the same seeds and class orders: there are none here."
+        " Intransigence needs a run of joint on every seed and class order: not all are here."
         if missing.all()
         else " Where intransigence is missing, there is no run of joint on the same seeds and class orders."
         if missing.any()
@@ -286,8 +287,8 @@ def _rank_cell(item: Mapping[Any, Any] | None) -> TableCell:
     if item is None:
         return TableCell("–")
     known = not pd.isna(item["rank_low"])
-    reach = f"[{item['rank_low']}–{item['rank_high']}]" if known and item["rank_low"] < item["rank_high"] else ""
-    sure = known and not reach
+    sure = known and item["rank_low"] == item["rank"] == item["rank_high"]
+    reach = f"[{item['rank_low']}–{item['rank_high']}]" if known and not sure else ""
     return TableCell(str(item["rank"]), reach, bold=sure and item["rank"] == 1, sort=float(item["rank"]))
 
 
@@ -334,7 +335,7 @@ def _reach(item: Mapping[Any, Any], scale: float) -> str:
 
 def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame) -> Table:
     """A row per competing method of one group: areas as published, their normalised forms, APM at both ends. Best
-    areas bold.
+    areas bold, what is not distinguishable from it marked ≈.
     """
     notes = _Notes()
     best = {measure: _best(aucs, measure, _four) for measure in ("auc_a", "auc_l")}
@@ -351,7 +352,9 @@ def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame)
             style = _fixed if measure.endswith("normalised") else _four
             text = style(item[measure])
             interval = _interval(item[f"{measure}_low"], item[f"{measure}_high"], style)
-            entries.append(TableCell(text, interval, bold=best.get(measure) == text, sort=_sortable(item[measure])))
+            told = _verdict_marks(item, measure, notes, several=bool(best[measure])) if measure in best else ()
+            bold = best.get(measure) == text
+            entries.append(TableCell(text, interval, told, bold=bold, sort=_sortable(item[measure])))
         entries.append(TableCell(str(item["n"]), sort=float(item["n"])))
         rows.append(TableRow("", tuple(entries), cite=cite_keys(own), runs=_run_ids(item)))
     columns = ("Method", "AUC-A", "AUC-L", "AUC-A norm. (%)", "AUC-L norm. (%)", "APM-S", "APM-E", "n")
@@ -465,6 +468,12 @@ def to_markdown(table: Table) -> str:
     return "\n".join(lines).rstrip() + "\n"
 
 
+def markdown_left_out(left_out: Sequence[LeftOut]) -> list[str]:
+    """Lines that name the folders that could not be used, and why; none where all could."""
+    items = [f"- {markdown_text(item.folder.name)}: {markdown_text(item.reason)}" for item in left_out]
+    return ["## Left out\n", *items, ""] if items else []
+
+
 def row_name(row: TableRow) -> str:
     """What tells a row from the others of its table: its section, and the texts it begins with that are no numbers."""
     names = [cell.text for cell in row.cells[:2] if cell.sort is None and cell.text != "–"]
@@ -495,11 +504,13 @@ def _markdown_cell(cell: TableCell) -> str:
 
 # ------------------------------------------------------------------------------------------------ LaTeX
 
-_ROWS_PER_TABLE = 42
+_ROWS_PER_TABLE, _MOST_ROWS_PER_TABLE = 42, 50  # the page is full with the latter
 
 
 def to_latex(table: Table, label: str) -> str:
-    """One or more `table*` environments (booktabs); `label` becomes tab:LABEL. A long table is cut between sections."""
+    """One or more `table*` environments (booktabs); `label` becomes tab:LABEL. A table longer than a page is cut,
+    between sections where that is near.
+    """
     parts = _cut(table.rows)
     tables = []
     for number, rows in enumerate(parts):
@@ -511,7 +522,8 @@ def to_latex(table: Table, label: str) -> str:
 def _cut(rows: Sequence[TableRow]) -> list[list[TableRow]]:
     parts: list[list[TableRow]] = [[]]
     for row in rows:
-        if len(parts[-1]) >= _ROWS_PER_TABLE and row.section != parts[-1][-1].section:
+        at_section = bool(parts[-1]) and (not row.section or row.section != parts[-1][-1].section)
+        if len(parts[-1]) >= (_ROWS_PER_TABLE if at_section else _MOST_ROWS_PER_TABLE):
             parts.append([])
         parts[-1].append(row)
     return parts
@@ -609,13 +621,28 @@ def bib_text(entries: Sequence[Entry], remarks: Sequence[str]) -> str:
 
 
 def write_csv(frame: pd.DataFrame, path: Path) -> Path:
-    """Tidy CSV: one fact a column, numbers to six digits, line ends the same everywhere, nothing a spreadsheet would
-    execute.
+    """Tidy CSV: one fact a column, whole numbers whole, others to six digits, line ends the same everywhere, nothing a
+    spreadsheet would execute.
     """
     text = frame.select_dtypes(include=["object", "string"]).columns
-    safe = frame.assign(**{column: frame[column].map(_no_formula) for column in text})
-    safe.to_csv(path, index=False, float_format="%.6g", lineterminator="\n")
+    numbers = frame.select_dtypes(include="float").columns
+    safe = frame.assign(
+        **{column: frame[column].map(_no_formula) for column in text},
+        **{column: _whole_numbers(frame[column]) for column in numbers},
+    )
+    safe.to_csv(path, index=False, float_format=_six_digits, lineterminator="\n")
     return path
+
+
+def _whole_numbers(column: "pd.Series[float]") -> "pd.Series[Any]":
+    """Bytes and counts that are floats only because some are missing, as integers again."""
+    known = column.dropna()
+    return column.astype("Int64") if (known % 1 == 0).all() and (known.abs() < 2**53).all() else column
+
+
+def _six_digits(value: float) -> str:
+    """Means of bytes have more digits before the point: they keep those."""
+    return f"{value:.1f}" if abs(value) >= 1e5 else f"{value:.6g}"
 
 
 def _no_formula(value: Any) -> Any:

@@ -10,7 +10,10 @@ from toy import toy_dataset
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
 
 Count = Callable[[str, int], None]
-COUNTED = ("kills survived", "faults injected", "inputs tried", "pairs of processes in one folder")
+COUNTED = (
+    *("kills survived", "faults injected", "inputs tried", "pairs of processes in one folder"),
+    *("run folders reported", "seconds they took"),
+)
 
 
 def fuzzed(check: Callable[[st.DataObject], None], examples: int, *, anew: bool) -> Callable[[], None]:

@@ -326,7 +326,7 @@ def _page_of_texts(folder: Path, text: str) -> Path:
     """Two methods, one of them refused, whose names, data set, heads, reasons and devices say `text`."""
     head = text.replace("\u2028", "")  # which would end the line of a table
     bad = replace(METHODS[0], name=text, heads=(f"{head}1", f"{head}2"), port=text)
-    refused = replace(METHODS[2], name=f"{text} too", smallest_budget_bytes=10**6)
+    refused = replace(METHODS[2], name=f"{text}~too", smallest_budget_bytes=10**6)
     for path in make_runs(folder / "runs", Grid((bad, refused), (49_152,))):
         cell = json.loads((path / "cell.json").read_text())
         cell["request"]["dataset"] = text
@@ -392,7 +392,7 @@ def summary_of(*rows: tuple[str, float, int, str]) -> pd.DataFrame:
         ([("B", 70.0, 3, "worse"), ("C", 60.0, 3, "worse")], "distinguishable from every other."),
         (
             [("B", 70.0, 3, "worse"), ("C", 60.0, 3, "untested")],
-            "every other. Not tested against C: no two repetitions",
+            "every other that was tested. Not tested against C: no two repetitions",
         ),
         ([("B", 70.0, 3, "untested")], "1.00 points ahead of B. Not tested against B"),
         ([("B", 70.0, 1, "untested")], "One repetition: a small lead may be chance."),

@@ -99,6 +99,31 @@ def test_a_cell_that_was_refused_twice_says_so(tmp_path: Path) -> None:
     assert verdicts(tmp_path / "a", tmp_path / "b") == {"DGM": changes.NEITHER}
 
 
+def test_a_cell_that_was_made_otherwise_says_in_what_and_a_label_makes_no_other_cell(sides: tuple[Path, Path]) -> None:
+    a, b = sides
+    for path in b.glob("digits-der*"):
+        cell = json.loads((path / "cell.json").read_text())
+        cell["plan"]["backbone"], cell["settings"] = "resnet32", {"der.lr": 0.05}
+        cell["request"]["budget_label"] = "0.05"
+        (path / "cell.json").write_text(json.dumps(cell))
+    frame = reports.compare(reports.read_runs([a]), reports.read_runs([b]))
+    own = frame[frame["name"] == "DER"]
+    assert set(own["verdict"]) == {changes.SAME}
+    assert changes._kept(own.iloc[0].to_dict()) == (
+        f"backbone {own['backbone_before'].iloc[0]} → resnet32; settings of the recipe → der.lr=0.05"
+    )
+
+
+def test_means_before_and_after_are_over_class_orders(tmp_path: Path) -> None:
+    """Two seeds of one order count as one: 60, 60 and 90 are 75, and the difference is what lies between the means."""
+    for side, by in (("a", 0.0), ("b", 10.0)):
+        for order, seed, top1 in ((1, 1, 50.0), (1, 2, 50.0), (2, 1, 80.0)):
+            shifted(make_run(tmp_path / side, Grid(order=order), METHODS[2], BUDGET, seed), lambda _, t=top1 + by: t)
+    frame = reports.compare(reports.read_runs([tmp_path / "a"]), reports.read_runs([tmp_path / "b"]))
+    row = frame[frame["measure"] == "last"].iloc[0]
+    assert (row["before"], row["after"], row["difference"]) == pytest.approx((65.0, 75.0, 10.0))
+
+
 def test_what_is_written_names_what_moved_and_every_run(sides: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = sides
     for path in b.glob("digits-der*"):

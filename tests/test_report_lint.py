@@ -76,6 +76,32 @@ def test_what_differs_within_a_table_is_a_footnote_a_caption_and_refused(tmp_pat
         lint.refuse(runs.cells)
 
 
+def test_settings_of_ones_own_are_a_footnote_a_caption_and_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, Grid(), METHODS[2], 49_152, 1)
+    other = make_run(tmp_path, Grid(), METHODS[3], 49_152, 1)
+    edit(other, lambda cell: cell.update(settings={"memo.lr": 0.05, "memo.epochs": 5}))
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = summarise.groups(runs.stages)
+    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    assert "Settings that are not the recipe's: memo.epochs=5, memo.lr=0.05 (MEMO)." in table.caption
+    (mark,) = (mark for mark, text in table.notes if text.startswith("settings that are not the recipe's: memo.epochs"))
+    assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {"MEMO"}
+    with pytest.raises(
+        reports.MixedComparisonError, match=r"settings: memo.epochs=5.* \(MEMO\)|settings: the recipe's"
+    ):
+        lint.refuse(runs.cells)
+    lint.refuse(runs.cells, ["settings"])
+
+
+def test_a_backbone_that_changes_with_the_budget_is_said(tmp_path: Path) -> None:
+    for budget_bytes, backbone in ((49_152, "resnet14"), (98_304, "resnet32")):
+        path = make_run(tmp_path, Grid(), METHODS[2], budget_bytes, 1)
+        edit(path, lambda cell, backbone=backbone: cell["plan"].update(backbone=backbone))
+    cells = reports.read_runs([tmp_path]).cells
+    said = ["Backbones differ from budget to budget: resnet14 at 48 KiB, resnet32 at 96 KiB."]
+    assert lint.within(cells) == said
+
+
 def test_runs_that_differ_in_nothing_pass(tmp_path: Path) -> None:
     runs = reports.read_runs([two_runs(tmp_path)])
     assert lint.differences(runs.cells) == []

@@ -125,6 +125,17 @@ def test_against_the_best() -> None:
     assert verdicts == {"best": "best", "near": "tied", "far": "worse", "alone": "untested"}
 
 
+def test_what_is_ahead_of_the_best_where_both_were_run_is_not_called_worse() -> None:
+    """Two seeds of `b` are missing: its mean is higher, `a` is ahead of it on every seed that both have."""
+    frame = table({"a": [60.0, 60.2, 85.0, 85.1, 84.9], "b": [math.nan, math.nan, 84.0, 84.05, 83.95]})
+    assert statistics.against_best(frame)["verdict"].to_dict() == {"a": "tied", "b": "best"}
+    ranks = statistics.rank_ranges(statistics.unit_means(frame), statistics.all_pairs(frame))
+    item = ranks.loc["b"].to_dict()
+    assert (item["rank"], item["rank_low"], item["rank_high"]) == (1, 2, 2)
+    cell = tables._rank_cell({name: int(value) for name, value in item.items()})
+    assert (cell.text, cell.interval, cell.bold) == ("1", "[2–2]", False)
+
+
 def test_the_true_best_is_hardly_ever_called_worse() -> None:
     """Five equal methods, three seeds: none may be called worse than the luckiest in more than 5 % of reports."""
     rng = np.random.default_rng(3)
@@ -234,7 +245,7 @@ def test_without_joint_there_is_no_intransigence_and_the_table_says_so(
     ((group, frame),) = summarise.groups(runs.stages)
     table = tables.transfer_table(group, summarise.summary(frame), runs.cells)
     assert {row.cells[4].text for row in table.rows} == {"–"}
-    assert "there are none here" in table.caption
+    assert "not all are here" in table.caption
 
 
 def test_the_best_is_marked_with_what_is_not_distinguishable_from_it(three_seeds: summarise.Comparison) -> None:

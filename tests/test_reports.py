@@ -1,5 +1,6 @@
 """What cilbench.reports computes and draws, against numbers worked out by hand and against the published ones."""
 
+import json
 import math
 import re
 import subprocess
@@ -17,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from cilbench import reports
-from cilbench.reports import layout, styles, summarise, wording
+from cilbench.reports import layout, styles, summarise, tables, wording
 
 BUDGETS = (49_152, 98_304, 196_608)
 
@@ -303,6 +304,84 @@ def test_published_points_are_overlaid(tmp_path: Path) -> None:
         if "published" in str(line.get_label())
     }  # type: ignore[arg-type]
     np.testing.assert_array_equal(overlaid["iCaRL, published"], [63.5, 67.15, 68.55, 69.9, 70.7])
+
+
+@pytest.mark.parametrize("labels", [{7_998_016: "7.6"}, {7_998_016: "7.6", 13_018_240: "12.4"}])
+def test_every_published_point_lies_in_its_panel_and_is_explained(tmp_path: Path, labels: dict[int, str]) -> None:
+    """However far from what was measured, and at budgets that were not run."""
+    high = tuple(replace(method, last=90.0, slope=0) for method in METHODS[:3])
+    make_runs(tmp_path, Grid(high, tuple(labels), labels, dataset="cifar100", inc=10, recipe="published"))
+    points = reports.load_published().query("dataset == 'cifar100' and inc == 10 and base == 0 and budget_mb.notna()")
+    figure = reports.accuracy_over_memory(reports.load(tmp_path), published=points)
+    figure.draw_without_rendering()
+    for axes in panels(figure):
+        lines = [line for line in axes.get_lines() if "published" in str(line.get_label())]
+        assert len(lines) == 2  # iCaRL and DER
+        for line in lines:
+            assert axes.bbox.padded(1).count_contains(axes.transData.transform(line.get_xydata())) == 5
+        low, high = axes.get_ylim()
+        assert low < min(float(np.min(line.get_ydata())) for line in lines) < high  # type: ignore[arg-type]
+    assert any("published values" in text.get_text().replace("\n", " ") for text in figure.texts)
+
+
+def test_areas_are_marked_where_they_cannot_be_told_from_the_best(tmp_path: Path) -> None:
+    near = replace(METHODS[2], method="wa", name="WA", cite="zhao2020wa")
+    make_runs(tmp_path, Grid((METHODS[0], METHODS[2], near), BUDGETS, seeds=(1, 2, 3)))
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = summarise.groups(runs.stages)
+    areas = summarise.aucs(frame)
+    for measure in ("auc_a", "auc_l"):
+        found = areas.set_index("name")[f"{measure}_verdict"]
+        assert found[areas.set_index("name")[measure].idxmax()] == "best"
+        assert {found["DER"], found["WA"]} <= {"best", "tied"}
+    table = tables.auc_table(group, areas, runs.cells)
+    marked = {row.cells[0].text for row in table.rows if "≈" in row.cells[1].marks}
+    assert marked == set(areas.loc[areas["auc_a_verdict"] == "tied", "name"])
+    assert any(mark == "≈" for mark, _ in table.notes) == bool(marked)
+
+
+def test_bytes_are_those_after_the_last_task_where_a_run_got_there(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(METHODS[2:3], BUDGETS[:1], seeds=(1, 2)))
+    path = make_run(tmp_path, Grid(), METHODS[2], BUDGETS[0], 3)
+    cell = json.loads((path / "cell.json").read_text())
+    (path / "cell.json").write_text(json.dumps(cell | {"status": "failed", "tasks": cell["tasks"][:2]}))
+    rows = (path / "ledger.csv").read_text().splitlines()
+    (path / "ledger.csv").write_text("\n".join([rows[0], *(row for row in rows[1:] if row[0] in "01")]) + "\n")
+    runs = reports.read_runs([tmp_path])
+    assert len(runs.cells) == 3
+    spent = summarise.spending(runs.cells, runs.ledger)
+    done = runs.cells[runs.cells["status"] == "done"]
+    last = runs.ledger[(runs.ledger["task"] == 4) & runs.ledger["run"].isin(done["run"])]
+    own = spent[spent["convention"] == "strict"]
+    assert own["charged_bytes"].sum() == pytest.approx(last["strict_bytes"].sum() / 2)
+    assert set(own["n"]) == {2}
+    assert set(own["status"]) == {"2 done, 1 failed"}
+
+
+def test_names_of_methods_without_a_result_never_lie_over_each_other(tmp_path: Path) -> None:
+    """Six methods that were refused at the smaller of two budgets: a row each, clear of the lines."""
+    refused = [replace(METHODS[4], method=f"m{n}", name=f"Method {n}", last=40 + n, slope=2 * n) for n in range(6)]
+    make_runs(tmp_path, Grid((*METHODS[:2], *refused), BUDGETS[:2]))
+    figure = reports.accuracy_over_memory(reports.load(tmp_path))
+    figure.draw_without_rendering()
+    for axes in panels(figure):
+        boxes = [text.get_window_extent() for text in axes.texts if "refused" in text.get_text()]
+        assert len(boxes) == 6
+        assert not any(one.overlaps(other) for n, one in enumerate(boxes) for other in boxes[:n])
+        lowest = min(
+            axes.transData.transform((0, float(np.min(line.get_ydata()))))[1]  # type: ignore[arg-type]
+            for line in axes.get_lines()
+        )
+        assert max(box.y1 for box in boxes) <= lowest + 2
+
+
+def test_a_floor_does_not_press_the_curves_together(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid((*METHODS[:3], REFERENCES[0]), BUDGETS[:1]))
+    (axes,) = panels(reports.accuracy_over_classes(reports.load(tmp_path)))
+    low, high = axes.get_ylim()
+    own = [line for line in axes.get_lines() if str(line.get_label()) != REFERENCES[0].name]
+    values = np.concatenate([np.asarray(line.get_ydata(), dtype=float) for line in own])
+    assert (values.max() - values.min()) / (high - low) > 0.6
 
 
 # ------------------------------------------------------------------------------------------------ around them

@@ -6,12 +6,14 @@ import json
 import re
 import shutil
 import subprocess
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Count
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
 
 from cilbench import reports
@@ -205,6 +207,63 @@ def test_bibtex_that_could_execute_anything_is_left_out(entry: str) -> None:
     entries, remarks = bibtex.bibliography([entry])
     assert entries == []
     assert remarks == ["an entry that is not plain BibTeX was left out"]
+
+
+def test_csv_has_bytes_and_counts_to_the_last_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where a refused run has none, which makes them floats in memory."""
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
+    make_runs(tmp_path / "runs", Grid((METHODS[0], METHODS[4]), (49_152, 13_018_240), seeds=(1, 2, 3)))
+    reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    written = {name: list(csv.DictReader((tmp_path / "out" / f"{name}.csv").open())) for name in ("stages", "spending")}
+    known = {
+        (path.name, item["task"]): item
+        for path in (tmp_path / "runs").iterdir()
+        for item in json.loads((path / "cell.json").read_text())["tasks"] or []
+    }
+    stages = [row for row in written["stages"] if row["task"]]
+    assert len(stages) > len(known) > 0
+    for row in stages:
+        item = known[row["run"], int(row["task"])]
+        for column in ("published_bytes", "strict_bytes", "exemplars"):
+            assert int(row[column]) == item[column]
+    large = [row["charged_bytes"] for row in written["spending"] if float(row["charged_bytes"] or 0) >= 1e5]
+    assert large
+    assert all(re.fullmatch(r"\d+(\.\d)?", text) for text in large)
+
+
+def test_a_long_table_without_sections_is_cut() -> None:
+    rows = [tables.TableRow("", (tables.TableCell(str(n)),)) for n in range(130)]
+    assert [len(part) for part in tables._cut(rows)] == [42, 42, 42, 4]
+    rows = [tables.TableRow("one", (tables.TableCell(str(n)),)) for n in range(60)]
+    assert [len(part) for part in tables._cut(rows)] == [50, 10]
+
+
+def test_a_report_that_fails_leaves_the_one_before_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
+    make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS))
+    reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    before = {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()}
+    make_runs(tmp_path / "runs", Grid(METHODS[2:3], BUDGETS))
+
+    def full(*given: object) -> str:
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as broken:
+        broken.setattr("cilbench.reports.report.render_page", full)
+        with pytest.raises(OSError, match="No space left"):
+            reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    assert {path: path.read_bytes() for path in (tmp_path / "out").rglob("*") if path.is_file()} == before
+    assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
+
+
+def test_published_works_are_in_the_bibliography(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
+    labels = {7_998_016: "7.6", 24_684_160: "23.5"}
+    terms = {"dataset": "cifar100", "recipe": "published", "accounting": "published"}
+    make_runs(tmp_path / "runs", Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
+    for published in (True, False):
+        reports.write_report([tmp_path / "runs"], tmp_path / "out", published=published)
+        assert ("zhou2024survey" in (tmp_path / "out" / "references.bib").read_text()) == published
 
 
 def test_bibtex_is_rewritten_once_per_key() -> None:
@@ -451,6 +510,22 @@ def test_runs_that_were_all_refused_make_a_whole_report(tmp_path: Path) -> None:
     assert "no result" in result.index.read_text(encoding="utf-8")
     with (tmp_path / "out" / "results.csv").open() as file:
         assert [row["status"] for row in csv.DictReader(file)] == ["refused", "refused"]
+
+
+@pytest.mark.soak
+def test_a_thousand_runs_are_reported(tmp_path: Path, count: Count) -> None:
+    """How long it takes is printed, not asserted: under 20 s on a machine that does nothing else."""
+    labels = {7_998_016: "7.6", 13_018_240: "12.4", 16_906_880: "16.0", 20_795_520: "19.8", 24_684_160: "23.5"}
+    paths = make_runs(
+        tmp_path / "runs",
+        Grid(METHODS, tuple(labels), labels, range(40), dataset="cifar100", inc=10, tasks=10, recipe="published"),
+    )
+    started = time.monotonic()
+    result = reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    count("seconds they took", round(time.monotonic() - started))
+    assert result.runs == len(paths) == 1000
+    assert result.left_out == ()
+    count("run folders reported", result.runs)
 
 
 def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:

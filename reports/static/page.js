@@ -165,6 +165,7 @@ function facts(section, cell, point) {
 
 function headline(cell, point) {
   if (cell.n === 0) return `No result: ${cell.status}`;
+  if (point.source) return `${percent(point.mean)} (published)`;
   return percent(point.mean) + (point.low === null ? "" : ` [${point.low.toFixed(2)}, ${point.high.toFixed(2)}]`);
 }
 
@@ -219,7 +220,7 @@ const VIEWS = {
     return {
       lines,
       absent: cells.filter((cell) => cell.n === 0 && data.methods[cell.method].competes),
-      published: section.published.filter((point) => point.measure === measure && shown.has(point.method))
+      published: section.published.filter((point) => !head && point.measure === measure && shown.has(point.method))
         .map((point) => ({ ...point, low: null, high: null, cell: { method: point.method, runs: [] } })),
       ticks: section.budgets.map((budget) => budget.x),
       label: `Memory budget (${section.unit})`,
