@@ -640,8 +640,9 @@ def _whole_numbers(column: "pd.Series[float]") -> "pd.Series[Any]":
     return column.astype("Int64") if (known % 1 == 0).all() and (known.abs() < 2**53).all() else column
 
 
-def _six_digits(value: float) -> str:
+def _six_digits(number: object) -> str:
     """Means of bytes have more digits before the point: they keep those."""
+    value = float(str(number))
     return f"{value:.1f}" if abs(value) >= 1e5 else f"{value:.6g}"
 
 
