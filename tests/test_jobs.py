@@ -6,15 +6,22 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
-from toy import CPU, toy_cell
+from toy import CPU, Silent, toy_cell, with_class
 
 from cilbench import estimate, jobs
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Work
+from cilbench.methods.icarl import ICaRL
+from cilbench.plans import plan_table
+from cilbench.records import RunFolder, read_json
 from cilbench.request import RunRequest, cells
+from cilbench.sweep import How, _run_one
 
 CILBENCH = [sys.executable, "-c", "from cilbench.cli import main; main()"]
 RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--budget", "24KiB", "--recipe", "smoke"]
@@ -88,6 +95,143 @@ def test_a_signal_ends_a_sweep_with_what_is_kept(tmp_path, number, code, how):
     assert "the same command goes on from there" in last
     assert list(tmp_path.glob("runs/icarl*.partial"))
     assert not list(tmp_path.glob("runs/icarl*/cell.json"))
+
+
+LONG = ["--set", "icarl.first_epochs=9999", "--set", "icarl.max_steps=none"]
+
+
+@contextmanager
+def in_a_session(folder: Path, how: list[str], processes: int) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+    """A long sweep in a process group of its own, and its children once there are so many."""
+    with (folder / "said").open("w") as said:
+        command = [*CILBENCH, *RUN, "--out", "runs", *LONG, *how]
+        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, start_new_session=True)
+    try:
+        while len(children := spawned(process.pid)) < processes and process.poll() is None:
+            time.sleep(0.05)
+        yield process, children
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+
+def spawned(pid: int) -> list[int]:
+    """Living processes that multiprocessing made, of a process and of those."""
+    found = []
+    with suppress(OSError):
+        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
+            found += [child] * (b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()) + spawned(child)
+    return found
+
+
+def living(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+@pytest.mark.parametrize(
+    ("how", "processes", "number", "code"),
+    [
+        (["--isolate"], 1, signal.SIGINT, 130),
+        (["--jobs", "2"], 2, signal.SIGTERM, 143),
+        (["--jobs", "2", "--isolate"], 3, signal.SIGINT, 130),
+    ],
+    ids=["isolated", "two jobs", "two isolated jobs"],
+)
+def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, how, processes, number, code):
+    """As from a terminal or a job scheduler, while the children still import what they need."""
+    with in_a_session(tmp_path, how, processes) as (process, _):
+        os.killpg(process.pid, number)
+        assert process.wait(300) == code
+    said = (tmp_path / "said").read_text()
+    assert "Traceback" not in said
+    assert f"\nstopped by {signal.Signals(number).name}: " in said
+    assert not list(tmp_path.glob("runs/icarl*/cell.json"))
+    assert "--isolate" not in how or list(tmp_path.glob("runs/*.partial/checkpoint-0.bin"))
+
+
+def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint(tmp_path):
+    with in_a_session(tmp_path, ["--isolate", "--methods", "icarl"], 1) as (process, (child,)):
+        os.kill(child, signal.SIGTERM)
+        os.kill(child, signal.SIGTERM)
+        assert process.wait(300) == 1
+    said = (tmp_path / "said").read_text()
+    assert "Traceback" not in said
+    (path,) = tmp_path.glob("runs/icarl*/cell.json")
+    assert read_json(path)["status"] == "failed"
+    assert "was asked to end by a signal of its own" in read_json(path)["reason"]
+    assert (path.parent / "checkpoint-0.bin").exists()
+
+
+@pytest.mark.parametrize(("how", "processes"), [(["--isolate"], 1), (["--jobs", "2"], 2)], ids=["isolated", "two jobs"])
+def test_no_child_outlives_its_parent(tmp_path, how, processes):
+    with in_a_session(tmp_path, how, processes) as (process, children):
+        process.kill()
+        limit = time.monotonic() + 300
+        while any(map(living, children)) and time.monotonic() < limit:
+            time.sleep(0.1)
+        assert not any(map(living, children))
+
+
+def test_a_measuring_process_that_dies_is_no_gain(scenario, monkeypatch):
+    monkeypatch.setattr(jobs, "_train", os.abort)  # which takes no arguments
+    assert jobs._side_by_side(2, scenario, CPU, "fp32") == []
+    monkeypatch.setattr(jobs, "_side_by_side", lambda n, *_: [(10.0, 1.0)] * n if n < 2 else [])
+    monkeypatch.setattr(jobs, "recall", lambda *_: None)
+    monkeypatch.setattr(jobs, "remember", lambda *_: None)
+    monkeypatch.setattr(jobs, "measured_on", lambda *_: "")
+    monkeypatch.setattr(jobs.torch.cuda, "mem_get_info", lambda device: (2**40, 0))
+    assert jobs.pick_jobs("auto", 20, scenario, jobs.torch.device("cuda"), "fp32") == 1
+    monkeypatch.setattr(jobs, "_side_by_side", lambda *_: [])
+    assert jobs.pick_jobs("auto", 20, scenario, jobs.torch.device("cuda"), "fp32") == 1
+
+
+class Crashing(ICaRL):
+    def learn(self, task, context):
+        raise RuntimeError("out of luck")
+
+
+class Watching(Silent):
+    def say(self, text):
+        self.notes.append(text)
+
+
+def test_a_cell_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path):
+    """By another worker of `--jobs`, or by another command: neither a failed one nor, with --fresh, a finished one."""
+    cell = toy_cell("icarl", toy)
+    folder, failing = RunFolder(tmp_path, cell.id), with_class(cell, Crashing)
+
+    def run_one(cell, *, fresh, before):
+        how = How(tmp_path, CPU, "last", isolate=False, fresh=fresh, before={cell.id: before})
+        watch = Watching()
+        outcome = _run_one(cell, cell.plan(), toy, folder, how, watch, alone=True)
+        return outcome.status, watch.notes[-1:] or len(watch.done)
+
+    assert run_one(failing, fresh=False, before=None)[0] == "failed"
+    assert run_one(cell, fresh=False, before=None) == ("failed", ["failed already"])
+    assert run_one(cell, fresh=False, before=folder.stamp()) == ("done", 3)
+    assert run_one(cell, fresh=True, before=None) == ("done", ["done already"])
+    assert run_one(cell, fresh=True, before=folder.stamp()) == ("done", 3)
+
+
+def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+    cell = with_class(toy_cell("icarl", toy, seed=5), Crashing)
+    cell = replace(cell, scenario=replace(cell.scenario, base=1, inc=1))  # of which nobody has measured anything
+    assert estimate.seconds(cell, cell.plan(), CPU) is None
+    monkeypatch.setattr(estimate, "seconds", lambda cell, *_: None if cell.spec.name == "icarl" else 60.0)
+    asked = [replace(c, scenario=replace(c.scenario, family="cifar")) for c in (toy_cell("der", toy), cell)]
+    assert estimate.told(asked, {c.id: toy_cell("der", toy).plan() for c in asked}, CPU) == [
+        "training time of icarl: not measured, its first steps end in an error",
+        "training will take about 60 s on cpu",
+    ]
+    record = {"train_seconds": None, "status": "ok", "accounting": "published", "budget_label": None}
+    texts = dict.fromkeys(("dataset", "method", "backbone"), "x")
+    numbers = ("base", "inc", "tasks", "budget_bytes", "exemplars", "model_bytes", "published_bytes", "strict_bytes")
+    table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True)
+    assert list(table.columns[-1].cells) == ["not measured"]
 
 
 def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
