@@ -173,14 +173,14 @@ def nursery() -> Nursery:
     return made
 
 
-def write_tiny(data_dir: Path) -> None:
+def write_tiny(data_dir: Path, seed: int = 0) -> None:
     """Four classes, 12 training and 4 test images each, told apart by where they are bright."""
     import numpy as np
     from PIL import Image
 
     from cilbench.datasets import import_folder
 
-    random = np.random.default_rng(0)
+    random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as source:
         for split, images in (("train", 12), ("test", 4)):
             for label in range(4):

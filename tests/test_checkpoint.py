@@ -1,13 +1,15 @@
 """A task that is stopped at any step goes on from there, to the same bytes."""
 
 import itertools
+import random
 
+import numpy as np
 import pytest
 import torch
 from test_conformance import EVERY, ignore, learn_all
 from toy import CPU, Silent, run, toy_cell
 
-from cilbench.methods.checkpoint import Checkpoint, Interrupted
+from cilbench.methods.checkpoint import Checkpoint, Interrupted, Resumable
 from cilbench.methods.registry import components
 from cilbench.protocol import learn_and_seal, run_cell
 from cilbench.records import RunFolder
@@ -80,6 +82,45 @@ def test_a_damaged_checkpoint_is_said_and_the_task_starts_again(harm, toy, tmp_p
     assert outcome.status == "done"
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert '"event": "checkpoint_damaged"' in (folder.final / "log.jsonl").read_text()
+
+
+def test_every_generator_of_the_process_is_kept(tmp_path):
+    """A plug-in may draw from Python's or numpy's."""
+
+    def drawn():
+        return random.random(), random.gauss(0, 1), np.random.rand(), np.random.normal(), torch.rand(1).item()
+
+    def resumable(kept):
+        return Resumable(kept, "learning", torch.Generator(), [], [])
+
+    random.gauss(0, 1)  # a second number waits in each
+    np.random.normal()
+    resumable(Checkpoint(tmp_path / "0.bin")).save({}, {})
+    expected = drawn()
+    kept = Checkpoint(tmp_path / "0.bin")
+    assert kept.read()
+    drawn()
+    resumable(kept)
+    assert drawn() == expected
+
+
+def test_a_checkpoint_that_does_not_fit_is_said_and_the_task_starts_again(toy, tmp_path):
+    """As another device's, whose generator has a state of another size."""
+    cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
+    _, whole = run(cell, toy, tmp_path / "whole")
+    folder, watch = RunFolder(tmp_path / "out", cell.id), Silent()
+    watch.stopping = After(4)
+    with pytest.raises(Interrupted):
+        run_cell(cell, cell.plan(), toy, folder, CPU, watch)
+    kept = Checkpoint(folder.checkpoint(0))
+    kept.read()
+    tensors, numbers = kept.phases["learning"]
+    kept.hold("learning", tensors | {"random/own": torch.zeros(16, dtype=torch.uint8)}, numbers)
+    kept.write()
+    outcome = run_cell(cell, cell.plan(), toy, folder, CPU, watch := Silent())
+    assert outcome.status == "done"
+    assert any("Unrestorable: RuntimeError: " in note for note in watch.notes)
+    assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
 
 
 @pytest.mark.parametrize("isolate", [False, True])

@@ -3,6 +3,7 @@
 import csv
 import hashlib
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,10 +11,11 @@ import pytest
 from toy import Silent, run, toy_cell, with_class
 
 from cilbench.budgets import Ledger
+from cilbench.errors import RequestError
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training import Diverged
 from cilbench.protocol import task_seed
-from cilbench.records import audit
+from cilbench.records import RunFolder, audit
 
 
 def predictions(folder: Path) -> dict[str, np.ndarray]:
@@ -29,6 +31,7 @@ def test_a_run_folder_is_complete_and_consistent(toy, tmp_path):
     record = json.loads((folder / "cell.json").read_text())
     assert record["request"]["config"]["icarl"]["temperature"] == 2.0
     assert record["card"]["heads"] == ["nme", "head"]
+    assert record["settings"] == {}
     assert [t["seen"] for t in record["tasks"]] == [2, 4, 6]
     rows = list(csv.DictReader((folder / "ledger.csv").open()))
     for task in record["tasks"]:
@@ -41,6 +44,25 @@ def test_a_run_folder_is_complete_and_consistent(toy, tmp_path):
         assert path.stat().st_size == task["sealed_bytes"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == task["sealed_sha256"]
     assert audit(folder) == []
+
+
+def test_what_was_begun_on_other_images_is_not_gone_on_with(toy, tmp_path):
+    folder = RunFolder(tmp_path, "x")
+    folder.open("a" * 64)
+    folder.log({"task": 0})
+    with pytest.raises(RequestError, match=r"x\.partial was begun on other images"):
+        folder.open("b" * 64)
+    assert (folder.partial / "log.jsonl").exists()
+    (folder.partial / "data_sha256").unlink()  # as in folders of before
+    folder.open("b" * 64)
+    cell = toy_cell("icarl", toy)
+    assert run(with_class(cell, Crashing), replace(toy, fingerprint="a" * 64), tmp_path)[0].status == "failed"
+    with pytest.raises(RequestError, match=f"{cell.id} was begun on other images"):
+        run(cell, replace(toy, fingerprint="b" * 64), tmp_path)
+    outcome, final = run(cell, replace(toy, fingerprint="a" * 64), tmp_path)
+    assert outcome.status == "done"
+    assert RunFolder(tmp_path, cell.id).ended_on() == "a" * 64
+    assert not (final / "data_sha256").exists()
 
 
 def test_metrics_follow_from_the_predictions(toy, tmp_path):

@@ -2,15 +2,17 @@
 
 import json
 import re
+import signal
 import tomllib
 from pathlib import Path
 
 import pytest
-from nursery import nursery
+from nursery import Fault, nursery, write_tiny
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from test_kill import TINY
 
+from cilbench.datasets import fingerprint
 from cilbench.records import read_json
 from cilbench.rerun import compared
 
@@ -52,11 +54,36 @@ def test_the_same_cell_comes_out_the_same(first: Path, tmp_path: Path) -> None:
     assert code == 0, said
     assert [path.name for path in (tmp_path / "again").iterdir()] == [first.parent.name]
     assert said.splitlines()[-1] == f"predictions: identical to {first.parent / 'predictions.npz'}"
-    assert "then" not in said.replace("data_sha256: then not recorded", "")
+    assert "then" not in said
     again = tmp_path / "again" / first.parent.name
     assert read_json(again / "cell.json")["request"] == read_json(first)["request"]
     for name in ("predictions.npz", "ledger.csv", "metrics.csv"):
         assert (again / name).read_bytes() == (first.parent / name).read_bytes()
+
+
+def test_settings_that_were_chosen_are_recorded_as_such(first: Path) -> None:
+    """Beside the request, which holds all of them; the recipe's and the data set's own are none of these."""
+    assert read_json(first)["settings"] == {"foster.milestones": [2, 3], "foster.lr": 0.07, "foster.max_steps": 3}
+
+
+def test_other_images_are_said(first: Path, tmp_path: Path) -> None:
+    """Half done, failed or done: what is in the folder is of the images that were there then."""
+    write_tiny(tmp_path / "other", seed=1)
+    here, other = (("--data-dir", str(folder)) for folder in (nursery().data_dir, tmp_path / "other"))
+    command = (*TINY, "--methods", "finetune")
+    code, said = nursery().run((*command, *here), tmp_path, Fault("kill", str(tmp_path / "runs"), 28))
+    assert code == -signal.SIGKILL, said
+    code, said = nursery().run((*command, *other), tmp_path)
+    assert code == 2
+    assert re.fullmatch(r"cilbench: --out: runs/\S+.partial was begun on other images than this data folder .*\n", said)
+    code, said = nursery().run((*command, *here), tmp_path)
+    assert code == 0, said
+    code, said = nursery().run((*command, *other), tmp_path)
+    assert code == 0
+    assert ": done already, of other images than this data folder has now\n" in said
+    code, said = nursery().run(("run", "--from", str(first), "--device", "cpu", *other), tmp_path)
+    then, now = (fingerprint("tiny", Path(folder)) for _, folder in (here, other))
+    assert f"data_sha256: then {then}, now {now}" in said.splitlines()
 
 
 def test_what_is_otherwise_is_said_a_line_each(first: Path, tmp_path: Path) -> None:
