@@ -43,13 +43,17 @@ def with_a_fault(kind: Kind, at: int, folder: Path, says: str) -> None:
     assert "Traceback" not in said, (at, said)
     assert code in (0, 1, 2), (at, said)
     if code:
-        assert says in said, (at, said)
+        assert re.search(says, said), (at, said)
     elif kind != "vanish":  # it met nothing but what can be done on such a disk
         assert evidence(out) == whole("icarl")[0]
     goes_on("icarl", folder)
 
 
-FAULTS: dict[Kind, str] = {"full": "No space left", "read-only": "Read-only", "vanish": ""}
+FAULTS: dict[Kind, str] = {  # → what a run says that met it
+    "full": "No space left",
+    "read-only": "Read-only",
+    "vanish": "No such file or directory|was damaged while the cell ran",
+}
 
 
 @pytest.mark.parametrize("kind", FAULTS)

@@ -23,6 +23,7 @@ from nursery import nursery
 from safetensors.torch import load as load_safetensors
 from test_datasets import encoded, small_tree
 from test_faults import damaged, finished
+from test_kill import whole
 
 from cilbench import datasets
 from cilbench.budgets.ledger import Ledger, LedgerError
@@ -34,6 +35,8 @@ from cilbench.datasets import DatasetError, import_folder
 from cilbench.errors import RequestError
 from cilbench.records import RunFolder, audit
 from cilbench.reports import read_runs
+from cilbench.request import cells
+from cilbench.rerun import LABEL, Recorded
 
 Check = Callable[[st.DataObject], None]
 
@@ -236,9 +239,17 @@ def made_run() -> Path:
     return make_run(folder, Grid(), METHODS[0], 49_152, 1)
 
 
+@cache
+def really_run() -> Path:
+    """A run folder that the command has made."""
+    whole("icarl")
+    (path,) = nursery().data_dir.with_suffix(".whole-icarl").glob("runs/*/cell.json")
+    return path.parent
+
+
 def any_cell_json(draw: st.DataObject) -> None:
     """cell.json with anything in it: audited, reported and asked for its outcome without an exception."""
-    folder = draw.draw(st.sampled_from([finished(), made_run()]))
+    folder = draw.draw(st.sampled_from([finished(), made_run(), really_run()]))
     path = folder / "cell.json"
     before = path.read_bytes()
     content = json.loads(before)
@@ -280,9 +291,26 @@ def spoilt(folder: Path) -> None:
     assert all(item.reason.isprintable() for item in runs.left_out)
     with contextlib.suppress(RequestError):
         RunFolder(folder.parent, folder.name).outcome()
-    code, out, err = called("run", "--from", str(folder / "cell.json"), "--device", "none-such")
+    if accepted(folder):
+        recorded = Recorded.read(folder / "cell.json")
+        (cell,) = cells(recorded.asked(nursery().data_dir))
+        known = json.loads(json.dumps(cell.request)) | {LABEL: recorded.request.get(LABEL)}
+        assert {**recorded.request, "config": None} == {**known, "config": None}
+
+
+def accepted(folder: Path) -> bool:
+    """Would its cell be run again? It is asked for on a device that is not there, which is looked for after that."""
+    data = "--data-dir", str(nursery().data_dir)
+    code, out, err = called("run", "--from", str(folder / "cell.json"), "--device", "none-such", *data)
     assert code == 2, (out, err)
     one_line(err)
+    assert err.startswith(("cilbench: --from ", "cilbench: --device none-such: "))
+    return not err.startswith("cilbench: --from ")
+
+
+def test_what_a_run_has_written_can_be_run_again() -> None:
+    assert accepted(really_run())
+    assert not accepted(finished()), "of a data set that is not there"
 
 
 def any_header(draw: st.DataObject) -> None:
