@@ -153,20 +153,20 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
     empty.mkdir(parents=True)
     os.chdir(empty)
     tempfile.tempdir = os.environ["TMPDIR"] = os.environ["HOME"] = str(empty)
-    try:
-        with stoppable(patient=True) as stop:
+    with stoppable(patient=True) as stop:  # until the result is there: it may be hours of work
+        try:
             said = target(stop, Path(folder), *arguments)
-    except Interrupted:
-        said = {"interrupted": True}
-    except (torch.OutOfMemoryError, MemoryError) as error:
-        said = {"out_of_memory": str(error)}
-    except Diverged as diverged:
-        said = {"diverged": diverged.where}
-    except BaseException as error:  # whatever a method raises is the parent's to report
-        said = {"error": f"{type(error).__name__}: {error}"}
-    writing = Path(folder) / "result.writing"
-    writing.write_text(json.dumps(said))
-    writing.rename(Path(folder) / "result.json")
+        except Interrupted:
+            said = {"interrupted": True}
+        except (torch.OutOfMemoryError, MemoryError) as error:
+            said = {"out_of_memory": str(error)}
+        except Diverged as diverged:
+            said = {"diverged": diverged.where}
+        except BaseException as error:  # whatever a method raises is the parent's to report
+            said = {"error": f"{type(error).__name__}: {error}"}
+        writing = Path(folder) / "result.writing"
+        writing.write_text(json.dumps(said))
+        writing.rename(Path(folder) / "result.json")
 
 
 def _learn(

@@ -164,19 +164,10 @@ class RunFolder:
         done, why = self._good()
         if failed and self.final.exists():
             shutil.rmtree(self.final)  # goes on elsewhere, and ends in its place
-        written = self._written()
-        for path in (self.partial / "tasks").iterdir():
-            if path.name not in map(str, range(done)):
-                _remove(path)
-        for path in self.partial.iterdir():
-            if path.name in ("cell.json", REMEMBERED, *TABLES) or not (path.is_file() or path.name == "tasks"):
-                _remove(path)
-        for path in self.partial.glob("checkpoint-*"):
-            if path != self.checkpoint(done) or not path.is_file():
-                _remove(path)
+        damaged = max(0, self._written() - done)
+        self._clear(done)
         self._cut_log(done)
         self._begin_on(data_sha256)
-        damaged = max(0, written - done)
         return Resumed(done, damaged, (why,) if damaged else ())
 
     def discard(self) -> None:
@@ -356,6 +347,18 @@ class RunFolder:
         except ValueError:
             return "damaged"
         return "good" if good else "damaged"
+
+    def _clear(self, done: int) -> None:
+        """Remove what is written again, and what is no file: a pipe would be waited for for ever."""
+        for path in (self.partial / "tasks").iterdir():
+            if path.name not in map(str, range(done)):
+                _remove(path)
+        for path in self.partial.iterdir():
+            if path.name in ("cell.json", REMEMBERED, *TABLES) or not (path.is_file() or path.name == "tasks"):
+                _remove(path)
+        for path in self.partial.glob("checkpoint-*"):
+            if path != self.checkpoint(done):
+                _remove(path)
 
     def _log_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
         """Lines of the log, as they are and as JSON; one that was torn is left out."""
