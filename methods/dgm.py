@@ -63,7 +63,7 @@ from cilbench.methods.dgm_generator import (
 from cilbench.methods.engine import full_precision
 from cilbench.methods.memory import ExemplarMemory
 from cilbench.methods.pixels import Images
-from cilbench.methods.training import Count, Diverged, Positive, Rate, Weight, in_batches, in_epochs
+from cilbench.methods.training import Count, Diverged, Positive, Rate, Weight, all_finite, in_batches, in_epochs
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
 COUNT_BYTES = 4  # strict: of an exemplar memory, the number of a class's images, int32
@@ -254,6 +254,8 @@ class DGM:
             speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}
             context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses, **speed})
             context.progress((epoch + 1) / config.epochs, shown)
+        if not all_finite([*learning, *net.parameters()]):  # no later loss would tell
+            raise Diverged(t, config.epochs - 1, taken - 1, config.lr, "the weights are")
 
         # §3.2: σ(s_max·e) ≥ ½. No layer is left without an entry: a narrow dgma can close them all
         generator.keep([e.detach() >= e.detach().max().clamp(max=0) for e in embeddings])

@@ -278,13 +278,13 @@ def fit(
         speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
         context.log({**record, **speed, "compressing_seconds": compressed - started})
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
-        if epoch + 1 == schedule.epochs and not _all_finite(parameters):  # no later loss would tell
+        if epoch + 1 == schedule.epochs and not all_finite(parameters):  # no later loss would tell
             raise Diverged(task, epoch, len(order) - 1, lr, "the weights are")
     going.finish()
 
 
 @torch.no_grad()
-def _all_finite(tensors: Sequence[Tensor]) -> bool:
+def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Looked at on the device, asked for once."""
     return not tensors or bool(torch.stack([t.isfinite().all() for t in tensors]).all())
 

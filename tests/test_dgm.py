@@ -593,6 +593,14 @@ def test_images_that_stay_in_their_file_are_learned_alike(size: int, tmp_path: P
     assert sealed[0] == sealed[1]
 
 
+def test_weights_that_are_no_numbers_after_the_last_step_end_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cilbench.methods.dgm.compensation", lambda e, s, s_epoch: torch.full_like(e, torch.nan))
+    config = replace(TINY, width=1, epochs=1, max_steps=1)
+    learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
+    with pytest.raises(Diverged, match="the weights are not finite in task 0, epoch 0, step 0"):
+        learner.learn(toy_task(TOY, 0), context())
+
+
 def test_a_loss_that_is_no_number_ends_the_task() -> None:
     config = replace(TINY, width=1, lr=1e30)
     learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
