@@ -288,6 +288,7 @@ def started(arguments: tuple[str, ...], data_dir: Path, cwd: Path, until: str) -
     return process
 
 
+@pytest.mark.soak  # test_kill has it in `make test`, without the seconds that importing takes
 def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
     assert cilbench(*SLOW, "--out", "whole").returncode == 0
     process = started((*SLOW, "--out", "killed"), data_dir, tmp_path, until="task 2/5")
@@ -300,6 +301,7 @@ def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
     assert whole == killed
 
 
+@pytest.mark.soak  # test_kill has it in `make test`, without the seconds that importing takes
 def test_two_at_once_do_not_meet(cilbench, data_dir, tmp_path):
     first = started(SLOW, data_dir, tmp_path, until="task 1/5")
     second = cilbench(*SLOW)
