@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cilbench.methods.checkpoint import Interrupted
 from cilbench.methods.contract import Plan, Task
-from cilbench.methods.engine import numerics
+from cilbench.methods.engine import is_out_of_memory, numerics
 from cilbench.methods.pixels import Images, Stored
 from cilbench.methods.training import Diverged
 from cilbench.request import Cell
@@ -158,12 +158,11 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
             said = target(stop, Path(folder), *arguments)
         except Interrupted:
             said = {"interrupted": True}
-        except (torch.OutOfMemoryError, MemoryError) as error:
-            said = {"out_of_memory": str(error)}
         except Diverged as diverged:
             said = {"diverged": diverged.where}
         except BaseException as error:  # whatever a method raises is the parent's to report
-            said = {"error": f"{type(error).__name__}: {error}"}
+            what = f"{type(error).__name__}: {error}"
+            said = {"out_of_memory": str(error)} if is_out_of_memory(error) else {"error": what}
         writing = Path(folder) / "result.writing"
         writing.write_text(json.dumps(said))
         writing.rename(Path(folder) / "result.json")

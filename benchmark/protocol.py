@@ -33,7 +33,7 @@ from cilbench.datasets import Dataset
 from cilbench.isolation import Learned, judge_apart, learn_apart
 from cilbench.methods.checkpoint import Checkpoint, Interrupted, Unrestorable
 from cilbench.methods.contract import Context, Method, Plan, Task
-from cilbench.methods.engine import numerics
+from cilbench.methods.engine import is_out_of_memory, numerics
 from cilbench.methods.pixels import Images, forget, reordered
 from cilbench.methods.training import Diverged, in_batches
 from cilbench.records import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
@@ -193,7 +193,9 @@ def _learned(
     """One task's learning, logged in the folder; a second time with less where the device's memory was not enough."""
     try:
         return _learned_once(cell, plan, index, sealed, dataset, folder, device, reporter, isolate)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         why = _in_one_line(error)
     _empty(device)
     reporter.note(f"{cell.spec.name}: task {index + 1} did not fit {device} and is learned again with less ({why})")
@@ -201,7 +203,9 @@ def _learned(
     try:
         frugal = replace(cell, frugal=True)
         return _learned_once(frugal, plan, index, sealed, dataset, folder, device, reporter, isolate)
-    except (torch.OutOfMemoryError, MemoryError) as error:
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
         needed = max(peak_memory_bytes(device), 1)
         batch = next((getattr(c, "batch_size", None) for c in cell.spec.configs.values()), None)
         smaller = f": try --set {next(iter(cell.spec.configs))}.batch_size={batch // 2}" if batch else ""

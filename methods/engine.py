@@ -217,6 +217,13 @@ class BareStep:
         return time.perf_counter() - started
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Did a device, or the machine, have no more memory? Of a CPU torch says so in words alone."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
 def wait_for(device: torch.device) -> None:
     """Until the device has done what it was given."""
     if device.type == "cuda":

@@ -376,17 +376,35 @@ class Hungry(ICaRL):
     """Asks for more memory than there is, so many times."""
 
     times = 1
+    error: Exception
 
     def learn(self, task, context):
         if task.index == 1 and Hungry.times:
             Hungry.times -= 1
-            raise torch.OutOfMemoryError("tried to allocate 20.00 GiB")
+            raise Hungry.error
         super().learn(task, context)
 
 
+GIB = "tried to allocate 20.00 GiB"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(GIB),
+        MemoryError(GIB),
+        RuntimeError(
+            f"[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: {GIB}"
+        ),
+    ],
+    ids=["a GPU", "numpy", "a CPU"],
+)
 @pytest.mark.parametrize(("times", "status"), [(1, "done"), (2, "failed")])
-def test_out_of_memory_is_tried_once_more(times: int, status: str, toy, tmp_path: Path, monkeypatch) -> None:
+def test_out_of_memory_is_tried_once_more(
+    times: int, status: str, error: Exception, toy, tmp_path: Path, monkeypatch
+) -> None:
     monkeypatch.setattr(Hungry, "times", times)
+    monkeypatch.setattr(Hungry, "error", error, raising=False)
 
     class Noting(Silent):
         def note(self, line: str) -> None:
@@ -398,7 +416,7 @@ def test_out_of_memory_is_tried_once_more(times: int, status: str, toy, tmp_path
     record = read_json(folder / "cell.json")
     assert record["events"]["out_of_memory"] == 1
     if status == "failed":
-        assert "out of memory on cpu" in outcome.reason
+        assert re.search(r"out of memory on cpu after [\d.]+ [KMG]iB, .*20.00 GiB", str(outcome.reason))
         assert len(record["tasks"]) == 1
     else:
         _, plain = run(toy_cell("icarl", toy), toy, tmp_path / "plain")
