@@ -284,27 +284,6 @@ def learn_resumably(
 
     Raises Interrupted once a checkpoint is written, OSError for one that cannot be read.
     """
-    try:
-        return _learn_from(cell, plan, task, sealed, device, checkpoint, stopping, lines, progress)
-    except Unrestorable as error:
-        reason = _in_one_line(error)
-    checkpoint.unlink()
-    lines[:] = [{"task": task.index, "event": "checkpoint_damaged", "reason": reason}]
-    return _learn_from(cell, plan, task, sealed, device, checkpoint, stopping, lines, progress)
-
-
-def _learn_from(
-    cell: Cell,
-    plan: Plan,
-    task: Task,
-    sealed: bytes | None,
-    device: torch.device,
-    checkpoint: Path,
-    stopping: Callable[[], bool],
-    lines: list[Mapping[str, Any]],
-    progress: Callable[[float, int], None],
-) -> Learned:
-    """`learn_resumably`, but raises Unrestorable where the checkpoint is whole and cannot be gone on from."""
     trained: list[int] = []
     started = time.perf_counter()
 
@@ -333,6 +312,10 @@ def _learn_from(
     except Interrupted:
         lines.clear()  # the checkpoint has them
         raise
+    except Unrestorable as error:  # whole, but another device's or version's
+        checkpoint.unlink()
+        lines[:] = [{"task": task.index, "event": "checkpoint_damaged", "reason": _in_one_line(error)}]
+        return learn_resumably(cell, plan, task, sealed, device, checkpoint, stopping, lines, progress)
     return Learned(result, sum(trained), 0, found.get("seconds", 0.0), timing["seal"])
 
 

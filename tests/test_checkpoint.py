@@ -66,14 +66,20 @@ def test_a_checkpoint_is_written_when_it_is_time(toy, tmp_path):
     assert learn_and_seal(cell, cell.plan(), task, None, CPU, ignore, ignore, again) == sealed
 
 
+def interrupted(cell, toy, out):
+    """The folder of a cell that was asked to end inside its first task."""
+    folder, watch = RunFolder(out, cell.id), Silent()
+    watch.stopping = After(4)
+    with pytest.raises(Interrupted):
+        run_cell(cell, cell.plan(), toy, folder, CPU, watch)
+    return folder
+
+
 @pytest.mark.parametrize("harm", ["a byte", "half", "empty"])
 def test_a_damaged_checkpoint_is_said_and_the_task_starts_again(harm, toy, tmp_path):
     cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
     _, whole = run(cell, toy, tmp_path / "whole")
-    folder, watch = RunFolder(tmp_path / "out", cell.id), Silent()
-    watch.stopping = After(4)
-    with pytest.raises(Interrupted):
-        run_cell(cell, cell.plan(), toy, folder, CPU, watch)
+    folder = interrupted(cell, toy, tmp_path / "out")
     (path,) = folder.partial.glob("checkpoint-*.bin")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
@@ -108,10 +114,7 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_the_task_starts_again(toy, t
     """As another device's, whose generator has a state of another size."""
     cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
     _, whole = run(cell, toy, tmp_path / "whole")
-    folder, watch = RunFolder(tmp_path / "out", cell.id), Silent()
-    watch.stopping = After(4)
-    with pytest.raises(Interrupted):
-        run_cell(cell, cell.plan(), toy, folder, CPU, watch)
+    folder = interrupted(cell, toy, tmp_path / "out")
     kept = Checkpoint(folder.checkpoint(0))
     kept.read()
     tensors, numbers = kept.phases["learning"]

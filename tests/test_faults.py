@@ -24,7 +24,7 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from nursery import Fault, Kind, nursery
 from test_kill import ALL, evidence, goes_on, request, several, whole
-from toy import Silent, run, toy_cell, toy_dataset, with_class
+from toy import EndedAfter, Silent, run, toy_cell, toy_dataset, with_class
 
 from cilbench.datasets import FILES, DatasetError, load
 from cilbench.methods import training
@@ -111,19 +111,6 @@ def test_a_disk_that_is_read_only(small_disk: Path, tmp_path: Path) -> None:
 
 
 # --- files that have changed
-
-
-class EndedAfter(Silent):
-    """Ends the process, as a kill would, after a task."""
-
-    def __init__(self, task: int) -> None:
-        super().__init__()
-        self.task = task
-
-    def task_done(self, record, top1):
-        super().task_done(record, top1)
-        if record.task == self.task:
-            raise KeyboardInterrupt
 
 
 @cache

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import Silent, run, toy_cell, with_class
+from toy import EndedAfter, Silent, run, toy_cell, with_class
 
 from cilbench.budgets import Ledger
 from cilbench.errors import RequestError
@@ -114,26 +114,13 @@ def test_killed_after_a_task_it_ends_the_same(name, toy, tmp_path):
     assert sorted(set(seen)) == [0, 1, 2]
 
 
-class KilledAfter(Silent):
-    """Ends the run after a task, as a kill would."""
-
-    def __init__(self, task: int) -> None:
-        super().__init__()
-        self.task = task
-
-    def task_done(self, record, top1):
-        super().task_done(record, top1)
-        if record.task == self.task:
-            raise KeyboardInterrupt
-
-
 @pytest.mark.parametrize("damage", ["state", "record", "gone"])
 @pytest.mark.parametrize("keep", ["all", "last"])
 def test_it_goes_on_from_the_last_good_boundary(damage, keep, toy, tmp_path):
     cell = toy_cell("icarl", toy)
     _, whole = run(cell, toy, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(cell, toy, tmp_path / "killed", keep=keep, reporter=KilledAfter(1))
+        run(cell, toy, tmp_path / "killed", keep=keep, reporter=EndedAfter(1))
     task = tmp_path / "killed" / f"{cell.id}.partial" / "tasks" / "1"
     if damage == "state":
         data = bytearray((task / "state.safetensors").read_bytes())

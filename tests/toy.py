@@ -94,6 +94,19 @@ class Silent:
         self.done.append(record.task)
 
 
+class EndedAfter(Silent):
+    """Ends the process, as a kill would, after a task."""
+
+    def __init__(self, task: int) -> None:
+        super().__init__()
+        self.task = task
+
+    def task_done(self, record: Any, top1: Any) -> None:
+        super().task_done(record, top1)
+        if record.task == self.task:
+            raise KeyboardInterrupt
+
+
 CPU = torch.device("cpu")
 
 
