@@ -1,6 +1,5 @@
 """`cilbench run`: every cell of a request, one after another, each left finished."""
 
-import os
 import signal
 import sys
 import tempfile
@@ -184,20 +183,28 @@ def _settled(folder: RunFolder, ended_since: bool, dataset: Dataset, watch: "_Wa
 
 
 def _check_writable(out: Path) -> None:
-    """Raises RequestError where no run folder can be made; leaves nothing behind."""
-    missing = [folder for folder in (out, *out.parents) if not os.path.lexists(folder)]
+    """Raises RequestError where no run folder can be made. Tries it in the nearest folder that is there, and leaves
+    nothing behind: were `out` made and removed, it would vanish under another process that begins at the same time.
+    """
+    prefix, nearest = ".cilbench-probe-", out
     try:
-        out.mkdir(parents=True, exist_ok=True)
-        tempfile.mkdtemp(prefix=".cilbench-", dir=out)
-        for probe in out.glob(".cilbench-*"):  # ours, and what a killed process left
+        while not _exists(nearest):
+            nearest = nearest.parent
+        tempfile.mkdtemp(prefix=prefix, dir=nearest)
+        for probe in nearest.glob(f"{prefix}*"):  # ours, and what a killed process left
             with suppress(OSError):
                 probe.rmdir()
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
-    finally:
-        for folder in missing:
-            with suppress(OSError):
-                folder.rmdir()
+
+
+def _exists(path: Path) -> bool:
+    """Is anything there, be it a link to nowhere? Raises OSError for a path that cannot be."""
+    try:
+        path.lstat()
+    except FileNotFoundError:
+        return False
+    return True
 
 
 def _title(cell: Cell) -> str:

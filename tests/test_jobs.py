@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +22,7 @@ from cilbench.methods.icarl import ICaRL
 from cilbench.plans import plan_table
 from cilbench.records import RunFolder, read_json
 from cilbench.request import RunRequest, cells
-from cilbench.sweep import How, _run_one
+from cilbench.sweep import How, _check_writable, _run_one
 
 CILBENCH = [sys.executable, "-c", "from cilbench.cli import main; main()"]
 RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--budget", "24KiB", "--recipe", "smoke"]
@@ -43,6 +44,25 @@ def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
     assert len(alone) == 3
     assert [p.read_bytes() for p in alone] == [p.read_bytes() for p in together]
     assert done.stdout.count("task 5/5") == 3  # no run twice
+
+
+def test_many_that_begin_in_one_new_folder_do_not_take_it_from_each_other(tmp_path):
+    """Looking whether --out can be written neither makes nor removes it."""
+    with ThreadPoolExecutor(8) as pool:
+        for turn in range(100):
+            list(pool.map(_check_writable, [tmp_path / str(turn) / "runs"] * 8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("name", "why"),
+    [("file/runs", "Not a directory"), ("file", "Not a directory"), ("a" * 300, "File name too long")],
+)
+def test_an_out_that_cannot_be(name, why, tmp_path):
+    (tmp_path / "file").touch()
+    with pytest.raises(RequestError, match=rf"--out .*: cannot be written \({why}\)"):
+        _check_writable(tmp_path / name)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 @pytest.mark.parametrize("text", ["0", "-1", "many", "1.5", "65", ""])
