@@ -15,7 +15,7 @@ training.
 
 import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
@@ -39,7 +39,7 @@ Labels = NDArray[np.int64]
 Loss = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]  # normalised images, labels → the loss, and logits [B, seen]
 
 TEMPERATURE = 2.0
-LR, MOMENTUM, FIRST_DECAY, LATER_DECAY = 0.1, 0.9, 5e-4, 2e-4  # the CIFAR-100 protocol, before its first milestone
+LR, LR_DECAY, MOMENTUM, FIRST_DECAY, LATER_DECAY = 0.1, 0.1, 0.9, 5e-4, 2e-4  # the CIFAR-100 protocol
 WARM_UP = 2  # steps before single ones are timed
 
 
@@ -187,10 +187,15 @@ def _epoch(
 
 
 class ICaRL:
-    """Learns task after task. Exemplars: `memory` uint8 [N, H, W, C], class by class, best herded first."""
+    """Learns task after task, `epochs` each; `milestones` of the learning rate are the first task's and later ones'.
 
-    def __init__(self, loop: Loop, exemplars: int, epochs: int) -> None:
-        self.loop, self.exemplars, self.epochs = loop, exemplars, epochs
+    Exemplars: `memory` uint8 [N, H, W, C], class by class, best herded first.
+    """
+
+    def __init__(
+        self, loop: Loop, exemplars: int, epochs: int, milestones: tuple[Sequence[int], Sequence[int]] = ((), ())
+    ) -> None:
+        self.loop, self.exemplars, self.epochs, self.milestones = loop, exemplars, epochs, milestones
         self.net = Net(loop.card)
         self.net.add_branch()
         self.teacher: Net | None = None
@@ -207,10 +212,12 @@ class ICaRL:
         together = np.concatenate([images, self.memory]), np.concatenate([labels, self.memory_labels])
         loader = self.loop.training(*together)
         optimizer = _sgd([self.net], LATER_DECAY if self.known else FIRST_DECAY)
+        falls = torch.optim.lr_scheduler.MultiStepLR(optimizer, self.milestones[self.known > 0], LR_DECAY)
         loss = distilled(self.net, self.teacher, self.known)
         for _ in range(self.epochs):
             self.net.train()
             _epoch(self.loop, loss, optimizer, loader)
+            falls.step()
         self._reduce(self.exemplars // seen)
         for label in range(self.known, seen):
             self.construct(images[labels == label], label, self.exemplars // seen)

@@ -131,6 +131,25 @@ def test_the_reference_is_icarl_as_the_engine_is(twenty):
     assert min(ours.average("nme"), theirs.average("nme")) > 3 * 100 / 20
 
 
+def test_both_learn_at_the_same_rates(twenty, monkeypatch):
+    """Ten epochs a task: the published 200 and 170, in proportion."""
+    config = bench_accuracy.two_tasks(twenty, replace(QUICK, epochs=10), CPU).cell.spec.config
+    ours = [config.schedule(task).lr_at(epoch) for task in (0, 1) for epoch in range(10)]
+    first, later = [0.1] * 3 + [1e-2] * 3 + [1e-3] * 2 + [1e-4] * 2, [0.1] * 5 + [1e-2] * 2 + [1e-3] * 3
+    assert ours == pytest.approx(first + later)
+    theirs = []
+
+    def epoch_at_its_rate(loop, loss, optimizer, loader):
+        optimizer.step()
+        theirs.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(bench_reference, "_epoch", epoch_at_its_rate)
+    learner = bench_reference.ICaRL(loop_of(twenty), 100, 10, bench_accuracy.milestones(10))
+    for images, labels in arrays_of(twenty):
+        learner.learn(images, labels)
+    assert theirs == pytest.approx(first + later)
+
+
 def test_the_reference_keeps_as_many_exemplars_as_the_engine(twenty):
     learner = bench_reference.ICaRL(loop_of(twenty), exemplars=100, epochs=1)
     for task, (images, labels) in enumerate(arrays_of(twenty)):
@@ -242,7 +261,7 @@ def test_accuracies_of_all_paths_are_written_with_what_they_depend_on(quick, tmp
         (["--device", "tpu"], "--device tpu: this machine has cpu"),
         (["--data", "/nowhere"], "/nowhere has no cifar100; allowed are auto, synthetic"),
         (["--rounds", "0"], "'0': allowed is a whole number from 1"),
-        (["accuracy", "--epochs", "60"], "'60': allowed is a whole number from 1 to 59"),
+        (["accuracy", "--epochs", "201"], "'201': allowed is a whole number from 1 to 200"),
         (["accuracy", "--seeds", "1,1"], "write different whole numbers"),
         (["accuracy", "--seeds", ""], "write different whole numbers"),
     ],
