@@ -62,9 +62,9 @@ def two_tasks(
     dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1, precision: Precision | None = None
 ) -> Job:
     """The cell that all paths run."""
-    settings = {"first_epochs": scale.epochs, "epochs": scale.epochs, "batch_size": scale.batch}
     first, later = milestones(scale.epochs)
-    settings |= {"first_milestones": first, "milestones": later}
+    settings: dict[str, object] = {"first_epochs": scale.epochs, "first_milestones": first}
+    settings |= {"epochs": scale.epochs, "milestones": later, "batch_size": scale.batch}
     return job("icarl", dataset, scale.budget_bytes(1), settings, device, seed, precision=precision)
 
 
