@@ -625,6 +625,10 @@ def _locked(name: str, data_dir: Path) -> Iterator[None]:
     try:
         data_dir.mkdir(parents=True, exist_ok=True)
         with locked(data_dir / f".{name}.lock", wait=True):
+            for dead in data_dir.glob(f".{name}.*.tmp"):  # its builder was killed, or it would hold the lock
+                if (dead / "old").is_dir() and not (data_dir / name).exists():  # between its two renames
+                    (dead / "old").rename(data_dir / name)
+                shutil.rmtree(dead, ignore_errors=True)
             yield
     except OSError as error:
         where = "--data-dir DIR or CILBENCH_DATA choose another folder"
@@ -637,8 +641,6 @@ def _building(name: str, data_dir: Path) -> Iterator[Path]:
     place = data_dir / name
     if place.exists() and not (place.is_dir() and {p.name for p in place.iterdir()} <= {*FILES, "meta.json"}):
         raise DatasetError(f"{place} is there and is not a cache: remove it, or choose another --data-dir")
-    for dead in data_dir.glob(f".{name}.*.tmp"):  # its builder was killed, or it would hold the lock
-        shutil.rmtree(dead, ignore_errors=True)
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=data_dir))
     new, old = work / "new", work / "old"
     try:

@@ -14,10 +14,10 @@ import typer
 
 from cilbench import datasets
 from cilbench.errors import RequestError
-from cilbench.placement import pick_device
+from cilbench.placement import laid_out, pick_device
 from cilbench.protocol import environment
 from cilbench.records import FORMAT, UNREADABLE, RunFolder, printable, read_json, read_predictions
-from cilbench.request import Cell, RunRequest, cells
+from cilbench.request import Cell, RunRequest, cells, check_feasible
 
 LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
 
@@ -25,8 +25,8 @@ LABEL = "budget_label"  # in the record beside the request: how a budget was cal
 def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Callable[[RunRequest], int]) -> int:
     """Run the cell of a cell.json into `out`; the exit code of `sweep`, which does it.
 
-    Says what differs from the first time (versions, hardware, data) before, and how the predictions compare after.
-    Raises RequestError.
+    Says what differs from the first time (versions, hardware, memory layout, data) before, and how the predictions
+    compare after. Raises RequestError.
     """
     first = Recorded.read(source)
     request = first.asked(data_dir)
@@ -34,7 +34,11 @@ def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Ca
     folder = RunFolder(out, cell.id)
     if folder.final.exists() and folder.final.samefile(source.resolve().parent):
         raise RequestError(f"--out {out}: the run of --from is there itself; name another folder, e.g. --out again")
-    here = environment(pick_device(device)) | {"data_sha256": datasets.fingerprint(cell.scenario.dataset, data_dir)}
+    there = pick_device(device)
+    here = environment(there) | {
+        "layout": laid_out(cell, check_feasible([cell])[cell.id], there).layout,
+        "data_sha256": datasets.fingerprint(cell.scenario.dataset, data_dir),
+    }
     for line in [*first.not_said(cell), *first.differences(here)]:
         typer.echo(line)
     code = sweep(request)

@@ -3,6 +3,7 @@
 import hashlib
 import io
 import os
+import re
 import shutil
 import struct
 import subprocess
@@ -295,6 +296,21 @@ def test_an_import_replaces_the_one_before_it(tmp_path: Path) -> None:
     assert load("mine", data).train.images.shape == (4, 3, 7, 7)
     assert np.array_equal(mapped, before)  # who still reads the old one is not disturbed
     assert left_in(data) == [".mine-too.live.tmp", "mine"]
+
+
+def test_what_a_killed_import_had_taken_away_is_put_back(tmp_path: Path) -> None:
+    """Killed between its two renames: the next import has the old cache to fall back on, or replaces it."""
+    data = tmp_path / "data"
+    tree = write_folder(tmp_path / "one", small_tree())
+    import_folder("mine", tree, data)
+    (data / ".mine.dead.tmp").mkdir()
+    (data / "mine").rename(data / ".mine.dead.tmp" / "old")
+    torn = next(tree.rglob("*.png"))
+    torn.write_bytes(torn.read_bytes()[:-40])
+    with pytest.raises(DatasetError, match=re.escape(torn.name)):
+        import_folder("mine", tree, data)
+    assert load("mine", data).train.images.shape[0] == 4
+    assert left_in(data) == ["mine"]
 
 
 class_names = st.from_regex(r"[abzAZ019_é-][abzAZ019_. é-]{0,5}[abzAZ019_é-]?", fullmatch=True)

@@ -87,12 +87,14 @@ def test_other_images_are_said(first: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_otherwise_is_said_a_line_each(first: Path, tmp_path: Path) -> None:
-    source = changed(first, tmp_path / "theirs", torch="1.0\x1b[2J", device="cuda (Imaginary)", data_sha256="0" * 64)
+    told = {"torch": "1.0\x1b[2J", "device": "cuda (Imaginary)", "layout": "channels_last", "data_sha256": "0" * 64}
+    source = changed(first, tmp_path / "theirs", **told)
     code, said = nursery().run(("run", "--from", str(source), "--device", "cpu"), tmp_path)
     assert code == 0, said
     lines = said.splitlines()
     assert sum(line.startswith("torch: then 1.0\\x1b[2J, now ") for line in lines) == 1
     assert sum(line.startswith("device: then cuda (Imaginary), now cpu") for line in lines) == 1
+    assert "layout: then channels_last, now contiguous" in lines
     assert sum(line.startswith(f"data_sha256: then {'0' * 64}, now ") for line in lines) == 1
     assert (tmp_path / "runs" / first.parent.name / "cell.json").exists()
 
