@@ -24,9 +24,16 @@ from cilbench.bench_parts import brute_force
 from cilbench.bench_rows import QUICK, alternately, faster, find_cifar100, share, some_classes
 from cilbench.budgets.sealed import unseal
 from cilbench.datasets import DatasetError
+from cilbench.methods.checkpoint import Checkpoint
+from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.engine import numerics
+from cilbench.methods.icarl import ICaRL
+from cilbench.methods.network import IncrementalNet, train_unfrozen
 from cilbench.methods.parts import expansion_loss, herd, kd_loss
-from cilbench.methods.training import Look
+from cilbench.methods.training import Lesson, Look, fit
 from cilbench.scenario import make_scenario
+
+NOTHING_DRAWN = Augmentation(padding=0, flip=False, brightness=0)
 
 
 @pytest.fixture(scope="module")
@@ -129,6 +136,66 @@ def test_the_reference_is_icarl_as_the_engine_is(twenty):
     ours, theirs = (f(twenty, scale, CPU, seed=3) for f in (bench_accuracy.engine_run, bench_accuracy.reference_run))
     assert [set(by_head) for by_head in ours.top1] == [set(by_head) for by_head in theirs.top1] == [{"nme", "head"}] * 2
     assert min(ours.average("nme"), theirs.average("nme")) > 3 * 100 / 20
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_from_the_same_weights_on_the_same_batches_both_learn_the_same(twenty, layout, monkeypatch):
+    """Two epochs, the learning rate falling between them: what else differs between the two is drawn, not computed."""
+    scenario = replace(make_scenario(twenty.card, 0, 10, 1993), augmentation=NOTHING_DRAWN)
+    schedule = ICaRL.Config(first_epochs=2, first_milestones=(1,), batch_size=16).schedule(0)
+    images, labels = torch.from_numpy(twenty.train.images[:75].copy()), torch.arange(75) % 10
+    look, epochs = Look(scenario, CPU), [list(torch.randperm(75).split(16)) for _ in range(2)]
+    drawn = iter(epochs)
+    monkeypatch.setattr("cilbench.methods.training.batches", lambda *_: next(drawn))
+    theirs = bench_reference.Net(twenty.card)
+    theirs.add_branch()
+    theirs.grow(10)
+    with numerics(CPU, "fp32", layout):
+        ours = IncrementalNet(scenario, twenty.card.single_backbone, CPU)
+        ours.add_branch()
+        ours.grow_head(10)
+        for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+            mine.copy_(other)
+        before = theirs.head.weight.clone()
+        train_unfrozen(ours)
+        context = Context(torch.Generator(), lambda line: None, lambda share, images: None, Checkpoint())
+        fit(lambda x, y: F.cross_entropy(ours(x), y), [ours], Lesson(images, labels, 75), schedule, look, context, 0)
+    optimizer = bench_reference._sgd([theirs], bench_reference.FIRST_DECAY)
+    falls = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], bench_reference.LR_DECAY)
+    loss = bench_reference.distilled(theirs.train(), None, 0)
+    for order in epochs:
+        bench_reference._epoch(loop_of(twenty), loss, optimizer, [(look.plain(images[b]), labels[b]) for b in order])
+        falls.step()
+    assert not torch.allclose(theirs.head.weight, before, atol=0.01)
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert torch.allclose(mine.float(), other.float(), atol=1e-4)
+
+
+def test_both_see_an_image_in_the_same_ways(twenty):
+    """Every place of the crop and both sides, and brightness of the same spread; one image, drawn 1,500 times."""
+    image = torch.randint(1, 128, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    how = Augmentation(padding=1, flip=True, brightness=0.2)
+    card = replace(twenty.card, augmentation=how)
+    many = image.repeat(1500, 1, 1, 1)
+    pixels = many.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def seen(look: Look, x: torch.Tensor) -> torch.Tensor:
+        return (x * look.std_C11 + look.mean_C11) * 255
+
+    def both(how: Augmentation) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(2)
+        look = Look(replace(make_scenario(card, 0, 10, 1993), augmentation=how), CPU)
+        loop = bench_reference.Loop(replace(card, augmentation=how), CPU, 500, 0)
+        theirs = torch.cat([x for x, _ in loop.training(pixels, np.zeros(1500, np.int64))])
+        return seen(look, look.augmented(many, torch.Generator().manual_seed(3))), seen(look, theirs)
+
+    placed = [{tuple(x.round().int().flatten().tolist()) for x in batch} for batch in both(replace(how, brightness=0))]
+    assert placed[0] == placed[1]
+    assert len(placed[0]) == 3 * 3 * 2
+    shares = [np.sort(x.sum((1, 2, 3)) / image.sum()) for x in both(replace(NOTHING_DRAWN, brightness=0.2))]
+    assert np.abs(shares[0] - shares[1]).max() < 0.03  # of 0.4: PIL rounds to whole numbers
+    assert shares[0].min() < 0.81
+    assert shares[0].max() > 1.19
 
 
 def test_both_learn_at_the_same_rates(twenty, monkeypatch):
