@@ -25,6 +25,7 @@ from cilbench.request import RunRequest, cells
 from cilbench.sweep import How, _check_writable, _run_one
 
 CILBENCH = [sys.executable, "-c", "from cilbench.cli import main; main()"]
+FORKED_ONLY = 0x40  # Linux, PF_FORKNOEXEC: a copy of its parent, nothing loaded yet
 RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--budget", "24KiB", "--recipe", "smoke"]
 
 
@@ -137,17 +138,26 @@ def in_a_session(folder: Path, how: list[str], processes: int) -> Iterator[tuple
 
 
 def spawned(pid: int) -> list[int]:
-    """Living processes that multiprocessing made, of a process and of those."""
+    """Living processes that multiprocessing made, of a process and of those.
+
+    Not what one of them is about to start: git and uname have their parent's command line until they are loaded.
+    """
     found = []
     with suppress(OSError):
         for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-            found += [child] * (b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()) + spawned(child)
+            ours = b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
+            found += [child] * (ours and not int(status(child)[6]) & FORKED_ONLY) + spawned(child)
     return found
+
+
+def status(pid: int) -> list[str]:
+    """Fields of /proc/PID/stat after the name: the state, …, the flags as number 6. Raises OSError."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
 
 
 def living(pid: int) -> bool:
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+        return status(pid)[0] != "Z"
     return False
 
 
