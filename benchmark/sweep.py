@@ -186,10 +186,9 @@ def _check_writable(out: Path) -> None:
     """Raises RequestError where no run folder can be made. Tries it in the nearest folder that is there, and leaves
     nothing behind: were `out` made and removed, it would vanish under another process that begins at the same time.
     """
-    prefix, nearest = ".cilbench-probe-", out
+    prefix = ".cilbench-probe-"
     try:
-        while not _exists(nearest):
-            nearest = nearest.parent
+        nearest = next((folder for folder in (out, *out.parents) if _exists(folder)), Path())
         tempfile.mkdtemp(prefix=prefix, dir=nearest)
         for probe in nearest.glob(f"{prefix}*"):  # ours, and what a killed process left
             with suppress(OSError):
