@@ -138,6 +138,28 @@ def test_the_reference_is_icarl_as_the_engine_is(twenty):
     assert min(ours.average("nme"), theirs.average("nme")) > 3 * 100 / 20
 
 
+def test_a_seed_gives_both_the_same_weights(twenty, monkeypatch):
+    """What a seed is worth depends on them more than on anything else: pairs of other weights would be no pairs."""
+    begun = []
+
+    class Begun(BaseException):
+        """No failure of a cell, which would be its record."""
+
+    def begin(net):
+        begun.append([tensor.clone() for tensor in net.state_dict().values()])
+        raise Begun
+
+    monkeypatch.setattr("cilbench.methods.icarl.fit", lambda loss, learner, *others: begin(*learner))
+    monkeypatch.setattr(bench_reference, "distilled", lambda net, *others: begin(net))
+    for seed in (1, 2):
+        for path in (bench_accuracy.float32_run, bench_accuracy.reference_run):
+            with pytest.raises(Begun):
+                path(twenty, QUICK, CPU, seed)
+    same = [[torch.equal(a, b) for a, b in zip(begun[0], other, strict=True)] for other in begun[1:]]
+    assert all(same[0])
+    assert not all(same[1])
+
+
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 def test_from_the_same_weights_on_the_same_batches_both_learn_the_same(twenty, layout, monkeypatch):
     """Two epochs, the learning rate falling between them: what else differs between the two is drawn, not computed."""
