@@ -3,6 +3,8 @@
 import re
 import shutil
 from collections.abc import Iterator
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +32,15 @@ POINTS = """(plot) => {
   return engine.getOption().series.flatMap((series, number) => series.type === "custom" ? [] : series.data.map(
     (item) => ({ name: series.name, value: item.value, cell: item.point.cell, ...place(item, number) })));
 }"""
+
+# The names at the ends of a chart's lines, from the top of the window down: what they say, and from where to where.
+NAMES = """(plot) => echarts.getInstanceByDom(plot).getZr().storage.getDisplayList(true)
+  .filter(({ type, style }) => type === "tspan" && Object.values(data.methods).some(({ name }) => name === style.text))
+  .map((shape) => {
+    const box = shape.getBoundingRect().clone();
+    box.applyTransform(shape.getComputedTransform());
+    return { name: shape.style.text, top: box.y, bottom: box.y + box.height };
+  }).sort((a, b) => a.top - b.top)"""
 
 
 @pytest.fixture(scope="module")
@@ -211,6 +222,16 @@ def test_points_that_lie_over_each_other_are_all_named(visit: Any, written: Path
     lines = view.locator(".cell").inner_text().split("\n")
     for point in (under, over):
         assert lines[lines.index(point["name"]) + 1].startswith(f"{point['value'][1]:.2f} %")
+
+
+def test_names_beside_the_lines_do_not_lie_over_each_other(visit: Any, tmp_path: Path) -> None:
+    """Two methods are as good as each other, a third nearly."""
+    make_runs(tmp_path / "runs", Grid((*METHODS[:-1], replace(METHODS[-1], last=METHODS[0].last)), BUDGETS))
+    view = visit(write_page(tmp_path / "runs", tmp_path / "out"))
+    for plot in view.locator(".chart .plot").all():
+        names = plot.evaluate(NAMES)
+        assert len(names) >= len(METHODS) - 1  # one of them is refused at the smaller budget
+        assert all(lower["top"] - upper["top"] >= 14 for upper, lower in pairwise(names))
 
 
 def test_a_refusal_is_a_cross_with_its_reason(visit: Any, written: Path) -> None:

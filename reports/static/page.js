@@ -285,7 +285,7 @@ function curve(method, points, ink, room) {
     symbol: competes ? symbol : "emptyCircle", symbolSize: competes ? MARK : 6, symbolKeepAspect: true, showAllSymbol: true,
     itemStyle: { color: colour }, lineStyle: { color: colour, width: competes ? 2 : 1.5, type: competes ? "solid" : [5, 4] },
     emphasis: { focus: "series", scale: 1.5, lineStyle: { width: 3 } }, blur: { lineStyle: { opacity: 0.25 }, itemStyle: { opacity: 0.25 } },
-    endLabel: { show: room > 0, formatter: "{a}", color: ink, fontSize: 12, distance: 10, width: room - 20, overflow: "truncate" },
+    endLabel: { show: room > 0, formatter: "{a}", color: ink, fontSize: 12, lineHeight: 16, distance: 10, width: room - 20, overflow: "truncate" },
     labelLayout: { moveOverlap: "shiftY" },
   };
 }
