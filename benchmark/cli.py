@@ -187,7 +187,7 @@ def plan(
 ) -> None:
     """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data."""
     from cilbench.placement import pick_device
-    from cilbench.plans import plan_records, plan_table
+    from cilbench.plans import plan_records, plan_table, time_lines
     from cilbench.request import RunRequest
 
     request = RunRequest(
@@ -209,7 +209,8 @@ def plan(
         settings=tuple(settings or ()),
         data_dir=data_dir,
     )
-    records = plan_records(request, pick_device(device) if time else None)
+    measured_on = pick_device(device) if time else None
+    records = plan_records(request, measured_on)
     if as_json:
         import json
 
@@ -218,6 +219,8 @@ def plan(
         from rich.console import Console
 
         Console(width=None if sys.stdout.isatty() else 140).print(plan_table(records, timed=time))
+        for line in time_lines(records, measured_on) if measured_on is not None else []:
+            typer.echo(line)
 
 
 @app.command()

@@ -23,10 +23,12 @@ MEASURED_TASKS = 3
 LONG_SECONDS = 3600.0
 
 
-def seconds(cell: Cell, plan: Plan, device: torch.device, *, measure: bool = True) -> float | None:
-    """Of training, which is nearly all of a cell; None where nothing was measured: a method that ends in an error while
-    it is, or `measure` is off."""
-    figures = _figures(cell, plan, device, measure)
+def seconds(cell: Cell, plan: Plan, device: torch.device, *, anew: bool = False) -> float | None:
+    """Of training, which is nearly all of a cell; None for a method that ends in an error while it is measured.
+
+    `anew`: not from figures of an earlier process, when the machine may have been busier.
+    """
+    figures = _figures(cell, plan, device, anew)
     if figures is None:
         return None
     base: Any = cell.spec.base
@@ -55,10 +57,15 @@ def told(cells: Iterable[Cell], plans: Mapping[str, Plan | BudgetTooSmall], devi
         return lines
     each = ", ".join(f"{name} {duration(s)}" for name, s in spent.items())
     lines.append(f"training will take about {duration(total)} on {device}" + (f" ({each})" if len(spent) > 1 else ""))
-    if device.type == "cpu" and total > LONG_SECONDS and recipe_named(recipe).epochs > recipe_named("fast").epochs:
-        faster = total * recipe_named("fast").epochs / recipe_named(recipe).epochs
-        lines.append(f"that is the {recipe} recipe on a CPU; --recipe fast takes about {duration(faster)}")
-    return lines
+    return [*lines, *way_out(total, recipe, device)]
+
+
+def way_out(total_seconds: float, recipe: str, device: torch.device) -> list[str]:
+    """A line that names the shorter recipe where a longer one takes hours on a CPU."""
+    share = recipe_named("fast").epochs / recipe_named(recipe).epochs if recipe_named(recipe).epochs else 1.0
+    if device.type != "cpu" or total_seconds <= LONG_SECONDS or share >= 1:
+        return []
+    return [f"that is the {recipe} recipe on a CPU; --recipe fast takes about {duration(share * total_seconds)}"]
 
 
 def duration(seconds: float) -> str:
@@ -80,12 +87,12 @@ def _at(figures: Mapping[str, float], what: str, task: int) -> float:
     return measured[-1] + growth * (task - len(measured) + 1)
 
 
-def _figures(cell: Cell, plan: Plan, device: torch.device, measure: bool) -> Mapping[str, float] | None:
+def _figures(cell: Cell, plan: Plan, device: torch.device, anew: bool) -> Mapping[str, float] | None:
     scenario = cell.scenario
     what = f"{cell.spec.name} on {plan.backbone}, {scenario.image_shape}, Base-{scenario.base} Inc-{scenario.inc}"
     key = measured_on(device, f"{what}, {cell.precision} {cell.layout}, batch {_batch_size(cell.spec)}")
-    known = recall("seconds_per_image", key)
-    if known is None and measure:
+    known = None if anew else recall("seconds_per_image", key)
+    if known is None:
         try:
             known = _measured(cell, plan, device)
         except Exception:  # whatever a method raises, and a memory that is full: the cell itself will tell

@@ -11,7 +11,7 @@ from cilbench import estimate
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import MIB, human_bytes
 from cilbench.methods import ALIASES, COMPRESSIONS
-from cilbench.methods.contract import MethodCard
+from cilbench.methods.contract import MethodCard, Plan
 from cilbench.methods.registry import known_methods, load_class, load_compression
 from cilbench.placement import in_precision, laid_out
 from cilbench.request import Cell, RunRequest, cells
@@ -38,6 +38,7 @@ def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
         "base": cell.scenario.base,
         "inc": cell.scenario.inc,
         "tasks": cell.scenario.tasks,
+        "recipe": cell.recipe,
         "budget_bytes": cell.budget.bytes,
         "budget_label": cell.budget_label,
         "accounting": cell.budget.accounting,
@@ -63,8 +64,26 @@ def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
         "model_bytes": plan.model_bytes,
         "published_bytes": plan.published_bytes[-1],
         "strict_bytes": plan.strict_bytes[-1],
-        "train_seconds": estimate.seconds(laid_out(cell, plan, device), plan, device) if device is not None else None,
+        "train_seconds": _train_seconds(cell, plan, device) if device is not None else None,
     }
+
+
+def _train_seconds(cell: Cell, plan: Plan, device: torch.device) -> float | None:
+    """Measured now, whatever is remembered: it was asked for."""
+    return estimate.seconds(laid_out(cell, plan, device), plan, device, anew=True)
+
+
+def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]:
+    """How long training takes in all where that was measured, and a way out where it is hours."""
+    spent = dict[str, float]()
+    for record in records:
+        spent[record["recipe"]] = spent.get(record["recipe"], 0.0) + (record["train_seconds"] or 0.0)
+    if not (total := sum(spent.values())):
+        return []
+    lines = [f"training takes about {estimate.duration(total)} on {device} for each pair of --seeds and --orders"]
+    for recipe, seconds in spent.items():
+        lines += estimate.way_out(seconds, recipe, device)
+    return lines
 
 
 def plan_table(records: list[dict[str, Any]], timed: bool = False) -> Table:

@@ -13,13 +13,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import torch
 from toy import CPU, Silent, toy_cell, with_class
 
 from cilbench import estimate, jobs
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Work
 from cilbench.methods.icarl import ICaRL
-from cilbench.plans import plan_table
+from cilbench.plans import plan_table, time_lines
 from cilbench.records import RunFolder, read_json
 from cilbench.request import RunRequest, cells
 from cilbench.sweep import How, _check_writable, _run_one
@@ -314,13 +315,29 @@ def test_hours_on_a_cpu_are_said_with_a_way_out(toy, monkeypatch):
     ]
 
 
-def test_a_plan_with_time(tmp_path):
-    done = subprocess.run(
-        [*CILBENCH, "plan", "--dataset", "digits", "--methods", "icarl", "--budget", "24KiB", "--time", "--json"],
-        capture_output=True,
-        text=True,
-        env=os.environ | {"CILBENCH_CACHE": str(tmp_path)},
-    )
-    (record,) = json.loads(done.stdout)
-    assert record["train_seconds"] > 0
-    assert "seconds_per_image" in json.loads((tmp_path / "machine.json").read_text())
+def test_a_plan_says_hours_on_a_cpu_with_a_way_out_as_well():
+    records = [{"recipe": "published", "train_seconds": s} for s in (3600.0, None, 36_000.0)]
+    assert time_lines(records, CPU) == [
+        "training takes about 11 h on cpu for each pair of --seeds and --orders",
+        "that is the published recipe on a CPU; --recipe fast takes about 66 min",
+    ]
+    short = [{"recipe": recipe, "train_seconds": s} for recipe, s in (("published", 60.0), ("smoke", 36_000.0))]
+    assert len(time_lines(short, CPU)) == len(time_lines(records, torch.device("cuda"))) == 1
+    assert time_lines([{"recipe": "published", "train_seconds": None}], CPU) == []
+
+
+def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
+    def plan(*options):
+        asked = ["plan", "--dataset", "digits", "--methods", "icarl", "--budget", "24KiB", "--time", *options]
+        environment = os.environ | {"CILBENCH_CACHE": str(tmp_path)}
+        return subprocess.run([*CILBENCH, *asked], capture_output=True, text=True, env=environment).stdout
+
+    (record,) = json.loads(plan("--json"))
+    assert record["recipe"] == "fast"
+    known = json.loads((tmp_path / "machine.json").read_text())
+    ((key, figures),) = known["seconds_per_image"].items()
+    busy = dict.fromkeys(figures, 1e6)
+    (tmp_path / "machine.json").write_text(json.dumps(known | {"seconds_per_image": {key: busy}}))
+    assert "training takes about" in (text := plan())
+    assert " h on cpu" not in text
+    assert json.loads((tmp_path / "machine.json").read_text())["seconds_per_image"][key] != busy
