@@ -235,14 +235,17 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
 # ------------------------------------------------------------------------------------------- the command
 
 
-def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console) -> int:
-    """Every section in turn, the JSON written anew after each; 1 where one failed, which stops no other."""
+def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console, *, go_on: bool = False) -> int:
+    """Every section in turn, the JSON written anew after each; 1 where one failed, which stops no other.
+
+    `go_on`: what the file has of this machine and scale stays, and its sections are not measured again.
+    """
     out.touch()  # what cannot be written is said now
-    rows: list[Row] = []
     failed: dict[str, str] = {}
     about = {"format": FORMAT, "date": _now(), "machine": machine(bench.device), "scale": asdict(bench.scale)}
     about |= {"images": "cifar100" if bench.cifar100 else "synthetic"}
-    for section in sections:
+    rows = _measured_before(out, about) if go_on else []
+    for section in [s for s in sections if s not in {row.section for row in rows}]:
         console.print(f"{section} …")
         try:
             rows += SECTIONS[section](bench)
@@ -253,6 +256,20 @@ def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console) 
         out.write_text(json.dumps(told, indent=1) + "\n")
     console.print(table(rows))
     return 1 if failed else 0
+
+
+def _measured_before(out: Path, about: Mapping[str, Any]) -> list[Row]:
+    """The rows of a file that says the same of itself as this one will, but for the date and the load."""
+
+    def what(told: Mapping[str, Any]) -> Any:
+        told = {**told, "machine": {k: v for k, v in told["machine"].items() if k != "load_before"}}
+        return json.loads(json.dumps([told[key] for key in ("format", "machine", "scale", "images")]))
+
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
+        told = json.loads(out.read_text())
+        if what(told) == what(about):
+            return [Row(**{key: value for key, value in row.items() if key != "reached"}) for row in told["rows"]]
+    return []
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -334,6 +351,7 @@ def _arguments() -> argparse.ArgumentParser:
     parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
     parser.add_argument("--rounds", type=_count, help="pairs of whole cells and of steps")
     parser.add_argument("--out", type=Path, default=Path("bench.json"))
+    parser.add_argument("--go-on", action="store_true", help="measure only what --out does not have of this machine")
     same.add_argument("--seeds", type=_whole_numbers, default=[1, 2, 3])
     same.add_argument(
         "--epochs", type=partial(_count, most=200), help="a task; the published milestones move with them"
@@ -380,7 +398,8 @@ def main() -> None:
                 compare_accuracy(bench, asked.seeds, asked.into, console)
                 return
             scale = scale if asked.rounds is None else replace(scale, rounds=asked.rounds)
-            sys.exit(measure(Bench(scale, device, cifar100, Path(folder)), sections, asked.out, console))
+            whole = Bench(scale, device, cifar100, Path(folder))
+            sys.exit(measure(whole, sections, asked.out, console, go_on=asked.go_on))
     except OSError as error:
         parser.exit(1, f"{parser.prog}: {error.filename}: {error.strerror}\n")
 

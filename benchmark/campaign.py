@@ -2,15 +2,15 @@
 
     python -m cilbench.campaign [--zips DIR-or-FILE…] [--continue-from FILE…] [--bring-home DIR] [--minutes 9]
 
-| phase  | what it does                                     | ends                      | in the next call          |
-|--------|--------------------------------------------------|---------------------------|---------------------------|
-| resume | takes up what another machine brought home       |                           | what is there stays       |
-| data   | the data set from zips, in pieces if need be     |                           | skipped once it is there  |
-| tests  | `pytest -m gpu`                                  | after 30 % of the minutes | skipped once they passed  |
-| bench  | `cilbench.bench --device …`                      | after 15 %                | skipped once it is done   |
-| cells  | `cilbench run`, group by group, the dearest last | a minute before the end   | goes on from checkpoints  |
-| report | `cilbench report`                                | after half a minute       | made anew                 |
-| home   | at most eight files of 16 MiB, plainly named     |                           | made anew                 |
+| phase  | what it does                                     | ends                      | in the next call           |
+|--------|--------------------------------------------------|---------------------------|----------------------------|
+| resume | takes up what another machine brought home       |                           | what is there stays        |
+| data   | the data set from zips, in pieces if need be     |                           | skipped once it is there   |
+| tests  | `pytest -m gpu`                                  | after 30 % of the minutes | skipped once they passed   |
+| bench  | `cilbench.bench --device …`, section by section  | after 25 %                | the sections that are left |
+| cells  | `cilbench run`, group by group, the dearest last | a minute before the end   | goes on from checkpoints   |
+| report | `cilbench report`                                | after half a minute       | made anew                  |
+| home   | at most eight files of 16 MiB, plainly named     |                           | made anew                  |
 
 What is kept lies in `--work`, outside the checkout. A run is stopped by SIGTERM and writes a checkpoint. A phase that
 fails does not prevent the next; exit code 1 says that one did. Tests and bench count for one device, torch and source.
@@ -43,6 +43,7 @@ import torch
 from PIL import Image
 
 from cilbench import datasets
+from cilbench.bench import SECTIONS
 from cilbench.errors import RequestError
 from cilbench.placement import pick_device
 from cilbench.protocol import environment
@@ -58,6 +59,7 @@ BUDGETS_MB = "7.6,23.5"
 GRACE_SECONDS = 20.0  # from SIGTERM to SIGKILL: a checkpoint is written at the next step
 REPORT_SECONDS = 30.0
 HOME_SECONDS = 20.0  # to pack
+BENCH_SHARE, SECTION_SHARE = 0.25, 0.15  # of all the time
 FILES, FILE_BYTES = 8, 16 * 2**20  # what a person can carry home
 STATE_FILES = 3  # of these at most
 # How a run ends that was asked to: as it should; before it could hear of it; when it took too long to write.
@@ -121,6 +123,10 @@ class Campaign:
     @property
     def logs(self) -> Path:
         return self.work / "logs"
+
+    @property
+    def bench_json(self) -> Path:
+        return self.work / "kept" / "bench.json"
 
     def command(self, methods: str) -> list[str]:
         """`cilbench run` of a group, without where things lie: what `results/` should say made the runs."""
@@ -290,10 +296,24 @@ def tests(campaign: Campaign, clock: Clock) -> Phase:
 
 
 def bench(campaign: Campaign, clock: Clock) -> Phase:
-    """Speeds on the device."""
-    where = ["--data", str(campaign.data_dir), "--out", str(campaign.work / "bench.json")]
-    command = [sys.executable, "-m", "cilbench.bench", "--device", campaign.device, *where]
-    return _once("bench", command, campaign.logs / "bench.txt", 0.15, campaign.work, campaign, clock)
+    """Speeds on the device: a section a process, so that one that fails or takes too long costs no other. The whole
+    cell, which takes longest, comes last.
+    """
+    campaign.bench_json.parent.mkdir(parents=True, exist_ok=True)
+    where = ["--data", str(campaign.data_dir), "--out", str(campaign.bench_json), "--go-on"]
+    command = [sys.executable, "-m", "cilbench.bench", "--device", campaign.device, "--rounds", "1", *where]
+    begun, ended = clock.left(), dict[str, Phase]()
+    for section in sorted(SECTIONS, key=lambda section: section == "cell"):
+        if clock.left() <= max(0.0, begun - BENCH_SHARE * clock.limit_seconds):
+            break
+        log = campaign.logs / f"bench-{section}.txt"
+        only = [*command, "--only", section]
+        ended[section] = _once(f"bench-{section}", only, log, SECTION_SHARE, campaign.work, campaign, clock)
+    wrong = [f"{section}: {phase.detail}" for section, phase in ended.items() if phase.ended == "failed"]
+    left = [f"left: {', '.join(s for s in SECTIONS if s not in ended)}"] if len(ended) < len(SECTIONS) else []
+    skipped = all(phase.ended == "skipped" for phase in ended.values())
+    how: Ended = "failed" if wrong else "stopped" if left else "skipped" if skipped else "done"
+    return Phase("bench", how, "; ".join([*wrong, *left]))
 
 
 def _once(
@@ -475,7 +495,7 @@ def bring_home(campaign: Campaign, rows: Sequence[dict[str, Any]], phases: Seque
         writer = csv.DictWriter(file, CELL_COLUMNS, lineterminator="\n")
         writer.writeheader()
         writer.writerows(rows)
-    for path in (campaign.logs / "pytest.txt", campaign.work / "bench.json"):
+    for path in (campaign.logs / "pytest.txt", campaign.bench_json):
         if path.exists() and path.stat().st_size:
             shutil.copyfile(path, campaign.home / path.name)
     (campaign.home / "campaign.json").write_text(json.dumps(_summary(campaign, rows, phases), indent=1) + "\n")

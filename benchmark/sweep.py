@@ -24,6 +24,7 @@ from cilbench.errors import RequestError
 from cilbench.jobs import pick_jobs, share_out
 from cilbench.methods.checkpoint import Interrupted
 from cilbench.methods.contract import Plan
+from cilbench.methods.engine import Layout
 from cilbench.placement import in_precision, laid_out, pick_device
 from cilbench.plans import announce
 from cilbench.protocol import run_cell
@@ -34,7 +35,7 @@ from cilbench.signals import Stop, end_with_parent, stoppable
 
 @dataclass(frozen=True)
 class How:
-    """How cells are run: nothing of it is part of a result."""
+    """How cells are run: nothing of it is part of a result, but for the last bits that a memory layout decides."""
 
     out: Path
     device: torch.device
@@ -42,6 +43,7 @@ class How:
     isolate: bool
     fresh: bool
     before: Mapping[str, tuple[int, int] | None]  # `RunFolder.stamp` of every cell when the sweep began
+    layouts: Mapping[str, Layout]  # of every cell that may be run: chosen once, whichever process runs it
 
 
 def sweep(
@@ -57,20 +59,23 @@ def sweep(
     folders = {cell.id: RunFolder(out, cell.id) for cell in asked}
     ended = {} if fresh else {cell.id: folders[cell.id].outcome() for cell in asked}  # what is in the way shows here
     open_ = [cell for cell in asked if ended.get(cell.id) is None]
-    how = How(out, there, keep, isolate, fresh, {cell.id: folders[cell.id].stamp() for cell in asked})
+    stamps = {cell.id: folders[cell.id].stamp() for cell in asked}
     dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
     for cell_id, outcome in ended.items():
         if outcome is None or outcome.status not in FINAL:
             folders[cell_id].check_images(dataset.fingerprint)
+    unfinished = [c for c in asked if (outcome := ended.get(c.id)) is None or outcome.status not in FINAL]
+    layouts = {c.id: laid_out(c, plans[c.id], there).layout for c in unfinished}
+    how = How(out, there, keep, isolate, fresh, stamps, layouts)
     workers = pick_jobs(jobs, len(open_), asked[0].scenario, how.device, asked[0].precision)
     beside = f", {workers} runs side by side" if workers > 1 else ""
     for line in [*announce(asked), f"device {how.device}, {asked[0].precision}{beside}; run folders in {out}"]:
         console.print(line, markup=False)
-    for line in estimate.told((laid_out(c, plans[c.id], how.device) for c in open_), plans, how.device):
+    for line in estimate.told((replace(c, layout=layouts[c.id]) for c in open_), plans, how.device):
         console.print(line, markup=False)
     with stoppable() as stop:
         if workers > 1:
-            how = _side_by_side(request, asked, plans, folders, how, workers, stop)
+            how = _side_by_side(request, asked, folders, how, workers, stop)
         with _watch(console, len(asked), stop) as watch:
             outcomes = _run_all(asked, plans, dataset, folders, how, watch)
         if stop():
@@ -81,15 +86,15 @@ def sweep(
 def _side_by_side(
     request: RunRequest,
     asked: list[Cell],
-    plans: Mapping[str, Plan | BudgetTooSmall],
     folders: Mapping[str, RunFolder],
     how: How,
     workers: int,
     stop: Stop,
 ) -> How:
     """Let processes run the cells. What they leave, because one of them died, is this process's to run."""
+    if how.device.type == "cuda":
+        torch.cuda.empty_cache()  # what measuring needed is theirs
     for cell in asked:
-        laid_out(cell, plans[cell.id], how.device)  # measured here, once, while nothing else runs
         with folders[cell.id].claimed() as mine:
             if mine and how.fresh and folders[cell.id].stamp() == how.before[cell.id]:
                 folders[cell.id].discard()
@@ -154,8 +159,9 @@ def _run_one(
             ended_since = folder.stamp() != how.before[cell.id]
             if how.fresh and not ended_since:
                 folder.discard()
+            laid = replace(cell, layout=how.layouts.get(cell.id, cell.layout))
             return _settled(folder, ended_since, dataset, watch if alone else None) or run_cell(
-                laid_out(cell, plan, how.device), plan, dataset, folder, how.device, watch, how.keep, how.isolate
+                laid, plan, dataset, folder, how.device, watch, how.keep, how.isolate
             )
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")

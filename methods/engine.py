@@ -8,7 +8,7 @@ import ctypes
 import math
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
 from functools import cache
 from typing import Literal
@@ -41,8 +41,9 @@ def numerics(device: torch.device, precision: Precision, layout: Layout, *, frug
     if device.type == "cpu":
         _keep_freed_memory()
     tokens = _LAYOUT.set(_FORMATS[layout]), _FRUGAL.set(frugal)
+    current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()  # whose streams are meant
     try:
-        with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        with current, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
             yield
     finally:
         _LAYOUT.reset(tokens[0])
@@ -80,24 +81,28 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class Replayed:
-    """A training step on tensors of one shape, captured in a CUDA graph once it is warm and replayed from then on.
+    """A training step on batches of one size, captured in a CUDA graph once it is warm and replayed from then on.
 
     `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
-    alone and never waits for the device. Batches of another shape than the first one's, and everything where there is
-    no CUDA or where capturing failed (`note` is told why), run as they are written.
+    alone and never waits for the device. Batches of another size than `batch`, and everything where there is no CUDA or
+    where capturing failed (`note` is told why), run as they are written.
     """
 
     WARM_UP = 3  # steps as written: cuDNN chooses its algorithms, the optimizer makes its buffers
 
     def __init__(
-        self, step: Callable[..., None], device: torch.device, generator: torch.Generator, note: Callable[[str], None]
+        self,
+        step: Callable[..., None],
+        device: torch.device,
+        generator: torch.Generator,
+        note: Callable[[str], None],
+        batch: int,
     ) -> None:
-        self.step, self.generator, self.note = step, generator, note
+        self.step, self.device, self.generator, self.note, self.batch = step, device, generator, note, batch
         captured = device.type == "cuda" and not _FRUGAL.get()
         self.stream = torch.cuda.Stream(device) if captured else None
         self.graph: torch.cuda.CUDAGraph | None = None
         self.inputs: tuple[Tensor, ...] = ()
-        self.shapes: tuple[torch.Size, ...] = ()
         self.taken = 0
 
     def __call__(self, *inputs: Tensor) -> None:
@@ -105,19 +110,19 @@ class Replayed:
             self.step(*inputs)
             return
         # One stream for warm-up, capture and what is not captured: autograd ties a parameter's gradient to a stream.
-        self.stream.wait_stream(torch.cuda.current_stream())
+        outside = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(outside)
         with torch.cuda.stream(self.stream):
             self._on_stream(inputs)
-        torch.cuda.current_stream().wait_stream(self.stream)
+        outside.wait_stream(self.stream)
 
     def _on_stream(self, inputs: tuple[Tensor, ...]) -> None:
-        shapes = tuple(given.shape for given in inputs)
-        self.shapes = self.shapes or shapes
-        if shapes == self.shapes:
+        usual = all(len(given) == self.batch for given in inputs)
+        if usual:
             if self.taken == self.WARM_UP:
                 self._capture(inputs)
             self.taken += 1
-        if self.graph is None or shapes != self.shapes:
+        if self.graph is None or not usual:
             self.step(*inputs)
             return
         for static, given in zip(self.inputs, inputs, strict=True):
@@ -133,7 +138,7 @@ class Replayed:
             with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
                 self.step(*static)
         except (RuntimeError, AssertionError, AttributeError) as error:
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(self.device)
             self.note(f"{type(error).__name__}: {error}".splitlines()[0][:300])
             return
         self.graph, self.inputs = graph, static

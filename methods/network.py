@@ -55,8 +55,8 @@ class IncrementalNet(nn.Module):
                 self.head.bias[: old.out_features] = old.bias
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
-        """Last feature maps of all branches: [B, D·branches, h, w]. Frozen branches run without a graph."""
-        shared = self.shared(x_BCHW.contiguous(memory_format=self.memory_format))
+        """Last feature maps of all branches: [B, D·branches, h, w]. What is frozen runs without a graph."""
+        shared = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
         return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
 
     def features(self, x_BCHW: Tensor) -> Tensor:
@@ -137,10 +137,10 @@ def train_unfrozen(net: nn.Module) -> None:
             module.eval()
 
 
-def _run(branch: nn.Module, shared: Tensor) -> Tensor:
-    learns = any(p.requires_grad for p in branch.parameters())
-    with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or shared.requires_grad)):
-        return branch(shared)
+def _run(part: nn.Module, maps: Tensor) -> Tensor:
+    learns = any(p.requires_grad for p in part.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or maps.requires_grad)):
+        return part(maps)
 
 
 def _state_key(name: str) -> str:

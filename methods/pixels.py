@@ -5,7 +5,6 @@ same questions (`len`, `shape`, `device`, `[positions]`, `split`) by reading the
 drawn by the cell's generator either way: where the images are changes no result.
 """
 
-import mmap
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -26,8 +25,6 @@ class Stored:
     def __init__(self, path: Path, rows: Tensor, device: torch.device) -> None:
         self.path, self.rows, self.device = path, rows, device
         array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants a writable array
-        if isinstance(getattr(array, "_mmap", None), mmap.mmap) and hasattr(mmap, "MADV_RANDOM"):
-            array._mmap.madvise(mmap.MADV_RANDOM)
         self.pixels = torch.from_numpy(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -89,11 +86,12 @@ class Joined:
         elif index.dtype == torch.bool:
             index = index.nonzero()[:, 0]
         index = index.cpu()
-        in_file = index < len(self.stored)
+        stored, resident = ((index < len(self.stored)) == there for there in (True, False))
         images = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8, device=self.device)
-        images[in_file.to(self.device)] = self.stored[index[in_file]]
-        images[~in_file.to(self.device)] = self.resident[(index[~in_file] - len(self.stored)).to(self.device)]
-        return images
+        # At whole numbers: to assign by a mask, a device has to be waited for, which counts it.
+        images.index_copy_(0, stored.nonzero()[:, 0].to(self.device), self.stored[index[stored]])
+        exemplars = self.resident[(index[resident] - len(self.stored)).to(self.device)]
+        return images.index_copy_(0, resident.nonzero()[:, 0].to(self.device), exemplars)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, so many at a time."""
@@ -115,10 +113,13 @@ def fed(images: LessonImages | Stored, order: Sequence[Tensor]) -> Iterator[Tens
     if isinstance(images, Tensor):
         yield from (images[positions] for positions in order)
         return
+    if not order:
+        return
+    here = torch.cat(list(order)).cpu().split([len(positions) for positions in order])  # the device is waited for once
     with ThreadPoolExecutor(READERS) as readers:
         waiting: deque[Future[Tensor]] = deque()
-        for positions in order:
-            waiting.append(readers.submit(images.__getitem__, positions.cpu()))
+        for positions in here:
+            waiting.append(readers.submit(images.__getitem__, positions))
             if len(waiting) > AHEAD:
                 yield waiting.popleft().result()
         while waiting:

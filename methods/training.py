@@ -247,7 +247,8 @@ def fit(
     def not_captured(why: str) -> None:
         context.log({"event": "graph_not_captured", "task": task, "phase": phase, "reason": why})
 
-    take = Replayed(step, lesson.labels.device, context.generator, not_captured)
+    usual = min(schedule.batch_size, len(lesson.labels))
+    take = Replayed(step, lesson.labels.device, context.generator, not_captured, usual)
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))

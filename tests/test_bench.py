@@ -310,6 +310,23 @@ def test_every_section_and_what_is_written(quick, tmp_path):
     assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12}
 
 
+def test_what_was_measured_on_this_machine_is_not_measured_again(quick, tmp_path, monkeypatch):
+    out, console = tmp_path / "bench.json", Console(record=True, width=160)
+    assert bench.measure(quick, ["seal"], out, console, go_on=True) == 0
+    seal = json.loads(out.read_text())["rows"]
+    sections = dict(bench.SECTIONS)
+    monkeypatch.setitem(bench.SECTIONS, "seal", lambda bench: pytest.fail("measured again"))
+    assert bench.measure(quick, ["seal", "codecs"], out, console, go_on=True) == 0
+    told = json.loads(out.read_text())
+    assert told["rows"][: len(seal)] == seal
+    assert {row["section"] for row in told["rows"]} == {"seal", "codecs"}
+    monkeypatch.setitem(bench.SECTIONS, "seal", sections["seal"])
+    for elsewhere in ({**told, "machine": told["machine"] | {"threads": 99}}, [], {"format": 1}):
+        out.write_text(json.dumps(elsewhere))
+        bench.measure(quick, ["codecs"], out, console, go_on=True)
+        assert {row["section"] for row in json.loads(out.read_text())["rows"]} == {"codecs"}
+
+
 def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch):
     def fails(bench):
         raise RuntimeError("no room\nhere")

@@ -97,6 +97,27 @@ def test_a_campaign_on_digits_comes_home_whole_and_is_not_run_again(tmp_path, ca
     assert (tmp_path / "elsewhere" / "logs" / "run-icarl-replay-der.txt").read_text().count("done already") == 3
 
 
+def test_sections_of_the_bench_are_measured_one_by_one_until_its_time_is_up(tmp_path, monkeypatch):
+    of, taken, seconds = clock(), [], {"icarl": 60.0, "cell": 100.0}
+
+    def once(name, command, log, share, cwd, asked, of):
+        section = name.removeprefix("bench-")
+        taken.append(section)
+        of.started -= seconds.get(section, 10.0)
+        assert command[command.index("--only") + 1] == section
+        return Phase(name, "failed" if section == "dgm" else "done", "out of luck" if section == "dgm" else "")
+
+    monkeypatch.setattr(campaign, "_once", once)
+    phase = campaign.bench(planned(tmp_path), of)  # 135 s of nine minutes
+    assert taken == ["icarl", "der", "memo", "dgm", "herding", "seal", "ceiling", "codecs", "cell"]
+    assert (phase.ended, phase.detail) == ("failed", "dgm: out of luck")
+    taken.clear()
+    seconds["icarl"] = 130.0
+    phase = campaign.bench(planned(tmp_path), clock())
+    assert taken == ["icarl", "der"]
+    assert (phase.ended, phase.detail) == ("stopped", "left: cell, memo, dgm, herding, seal, ceiling, codecs")
+
+
 @pytest.mark.parametrize(
     ("options", "allowed"),
     [

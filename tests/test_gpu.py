@@ -63,7 +63,7 @@ def trained(wrap: Callable[[BareStep], Callable[[torch.Tensor], None]]) -> dict[
 def test_a_captured_step_learns_what_the_step_as_written_does():
     notes: list[str] = []
     written = trained(lambda bare: bare)
-    captured = trained(lambda bare: Replayed(bare, DEVICE, torch.Generator(DEVICE), notes.append))
+    captured = trained(lambda bare: Replayed(bare, DEVICE, torch.Generator(DEVICE), notes.append, len(bare.x_BCHW)))
     assert not notes, "it was not captured"
     for name, value in written.items():
         torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)

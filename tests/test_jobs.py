@@ -235,7 +235,7 @@ def test_a_cell_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_pat
     folder, failing = RunFolder(tmp_path, cell.id), with_class(cell, Crashing)
 
     def run_one(cell, *, fresh, before):
-        how = How(tmp_path, CPU, "last", isolate=False, fresh=fresh, before={cell.id: before})
+        how = How(tmp_path, CPU, "last", isolate=False, fresh=fresh, before={cell.id: before}, layouts={})
         watch = Watching()
         outcome = _run_one(cell, cell.plan(), toy, folder, how, watch, alone=True)
         return outcome.status, watch.notes[-1:] or len(watch.done)
