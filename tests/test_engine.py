@@ -96,6 +96,13 @@ def test_bf16_learns_the_same_to_its_precision(name, toy):
     assert (losses[0] == losses[1]) == name.startswith("dgm")  # which stays in float32
 
 
+def test_the_same_seed_gives_the_same_bytes_in_bf16_as_well():
+    """As most users have it: a network that is measured for its precision, channels-last."""
+    colour = toy_dataset(per_class=20, shape=(3, 32, 32))
+    cell = replace(toy_cell("icarl", colour, 2_000_000), precision="bf16", layout="channels_last")
+    assert learn_all(cell, colour, tasks=2) == learn_all(cell, colour, tasks=2)
+
+
 def test_the_memory_layout_is_not_part_of_the_result(toy):
     cell = toy_cell("icarl", toy)
     assert replace(cell, layout="channels_last").id == cell.id

@@ -1,24 +1,31 @@
 """What must hold on a CUDA device too: `make gpu`."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
+from torch.nn import functional as F
 from toy import CPU, Silent, toy_cell, toy_dataset
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.methods import METHODS
-from cilbench.methods.engine import BareStep, Replayed
+from cilbench.methods.contract import Context
+from cilbench.methods.engine import BareStep, Replayed, numerics
+from cilbench.methods.icarl import ICaRL
+from cilbench.methods.network import IncrementalNet, train_unfrozen
+from cilbench.methods.training import Lesson, Look, fit
 from cilbench.protocol import learn_and_seal, predict, revive, run_cell
 from cilbench.records import RunFolder
 from cilbench.request import RunRequest
-from cilbench.scenario import seen_test_images, stream
+from cilbench.scenario import make_scenario, seen_test_images, stream
 from cilbench.sweep import sweep
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 DEVICE = torch.device("cuda")
+ONLY_ONE = torch.cuda.device_count() < 2
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,41 @@ def test_a_captured_step_learns_what_the_step_as_written_does():
     assert not notes, "it was not captured"
     for name, value in written.items():
         torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
+
+
+def fitted(device: torch.device, *, captured: bool) -> tuple[dict[str, torch.Tensor], list[str]]:
+    """A ConvNet-2 after `fit`: five batches an epoch, the last a short one, crops and flips, the rate falling twice."""
+    scenario = make_scenario(toy_dataset(shape=(3, 32, 32)).card, 0, 2, 1993, "convnet2")
+    schedule = ICaRL.Config(first_epochs=4, first_milestones=(2, 3), batch_size=16).schedule(0)
+    torch.manual_seed(1)
+    images = torch.randint(0, 256, (75, 3, 32, 32), dtype=torch.uint8).to(device)
+    labels = (torch.arange(75) % 2).to(device)
+    lines: list[Mapping[str, Any]] = []
+    context = Context(torch.Generator(device).manual_seed(2), lines.append, lambda share, count: None)
+    with numerics(device, "fp32", "contiguous", frugal=not captured):
+        net = IncrementalNet(scenario, "convnet2", device)
+        net.add_branch()
+        net.grow_head(2)
+        train_unfrozen(net)
+        look, lesson = Look(scenario, device), Lesson(images, labels, 75)
+        fit(lambda x, y: F.cross_entropy(net(x), y), [net], lesson, schedule, look, context, 0)
+    state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
+    return state, [line["reason"] for line in lines if line.get("event") == "graph_not_captured"]
+
+
+@pytest.mark.parametrize(
+    "number", [0, pytest.param(1, marks=pytest.mark.skipif(ONLY_ONE, reason="needs two CUDA devices"))]
+)
+def test_fit_learns_the_same_captured_and_as_written(number, monkeypatch):
+    device, graphs = torch.device("cuda", number), []
+    capture = Replayed._capture
+    monkeypatch.setattr(Replayed, "_capture", lambda self, inputs: (capture(self, inputs), graphs.append(self.graph)))
+    (written, _), (replayed, reasons) = (fitted(device, captured=captured) for captured in (False, True))
+    assert not reasons
+    assert len(graphs) == 1
+    assert graphs[0] is not None
+    for name, value in written.items():
+        torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
 
 
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])

@@ -229,6 +229,17 @@ class Watching(Silent):
         self.notes.append(text)
 
 
+def test_a_cell_has_the_layout_that_the_sweep_chose(toy, tmp_path):
+    """Not one that this process would measure: with --jobs it may be any of them, on a busy machine."""
+    cell = toy_cell("icarl", toy)
+    folder = RunFolder(tmp_path, cell.id)
+    how = How(
+        tmp_path, CPU, "last", isolate=False, fresh=False, before={cell.id: None}, layouts={cell.id: "channels_last"}
+    )
+    assert _run_one(cell, cell.plan(), toy, folder, how, Watching(), alone=True).status == "done"
+    assert read_json(folder.final / "cell.json")["environment"]["layout"] == "channels_last"
+
+
 def test_a_cell_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path):
     """By another worker of `--jobs`, or by another command: neither a failed one nor, with --fresh, a finished one."""
     cell = toy_cell("icarl", toy)
