@@ -23,30 +23,40 @@ MEASURED_TASKS = 3
 LONG_SECONDS = 3600.0
 
 
-def seconds(cell: Cell, plan: Plan, device: torch.device, *, anew: bool = False) -> float | None:
+def seconds(cell: Cell, plan: Plan, device: torch.device, *, first: int = 0, anew: bool = False) -> float | None:
     """Of training, which is nearly all of a cell; None for a method that ends in an error while it is measured.
 
-    `anew`: not from figures of an earlier process, when the machine may have been busier.
+    `first`: the task that is next. `anew`: not from figures of an earlier process, when the machine may have been
+    busier.
     """
     figures = _figures(cell, plan, device, anew)
     if figures is None:
         return None
     base: Any = cell.spec.base
-    work: list[Work] = [base.work(plan, cell.spec.config, cell.scenario, task) for task in range(cell.scenario.tasks)]
-    return sum(
-        w.images * _at(figures, "image", task) + w.epochs * _at(figures, "epoch", task) for task, w in enumerate(work)
-    )
+    total = 0.0
+    for task in range(first, cell.scenario.tasks):
+        work: Work = base.work(plan, cell.spec.config, cell.scenario, task)
+        total += work.images * _at(figures, "image", task) + work.epochs * _at(figures, "epoch", task)
+    return total
 
 
-def told(cells: Iterable[Cell], plans: Mapping[str, Plan | BudgetTooSmall], device: torch.device) -> list[str]:
-    """What to say before a sweep starts: hours by method and in all, and a way out where they are many."""
+def told(
+    cells: Iterable[Cell],
+    plans: Mapping[str, Plan | BudgetTooSmall],
+    device: torch.device,
+    done: Mapping[str, int],
+) -> list[str]:
+    """What to say before a sweep starts: hours by method and in all, and a way out where they are many.
+
+    `done`: tasks of a cell, by its id, that are not learned again.
+    """
     spent, unknown = dict[str, float](), set[str]()
     for cell in cells:
         plan = plans[cell.id]
         if isinstance(plan, BudgetTooSmall) or cell.scenario.family == "tiny":
             continue
         recipe, name = cell.recipe, cell.spec.name
-        known = None if name in unknown else seconds(cell, plan, device)
+        known = None if name in unknown else seconds(cell, plan, device, first=done[cell.id])
         if known is None:
             unknown.add(name)
         else:

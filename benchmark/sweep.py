@@ -71,7 +71,8 @@ def sweep(
     beside = f", {workers} runs side by side" if workers > 1 else ""
     for line in [*announce(asked), f"device {how.device}, {asked[0].precision}{beside}; run folders in {out}"]:
         console.print(line, markup=False)
-    for line in estimate.told((replace(c, layout=layouts[c.id]) for c in open_), plans, how.device):
+    begun = {c.id: 0 if fresh else _tasks_done(folders[c.id]) for c in open_}
+    for line in estimate.told((replace(c, layout=layouts[c.id]) for c in open_), plans, how.device, begun):
         console.print(line, markup=False)
     with stoppable() as stop:
         if workers > 1:
@@ -81,6 +82,13 @@ def sweep(
         if stop():
             return stop.exit_code
     return _conclude(console, asked, outcomes, out)
+
+
+def _tasks_done(folder: RunFolder) -> int:
+    """For an estimate, which a folder that cannot be read does not stop: its cell will say so."""
+    with suppress(OSError):
+        return len(folder.records())
+    return 0
 
 
 def _side_by_side(

@@ -263,9 +263,9 @@ def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkey
     cell = with_class(toy_cell("icarl", toy, seed=5), Crashing)
     cell = replace(cell, scenario=replace(cell.scenario, base=1, inc=1))  # of which nobody has measured anything
     assert estimate.seconds(cell, cell.plan(), CPU) is None
-    monkeypatch.setattr(estimate, "seconds", lambda cell, *_: None if cell.spec.name == "icarl" else 60.0)
+    monkeypatch.setattr(estimate, "seconds", lambda cell, *_, first: None if cell.spec.name == "icarl" else 60.0)
     asked = [replace(c, scenario=replace(c.scenario, family="cifar")) for c in (toy_cell("der", toy), cell)]
-    assert estimate.told(asked, {c.id: toy_cell("der", toy).plan() for c in asked}, CPU) == [
+    assert estimate.told(asked, {c.id: toy_cell("der", toy).plan() for c in asked}, CPU, {c.id: 0 for c in asked}) == [
         "training time of icarl: not measured, its first steps end in an error",
         "training will take about 60 s on cpu",
     ]
@@ -282,6 +282,7 @@ def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
     monkeypatch.setattr(estimate, "_figures", lambda *_: figures)
     monkeypatch.setattr(cell.spec.base, "work", classmethod(lambda *_: Work(images=10, epochs=2)))
     assert estimate.seconds(cell, cell.plan(), CPU) == 10 * (1 + 2 + 4) + 2 * (0 + 5 + 5)
+    assert estimate.seconds(cell, cell.plan(), CPU, first=2) == 10 * 4 + 2 * 5
     growing = replace(cell, scenario=replace(cell.scenario, inc=1))  # six tasks: 6, 8, 10 an image
     assert estimate.seconds(growing, cell.plan(), CPU) == 10 * (1 + 2 + 4 + 6 + 8 + 10) + 2 * (0 + 5 * 5)
 
@@ -318,8 +319,8 @@ def test_hours_on_a_cpu_are_said_with_a_way_out(toy, monkeypatch):
     cell = replace(toy_cell("icarl", toy), recipe="published")
     plan = cell.plan()
     cell = replace(cell, scenario=replace(cell.scenario, family="cifar"))
-    monkeypatch.setattr(estimate, "seconds", lambda *_: 36_000.0)
-    lines = estimate.told([cell], {cell.id: plan}, CPU)
+    monkeypatch.setattr(estimate, "seconds", lambda *_, first: 36_000.0)
+    lines = estimate.told([cell], {cell.id: plan}, CPU, {cell.id: 0})
     assert lines == [
         "training will take about 10 h on cpu",
         "that is the published recipe on a CPU; --recipe fast takes about 60 min",
