@@ -229,6 +229,9 @@ class DGM:
         taken = min(steps, config.max_steps or steps)
         modules, optimizers = [generator, net], [net_adam, generator_adam]
         going = Resumable(context.checkpoint, "learning", rng, modules, optimizers, [_Leaves(embeddings)])
+        if self.device.type == "cuda":
+            why = "three networks' steps in turn, with a scale of the masks that is another one for every batch"
+            context.log({"event": "graph_not_captured", "task": t, "phase": "learning", "reason": why})
         for epoch in range(int(going.numbers.get("epoch", 0)), config.epochs):
             if going.due():
                 going.save({"epoch": epoch}, {})
