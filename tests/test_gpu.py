@@ -96,6 +96,13 @@ def fitted(device: torch.device, *, captured: bool) -> tuple[dict[str, torch.Ten
     return state, [line["reason"] for line in lines if line.get("event") == "graph_not_captured"]
 
 
+def test_a_method_that_is_not_captured_says_why(toy):
+    cell, lines = toy_cell("dgm", toy), []
+    task = next(iter(stream(toy, cell.scenario, DEVICE)))
+    learn_and_seal(cell, cell.plan(), task, None, DEVICE, lines.append, lambda share, count: None)
+    assert [line["task"] for line in lines if line.get("event") == "graph_not_captured"] == [0]
+
+
 @pytest.mark.parametrize(
     "number", [0, pytest.param(1, marks=pytest.mark.skipif(ONLY_ONE, reason="needs two CUDA devices"))]
 )
