@@ -91,12 +91,20 @@ def is_number(text: str) -> bool:
     return True
 
 
+def is_share(text: str) -> bool:
+    """Could it be a share of the published epochs?"""
+    try:
+        return 0 < float(text) < 1
+    except ValueError:
+        return False
+
+
 WRONG_VALUES: dict[str, st.SearchStrategy[str]] = {
     "--methods": odd.filter(lambda text: text.strip().lower() not in {"icarl", "der"}),
     "--dataset": odd,
     "--seeds": odd.filter(lambda text: not all(is_number(part) for part in text.split(",") if part.strip())),
     "--orders": odd.filter(lambda text: not all(is_number(part) for part in text.split(",") if part.strip())),
-    "--recipe": odd,
+    "--recipe": odd.filter(lambda text: not is_share(text)),
     "--accounting": odd,
     "--storage": odd,
     "--fill": odd,
