@@ -8,6 +8,7 @@ docs/bench.md says what every row of the table means.
 
 import argparse
 import datetime
+import hashlib
 import json
 import os
 import sys
@@ -243,7 +244,7 @@ def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console, 
     out.touch()  # what cannot be written is said now
     failed: dict[str, str] = {}
     about = {"format": FORMAT, "date": _now(), "machine": machine(bench.device), "scale": asdict(bench.scale)}
-    about |= {"images": "cifar100" if bench.cifar100 else "synthetic"}
+    about |= {"images": "cifar100" if bench.cifar100 else "synthetic", "source_sha256": source_sha256()}
     rows = _measured_before(out, about) if go_on else []
     for section in [s for s in sections if s not in {row.section for row in rows}]:
         console.print(f"{section} …")
@@ -263,13 +264,22 @@ def _measured_before(out: Path, about: Mapping[str, Any]) -> list[Row]:
 
     def what(told: Mapping[str, Any]) -> Any:
         told = {**told, "machine": {k: v for k, v in told["machine"].items() if k != "load_before"}}
-        return json.loads(json.dumps([told[key] for key in ("format", "machine", "scale", "images")]))
+        return json.loads(json.dumps([told[key] for key in ("format", "machine", "scale", "images", "source_sha256")]))
 
     with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
         told = json.loads(out.read_text())
         if what(told) == what(about):
             return [Row(**{key: value for key, value in row.items() if key != "reached"}) for row in told["rows"]]
     return []
+
+
+def source_sha256() -> str:
+    """Over every Python file of the package and of its tests, by name: what a commit would say."""
+    digest, root = hashlib.sha256(), Path(__file__).resolve().parent.parent  # of the checkout
+    for folder in ("benchmark", "methods", "budgets", "reports", "tests"):
+        for path in sorted((root / folder).glob("*.py")):
+            digest.update(f"{folder}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
+    return digest.hexdigest()
 
 
 def machine(device: torch.device) -> dict[str, Any]:

@@ -18,7 +18,6 @@ fails does not prevent the next; exit code 1 says that one did. Tests and bench 
 
 import argparse
 import csv
-import hashlib
 import io
 import json
 import os
@@ -43,7 +42,7 @@ import torch
 from PIL import Image
 
 from cilbench import datasets
-from cilbench.bench import SECTIONS
+from cilbench.bench import SECTIONS, source_sha256
 from cilbench.errors import RequestError
 from cilbench.placement import pick_device
 from cilbench.protocol import environment
@@ -337,15 +336,6 @@ def _made_of(campaign: Campaign) -> str:
     """Device, torch, and a digest of the source."""
     device = torch.cuda.get_device_name() if torch.cuda.is_available() and campaign.device != "cpu" else "cpu"
     return f"{device}, torch {torch.__version__}, source {source_sha256()}"
-
-
-def source_sha256() -> str:
-    """Over every Python file of the package and of its tests, by name: what a commit would say."""
-    digest = hashlib.sha256()
-    for folder in ("benchmark", "methods", "budgets", "reports", "tests"):
-        for path in sorted((ROOT / folder).glob("*.py")):
-            digest.update(f"{folder}/{path.name} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode())
-    return digest.hexdigest()
 
 
 # ------------------------------------------------------------------------------------------------ cells

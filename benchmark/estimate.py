@@ -101,7 +101,7 @@ def _figures(cell: Cell, plan: Plan, device: torch.device, anew: bool) -> Mappin
     scenario = cell.scenario
     what = f"{cell.spec.name} on {plan.backbone}, {scenario.image_shape}, Base-{scenario.base} Inc-{scenario.inc}"
     key = measured_on(device, f"{what}, {cell.precision} {cell.layout}, batch {_batch_size(cell.spec)}")
-    known = None if anew else recall("seconds_per_image", key)
+    known = recall("seconds_per_image", key, here=anew)
     if known is None:
         try:
             known = _measured(cell, plan, device)

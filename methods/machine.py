@@ -43,9 +43,11 @@ def machine_file() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cilbench" / "machine.json"
 
 
-def recall(section: str, key: str) -> dict[str, float] | None:
-    """The figures under a key, by name; None where nothing was measured, or nothing readable."""
-    found = _stored().get(section, {}).get(key) or _measured_here().get((section, key))
+def recall(section: str, key: str, *, here: bool = False) -> dict[str, float] | None:
+    """The figures under a key, by name; None where nothing was measured, or nothing readable. `here`: of this process
+    alone.
+    """
+    found = (None if here else _stored().get(section, {}).get(key)) or _measured_here().get((section, key))
     if isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values()):
         return {str(name): float(value) for name, value in found.items()}
     return None

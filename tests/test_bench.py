@@ -321,7 +321,8 @@ def test_what_was_measured_on_this_machine_is_not_measured_again(quick, tmp_path
     assert told["rows"][: len(seal)] == seal
     assert {row["section"] for row in told["rows"]} == {"seal", "codecs"}
     monkeypatch.setitem(bench.SECTIONS, "seal", sections["seal"])
-    for elsewhere in ({**told, "machine": told["machine"] | {"threads": 99}}, [], {"format": 1}):
+    other_machine, other_source = {"machine": told["machine"] | {"threads": 99}}, {"source_sha256": "0"}
+    for elsewhere in (told | other_machine, told | other_source, [], {"format": 1}):
         out.write_text(json.dumps(elsewhere))
         bench.measure(quick, ["codecs"], out, console, go_on=True)
         assert {row["section"] for row in json.loads(out.read_text())["rows"]} == {"codecs"}

@@ -353,3 +353,16 @@ def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
     assert "training takes about" in (text := plan())
     assert " h on cpu" not in text
     assert json.loads((tmp_path / "machine.json").read_text())["seconds_per_image"][key] != busy
+
+
+def test_a_plan_measures_once_what_several_budgets_have_in_common(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(
+        estimate, "_measured", lambda cell, *_: measured.append(cell) or {"image 0": 1.0, "epoch 0": 0.0}
+    )
+    cell = toy_cell("icarl", toy, seed=7)
+    cell = replace(cell, scenario=replace(cell.scenario, base=2, inc=2, dataset="anew"))
+    spent = [estimate.seconds(cell, cell.plan(), CPU, anew=True) for _ in range(3)]
+    assert len(measured) == 1
+    assert len(set(spent)) == 1
