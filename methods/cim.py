@@ -30,11 +30,12 @@ from torch.nn import functional as F
 from cilbench.budgets.codecs import Box, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario
-from cilbench.methods.engine import full_precision
+from cilbench.methods.engine import Replayed, full_precision
 from cilbench.methods.network import IncrementalNet
 from cilbench.methods.pixels import LessonImages
-from cilbench.methods.training import Count, Lesson, Look, Positive, Schedule, Share, Weight, in_epochs
+from cilbench.methods.training import Count, Lesson, Look, Positive, Schedule, Share, Weight, in_epochs, not_captured
 
+PARTS = ("held_out", "own", "sparsity", "inner", "mask_area")  # of the upper level's loss, as they are logged
 CHUNK = 256  # images at a time where boxes are drawn: bounds memory, changes no number
 
 # ReLU as a Padé approximant, within 0.030 on [−3, 3] (Molina 2020, arXiv 1907.06732, Table 6): a_0 … a_5; b_1 … b_4.
@@ -238,8 +239,20 @@ class Masking:
         self.learned = self.config.mask == "learned"
         self.plain_net = Twin(self.net, rational=False)
         self.mask_net = Twin(self.net, rational=True) if self.learned else self.plain_net
-        lr, weight_decay = self.config.phi_lr, self.config.phi_weight_decay
-        self.optimizer = torch.optim.Adam([self.phi.requires_grad_()], lr=lr, weight_decay=weight_decay)
+        device = self.phi.device
+        # Tensors, which a captured step reads anew whenever it is replayed: learning rates of φ and of θ's virtual
+        # step; over an epoch, each part of the loss and the number of steps that were taken.
+        self.phi_lr, self.rate = torch.zeros((), device=device), torch.zeros((), device=device)
+        self.sums = torch.zeros(len(PARTS) + 1, device=device)
+        self.optimizer = torch.optim.Adam(
+            [self.phi.requires_grad_()],
+            lr=self.phi_lr,
+            weight_decay=self.config.phi_weight_decay,
+            fused=True,
+            capturable=device.type == "cuda",
+        )
+        note = not_captured(self.context, self.task, "masks")
+        self.take = Replayed(self.upper_step, device, self.context.generator, note)
         self.steps = math.ceil(self.config.steps_per_class * len(self.lesson.labels[: self.lesson.new].unique()))
         self.show_probability = 0.0
         self.boxes_N4 = torch.empty(0, 4)  # of the task's own images, once they are drawn
@@ -258,8 +271,9 @@ class Masking:
         record: dict[str, float] = {}
         if self.learned:
             cosine = 0.5 * (1 + math.cos(math.pi * epoch / self.schedule.epochs))
-            self.optimizer.param_groups[0]["lr"] = self.config.phi_lr * cosine
-            record = self.upper_level(lr)
+            self.phi_lr.fill_(self.config.phi_lr * cosine)
+            self.rate.fill_(self.config.lr_ratio * lr)
+            record = self.upper_level()
         if epoch and epoch % self.config.renew_every == 0:
             self.show_probability = min(1.0, epoch // self.config.renew_every * self.config.show_growth)
             record["box_share"] = self.renew()
@@ -285,7 +299,7 @@ class Masking:
         self.boxes_N4 = tensors["boxes"].to(self.phi.device)
         self.show_probability = tensors["show_probability"].item()
         moments = {key.removeprefix("adam."): t for key, t in tensors.items() if key.startswith("adam.")}
-        self.optimizer.state[self.phi] = {k: t if k == "step" else t.to(self.phi.device) for k, t in moments.items()}
+        self.optimizer.state[self.phi] = {key: moment.to(self.phi.device) for key, moment in moments.items()}
 
     def renew(self) -> float:
         """New boxes for the task's own images; returns their mean share of the image."""
@@ -327,13 +341,20 @@ class Masking:
         size, generator, device = self.config.meta_batch, self.context.generator, self.lesson.images.device
         inner = torch.randperm(self.lesson.new, generator=generator, device=device)[:size]
         order = torch.randperm(len(self.lesson.images), generator=generator, device=device)
-        held_out = order[~torch.isin(order, inner)][:size]
+        others_first = order[torch.isin(order, inner).to(torch.uint8).argsort(stable=True)]
+        held_out = others_first[: min(size, len(order) - len(inner))]
         return inner, held_out if len(held_out) else inner  # a first task smaller than a batch leaves nothing
 
-    def upper_loss(self, lr: float, inner: Tensor, held_out: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """What φ is to lower (models/foster.py, outer_loss), and its parts; `lr` is θ's."""
-        labels_B = self.lesson.labels[inner]
-        x_BCHW = self.look.augmented(self.lesson.images[inner], self.context.generator)
+    def given(self, *positions: Tensor) -> tuple[Tensor, ...]:
+        """Images uint8 [B, C, H, W] and labels int64 [B] at each of the positions."""
+        lesson = self.lesson
+        return tuple(tensor for some_B in positions for tensor in (lesson.images[some_B], lesson.labels[some_B]))
+
+    def upper_loss(
+        self, inner: Tensor, labels_B: Tensor, held_out: Tensor, held_labels_B: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """What φ is to lower (models/foster.py, outer_loss), and its `PARTS`."""
+        x_BCHW = self.look.augmented(inner, self.context.generator)
         cam_Bhw, logits_BK = self.masked(x_BCHW, labels_B)
         mask_BHW = resize(cam_Bhw, x_BCHW.shape[2], x_BCHW.shape[3])
 
@@ -343,27 +364,34 @@ class Masking:
         inner_loss = F.cross_entropy(hybrid_logits_BK, labels_B)
         with full_precision(labels_B.device):
             gradients = torch.autograd.grad(inner_loss, list(learning.values()), create_graph=True)
-        rate = self.config.lr_ratio * lr
-        stepped = {name: p - rate * gradient for (name, p), gradient in zip(learning.items(), gradients, strict=True)}
+        named = zip(learning.items(), gradients, strict=True)
+        stepped = {name: p - self.rate * gradient for (name, p), gradient in named}
 
-        x_held_BCHW = self.look.augmented(self.lesson.images[held_out], self.context.generator)
+        x_held_BCHW = self.look.augmented(held_out, self.context.generator)
         _, held_logits_BK = self.plain_net.run(theta | stepped, x_held_BCHW)
-        held_loss = F.cross_entropy(held_logits_BK, self.lesson.labels[held_out])
+        held_loss = F.cross_entropy(held_logits_BK, held_labels_B)
         own_loss, sparsity = F.cross_entropy(logits_BK, labels_B), cam_Bhw.square().mean()
         total = held_loss + self.config.classification * own_loss + self.config.sparsity * sparsity
-        parts = {"held_out": held_loss, "own": own_loss, "sparsity": sparsity, "inner": inner_loss}
-        return total, parts | {"mask_area": mask_BHW.mean()}
+        parts = (held_loss, own_loss, sparsity, inner_loss, mask_BHW.mean())
+        return total, dict(zip(PARTS, parts, strict=True))
 
-    def upper_level(self, lr: float) -> dict[str, float]:
-        """Adam steps on φ, each with its gradient clipped; how many, and the mean of each part of the loss."""
-        taken: list[dict[str, Tensor]] = []
+    def upper_step(self, *given: Tensor) -> None:
+        """One of Adam's steps on φ with its gradient clipped, unless a number is not finite. Waits for nothing."""
+        total, parts = self.upper_loss(*given)
+        with full_precision(self.phi.device):
+            (self.phi.grad,) = torch.autograd.grad(total, [self.phi])
+        norm = torch.nn.utils.clip_grad_norm_([self.phi], self.config.phi_clip)
+        sound = total.isfinite() & norm.isfinite()
+        self.optimizer.found_inf = (~sound).float()  # type: ignore[attr-defined]  # as GradScaler has a step left out
+        self.optimizer.step()
+        row = torch.stack([*parts.values(), torch.ones_like(total)]).detach()
+        self.sums += torch.where(sound, row, 0.0)
+
+    def upper_level(self) -> dict[str, float]:
+        """An epoch's steps on φ; how many, and the mean of each part of the loss."""
+        self.sums.zero_()
         for _ in range(self.steps):
-            total, parts = self.upper_loss(lr, *self.draw())
-            with full_precision(self.phi.device):
-                (self.phi.grad,) = torch.autograd.grad(total, [self.phi])
-            norm = torch.nn.utils.clip_grad_norm_([self.phi], self.config.phi_clip)
-            if total.isfinite() and norm.isfinite():
-                self.optimizer.step()
-                taken.append({key: part.detach() for key, part in parts.items()})
-        means = {key: torch.stack([parts[key] for parts in taken]).mean().item() for key in (taken[0] if taken else ())}
-        return {"steps": len(taken), "skipped": self.steps - len(taken), **means}
+            self.take(*self.given(*self.draw()))
+        *sums, taken = self.sums.tolist()
+        means = {part: value / taken for part, value in zip(PARTS, sums, strict=True)} if taken else {}
+        return {"steps": int(taken), "skipped": self.steps - int(taken), **means}

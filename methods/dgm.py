@@ -51,19 +51,28 @@ from cilbench.methods.dgm_generator import (
     MaskedGenerator,
     Variant,
     batch_scale,
-    compensation,
     epoch_scale,
     export,
     grown_widths,
     layer_widths,
     mask_shapes,
     restore,
-    sparsity,
 )
-from cilbench.methods.engine import full_precision
+from cilbench.methods.dgm_steps import Adversaries, signed
+from cilbench.methods.engine import Replayed, full_precision
 from cilbench.methods.memory import ExemplarMemory
 from cilbench.methods.pixels import Images
-from cilbench.methods.training import Count, Diverged, Positive, Rate, Weight, all_finite, in_batches, in_epochs
+from cilbench.methods.training import (
+    Count,
+    Diverged,
+    Positive,
+    Rate,
+    Weight,
+    all_finite,
+    in_batches,
+    in_epochs,
+    not_captured,
+)
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
 COUNT_BYTES = 4  # strict: of an exemplar memory, the number of a class's images, int32
@@ -122,6 +131,7 @@ class DGM:
     def __init__(self, plan: Plan, config: Config, scenario: Scenario, device: torch.device) -> None:
         self.bounds, self.config, self.scenario, self.device = plan, config, scenario, device
         self.side, self.d = working_side(scenario), plan.details["d"]
+        self.classes_K = torch.arange(scenario.classes, device=device)
         self.initial_widths = layer_widths(plan.details["width"], self.side)
         self.generator = self._new_generator(self.initial_widths)
         self.memory = ExemplarMemory(Raw(), scenario, plan.exemplar_bytes, overhead_bytes=0)
@@ -183,55 +193,30 @@ class DGM:
 
         self.discriminator = net = self._new_discriminator(self.scenario.seen(t))
         part = generator.add_task(generator.widths)
-        embeddings = [torch.zeros(shape, device=self.device) for shape in generator.shapes(generator.widths)]
-        shared, writable = list(generator.layers), generator.writable()
-        learning = [*shared, *part.parameters(), *(e.requires_grad_() for e in embeddings)]
+        shapes = generator.shapes(generator.widths)
+        embeddings = [torch.zeros(shape, device=self.device).requires_grad_() for shape in shapes]
+        learning = [*generator.layers, *part.parameters(), *embeddings]
         net_adam, generator_adam = self._adam(net.parameters()), self._adam(learning)
-        λ = config.sparsity * sum(generator.widths) / sum(self.initial_widths)  # §3.2: scaled by current/initial size
-
-        def made(labels_B: Tensor, masks: Sequence[Tensor]) -> Tensor:
-            images_BCSS: Tensor = generator(self._noise(labels_B, rng), t, masks)
-            return images_BCSS
-
-        def class_step(x_BCSS: Tensor, labels_B: Tensor) -> Tensor:
-            loss = F.cross_entropy(net.classes(net(x_BCSS, keep_statistics=True)), labels_B)
-            _step(net_adam, loss)
-            return loss.detach()
-
-        def critic_step(real_BCSS: Tensor, labels_B: Tensor, s: float) -> Tensor:
-            with torch.no_grad():
-                fake_BCSS = made(labels_B, [torch.sigmoid(s * e) for e in embeddings])
-            share_B111 = torch.rand(len(real_BCSS), 1, 1, 1, device=self.device, generator=rng)
-            between = torch.lerp(fake_BCSS, real_BCSS, share_B111).requires_grad_()
-            (slope,) = torch.autograd.grad(net.critic(net(between)).sum(), between, create_graph=True)
-            penalty = ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()  # WGAN-GP, arXiv 1704.00028, eq. 3
-            loss = net.critic(net(fake_BCSS)).mean() - net.critic(net(real_BCSS)).mean()
-            _step(net_adam, loss + config.gradient_penalty * penalty)
-            return loss.detach()
-
-        def generator_step(labels_B: Tensor, s: float, s_epoch: float) -> Tensor:
-            masks = [torch.sigmoid(s * e) for e in embeddings]
-            features_BD = net(made(labels_B, masks))
-            loss = -net.critic(features_BD).mean() + λ * sparsity(masks, generator.reserved)
-            if config.generator_class_weight:
-                loss = loss + config.generator_class_weight * F.cross_entropy(net.classes(features_BD), labels_B)
-            gradients = list(torch.autograd.grad(loss, learning))
-            for i, free in enumerate(writable):  # 0 from the first step on: Adam's moments stay 0, the weight as it is
-                gradients[i] = gradients[i] * free
-            for i, e in enumerate(embeddings, start=len(learning) - len(embeddings)):
-                gradients[i] = gradients[i] * compensation(e.detach(), s, s_epoch)
-            for parameter, gradient in zip(learning, gradients, strict=True):
-                parameter.grad = gradient
-            generator_adam.step()
-            return loss.detach()
+        adversaries = Adversaries(
+            made=lambda labels_B, masks: generator(self._noise(labels_B, rng), t, masks),
+            net=net,
+            net_adam=net_adam,
+            generator_adam=generator_adam,
+            embeddings=embeddings,
+            writable=generator.writable(),
+            reserved=generator.reserved,
+            rng=rng,
+            gradient_penalty=config.gradient_penalty,
+            sparsity_weight=config.sparsity * sum(generator.widths) / sum(self.initial_widths),  # current/initial, §3.2
+            class_weight=config.generator_class_weight,
+            critic_steps=config.critic_steps,
+        )
+        take = Replayed(adversaries, self.device, rng, not_captured(context, t, "learning"))
 
         steps = math.ceil(len(images) / config.batch_size)
         taken = min(steps, config.max_steps or steps)
         modules, optimizers = [generator, net], [net_adam, generator_adam]
         going = Resumable(context.checkpoint, "learning", rng, modules, optimizers, [_Leaves(embeddings)])
-        if self.device.type == "cuda":
-            why = "three networks' steps in turn, with a scale of the masks that is another one for every batch"
-            context.log({"event": "graph_not_captured", "task": t, "phase": "learning", "reason": why})
         for epoch in range(int(going.numbers.get("epoch", 0)), config.epochs):
             if going.due():
                 going.save({"epoch": epoch}, {})
@@ -239,20 +224,17 @@ class DGM:
             s_epoch = epoch_scale(epoch, config.epochs, config.s_max)
             new = torch.randperm(len(images), device=self.device, generator=rng).tensor_split(steps)
             mixed = torch.randperm(len(pool), device=self.device, generator=rng).tensor_split(steps)
-            losses_3, sound_steps = torch.zeros(3, device=self.device), torch.zeros((), device=self.device)
+            adversaries.begin()
             for step in range(taken):
-                s = batch_scale(step, steps, s_epoch)
-                for some_B in mixed[step].tensor_split(math.ceil(len(mixed[step]) / config.batch_size)):
-                    class_loss = class_step(_signed(pool[some_B]), pool_labels[some_B])
-                real_BCSS, labels_B = _signed(images[new[step]]), labels[new[step]]
-                for _ in range(config.critic_steps):
-                    critic_loss = critic_step(real_BCSS, labels_B, s)
-                losses_3 += torch.stack([class_loss, critic_loss, generator_step(labels_B, s, s_epoch)]) / taken
-                sound_steps += losses_3.isfinite().all()
-            loss, critic_loss_, generator_loss = losses_3.tolist()
-            if not math.isfinite(loss + critic_loss_ + generator_loss):
+                adversaries.anneal(batch_scale(step, steps, s_epoch), s_epoch)
+                chunks = mixed[step].tensor_split(math.ceil(len(mixed[step]) / config.batch_size))
+                rehearsed = [of[some_B] for some_B in chunks for of in (pool, pool_labels)]
+                take(images[new[step]], labels[new[step]], *rehearsed)
+            *sums, sound_steps = adversaries.sums.tolist()
+            loss, critic_loss, generator_loss = (value / taken for value in sums)
+            if not math.isfinite(loss + critic_loss + generator_loss):
                 raise Diverged(t, epoch, int(sound_steps), config.lr)
-            losses = {"loss": loss, "critic_loss": critic_loss_, "generator_loss": generator_loss}
+            losses = {"loss": loss, "critic_loss": critic_loss, "generator_loss": generator_loss}
             seconds, shown = time.perf_counter() - started, sum(map(len, mixed[:taken]))
             speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}
             context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses, **speed})
@@ -333,7 +315,7 @@ class DGM:
 
     def _features(self, images: Tensor) -> Tensor:
         """uint8 [N, C, H, W] → what both heads of the discriminator see, [N, D]."""
-        features_ND: Tensor = self.discriminator.eval()(_signed(self._resized(images)))
+        features_ND: Tensor = self.discriminator.eval()(signed(self._resized(images)))
         return features_ND
 
     def _keep_exemplars(self, task: Task) -> None:
@@ -355,7 +337,7 @@ class DGM:
 
     def _noise(self, labels_B: Tensor, rng: torch.Generator) -> Tensor:
         """z [B, Z]: the one-hot class, then N(0, 1)."""
-        one_hot_BK = F.one_hot(labels_B, self.scenario.classes)
+        one_hot_BK = (labels_B[:, None] == self.classes_K).float()  # `F.one_hot` looks for labels out of range
         rest = self.config.z_dim - self.scenario.classes
         return torch.cat([one_hot_BK, torch.randn(len(labels_B), rest, device=self.device, generator=rng)], dim=1)
 
@@ -389,7 +371,8 @@ class DGM:
         self.generator.grow(share(parts))
 
     def _adam(self, parameters: Iterable[Tensor]) -> torch.optim.Adam:
-        return torch.optim.Adam(parameters, lr=self.config.lr, betas=(self.config.beta1, 0.999), fused=True)
+        lr, betas, cuda = self.config.lr, (self.config.beta1, 0.999), self.device.type == "cuda"
+        return torch.optim.Adam(parameters, lr=lr, betas=betas, fused=True, capturable=cuda)
 
     def _new_generator(self, widths: Sequence[int]) -> MaskedGenerator:
         channels = self.scenario.image_shape[0]
@@ -429,17 +412,6 @@ def resized(images: Images, size: tuple[int, int]) -> Tensor:
         return smooth.round().clamp(0, 255).to(torch.uint8)
 
     return in_batches(resize, images)
-
-
-def _step(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
-    optimizer.zero_grad(set_to_none=True)
-    loss.backward()
-    optimizer.step()
-
-
-def _signed(images: Tensor) -> Tensor:
-    """uint8 → float in [−1, 1]."""
-    return images.float() / 127.5 - 1
 
 
 def _left_bytes(budget: Budget, networks_bytes: int, seen: int) -> int:

@@ -46,7 +46,7 @@ def batch_scale(batch: int, batches: int, s_epoch: float) -> float:
     return 1 / s_epoch + (s_epoch - 1 / s_epoch) * batch / batches
 
 
-def compensation(embedding: Tensor, s: float, s_epoch: float) -> Tensor:
+def compensation(embedding: Tensor, s: float | Tensor, s_epoch: float | Tensor) -> Tensor:
     """Factor on an embedding's gradient that undoes the annealing of σ(s·e) (HAT §2.5)."""
     return s_epoch / s * (torch.cosh((s * embedding).clamp(-CLAMP, CLAMP)) + 1) / (torch.cosh(embedding) + 1)
 

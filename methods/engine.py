@@ -7,11 +7,14 @@ state is read.
 import ctypes
 import math
 import time
+import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import cache
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -43,11 +46,28 @@ def numerics(device: torch.device, precision: Precision, layout: Layout, *, frug
     tokens = _LAYOUT.set(_FORMATS[layout]), _FRUGAL.set(frugal)
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()  # whose streams are meant
     try:
-        with current, torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False):
+        with (
+            current,
+            _same_sums_every_time(),
+            torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16", cache_enabled=False),
+        ):
             yield
     finally:
         _LAYOUT.reset(tokens[0])
         _FRUGAL.reset(tokens[1])
+
+
+@contextmanager
+def _same_sums_every_time() -> Iterator[None]:
+    """Of cuDNN's algorithms those that add in a fixed order. Where atomic additions decide the last bits, two runs of a
+    seed drift apart over a schedule as far as two seeds do.
+    """
+    before = torch.backends.cudnn.deterministic
+    torch.backends.cudnn.deterministic = True
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.deterministic = before
 
 
 @cache
@@ -81,14 +101,15 @@ def full_precision(device: torch.device) -> Iterator[None]:
 
 
 class Replayed:
-    """A training step on batches of one size, captured in a CUDA graph once it is warm and replayed from then on.
+    """A training step, captured in a CUDA graph for every size of batch that comes often, and replayed from then on.
 
     `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
-    alone and never waits for the device. Batches of another size than `batch`, and everything where there is no CUDA or
-    where capturing failed (`note` is told why), run as they are written.
+    alone and never waits for the device. The first steps of a size, and everything where there is no CUDA or where
+    capturing failed (`note` is told why), run as they are written.
     """
 
-    WARM_UP = 3  # steps as written: cuDNN chooses its algorithms, the optimizer makes its buffers
+    WARM_UP = 3  # steps as written, of each size: cuDNN chooses its algorithms, optimizers make their buffers
+    MOST_GRAPHS = 8  # sizes that are captured; a step that knows more runs the others as written
 
     def __init__(
         self,
@@ -96,14 +117,13 @@ class Replayed:
         device: torch.device,
         generator: torch.Generator,
         note: Callable[[str], None],
-        batch: int,
     ) -> None:
-        self.step, self.device, self.generator, self.note, self.batch = step, device, generator, note, batch
-        captured = device.type == "cuda" and not _FRUGAL.get()
-        self.stream = torch.cuda.Stream(device) if captured else None
-        self.graph: torch.cuda.CUDAGraph | None = None
-        self.inputs: tuple[Tensor, ...] = ()
-        self.taken = 0
+        self.step, self.device, self.generator, self.note = step, device, generator, note
+        self.capturing = device.type == "cuda" and not _FRUGAL.get()
+        self.stream = torch.cuda.Stream(device) if self.capturing else None
+        self.pool: Any = None  # memory of all graphs: one runs at a time, and none leaves anything in it for another
+        self.taken: Counter[_Sizes] = Counter()
+        self.graphs: dict[_Sizes, _Graph] = {}
 
     def __call__(self, *inputs: Tensor) -> None:
         if self.stream is None:
@@ -117,31 +137,63 @@ class Replayed:
         outside.wait_stream(self.stream)
 
     def _on_stream(self, inputs: tuple[Tensor, ...]) -> None:
-        usual = all(len(given) == self.batch for given in inputs)
-        if usual:
-            if self.taken == self.WARM_UP:
-                self._capture(inputs)
-            self.taken += 1
-        if self.graph is None or not usual:
-            self.step(*inputs)
-            return
-        for static, given in zip(self.inputs, inputs, strict=True):
-            static.copy_(given)
-        self.graph.replay()
+        sizes = tuple(given.shape for given in inputs)
+        if self.capturing and self.taken[sizes] == self.WARM_UP and len(self.graphs) < self.MOST_GRAPHS:
+            self._capture(sizes, inputs)
+        self.taken[sizes] += 1
+        graph = self.graphs.get(sizes)
+        if graph is None:
+            self._as_written(inputs)
+        else:
+            graph.replay(inputs)
 
-    def _capture(self, inputs: tuple[Tensor, ...]) -> None:
+    def _as_written(self, inputs: tuple[Tensor, ...]) -> None:
+        with warnings.catch_warnings():  # an optimizer that can be captured wonders that it is not, yet
+            warnings.filterwarnings("ignore", message=".*constructed with capturable=True")
+            self.step(*inputs)
+
+    def _capture(self, sizes: "_Sizes", inputs: tuple[Tensor, ...]) -> None:
         """Capturing runs nothing: the batch in hand is then the first to be replayed."""
-        graph = torch.cuda.CUDAGraph()
+        if self.pool is None:
+            self.pool = torch.cuda.graph_pool_handle()
         static = tuple(given.clone() for given in inputs)
         try:
-            graph.register_generator_state(self.generator)
-            with torch.cuda.graph(graph, stream=self.stream, capture_error_mode="thread_local"):
-                self.step(*static)
+            graph = self._captured(lambda: self.step(*static), self.pool)
         except (RuntimeError, AssertionError, AttributeError) as error:
-            torch.cuda.synchronize(self.device)
+            self.capturing = False
+            self._recover()
             self.note(f"{type(error).__name__}: {error}".splitlines()[0][:300])
             return
-        self.graph, self.inputs = graph, static
+        self.graphs[sizes] = _Graph(graph, static)
+
+    def _recover(self) -> None:
+        """After a capture that failed, one of nothing: else generators may go on taking themselves for captured."""
+        torch.cuda.synchronize(self.device)
+        with suppress(RuntimeError):
+            self._captured(lambda: None, None)
+
+    def _captured(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+            work()
+        return graph
+
+
+_Sizes = tuple[torch.Size, ...]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured step and the tensors it reads its batch from."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+
+    def replay(self, given: tuple[Tensor, ...]) -> None:
+        for static, tensor in zip(self.inputs, given, strict=True):
+            static.copy_(tensor)
+        self.graph.replay()
 
 
 def pick_precision(device: torch.device, family: Family, backbone: str, channels: int) -> Precision:

@@ -244,11 +244,7 @@ def fit(
     if going.finished:
         return
 
-    def not_captured(why: str) -> None:
-        context.log({"event": "graph_not_captured", "task": task, "phase": phase, "reason": why})
-
-    usual = min(schedule.batch_size, len(lesson.labels))
-    take = Replayed(step, lesson.labels.device, context.generator, not_captured, usual)
+    take = Replayed(step, lesson.labels.device, context.generator, not_captured(context, task, phase))
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))
@@ -284,6 +280,11 @@ def fit(
     going.finish()
 
 
+def not_captured(context: Context, task: int, phase: str) -> Callable[[str], None]:
+    """Logs why a phase's steps run as they are written on a device that could replay them."""
+    return lambda why: context.log({"event": "graph_not_captured", "task": task, "phase": phase, "reason": why})
+
+
 @torch.no_grad()
 def all_finite(tensors: Sequence[Tensor]) -> bool:
     """Looked at on the device, asked for once."""
@@ -303,8 +304,7 @@ class _Step:
         device: torch.device,
     ) -> None:
         self.loss, self.look, self.generator, self.device = loss, look, generator, device
-        # On CUDA a tensor, which a captured graph reads anew at every replay.
-        self.lr: float | Tensor = torch.zeros((), device=device) if device.type == "cuda" else schedule.lr
+        self.lr = torch.zeros((), device=device)  # a tensor: a captured step reads it anew whenever it is replayed
         self.optimizer = torch.optim.SGD(
             parameters,
             lr=self.lr,
@@ -318,10 +318,7 @@ class _Step:
     def begin(self, lr: float) -> None:
         """Before an epoch."""
         self.sums.zero_()
-        if isinstance(self.lr, Tensor):
-            self.lr.fill_(lr)
-        else:
-            self.optimizer.param_groups[0]["lr"] = lr
+        self.lr.fill_(lr)
 
     def __call__(self, batch: Tensor, labels_B: Tensor) -> None:
         value = self.loss(self.look.augmented(batch, self.generator), labels_B)

@@ -206,21 +206,25 @@ class DoubleLook:
         return images.double() / 255 - 0.4
 
 
-def double_masking(shape: tuple[int, int, int] = (1, 8, 8)) -> Masking:
+def double_masking(shape: tuple[int, int, int] = (1, 8, 8), *, rate: float) -> Masking:
     bench = Bench(shape, branches=2)
     bench.net.double()
     phi = bench.masking.phi.detach().double()
     phi += 0.02 * torch.randn(phi.shape, generator=torch.Generator().manual_seed(1))
-    return replace(bench.masking, phi=phi, net=bench.net, look=DoubleLook())  # type: ignore[arg-type]
+    masking = replace(bench.masking, phi=phi, net=bench.net, look=DoubleLook())  # type: ignore[arg-type]
+    masking.rate = torch.tensor(rate, dtype=torch.float64)
+    return masking
 
 
 def test_the_gradient_for_phi_is_that_of_finite_differences() -> None:
-    masking, lr = double_masking(), 2.0  # a large step, so that the second-order path is seen
-    inner, held_out = torch.arange(5), torch.arange(5, 12)
-    total, _ = masking.upper_loss(lr, inner, held_out)
+    masking = double_masking(rate=0.2)  # a large step, so that the second-order path is seen
+    given = masking.given(torch.arange(5), torch.arange(5, 12))
+    total, _ = masking.upper_loss(*given)
     (gradient,) = torch.autograd.grad(total, [masking.phi])
     fixed = replace(masking.config, classification=0.0, sparsity=0.0)
-    second_order, _ = replace(masking, config=fixed).upper_loss(lr, inner, held_out)
+    alone = replace(masking, config=fixed)
+    alone.rate = masking.rate
+    second_order, _ = alone.upper_loss(*given)
     (through_the_step,) = torch.autograd.grad(second_order, [masking.phi])
     assert through_the_step.abs().max() > 1e-4
     for entry in [(0, 0), (0, 3), (1, 1), (1, 7), (2, 2), (3, 0), (3, 5)]:
@@ -228,7 +232,7 @@ def test_the_gradient_for_phi_is_that_of_finite_differences() -> None:
         for step in (1e-5, -1e-5):
             with torch.no_grad():
                 masking.phi[entry] += step
-            ends.append(masking.upper_loss(lr, inner, held_out)[0].item())
+            ends.append(masking.upper_loss(*given)[0].item())
             with torch.no_grad():
                 masking.phi[entry] -= step
         assert gradient[entry].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-7)
@@ -236,9 +240,9 @@ def test_the_gradient_for_phi_is_that_of_finite_differences() -> None:
 
 def test_the_upper_loss_is_the_authors_sum() -> None:
     """Cross-entropy after θ − 0.1·lr·∇, + 0.2 × the mask model's own + 0.1 × mean CAM², by hand on the net itself."""
-    masking, lr = double_masking(), 0.5
+    masking, lr = double_masking(rate=0.05), 0.5
     inner, held_out = torch.arange(6), torch.arange(6, 14)
-    total, parts = masking.upper_loss(lr, inner, held_out)
+    total, parts = masking.upper_loss(*masking.given(inner, held_out))
     x, labels = DoubleLook().augmented(masking.lesson.images, torch.Generator()), masking.lesson.labels
     net = masking.net.eval()
     relus = activations(net)

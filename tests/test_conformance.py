@@ -35,13 +35,13 @@ def ignore(*_):
     return None
 
 
-def learn_all(cell, dataset, tasks=None):
+def learn_all(cell, dataset, tasks=None, log=ignore):
     """Sealed bytes after each task."""
     plan, sealed, every = cell.plan(), None, []
     for task in stream(dataset, cell.scenario, CPU):
         if tasks is not None and task.index >= tasks:
             break
-        sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+        sealed = learn_and_seal(cell, plan, task, sealed, CPU, log, ignore)
         every.append(sealed)
     return every
 

@@ -180,11 +180,11 @@ def test_masks_learn_under_both_annealings(monkeypatch: pytest.MonkeyPatch) -> N
     """Every embedding's gradient is compensated, at the scales of §3.2; where it is 0 every entry is kept."""
     scales: list[tuple[float, float]] = []
 
-    def closed(embedding: torch.Tensor, s: float, s_epoch: float) -> torch.Tensor:
-        scales.append((s, s_epoch))
+    def closed(embedding: torch.Tensor, s: torch.Tensor, s_epoch: torch.Tensor) -> torch.Tensor:
+        scales.append((s.item(), s_epoch.item()))
         return torch.zeros_like(embedding)
 
-    monkeypatch.setattr("cilbench.methods.dgm.compensation", closed)
+    monkeypatch.setattr("cilbench.methods.dgm_steps.compensation", closed)
     config = replace(TINY, width=1, epochs=2, s_max=100.0)
     learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
     learner.learn(toy_task(TOY, 0), context())  # 48 images in 3 batches
@@ -594,7 +594,7 @@ def test_images_that_stay_in_their_file_are_learned_alike(size: int, tmp_path: P
 
 
 def test_weights_that_are_no_numbers_after_the_last_step_end_the_task(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cilbench.methods.dgm.compensation", lambda e, s, s_epoch: torch.full_like(e, torch.nan))
+    monkeypatch.setattr("cilbench.methods.dgm_steps.compensation", lambda e, s, s_epoch: torch.full_like(e, torch.nan))
     config = replace(TINY, width=1, epochs=1, max_steps=1)
     learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
     with pytest.raises(Diverged, match="the weights are not finite in task 0, epoch 0, step 0"):

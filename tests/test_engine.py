@@ -166,20 +166,10 @@ def test_numerics_end_with_their_block():
 
 def test_without_cuda_a_step_runs_as_it_is_written():
     total, said = torch.zeros(()), []
-    step = Replayed(lambda x: total.add_(x.sum()) and None, CPU, torch.Generator(), said.append, batch=6)
+    step = Replayed(lambda x: total.add_(x.sum()) and None, CPU, torch.Generator(), said.append)
     for n in range(6):
         step(torch.full((n + 1,), 1.0))
     assert (total.item(), said) == (21.0, [])
-
-
-def test_batches_of_the_usual_size_are_captured_whatever_comes_first(monkeypatch):
-    """A run may go on from a checkpoint with the short batch that ends an epoch."""
-    step = Replayed(lambda x: None, CPU, torch.Generator(), lambda why: None, batch=4)
-    captured = []
-    monkeypatch.setattr(step, "_capture", lambda inputs: captured.append(len(inputs[0])))
-    for size in (1, 4, 1, 4, 4, 1, 4, 4):
-        step._on_stream((torch.zeros(size),))
-    assert captured == [4]
 
 
 @pytest.mark.parametrize(("text", "epochs"), [("published", 1.0), ("fast", 0.1), ("0.3", 0.3), ("0.05", 0.05)])

@@ -4,10 +4,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from test_conformance import EVERY
 from torch.nn import functional as F
-from toy import CPU, Silent, toy_cell, toy_dataset
+from toy import CPU, OVERRIDES, Silent, toy_cell, toy_dataset
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.methods import METHODS
@@ -15,6 +17,7 @@ from cilbench.methods.contract import Context
 from cilbench.methods.engine import BareStep, Replayed, numerics
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.network import IncrementalNet, train_unfrozen
+from cilbench.methods.registry import resolve
 from cilbench.methods.training import Lesson, Look, fit
 from cilbench.protocol import learn_and_seal, predict, revive, run_cell
 from cilbench.records import RunFolder
@@ -70,7 +73,7 @@ def trained(wrap: Callable[[BareStep], Callable[[torch.Tensor], None]]) -> dict[
 def test_a_captured_step_learns_what_the_step_as_written_does():
     notes: list[str] = []
     written = trained(lambda bare: bare)
-    captured = trained(lambda bare: Replayed(bare, DEVICE, torch.Generator(DEVICE), notes.append, len(bare.x_BCHW)))
+    captured = trained(lambda bare: Replayed(bare, DEVICE, torch.Generator(DEVICE), notes.append))
     assert not notes, "it was not captured"
     for name, value in written.items():
         torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
@@ -96,24 +99,39 @@ def fitted(device: torch.device, *, captured: bool) -> tuple[dict[str, torch.Ten
     return state, [line["reason"] for line in lines if line.get("event") == "graph_not_captured"]
 
 
-def test_a_method_that_is_not_captured_says_why(toy):
-    cell, lines = toy_cell("dgm", toy), []
-    task = next(iter(stream(toy, cell.scenario, DEVICE)))
-    learn_and_seal(cell, cell.plan(), task, None, DEVICE, lines.append, lambda share, count: None)
-    assert [line["task"] for line in lines if line.get("event") == "graph_not_captured"] == [0]
+@pytest.mark.parametrize("name", EVERY)
+def test_every_step_of_every_method_is_captured(name, toy):
+    cell, lines = replace(toy_cell(name, toy), spec=resolve(name, "0.05", OVERRIDES, {})), []
+    sealed = None
+    for _, task in zip(range(2), stream(toy, cell.scenario, DEVICE), strict=False):
+        sealed = learn_and_seal(cell, cell.plan(), task, sealed, DEVICE, lines.append, lambda share, count: None)
+    assert not [line["reason"] for line in lines if line.get("event") == "graph_not_captured"]
+
+
+@pytest.mark.parametrize("name", ["icarl", "der", "memo", "foster", "dgm", "icarl+cim"])
+def test_a_seed_is_as_accurate_in_a_second_run_to_three_tenths_of_a_point(name, colour, tmp_path):
+    cell = replace(toy_cell(name, colour, 2_000_000), spec=resolve(name, "0.03", OVERRIDES, {}))
+    accuracies = []
+    for number in range(2):
+        folder = RunFolder(tmp_path / f"{number}", cell.id)
+        assert run_cell(cell, cell.plan(), colour, folder, DEVICE, Silent()).status == "done"
+        with np.load(folder.final / "predictions.npz") as found:
+            tasks, heads = range(cell.scenario.tasks), cell.spec.card.heads
+            hits = [[found[f"task{t}/{head}"][:, 0] == found[f"task{t}/labels"] for head in heads] for t in tasks]
+        accuracies.append(torch.tensor([[100 * hit.mean() for hit in of_task] for of_task in hits]))
+    torch.testing.assert_close(accuracies[0], accuracies[1], rtol=0, atol=0.3)
 
 
 @pytest.mark.parametrize(
     "number", [0, pytest.param(1, marks=pytest.mark.skipif(ONLY_ONE, reason="needs two CUDA devices"))]
 )
 def test_fit_learns_the_same_captured_and_as_written(number, monkeypatch):
-    device, graphs = torch.device("cuda", number), []
+    device, steps = torch.device("cuda", number), []
     capture = Replayed._capture
-    monkeypatch.setattr(Replayed, "_capture", lambda self, inputs: (capture(self, inputs), graphs.append(self.graph)))
+    monkeypatch.setattr(Replayed, "_capture", lambda self, *given: (capture(self, *given), steps.append(self)))
     (written, _), (replayed, reasons) = (fitted(device, captured=captured) for captured in (False, True))
     assert not reasons
-    assert len(graphs) == 1
-    assert graphs[0] is not None
+    assert [len(steps), len(steps[0].graphs)] == [2, 2]  # a graph of the full batches and one of the last
     for name, value in written.items():
         torch.testing.assert_close(replayed[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
 
