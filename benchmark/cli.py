@@ -22,6 +22,9 @@ app = typer.Typer(
 app.add_typer(data_app, name="data", help="Data sets: list, fetch, import.")
 
 
+TIME_UNTOLD = "How long that would train on this machine is measured with --time, in a few steps of every method."
+
+
 def _whole_number(text: str) -> int:
     """An option's value; names it where it is none, which typer's own message does not."""
     try:
@@ -219,7 +222,8 @@ def plan(
         from rich.console import Console
 
         Console(width=None if sys.stdout.isatty() else 140).print(plan_table(records, timed=time))
-        for line in time_lines(records, measured_on) if measured_on is not None else []:
+        timed = [TIME_UNTOLD] if measured_on is None else time_lines(records, measured_on)
+        for line in timed:
             typer.echo(line)
 
 

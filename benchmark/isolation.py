@@ -45,6 +45,14 @@ class Learned:
     seal_seconds: float
 
 
+class Exhausted(MemoryError):
+    """An isolated process had not enough memory; what it had needed until then, 0 where that is not known."""
+
+    def __init__(self, what: str, peak_memory_bytes: int) -> None:
+        super().__init__(what)
+        self.peak_memory_bytes = peak_memory_bytes
+
+
 class Watcher(Protocol):
     """The part of a cell's reporter that an isolated task needs."""
 
@@ -63,7 +71,7 @@ def learn_apart(
 ) -> Learned:
     """`protocol.learn_resumably` in a process of its own, what it logged added to `lines`.
 
-    Raises Diverged, Interrupted, MemoryError, or RuntimeError with what the child said.
+    Raises Diverged, Interrupted, Exhausted, or RuntimeError with what the child said.
     """
     arrays = _portable(task.images), task.labels.cpu().numpy()
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
@@ -131,7 +139,7 @@ def _in_a_process(
             raise RuntimeError("the isolated process was asked to end by a signal of its own, such as of a full memory")
         raise Interrupted
     if "out_of_memory" in said:
-        raise MemoryError(said["out_of_memory"])
+        raise Exhausted(*said["out_of_memory"])
     if "error" in said:
         raise RuntimeError(said["error"])
     return said
@@ -161,8 +169,8 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
         except Diverged as diverged:
             said = {"diverged": diverged.where}
         except BaseException as error:  # whatever a method raises is the parent's to report
-            what = f"{type(error).__name__}: {error}"
-            said = {"out_of_memory": str(error)} if is_out_of_memory(error) else {"error": what}
+            what, peak_bytes = f"{type(error).__name__}: {error}", getattr(error, "peak_memory_bytes", 0)
+            said = {"out_of_memory": [str(error), peak_bytes]} if is_out_of_memory(error) else {"error": what}
         writing = Path(folder) / "result.writing"
         writing.write_text(json.dumps(said))
         writing.rename(Path(folder) / "result.json")
@@ -184,7 +192,12 @@ def _learn(
 
     there, lines = torch.device(device), list[Mapping[str, Any]]()
     task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
-    learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
+    try:
+        learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise Exhausted(str(error), peak_memory_bytes(there)) from None
     (folder / "state").write_bytes(learned.sealed)
     figures = learned.images, peak_memory_bytes(there), learned.earlier_seconds, learned.seal_seconds
     return {"lines": lines, "learned": figures}

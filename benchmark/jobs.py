@@ -49,6 +49,16 @@ def pick_jobs(text: str, cells: int, scenario: Scenario, device: torch.device, p
     return min(best, cells)
 
 
+def measured_gain(jobs: int, scenario: Scenario, device: torch.device, precision: Precision) -> float:
+    """Images per second of so many processes over those of one, as `pick_jobs` measured them; 1 where it did not.
+
+    For a number in between, that of the next smaller one.
+    """
+    known = recall("jobs", _key(scenario, device, precision)) or {}
+    measured = [n for n in CANDIDATES if n <= jobs and f"{n}" in known]
+    return known[f"{measured[-1]}"] / known["1"] if measured else 1.0
+
+
 def share_out(target: Callable[..., None], arguments: tuple[Any, ...], jobs: int, stopping: Callable[[], bool]) -> None:
     """Run `target(number, *arguments)` in so many processes and wait for them; they are asked to end when we are.
 
@@ -79,7 +89,7 @@ def _end(workers: Sequence[SpawnProcess]) -> None:
 
 def _gains(scenario: Scenario, device: torch.device, precision: Precision) -> dict[str, float]:
     """Training steps per second of 1, 2, 4, … processes together and the bytes of one, measured once per machine."""
-    key = measured_on(device, f"{scenario.single_backbone} {precision}, processes side by side")
+    key = _key(scenario, device, precision)
     known = recall("jobs", key)
     if known is None:
         known = {}
@@ -93,6 +103,10 @@ def _gains(scenario: Scenario, device: torch.device, precision: Precision) -> di
         if known:
             remember("jobs", key, known)
     return known
+
+
+def _key(scenario: Scenario, device: torch.device, precision: Precision) -> str:
+    return measured_on(device, f"{scenario.single_backbone} {precision}, processes side by side")
 
 
 def _side_by_side(n: int, scenario: Scenario, device: torch.device, precision: Precision) -> list[tuple[float, float]]:

@@ -30,7 +30,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.datasets import Dataset
-from cilbench.isolation import Learned, judge_apart, learn_apart
+from cilbench.isolation import Exhausted, Learned, judge_apart, learn_apart
 from cilbench.methods.checkpoint import Checkpoint, Interrupted, Unrestorable
 from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.engine import is_out_of_memory, numerics
@@ -206,7 +206,7 @@ def _learned(
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        needed = max(peak_memory_bytes(device), 1)
+        needed = error.peak_memory_bytes if isinstance(error, Exhausted) else max(peak_memory_bytes(device), 1)
         batch = next((getattr(c, "batch_size", None) for c in cell.spec.configs.values()), None)
         smaller = f": try --set {next(iter(cell.spec.configs))}.batch_size={batch // 2}" if batch else ""
         raise RuntimeError(

@@ -38,6 +38,8 @@ FORMAT = 1
 Status = Literal["done", "failed", "refused", "over_budget", "diverged", "running"]  # running: elsewhere, not here
 Keep = Literal["last", "all"]
 
+CHECKED = {"files", "predictions_sha256"}  # what cell.json and record.json have had for as long as their own checksum
+
 # A refusal, a breach or a divergence comes out the same again; a failure (a crash, a full disk) may not.
 FINAL: frozenset[str] = frozenset({"done", "refused", "over_budget", "diverged"})
 
@@ -403,7 +405,7 @@ def audit(folder: Path) -> list[str]:
     """
     problems: list[tuple[Path, str]] = []
     try:
-        cell = read_json(folder / "cell.json")
+        cell = read_json(folder / "cell.json", audited=True)
         problems += [(folder / name, what) for name, what in _changed_files(folder, cell.get("files", {}))]
         run = _Recorded.read(folder, cell)
         problems += [(folder, what) for what in run.contradictions(folder.resolve().name)]
@@ -509,12 +511,17 @@ def printable(text: str, length: int = 400) -> str:
     return line if len(line) <= length else line[: length - 1] + "…"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, its own checksum compared where it has one. Raises OSError, ValueError."""
+def read_json(path: Path, *, audited: bool = False) -> dict[str, Any]:
+    """A JSON object from a file, its own checksum compared where it has one. Raises OSError, ValueError.
+
+    `audited`: as a whole of our own, which lacks it only if it is from before such checksums.
+    """
     try:
         content = _from_json(_read(path, JSON_BYTES))
     except ValueError as error:
         raise ValueError(f"{path.name}: {error}") from None
+    if audited and "sha256" not in content and not content.keys().isdisjoint(CHECKED):
+        raise ValueError(f"{path.name}: its checksum is missing")
     if "sha256" in content and content.pop("sha256") != _digest(content):
         raise ValueError(f"{path.name}: its checksum differs")
     return content
@@ -545,7 +552,7 @@ def _array(archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> NDArray[np.int1
 
 def _task_text(folder: Path, task: int) -> dict[str, Any]:
     """What record.json of a finished task says. Raises one of `UNREADABLE` where anything is not as it was written."""
-    text = read_json(folder / "record.json")
+    text = read_json(folder / "record.json", audited=True)
     record = _record_of(text["record"], task)
     if _sha256(folder / "predictions.npz", ARRAY_BYTES) != text["predictions_sha256"]:
         raise ValueError("predictions.npz: its checksum differs")

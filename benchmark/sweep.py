@@ -21,7 +21,7 @@ from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.datasets import Dataset
 from cilbench.errors import RequestError
-from cilbench.jobs import pick_jobs, share_out
+from cilbench.jobs import measured_gain, pick_jobs, share_out
 from cilbench.methods.checkpoint import Interrupted
 from cilbench.methods.contract import Plan
 from cilbench.methods.engine import Layout
@@ -72,7 +72,8 @@ def sweep(
     for line in [*announce(asked), f"device {how.device}, {asked[0].precision}{beside}; run folders in {out}"]:
         console.print(line, markup=False)
     begun = {c.id: 0 if fresh else _tasks_done(folders[c.id]) for c in open_}
-    for line in estimate.told((replace(c, layout=layouts[c.id]) for c in open_), plans, how.device, begun):
+    gain = measured_gain(workers, asked[0].scenario, how.device, asked[0].precision)
+    for line in estimate.told((replace(c, layout=layouts[c.id]) for c in open_), plans, how.device, begun, gain):
         console.print(line, markup=False)
     with stoppable() as stop:
         if workers > 1:

@@ -21,10 +21,11 @@ from cilbench.methods.registry import resolve
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.bincount}
+FROM_HOST = {aten.lift_fresh, aten.lift_fresh_copy}  # what torch.tensor ends with: a copy from the host's memory
 
 
 class Waits(RuntimeError):
-    """A step asked for a value that only the device knows."""
+    """A step asked for a value that only the device knows, or brought it one."""
 
 
 class Tape(TorchDispatchMode):
@@ -39,7 +40,7 @@ class Tape(TorchDispatchMode):
         by_mask = func.overloadpacket in (aten.index, aten.index_put, aten.index_put_) and any(
             index is not None and index.dtype == torch.bool for index in args[1]
         )
-        if func.overloadpacket in WAITS or by_mask:
+        if func.overloadpacket in WAITS | FROM_HOST or by_mask:
             raise Waits(str(func))
         results = func(*args, **(kwargs or {}))
         self.done.append((func, args, kwargs or {}, results))

@@ -190,6 +190,7 @@ def test_plan_prints_counts_without_data(cilbench, tmp_path):
     table = cilbench(*request).stdout
     assert "7,998,016" in table
     assert "2,118" in table
+    assert "measured with --time" in table
     assert list(tmp_path.iterdir()) == []
 
 

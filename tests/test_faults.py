@@ -17,6 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from conftest import Count, fuzzed
@@ -228,6 +229,17 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(
     assert watch.begun == Resumed(done=2, damaged=0)
 
 
+def test_a_checksum_under_another_name_is_missing(tmp_path: Path) -> None:
+    """One bit of its key: the rest is as it was written, and nothing says so."""
+    cell, out = interrupted()
+    task = RunFolder(shutil.copytree(out, tmp_path / "begun"), cell.id).partial / "tasks" / "1"
+    run_folder = shutil.copytree(finished(), tmp_path / finished().name)
+    for path in (task / "record.json", run_folder / "cell.json"):
+        path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"rha256"'))
+    assert RunFolder(tmp_path / "begun", cell.id).open().done == 1
+    assert any("cell.json: its checksum is missing" in line for line in audit(run_folder))
+
+
 def test_damaged_tasks_are_named_with_what_is_wrong(tmp_path: Path) -> None:
     cell, out = interrupted()
     wrongs = {"record.json": "record.json: ", "predictions.npz": "its checksum differs", "state.safetensors": "weighed"}
@@ -408,6 +420,22 @@ def test_out_of_memory_is_tried_once_more(
     else:
         _, plain = run(toy_cell("icarl", toy), toy, tmp_path / "plain")
         assert (plain / "predictions.npz").read_bytes() == (folder / "predictions.npz").read_bytes()
+
+
+class Starved(ICaRL):
+    """Needs a GiB and then more than there is."""
+
+    def learn(self, task, context):
+        np.ones(2**27)
+        raise MemoryError(GIB)
+
+
+def test_what_an_isolated_process_had_needed_is_told(toy, tmp_path: Path) -> None:
+    cell = with_class(toy_cell("icarl", toy), Starved)
+    outcome, _ = run(cell, toy, tmp_path, isolate=True)
+    told = re.search(r"out of memory on cpu after ([\d.]+) GiB, .*20.00 GiB", str(outcome.reason))
+    assert told is not None
+    assert 1 < float(told[1]) < 4
 
 
 def test_weights_that_go_at_the_last_step_are_a_divergence(toy, tmp_path: Path, monkeypatch) -> None:

@@ -18,8 +18,10 @@ from toy import CPU, Silent, toy_cell, with_class
 
 from cilbench import estimate, jobs
 from cilbench.errors import RequestError
+from cilbench.jobs import measured_gain
 from cilbench.methods.contract import Work
 from cilbench.methods.icarl import ICaRL
+from cilbench.methods.machine import remember
 from cilbench.plans import plan_table, time_lines
 from cilbench.records import RunFolder, read_json
 from cilbench.request import RunRequest, cells
@@ -274,6 +276,19 @@ def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkey
     numbers = ("base", "inc", "tasks", "budget_bytes", "exemplars", "model_bytes", "published_bytes", "strict_bytes")
     table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True)
     assert list(table.columns[-1].cells) == ["not measured"]
+
+
+def test_an_estimate_knows_what_cells_gain_side_by_side(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+    cell = toy_cell("icarl", toy)
+    where = cell.scenario, CPU, "bf16"
+    assert measured_gain(4, *where) == 1
+    remember("jobs", jobs._key(*where), {"1": 100.0, "2": 180.0, "4": 250.0, "bytes": 1e9})
+    assert [measured_gain(n, *where) for n in (1, 2, 3, 4, 8)] == [1, 1.8, 1.8, 2.5, 2.5]
+    monkeypatch.setattr(estimate, "seconds", lambda *_, first: 60.0)
+    cell = replace(cell, scenario=replace(cell.scenario, family="cifar"))
+    lines = estimate.told([cell], {cell.id: toy_cell("icarl", toy).plan()}, CPU, {cell.id: 0}, gain=2.5)
+    assert lines == ["training will take about 24 s on cpu"]
 
 
 def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
