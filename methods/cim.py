@@ -99,8 +99,15 @@ def class_activation_map(maps_BDhw: Tensor, rows_BD: Tensor) -> Tensor:
 
 
 def resize(cam_Bhw: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear: [B, h, w] → [B, H, W]."""
-    return F.interpolate(cam_Bhw[:, None], (height, width), mode="bilinear", align_corners=False)[:, 0]
+    """Bilinear: [B, h, w] → [B, H, W]. As matrix products: CUDA adds up the gradient of `F.interpolate` in any order."""
+
+    def taps(length: int, wanted: int) -> Tensor:
+        """[length, wanted]: what a pixel gives to each of those it becomes."""
+        impulses = torch.eye(length, device=cam_Bhw.device, dtype=cam_Bhw.dtype)
+        return F.interpolate(impulses[None], wanted, mode="linear", align_corners=False)[0]
+
+    with full_precision(cam_Bhw.device):
+        return taps(cam_Bhw.shape[1], height).T @ cam_Bhw @ taps(cam_Bhw.shape[2], width)
 
 
 def tight_boxes(cam_BHW: Tensor, tau: float) -> Tensor:
