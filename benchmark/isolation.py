@@ -191,8 +191,8 @@ def _learn(
     from cilbench.protocol import learn_resumably, peak_memory_bytes
 
     there, lines = torch.device(device), list[Mapping[str, Any]]()
-    task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
     try:
+        task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
         learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):

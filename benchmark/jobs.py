@@ -14,7 +14,7 @@ import torch
 
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Scenario
-from cilbench.methods.engine import BareStep, Precision, Replayed, wait_for
+from cilbench.methods.engine import BareStep, Precision, numerics, wait_for
 from cilbench.methods.machine import measured_on, recall, remember
 from cilbench.signals import end_with_parent, start_sheltered
 
@@ -134,16 +134,16 @@ def _train(device: str, precision: Precision, shape: tuple[Any, ...], barrier: A
     end_with_parent()
     there = torch.device(device)
     family, backbone, channels = shape
-    bare = BareStep(there, family, backbone, channels, precision, "channels_last")
-    step = Replayed(bare, there, torch.Generator(there), lambda why: None)
-    for _ in range(5):
-        step(bare.x_BCHW)
-    barrier.wait()
-    started, steps = time.perf_counter(), 0
-    while (seconds := time.perf_counter() - started) < MEASURED_SECONDS:
-        for _ in range(10):
-            step(bare.x_BCHW)
-        wait_for(there)
-        steps += 10
+    with numerics(there, "fp32", "channels_last"):  # the step has a precision of its own
+        step = BareStep(there, family, backbone, channels, precision, "channels_last")
+        for _ in range(5):
+            step.seconds()
+        barrier.wait()
+        started, steps = time.perf_counter(), 0
+        while (seconds := time.perf_counter() - started) < MEASURED_SECONDS:
+            for _ in range(10):
+                step.take(step.x_BCHW)
+            wait_for(there)
+            steps += 10
     used = torch.cuda.max_memory_reserved(there) if there.type == "cuda" else 0
     results.put((steps / seconds, float(used + 2**29)))  # and what a CUDA context takes

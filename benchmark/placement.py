@@ -1,5 +1,7 @@
 """Where cells run and how the arithmetic is done there: device, precision, memory layout."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import torch
@@ -7,7 +9,7 @@ import torch
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan
-from cilbench.methods.engine import pick_layout, pick_precision
+from cilbench.methods.engine import is_out_of_memory, pick_layout, pick_precision
 from cilbench.request import Cell, RunRequest, cells
 
 
@@ -34,7 +36,8 @@ def in_precision(request: RunRequest, device: torch.device) -> RunRequest:
     if request.precision != "auto":
         return request
     backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
-    return replace(request, precision=pick_precision(device, scenario.family, backbone, scenario.image_shape[0]))
+    with _room_for_steps(device):
+        return replace(request, precision=pick_precision(device, scenario.family, backbone, scenario.image_shape[0]))
 
 
 def laid_out(cell: Cell, plan: Plan | BudgetTooSmall, device: torch.device) -> Cell:
@@ -42,4 +45,16 @@ def laid_out(cell: Cell, plan: Plan | BudgetTooSmall, device: torch.device) -> C
     if isinstance(plan, BudgetTooSmall):
         return cell
     family, channels = cell.scenario.family, cell.scenario.image_shape[0]
-    return replace(cell, layout=pick_layout(device, cell.precision, family, plan.backbone, channels))
+    with _room_for_steps(device):
+        return replace(cell, layout=pick_layout(device, cell.precision, family, plan.backbone, channels))
+
+
+@contextmanager
+def _room_for_steps(device: torch.device) -> Iterator[None]:
+    """Raises RequestError where a training step of a bare backbone, by which is chosen, finds no memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RequestError(f"--device {device}: not enough free memory for one training step of a backbone") from None

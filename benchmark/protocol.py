@@ -197,7 +197,7 @@ def _learned(
         if not is_out_of_memory(error):
             raise
         why = _in_one_line(error)
-    _empty(device)
+    free_cached(device)
     reporter.note(f"{cell.spec.name}: task {index + 1} did not fit {device} and is learned again with less ({why})")
     folder.log({"task": index, "event": "out_of_memory", "reason": why})
     try:
@@ -209,6 +209,7 @@ def _learned(
         needed = error.peak_memory_bytes if isinstance(error, Exhausted) else max(peak_memory_bytes(device), 1)
         batch = next((getattr(c, "batch_size", None) for c in cell.spec.configs.values()), None)
         smaller = f": try --set {next(iter(cell.spec.configs))}.batch_size={batch // 2}" if batch else ""
+        smaller += ", or --jobs 1" if smaller and device.type == "cuda" else ""
         raise RuntimeError(
             f"out of memory on {device} after {human_bytes(needed)}, with small batches for evaluation and images read"
             f" from disk as well{smaller} ({_in_one_line(error)})"
@@ -244,7 +245,8 @@ def _learned_once(
         gc.collect()
 
 
-def _empty(device: torch.device) -> None:
+def free_cached(device: torch.device) -> None:
+    """Give a device's memory back that nothing uses any more."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

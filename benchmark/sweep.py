@@ -27,7 +27,7 @@ from cilbench.methods.contract import Plan
 from cilbench.methods.engine import Layout
 from cilbench.placement import in_precision, laid_out, pick_device
 from cilbench.plans import announce
-from cilbench.protocol import run_cell
+from cilbench.protocol import free_cached, run_cell
 from cilbench.records import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
 from cilbench.request import Cell, RunRequest, cells, check_feasible
 from cilbench.signals import Stop, end_with_parent, stoppable
@@ -101,8 +101,7 @@ def _side_by_side(
     stop: Stop,
 ) -> How:
     """Let processes run the cells. What they leave, because one of them died, is this process's to run."""
-    if how.device.type == "cuda":
-        torch.cuda.empty_cache()  # what measuring needed is theirs
+    free_cached(how.device)  # what measuring needed is theirs
     for cell in asked:
         with folders[cell.id].claimed() as mine:
             if mine and how.fresh and folders[cell.id].stamp() == how.before[cell.id]:

@@ -99,7 +99,7 @@ def class_activation_map(maps_BDhw: Tensor, rows_BD: Tensor) -> Tensor:
 
 
 def resize(cam_Bhw: Tensor, height: int, width: int) -> Tensor:
-    """Bilinear: [B, h, w] → [B, H, W]. As matrix products: CUDA adds up the gradient of `F.interpolate` in any order."""
+    """Bilinear: [B, h, w] → [B, H, W]. As matrix products: CUDA adds the gradient of `F.interpolate` in any order."""
 
     def taps(length: int, wanted: int) -> Tensor:
         """[length, wanted]: what a pixel gives to each of those it becomes."""
@@ -348,7 +348,8 @@ class Masking:
         size, generator, device = self.config.meta_batch, self.context.generator, self.lesson.images.device
         inner = torch.randperm(self.lesson.new, generator=generator, device=device)[:size]
         order = torch.randperm(len(self.lesson.images), generator=generator, device=device)
-        others_first = order[torch.isin(order, inner).to(torch.uint8).argsort(stable=True)]
+        taken = (order[:, None] == inner).any(1)
+        others_first = order[taken.to(torch.uint8).argsort(stable=True)]
         held_out = others_first[: min(size, len(order) - len(inner))]
         return inner, held_out if len(held_out) else inner  # a first task smaller than a batch leaves nothing
 

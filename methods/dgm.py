@@ -239,6 +239,8 @@ class DGM:
             speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}
             context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses, **speed})
             context.progress((epoch + 1) / config.epochs, shown)
+        for optimizer in optimizers:
+            optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of graphs
         if not all_finite([*learning, *net.parameters()]):  # no later loss would tell
             raise Diverged(t, config.epochs - 1, taken - 1, config.lr, "the weights are")
 

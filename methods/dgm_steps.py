@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.methods.dgm_generator import Discriminator, compensation, sparsity
+from cilbench.methods.engine import widest
 
 
 @dataclass
@@ -38,9 +39,8 @@ class Adversaries:
     def __post_init__(self) -> None:
         device = self.embeddings[0].device
         self.learning: list[Tensor] = self.generator_adam.param_groups[0]["params"]
-        # Tensors, which a captured step reads anew whenever it is replayed; mps has no float64.
-        dtype = torch.float32 if device.type == "mps" else torch.float64
-        self.s, self.s_epoch = (torch.zeros((), device=device, dtype=dtype) for _ in range(2))
+        # Tensors, which a captured step reads anew whenever it is replayed.
+        self.s, self.s_epoch = (torch.zeros((), device=device, dtype=widest(device)) for _ in range(2))
         # Over the epoch: the class loss of each step's last batch, the critic's, the generator's; steps until one of
         # them was no number.
         self.sums = torch.zeros(4, device=device)

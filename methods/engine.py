@@ -5,6 +5,7 @@ state is read.
 """
 
 import ctypes
+import gc
 import math
 import time
 import warnings
@@ -29,6 +30,8 @@ Layout = Literal["contiguous", "channels_last"]
 
 _LAYOUT: ContextVar[torch.memory_format] = ContextVar("layout", default=torch.contiguous_format)
 _FRUGAL: ContextVar[bool] = ContextVar("frugal", default=False)
+# How a memory that is full is told of by torch's CPU, by CUDA and by cuBLAS, where it is no error of its own.
+FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 KEYS = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
 _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
 
@@ -100,6 +103,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
         yield
 
 
+def widest(device: torch.device) -> torch.dtype:
+    """Of floating-point numbers that a device has: mps has no float64."""
+    return torch.float32 if device.type == "mps" else torch.float64
+
+
 class Replayed:
     """A training step, captured in a CUDA graph for every size of batch that comes often, and replayed from then on.
 
@@ -120,8 +128,9 @@ class Replayed:
     ) -> None:
         self.step, self.device, self.generator, self.note = step, device, generator, note
         self.capturing = device.type == "cuda" and not _FRUGAL.get()
-        self.stream = torch.cuda.Stream(device) if self.capturing else None
-        self.pool: Any = None  # memory of all graphs: one runs at a time, and none leaves anything in it for another
+        self.stream = _side_stream(device) if self.capturing else None
+        # Memory of all graphs: one runs at a time, and what it reads there (gradients too) it has written before.
+        self.pool: Any = None
         self.taken: Counter[_Sizes] = Counter()
         self.graphs: dict[_Sizes, _Graph] = {}
 
@@ -132,13 +141,15 @@ class Replayed:
         # One stream for warm-up, capture and what is not captured: autograd ties a parameter's gradient to a stream.
         outside = torch.cuda.current_stream(self.device)
         self.stream.wait_stream(outside)
-        with torch.cuda.stream(self.stream):
-            self._on_stream(inputs)
-        outside.wait_stream(self.stream)
+        try:
+            with torch.cuda.stream(self.stream):
+                self._on_stream(inputs)
+        finally:
+            outside.wait_stream(self.stream)
 
     def _on_stream(self, inputs: tuple[Tensor, ...]) -> None:
         sizes = tuple(given.shape for given in inputs)
-        if self.capturing and self.taken[sizes] == self.WARM_UP and len(self.graphs) < self.MOST_GRAPHS:
+        if self.capturing and self.taken[sizes] == self.WARM_UP:
             self._capture(sizes, inputs)
         self.taken[sizes] += 1
         graph = self.graphs.get(sizes)
@@ -154,20 +165,34 @@ class Replayed:
 
     def _capture(self, sizes: "_Sizes", inputs: tuple[Tensor, ...]) -> None:
         """Capturing runs nothing: the batch in hand is then the first to be replayed."""
+        if len(self.graphs) == self.MOST_GRAPHS:
+            self._give_up(f"batches of more than {self.MOST_GRAPHS} sizes")
+            return
         if self.pool is None:
-            self.pool = torch.cuda.graph_pool_handle()
+            self.pool = self._new_pool()
         static = tuple(given.clone() for given in inputs)
         try:
-            graph = self._captured(lambda: self.step(*static), self.pool)
-        except (RuntimeError, AssertionError, AttributeError) as error:
-            self.capturing = False
-            self._recover()
-            self.note(f"{type(error).__name__}: {error}".splitlines()[0][:300])
+            self.graphs[sizes] = _Graph(self._captured(lambda: self.step(*static), self.pool), static)
             return
-        self.graphs[sizes] = _Graph(graph, static)
+        except (RuntimeError, AssertionError, AttributeError) as error:
+            why = _first_cause(error)  # and no traceback: it holds the tensors of what failed
+        # A failed capture leaves its memory in the pool, and may clear what earlier graphs work in.
+        self.graphs.clear()
+        self.pool = None
+        self._recover()
+        self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
+        self.capturing = False
+        self.note(why)
+
+    def _new_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
 
     def _recover(self) -> None:
-        """After a capture that failed, one of nothing: else generators may go on taking themselves for captured."""
+        """After a capture that failed, one of nothing: before torch 2.13 its generators take themselves for captured
+        until one ends well.
+        """
         torch.cuda.synchronize(self.device)
         with suppress(RuntimeError):
             self._captured(lambda: None, None)
@@ -175,9 +200,38 @@ class Replayed:
     def _captured(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
         graph.register_generator_state(self.generator)
-        with torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"):
+        with (
+            _no_collection(),
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
             work()
         return graph
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: cuBLAS keeps tens of MiB for every stream it has seen."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """An old graph that the collector finds in the middle of a capture spoils it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first_cause(error: BaseException) -> str:
+    """Ending a capture that an error broke raises another one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
 
 
 _Sizes = tuple[torch.Size, ...]
@@ -220,7 +274,7 @@ def step_seconds(device: torch.device, family: Family, backbone: str, channels: 
         return {"fp32 contiguous": 0.0, "fp32 channels_last": math.inf} | dict.fromkeys(
             ("bf16 contiguous", "bf16 channels_last"), math.inf
         )
-    key = measured_on(device, f"{backbone} on {channels} channels")
+    key = measured_on(device, f"{backbone} on {channels} channels" + (", replayed" if device.type == "cuda" else ""))
     known = recall("step_seconds", key)
     if known is None or set(known) != set(KEYS):
         known = _measured(device, family, backbone, channels)
@@ -230,11 +284,12 @@ def step_seconds(device: torch.device, family: Family, backbone: str, channels: 
 
 def _measured(device: torch.device, family: Family, backbone: str, channels: int) -> dict[str, float]:
     """The fastest of a few steps each, in turn; a precision whose first step takes three times as long is left."""
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), _same_sums_every_time():
         steps = {key: BareStep(device, family, backbone, channels, *key.split()) for key in KEYS}
         best = dict.fromkeys(KEYS, math.inf)
         for key, step in steps.items():
-            step.seconds()
+            for _ in range(Replayed.WARM_UP + 1 if device.type == "cuda" else 1):
+                step.seconds()
             best[key] = step.seconds()
         for _ in range(4):
             limit = 3 * min(best.values())
@@ -255,7 +310,9 @@ class BareStep:
         whole = nn.Sequential(build_shared(family, backbone, channels), build_specialised(family, backbone))
         self.net = whole.to(device).to(memory_format=_FORMATS[layout])
         self.x_BCHW = torch.rand(batch, channels, side, side, device=device).to(memory_format=_FORMATS[layout])
-        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9)
+        fused = device.type in {"cuda", "cpu"}
+        self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, fused=fused)
+        self.take = Replayed(self, device, torch.Generator(device), lambda why: None)
 
     def __call__(self, x_BCHW: Tensor) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):
@@ -266,10 +323,10 @@ class BareStep:
         self.optimizer.step()
 
     def seconds(self) -> float:
-        """Of one step."""
+        """Of one step, as it is run: replayed on CUDA, once it is warm."""
         wait_for(self.device)
         started = time.perf_counter()
-        self(self.x_BCHW)
+        self.take(self.x_BCHW)
         wait_for(self.device)
         return time.perf_counter() - started
 
@@ -278,7 +335,7 @@ def is_out_of_memory(error: BaseException) -> bool:
     """Did a device, or the machine, have no more memory? Of a CPU torch says so in words alone."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
 def wait_for(device: torch.device) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
+from cilbench.methods.engine import widest
 from cilbench.methods.network import IncrementalNet
 
 PAIRS = 2**25  # products of pairs of images held at once while herding, 256 MiB in float64
@@ -121,10 +122,15 @@ def weight_align(head: nn.Linear, known: int) -> None:
 
 
 def class_means(features_ND: Tensor, labels_N: Tensor, classes: int) -> Tensor:
-    """Mean of the L2-normalised features of each class, normalised again (iCaRL §3.2): [classes, D]."""
+    """Mean of the L2-normalised features of each class, normalised again (iCaRL §3.2): [classes, D].
+
+    Summed in float64: CUDA adds in any order, which float32 would show.
+    """
     x_ND = F.normalize(features_ND, dim=1)
-    sums = torch.zeros(classes, x_ND.shape[1], device=x_ND.device).index_add_(0, labels_N, x_ND)
-    return F.normalize(sums / labels_N.bincount(minlength=classes).clamp(min=1)[:, None], dim=1)
+    sums = torch.zeros(classes, x_ND.shape[1], device=x_ND.device, dtype=widest(x_ND.device))
+    sums.index_add_(0, labels_N, x_ND.to(sums.dtype))
+    means_KD = sums / labels_N.bincount(minlength=classes).clamp(min=1)[:, None]
+    return F.normalize(means_KD, dim=1).to(x_ND.dtype)
 
 
 def nearest_mean_scores(features_BD: Tensor, means_KD: Tensor) -> Tensor:

@@ -277,6 +277,7 @@ def fit(
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
         if epoch + 1 == schedule.epochs and not all_finite(parameters):  # no later loss would tell
             raise Diverged(task, epoch, len(order) - 1, lr, "the weights are")
+    step.optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of graphs
     going.finish()
 
 

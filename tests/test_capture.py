@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 from test_conformance import EVERY, learn_all
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 from toy import CPU, OVERRIDES, toy_cell, toy_dataset
 
@@ -68,7 +68,7 @@ class Taped(Replayed):
 
     def __init__(self, *given):
         super().__init__(*given)
-        self.capturing, self.pool = True, ()
+        self.capturing = True
 
     def __call__(self, *inputs):
         self._on_stream(inputs)
@@ -77,6 +77,9 @@ class Taped(Replayed):
         with Tape() as tape:
             work()
         return tape
+
+    def _new_pool(self):
+        return object()
 
     def _recover(self):
         pass
@@ -112,16 +115,26 @@ def taped_step(step):
     return Taped(step, CPU, torch.Generator(), said.append), said
 
 
-def test_every_size_of_batch_is_captured_once_it_has_come_again_and_there_are_not_too_many(monkeypatch):
+def test_every_size_of_batch_is_captured_once_it_has_come_again():
+    """Whatever comes first: a run may go on from a checkpoint with the short batch that ends an epoch."""
+    seen = torch.zeros(())
+    step, said = taped_step(lambda x: seen.add_(x.sum()))
+    for size in (3, 5, 3, 4, 5, 3, 5):
+        step(torch.ones(size))
+    assert {sizes[0].numel() for sizes in step.graphs} == {3, 5}
+    assert seen == 3 + 5 + 3 + 4 + 5 + 3 + 5
+    assert not said
+
+
+def test_more_sizes_than_are_captured_run_as_they_are_written_and_that_is_said(monkeypatch):
     seen = torch.zeros(())
     step, said = taped_step(lambda x: seen.add_(x.sum()))
     monkeypatch.setattr(Taped, "MOST_GRAPHS", 2)
-    for size in (3, 5, 3, 4, 5, 4, 3, 5):
+    for size in (3, 3, 5, 5, 4, 4, 4, 3):
         step(torch.ones(size))
-        step(torch.zeros(size))
-    assert {sizes[0].numel() for sizes in step.graphs} == {3, 5}
-    assert seen == 3 + 5 + 3 + 4 + 5 + 4 + 3 + 5
-    assert not said
+    assert len(step.graphs) == 2
+    assert seen == 3 + 3 + 5 + 5 + 4 + 4 + 4 + 3
+    assert said == ["batches of more than 2 sizes"]
 
 
 def test_a_step_that_waits_for_the_device_runs_as_it_is_written_and_says_so():
@@ -131,3 +144,23 @@ def test_a_step_that_waits_for_the_device_runs_as_it_is_written_and_says_so():
         step(torch.full((2,), float(n)))
     assert values == [0, 2, 4, 6]
     assert said == ["Waits: aten._local_scalar_dense.default"]
+
+
+def test_where_one_size_cannot_be_captured_none_is_replayed_any_more():
+    """What failed may have cleared what earlier graphs work in. The first cause is told, not what it led to."""
+    seen = torch.zeros(())
+
+    def work(x):
+        if len(x) == 5 and _get_current_dispatch_mode() is not None:
+            try:
+                raise RuntimeError("no room")
+            finally:
+                raise RuntimeError("the capture was broken by an error before")
+        seen.add_(x.sum())
+
+    step, said = taped_step(work)
+    for size in (3, 3, 5, 5, 3, 5, 4, 4):
+        step(torch.ones(size))
+    assert (step.graphs, step.pool) == ({}, None)
+    assert seen == 3 + 3 + 5 + 5 + 3 + 5 + 4 + 4
+    assert said == ["RuntimeError: no room"]

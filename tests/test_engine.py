@@ -13,13 +13,16 @@ from test_conformance import EVERY, ignore, learn_all
 from toy import CPU, run, toy_cell, toy_dataset
 
 from cilbench.budgets.codecs import Box
+from cilbench.errors import RequestError
 from cilbench.methods import engine, machine
 from cilbench.methods.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.cim import as_stored
 from cilbench.methods.engine import Replayed, numerics, pick_layout, pick_precision
 from cilbench.methods.pixels import Joined, Stored, fed, forget, joined
 from cilbench.methods.training import recipe_named
+from cilbench.placement import in_precision, laid_out
 from cilbench.protocol import learn_and_seal
+from cilbench.request import RunRequest, cells
 from cilbench.scenario import stream
 
 
@@ -141,6 +144,21 @@ def test_what_is_fastest_is_measured_once_and_remembered(tmp_path, monkeypatch):
     machine._measured_here.cache_clear()
 
 
+def test_a_device_that_is_full_before_anything_is_chosen_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    machine._measured_here.cache_clear()
+    monkeypatch.setattr(engine, "_measured", full)
+    request = RunRequest(methods="icarl", budget_mb="7.6")
+    with pytest.raises(RequestError, match="--device cpu: not enough free memory for one training step"):
+        in_precision(request, CPU)
+    with pytest.raises(RequestError, match="--device cpu: not enough free memory"):
+        laid_out(cell := cells(request)[0], cell.plan(), CPU)
+
+
 def test_a_measurement_leaves_random_numbers_as_they_were():
     torch.manual_seed(3)
     before = torch.get_rng_state()
@@ -166,7 +184,7 @@ def test_numerics_end_with_their_block():
 
 def test_without_cuda_a_step_runs_as_it_is_written():
     total, said = torch.zeros(()), []
-    step = Replayed(lambda x: total.add_(x.sum()) and None, CPU, torch.Generator(), said.append)
+    step = Replayed(lambda x: total.add_(x.sum()), CPU, torch.Generator(), said.append)
     for n in range(6):
         step(torch.full((n + 1,), 1.0))
     assert (total.item(), said) == (21.0, [])

@@ -395,8 +395,10 @@ GIB = "tried to allocate 20.00 GiB"
         RuntimeError(
             f"[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: {GIB}"
         ),
+        RuntimeError(f"CUDA error: out of memory ({GIB})"),
+        RuntimeError(f"CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)` ({GIB})"),
     ],
-    ids=["a GPU", "numpy", "a CPU"],
+    ids=["a GPU", "numpy", "a CPU", "CUDA", "cuBLAS"],
 )
 @pytest.mark.parametrize(("times", "status"), [(1, "done"), (2, "failed")])
 def test_out_of_memory_is_tried_once_more(
