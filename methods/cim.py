@@ -18,7 +18,7 @@ Deviations  Exemplars are stored compressed and decoded from those bytes; the au
 
 import copy
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
@@ -32,7 +32,7 @@ from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario
 from cilbench.methods.engine import Replayed, full_precision
 from cilbench.methods.network import IncrementalNet
-from cilbench.methods.pixels import LessonImages
+from cilbench.methods.pixels import LessonImages, fed
 from cilbench.methods.training import Count, Lesson, Look, Positive, Schedule, Share, Weight, in_epochs, not_captured
 
 PARTS = ("held_out", "own", "sparsity", "inner", "mask_area")  # of the upper level's loss, as they are logged
@@ -353,10 +353,10 @@ class Masking:
         held_out = others_first[: min(size, len(order) - len(inner))]
         return inner, held_out if len(held_out) else inner  # a first task smaller than a batch leaves nothing
 
-    def given(self, *positions: Tensor) -> tuple[Tensor, ...]:
-        """Images uint8 [B, C, H, W] and labels int64 [B] at each of the positions."""
-        lesson = self.lesson
-        return tuple(tensor for some_B in positions for tensor in (lesson.images[some_B], lesson.labels[some_B]))
+    def given(self, drawn: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
+        """Images uint8 [B, C, H, W] and labels int64 [B] at each of the positions, read ahead where a file has them."""
+        for positions, images in zip(drawn, fed(self.lesson.images, drawn), strict=True):
+            yield images, self.lesson.labels[positions]
 
     def upper_loss(
         self, inner: Tensor, labels_B: Tensor, held_out: Tensor, held_labels_B: Tensor
@@ -398,8 +398,9 @@ class Masking:
     def upper_level(self) -> dict[str, float]:
         """An epoch's steps on φ; how many, and the mean of each part of the loss."""
         self.sums.zero_()
-        for _ in range(self.steps):
-            self.take(*self.given(*self.draw()))
+        given = self.given([positions for _ in range(self.steps) for positions in self.draw()])
+        for inner, held_out in zip(given, given, strict=True):
+            self.take(*inner, *held_out)
         *sums, taken = self.sums.tolist()
         means = {part: value / taken for part, value in zip(PARTS, sums, strict=True)} if taken else {}
         return {"steps": int(taken), "skipped": self.steps - int(taken), **means}

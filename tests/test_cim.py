@@ -216,9 +216,13 @@ def double_masking(shape: tuple[int, int, int] = (1, 8, 8), *, rate: float) -> M
     return masking
 
 
+def pair(masking: Masking, inner: Tensor, held_out: Tensor) -> list[Tensor]:
+    return [tensor for images_and_labels in masking.given([inner, held_out]) for tensor in images_and_labels]
+
+
 def test_the_gradient_for_phi_is_that_of_finite_differences() -> None:
     masking = double_masking(rate=0.2)  # a large step, so that the second-order path is seen
-    given = masking.given(torch.arange(5), torch.arange(5, 12))
+    given = pair(masking, torch.arange(5), torch.arange(5, 12))
     total, _ = masking.upper_loss(*given)
     (gradient,) = torch.autograd.grad(total, [masking.phi])
     fixed = replace(masking.config, classification=0.0, sparsity=0.0)
@@ -242,7 +246,7 @@ def test_the_upper_loss_is_the_authors_sum() -> None:
     """Cross-entropy after θ − 0.1·lr·∇, + 0.2 × the mask model's own + 0.1 × mean CAM², by hand on the net itself."""
     masking, lr = double_masking(rate=0.05), 0.5
     inner, held_out = torch.arange(6), torch.arange(6, 14)
-    total, parts = masking.upper_loss(*masking.given(inner, held_out))
+    total, parts = masking.upper_loss(*pair(masking, inner, held_out))
     x, labels = DoubleLook().augmented(masking.lesson.images, torch.Generator()), masking.lesson.labels
     net = masking.net.eval()
     relus = activations(net)
