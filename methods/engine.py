@@ -194,7 +194,8 @@ class Replayed:
         until one ends well.
         """
         torch.cuda.synchronize(self.device)
-        with suppress(RuntimeError):
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the graph is empty
             self._captured(lambda: None, None)
 
     def _captured(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
