@@ -133,6 +133,8 @@ class Replayed:
         self.pool: Any = None
         self.taken: Counter[_Sizes] = Counter()
         self.graphs: dict[_Sizes, _Graph] = {}
+        if device.type == "cuda":  # an optimizer that can be captured wonders wherever it is not
+            warnings.filterwarnings("ignore", message=".*constructed with capturable=True")
 
     def __call__(self, *inputs: Tensor) -> None:
         if self.stream is None:
@@ -154,14 +156,9 @@ class Replayed:
         self.taken[sizes] += 1
         graph = self.graphs.get(sizes)
         if graph is None:
-            self._as_written(inputs)
+            self.step(*inputs)
         else:
             graph.replay(inputs)
-
-    def _as_written(self, inputs: tuple[Tensor, ...]) -> None:
-        with warnings.catch_warnings():  # an optimizer that can be captured wonders that it is not, yet
-            warnings.filterwarnings("ignore", message=".*constructed with capturable=True")
-            self.step(*inputs)
 
     def _capture(self, sizes: "_Sizes", inputs: tuple[Tensor, ...]) -> None:
         """Capturing runs nothing: the batch in hand is then the first to be replayed."""
