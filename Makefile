@@ -27,8 +27,8 @@ test-locked:       ## the same for the locked releases, in an environment of the
 	$(PYTHON) -m venv --clear $(LOCKED)
 	$(LOCKED)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(LOCKED)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" tests/test_golden.py tests/test_published_sizes.py \
-		tests/test_budgets.py tests/test_protocol.py tests/test_datasets.py tests/test_reports_files.py
+	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" tests/benchmark/test_golden.py tests/budgets \
+		tests/benchmark/test_protocol.py tests/benchmark/test_datasets.py tests/reports/test_reports_files.py
 
 # Names, versions and hashes of every release that pyproject.toml leads to, on CPython from 3.11 on, whatever the system; no
 # addresses, so that it can be installed from any index: `pip install --require-hashes -r requirements.lock`.
@@ -53,7 +53,7 @@ types: $(READY)
 # On a quiet machine; docs/bench.md says what the rows mean. `make bench BENCH="--only herding,codecs"` is a part of it.
 bench: $(READY)  ## speed, as ratios measured in one run
 	mkdir -p build
-	$(BIN)/python -m cilbench.bench --out build/bench.json $(BENCH)
+	$(BIN)/python -m tools.speed.bench --out build/bench.json $(BENCH)
 
 soak: $(READY)   ## long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak --durations=30
@@ -65,10 +65,10 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))   ## GPU tests, then a
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -rs "$(CURDIR)/benchmark" build/gpu/cilbench
 	cp -rs "$(CURDIR)/methods" "$(CURDIR)/budgets" "$(CURDIR)/reports" build/gpu/cilbench/
-	PYTHONPATH="$(CURDIR)/build/gpu$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m cilbench.campaign $(CAMPAIGN)
+	PYTHONPATH="$(CURDIR)/build/gpu:$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m tools.campaign $(CAMPAIGN)
 
 reproduction: $(READY)   ## REPRODUCTION.md from results/
-	$(BIN)/python -m cilbench.reports.reproduction write --results results --out REPRODUCTION.md
+	$(BIN)/python -m tools.reproduction write --results results --out REPRODUCTION.md
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cilbench needs Python 3.11 or newer")'

@@ -11,16 +11,16 @@ from itertools import groupby, product
 from pathlib import Path
 from typing import Any, get_args
 
-from cilbench import datasets
 from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
 from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, parse_budget_mb, parse_bytes
+from cilbench.data import datasets
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
-from cilbench.methods.engine import Layout, Precision
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
-from cilbench.methods.training import recipe_named
+from cilbench.methods.training.engine import Layout, Precision
+from cilbench.methods.training.loop import recipe_named
 from cilbench.scenario import make_scenario
 
 

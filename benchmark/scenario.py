@@ -9,11 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cilbench.datasets import Dataset, DatasetCard, Images
-from cilbench.methods.backbones import BACKBONES
+from cilbench.data.datasets import Dataset, DatasetCard, Images
 from cilbench.methods.contract import Scenario, Task
-from cilbench.methods.pixels import Images as Pixels
-from cilbench.methods.pixels import Stored
+from cilbench.methods.networks.backbones import BACKBONES
+from cilbench.methods.training.images import Images as Pixels
+from cilbench.methods.training.images import Stored
 
 
 def class_order(classes: int, seed: int) -> tuple[int, ...]:

@@ -4,7 +4,7 @@ if __name__ == "methods":  # imported from the repository root: a second copy be
     raise ImportError("import cilbench.methods, not methods: the folder is only where that package's files lie")
 
 METHODS: dict[str, str] = {
-    "dgm": "cilbench.methods.dgm:DGM",
+    "dgm": "cilbench.methods.dgm.method:DGM",
     "memo": "cilbench.methods.memo:MEMO",
     "icarl": "cilbench.methods.icarl:ICaRL",
     "der": "cilbench.methods.der:DER",
@@ -15,7 +15,7 @@ METHODS: dict[str, str] = {
 }
 
 COMPRESSIONS: dict[str, str] = {
-    "cim": "cilbench.methods.cim:CIM",
+    "cim": "cilbench.methods.cim.method:CIM",
 }
 
 # A short name → what it is short for, as it could be typed.

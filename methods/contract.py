@@ -15,8 +15,8 @@ from torch import Tensor
 from cilbench.budgets.ledger import Allowance
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
-from cilbench.methods.checkpoint import Checkpoint
-from cilbench.methods.pixels import Images
+from cilbench.methods.training.checkpoint import Checkpoint
+from cilbench.methods.training.images import Images
 
 Family = Literal["tiny", "cifar", "imagenet"]
 

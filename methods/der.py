@@ -8,10 +8,10 @@ Deviation  the paper's channel pruning is left out, as in the published comparis
 from dataclasses import dataclass
 
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.network import freeze, new_head, train_unfrozen
-from cilbench.methods.parts import expansion_loss, weight_align
-from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import Count, SgdConfig, Weight, fit, in_epochs
+from cilbench.methods.networks.incremental import freeze, new_head, train_unfrozen
+from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.training.loop import Count, SgdConfig, Weight, fit, in_epochs
+from cilbench.methods.training.losses import expansion_loss, weight_align
 
 
 class DER(Rehearsal):

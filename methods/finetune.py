@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
-from cilbench.methods.memory import Compression
-from cilbench.methods.network import train_unfrozen
-from cilbench.methods.rehearsal import Layout, Rehearsal, plan_reference
-from cilbench.methods.training import Count, SgdConfig, fit, in_epochs
+from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.rehearsal.base import Layout, Rehearsal, plan_reference
+from cilbench.methods.rehearsal.memory import Compression
+from cilbench.methods.training.loop import Count, SgdConfig, fit, in_epochs
 
 
 class Finetune(Rehearsal):

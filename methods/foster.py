@@ -20,11 +20,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
-from cilbench.methods.memory import ShowOnly
-from cilbench.methods.network import IncrementalNet, freeze, new_head, train_unfrozen
-from cilbench.methods.parts import kd_loss
-from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import Compressing, Count, Lesson, Positive, Rate, SgdConfig, Weight, fit, in_epochs
+from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
+from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.rehearsal.memory import ShowOnly
+from cilbench.methods.training.loop import Compressing, Count, Lesson, Positive, Rate, SgdConfig, Weight, fit, in_epochs
+from cilbench.methods.training.losses import kd_loss
 
 
 class FOSTER(Rehearsal):

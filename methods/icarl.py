@@ -14,10 +14,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.network import train_unfrozen
-from cilbench.methods.parts import class_means, kd_loss, nearest_mean_scores
-from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import Count, Positive, SgdConfig, Weight, fit, in_batches, in_epochs
+from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.training.loop import Count, Positive, SgdConfig, Weight, fit, in_batches, in_epochs
+from cilbench.methods.training.losses import class_means, kd_loss, nearest_mean_scores
 
 
 class ICaRL(Rehearsal):

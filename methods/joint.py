@@ -11,10 +11,10 @@ from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
-from cilbench.methods.memory import Compression
-from cilbench.methods.network import IncrementalNet, train_unfrozen
-from cilbench.methods.rehearsal import Layout, Rehearsal, plan_reference
-from cilbench.methods.training import SgdConfig, fit
+from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.rehearsal.base import Layout, Rehearsal, plan_reference
+from cilbench.methods.rehearsal.memory import Compression
+from cilbench.methods.training.loop import SgdConfig, fit
 
 
 class Joint(Rehearsal):

@@ -9,9 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.network import train_unfrozen
-from cilbench.methods.rehearsal import Layout, Rehearsal
-from cilbench.methods.training import Count, SgdConfig, fit, in_epochs
+from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.training.loop import Count, SgdConfig, fit, in_epochs
 
 
 class Replay(Rehearsal):

@@ -12,9 +12,9 @@ if __name__ == "reports":  # imported from the repository root: a second copy be
     raise ImportError("import cilbench.reports, not reports: the folder is only where that package's files lie")
 
 from cilbench.reports.changes import Compared, compare, write_comparison
-from cilbench.reports.closeups import confusion_matrices, remembered_images, weight_norms
+from cilbench.reports.comparability import MixedComparisonError, UnknownAspectError
 from cilbench.reports.evidence import CloseUp, Evidence, close_up, representatives
-from cilbench.reports.figures import (
+from cilbench.reports.figures.charts import (
     accuracy_over_classes,
     accuracy_over_memory,
     bytes_by_kind,
@@ -23,10 +23,10 @@ from cilbench.reports.figures import (
     old_and_new_classes,
     rank_over_memory,
 )
-from cilbench.reports.lint import MixedComparisonError, UnknownAspectError
+from cilbench.reports.figures.closeups import confusion_matrices, remembered_images, weight_norms
+from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, load, load_published, read_runs
 from cilbench.reports.report import ReportResult, write_report
-from cilbench.reports.styles import save
 from cilbench.reports.summarise import Comparison, MixedRunsError
 
 __all__ = [

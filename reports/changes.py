@@ -16,12 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cilbench.reports import statistics, summarise, tables
-from cilbench.reports.figures import changes_of_cells
+from cilbench.reports import statistics, summarise
+from cilbench.reports.figures.charts import changes_of_cells
+from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.provenance import made_with
-from cilbench.reports.styles import save
-from cilbench.reports.tables import Table, TableCell, TableRow
+from cilbench.reports.tables import tables
+from cilbench.reports.tables.tables import Table, TableCell, TableRow
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, status_text
 
 MEASURES = ("avg", "last")

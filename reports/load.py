@@ -170,7 +170,7 @@ def load_published() -> pd.DataFrame:
     `measure` is avg or last (top-1 %), auc_a or auc_l; `confidence` says how far to trust it: exact-from-text or
     read-off-figure.
     """
-    document = tomllib.loads(files(__package__).joinpath("published.toml").read_text(encoding="utf-8"))
+    document = tomllib.loads(files("cilbench.reports").joinpath("published.toml").read_text(encoding="utf-8"))
     rows = []
     for entry in document["curves"]:
         for method, values in entry["values"].items():

@@ -17,13 +17,17 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cilbench.reports import closeups, evidence, figures, lint, summarise, tables
-from cilbench.reports.bibtex import bibliography, published_bibtex
-from cilbench.reports.drawing import Drawing, draw, getting_ready
+from cilbench.reports import comparability as lint
+from cilbench.reports import evidence, summarise
+from cilbench.reports.figures import charts as figures
+from cilbench.reports.figures import closeups
+from cilbench.reports.figures.drawing import Drawing, draw, getting_ready
+from cilbench.reports.figures.styles import Style, styles_by_name
 from cilbench.reports.load import LeftOut, Runs, load_published, read_runs
-from cilbench.reports.page import PageFigure, Section, render_page
+from cilbench.reports.page.page import PageFigure, Section, render_page
 from cilbench.reports.provenance import made_with, versions
-from cilbench.reports.styles import Style, styles_by_name
+from cilbench.reports.tables import tables
+from cilbench.reports.tables.bibtex import bibliography, published_bibtex
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, repetitions_text, status_text
 
 Progress = Callable[[str, int, int], None]

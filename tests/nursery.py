@@ -178,7 +178,7 @@ def write_tiny(data_dir: Path, seed: int = 0) -> None:
     import numpy as np
     from PIL import Image
 
-    from cilbench.datasets import import_folder
+    from cilbench.data.datasets import import_folder
 
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as source:
@@ -198,8 +198,6 @@ def _warm() -> None:
     import sklearn.datasets  # noqa: F401
     import torch
 
-    import cilbench.reports
-    import cilbench.rerun  # noqa: F401 - and what it imports: the sweep, the protocol
     from cilbench.methods import METHODS
     from cilbench.methods.registry import load_class, load_compression
 
@@ -215,8 +213,8 @@ def _warm() -> None:
 
 def _born(order: dict[str, Any]) -> None:
     """In the child: the command, as `cilbench` runs it."""
-    from cilbench.cli import main
-    from cilbench.methods.checkpoint import Checkpoint
+    from cilbench.cli.main import main
+    from cilbench.methods.training.checkpoint import Checkpoint
 
     os.chdir(order["cwd"])
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import typer
 
-from cilbench.cli import app
+from cilbench.cli.main import app
 from cilbench.request import RunRequest, cells
 
 FROZEN = Path(__file__).with_suffix(".json")

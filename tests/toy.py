@@ -8,11 +8,11 @@ import numpy as np
 import torch
 
 from cilbench.budgets.planning import Budget, BudgetTooSmall
-from cilbench.datasets import Dataset, DatasetCard, Images
+from cilbench.data.datasets import Dataset, DatasetCard, Images
 from cilbench.methods.contract import Augmentation
 from cilbench.methods.registry import resolve
-from cilbench.protocol import run_cell
-from cilbench.records import Outcome, RunFolder
+from cilbench.protocol.run import run_cell
+from cilbench.records.folder import Outcome, RunFolder
 from cilbench.request import Cell
 from cilbench.scenario import make_scenario
 

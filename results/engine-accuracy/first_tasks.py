@@ -2,7 +2,7 @@
 
     python first_tasks.py --data-dir DIR SEED… > first-tasks.csv
 
-ICaRL's first task as `python -m cilbench.bench accuracy` has it (ResNet-32, 5,000 images), three epochs at 0.1, 0.01
+ICaRL's first task as `python -m tools.speed.bench accuracy` has it (ResNet-32, 5,000 images), three epochs at 0.1, 0.01
 and 0.001. All paths start from the weights that a seed gives the engine; plain steps and float32 have its batches too.
 """
 
@@ -17,18 +17,18 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from cilbench import bench_reference as reference
-from cilbench.bench_accuracy import milestones, two_tasks
-from cilbench.bench_engine import Job
-from cilbench.bench_parts import as_arrays
-from cilbench.bench_rows import CPU as SCALE
-from cilbench.bench_rows import Scale, find_cifar100, some_classes
-from cilbench.datasets import Dataset
+from cilbench.data.datasets import Dataset
 from cilbench.methods.contract import Context
-from cilbench.methods.engine import numerics
-from cilbench.methods.training import Lesson, Look, Schedule, batches, fit
-from cilbench.protocol import learn_and_seal, revive, task_seed
+from cilbench.methods.training.engine import numerics
+from cilbench.methods.training.loop import Lesson, Look, Schedule, batches, fit
+from cilbench.protocol.run import learn_and_seal, revive, task_seed
 from cilbench.scenario import seen_test_images, stream
+from tools.speed import reference
+from tools.speed.accuracy import milestones, two_tasks
+from tools.speed.engine import Job
+from tools.speed.parts import as_arrays
+from tools.speed.rows import CPU as SCALE
+from tools.speed.rows import Scale, find_cifar100, some_classes
 
 CPU = torch.device("cpu")
 EPOCHS = 3

@@ -15,12 +15,12 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from cilbench import datasets
 from cilbench.budgets import Budget
+from cilbench.data import datasets
 from cilbench.methods.contract import Context, Task
-from cilbench.methods.dgm import DGM
-from cilbench.methods.dgm_generator import Discriminator
-from cilbench.protocol import task_seed
+from cilbench.methods.dgm.generator import Discriminator
+from cilbench.methods.dgm.method import DGM
+from cilbench.protocol.run import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 CONFIG = DGM.Config(z_dim=64, epochs=40, batch_size=32, lr=2e-3, d=16)

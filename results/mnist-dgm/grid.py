@@ -11,9 +11,9 @@ import torch
 from PIL import Image
 from torchvision.utils import make_grid
 
-from cilbench import datasets
 from cilbench.budgets import Budget, unseal
-from cilbench.methods.dgm import DGM
+from cilbench.data import datasets
+from cilbench.methods.dgm.method import DGM
 from cilbench.scenario import make_scenario
 
 SCALE = 2

@@ -1,0 +1,168 @@
+"""`cilbench run --from runs/<cell>/cell.json`: the very same cell once more, and whether the same came out.
+
+cell.json may be somebody else's: what it asks for is checked as a command line is, by the same code.
+"""
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import typer
+
+from cilbench.data import datasets
+from cilbench.device.choose import laid_out, pick_device
+from cilbench.errors import RequestError
+from cilbench.protocol.run import environment
+from cilbench.records.folder import FORMAT, UNREADABLE, RunFolder, printable, read_json, read_predictions
+from cilbench.request import Cell, RunRequest, cells, check_feasible
+
+LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
+
+
+def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Callable[[RunRequest], int]) -> int:
+    """Run the cell of a cell.json into `out`; the exit code of `sweep`, which does it.
+
+    Says what differs from the first time (versions, hardware, memory layout, data) before, and how the predictions
+    compare after. Raises RequestError.
+    """
+    first = Recorded.read(source)
+    request = first.asked(data_dir)
+    (cell,) = cells(request)
+    folder = RunFolder(out, cell.id)
+    if folder.final.exists() and folder.final.samefile(source.resolve().parent):
+        raise RequestError(f"--out {out}: the run of --from is there itself; name another folder, e.g. --out again")
+    there = pick_device(device)
+    here = environment(there) | {
+        "layout": laid_out(cell, check_feasible([cell])[cell.id], there).layout,
+        "data_sha256": datasets.fingerprint(cell.scenario.dataset, data_dir),
+    }
+    for line in [*first.not_said(cell), *first.differences(here)]:
+        typer.echo(line)
+    code = sweep(request)
+    typer.echo(compared(source.parent / "predictions.npz", folder.final / "predictions.npz"))
+    return code
+
+
+@dataclass(frozen=True)
+class Recorded:
+    """A cell.json as it was written: the request, and what the result depended on besides it."""
+
+    path: Path
+    request: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @classmethod
+    def read(cls, path: Path) -> "Recorded":
+        """Raises RequestError for what is no whole cell.json."""
+        try:
+            content = read_json(path)
+            if content["format"] != FORMAT:
+                raise ValueError(f"format {content['format']}; this version reads {FORMAT}")
+            request, told = dict(content["request"]), dict(content["environment"])
+            json.dumps([request, told], allow_nan=False)
+        except UNREADABLE as error:
+            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            raise RequestError(printable(f"--from {path}: not a whole cell.json ({why})")) from None
+        return cls(path, request, told)
+
+    def asked(self, data_dir: Path | None) -> RunRequest:
+        """The command line that asks for this cell and no other. Raises RequestError."""
+        r = self.request
+        try:
+            request = RunRequest(
+                **{name: _text(r[name]) for name in ("dataset", "recipe", "backbone", "accounting", "storage", "fill")},
+                methods=_text(r["method"]),
+                budget=f"{_whole(r['budget_bytes'])}B",
+                base=_whole(r["base"]),
+                inc=_whole(r["inc"]),
+                seeds=str(_whole(r["seed"])),
+                orders=str(_whole(r["order"])),
+                precision=_text(r["precision"]),
+                settings=tuple(_settings(r["config"])),
+                data_dir=data_dir,
+            )
+        except (KeyError, TypeError, AttributeError, ValueError) as error:
+            raise RequestError(printable(f"--from {self.path}: not the request of a cell ({error!r})")) from None
+        try:
+            asked = cells(request)
+        except RequestError as error:
+            raise RequestError(printable(f"--from {self.path}: {error}")) from None
+        if len(asked) != 1:
+            raise RequestError(printable(f"--from {self.path}: not the request of one cell"))
+        cell = asked[0]
+        now = json.loads(json.dumps(cell.request))
+        differ = [key for key in _leaves(r) if key != (LABEL,) and _leaves(r)[key] != _leaves(now).get(key)]
+        if differ:
+            raise RequestError(printable(f"--from {self.path}: this version cannot run {_named(differ, _leaves(r))}"))
+        return request
+
+    def not_said(self, cell: Cell) -> Iterator[str]:
+        """Settings that have come since, a line each: the cell runs with their defaults, under another name."""
+        now = _leaves(json.loads(json.dumps(cell.request)))
+        for key in now.keys() - _leaves(self.request).keys():
+            yield f"not in cell.json: {_named([key], now)}"
+
+    def differences(self, here: Mapping[str, Any]) -> Iterator[str]:
+        """What is otherwise than it was, a line each."""
+        for key, now in here.items():
+            then = self.environment.get(key)
+            if then != now:
+                yield printable(f"{key}: then {'not recorded' if then is None else then}, now {now}")
+
+
+def compared(then: Path, now: Path) -> str:
+    """One line on whether two predictions.npz hold the same."""
+    if not then.is_file() or not now.is_file():
+        return f"predictions: nothing to compare, there is no {now if then.is_file() else then}"
+    try:
+        before, after = read_predictions(then), read_predictions(now)
+    except UNREADABLE as error:
+        return printable(f"predictions: cannot be compared ({type(error).__name__}: {error})")
+    if before.keys() != after.keys() or any(before[name].shape != after[name].shape for name in before):
+        return f"predictions: not of the same tasks, heads and images as {then}"
+    if all(np.array_equal(before[name], after[name]) for name in before):
+        return f"predictions: identical to {then}"
+    heads = [name for name in before if before[name].ndim == 2]
+    images = sum(len(before[name]) for name in heads)
+    other = sum(int((before[name][:, 0] != after[name][:, 0]).sum()) for name in heads)
+    return f"predictions: {other:,} of {images:,} top-1 differ from {then}"
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _whole(value: Any) -> int:
+    if type(value) is not int:
+        raise TypeError(f"{value!r} is no whole number")
+    return value
+
+
+def _settings(config: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    """Every hyper-parameter as `--set` takes it."""
+    for component, fields in config.items():
+        for name, value in fields.items():
+            yield f"{component}.{name}={_setting(value)}"
+
+
+def _setting(value: Any) -> str:
+    if isinstance(value, list):
+        return ",".join(map(_setting, value))
+    return str(value)
+
+
+def _leaves(request: Mapping[str, Any]) -> dict[tuple[str, ...], Any]:
+    """A request as path → value, its config opened."""
+    flat: dict[tuple[str, ...], Any] = {(key,): value for key, value in request.items() if key != "config"}
+    for component, fields in request["config"].items():
+        flat |= {(component, name): value for name, value in fields.items()}
+    return flat
+
+
+def _named(keys: list[tuple[str, ...]], leaves: Mapping[tuple[str, ...], Any]) -> str:
+    return ", ".join(f"{'.'.join(key)}={leaves[key]}" for key in sorted(keys))

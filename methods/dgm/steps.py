@@ -1,0 +1,114 @@
+"""What DGM does with a batch: the class head, the critic and the generator in turn (Ostapenko 2019, arXiv 1904.03137).
+
+All of it is one step, which a CUDA device captures and replays: nothing here waits for the device.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from cilbench.methods.dgm.generator import Discriminator, compensation, sparsity
+from cilbench.methods.training.engine import widest
+
+
+@dataclass
+class Adversaries:
+    """The two networks of a task and how they learn from a batch.
+
+    `made(labels_B, masks)` → images [B, C, S, S] in [−1, 1]. `embeddings`: of the masks, leaves that are learned, the
+    last of `generator_adam`'s parameters; `writable`, `reserved`: of the shared weights, the first of them, as in
+    `MaskedGenerator`.
+    """
+
+    made: Callable[[Tensor, Sequence[Tensor]], Tensor]
+    net: Discriminator
+    net_adam: torch.optim.Optimizer
+    generator_adam: torch.optim.Optimizer
+    embeddings: Sequence[Tensor]
+    writable: Sequence[Tensor]
+    reserved: Sequence[Tensor]
+    rng: torch.Generator
+    gradient_penalty: float
+    sparsity_weight: float
+    class_weight: float
+    critic_steps: int
+
+    def __post_init__(self) -> None:
+        device = self.embeddings[0].device
+        self.learning: list[Tensor] = self.generator_adam.param_groups[0]["params"]
+        # Tensors, which a captured step reads anew whenever it is replayed.
+        self.s, self.s_epoch = (torch.zeros((), device=device, dtype=widest(device)) for _ in range(2))
+        # Over the epoch: the class loss of each step's last batch, the critic's, the generator's; steps until one of
+        # them was no number.
+        self.sums = torch.zeros(4, device=device)
+
+    def begin(self) -> None:
+        """Before an epoch."""
+        self.sums.zero_()
+
+    def anneal(self, s: float, s_epoch: float) -> None:
+        """Before a step: the scale of the soft masks σ(s·e), and what it comes to in this epoch."""
+        self.s.fill_(s)
+        self.s_epoch.fill_(s_epoch)
+
+    def __call__(self, images: Tensor, labels_B: Tensor, *batches: Tensor) -> None:
+        """The task's own images, uint8 [B, C, S, S], with labels int64 [B]; then batches of all classes, each its
+        images and its labels."""
+        for others, other_labels_B in zip(batches[::2], batches[1::2], strict=True):
+            class_loss = self.class_step(signed(others), other_labels_B)
+        real_BCSS = signed(images)
+        for _ in range(self.critic_steps):
+            critic_loss = self.critic_step(real_BCSS, labels_B)
+        self.sums[:3] += torch.stack([class_loss, critic_loss, self.generator_step(labels_B)])
+        self.sums[3] += self.sums[:3].isfinite().all()
+
+    def class_step(self, x_BCSS: Tensor, labels_B: Tensor) -> Tensor:
+        loss = F.cross_entropy(self.net.classes(self.net(x_BCSS, keep_statistics=True)), labels_B)
+        _descend(self.net_adam, loss)
+        return loss.detach()
+
+    def critic_step(self, real_BCSS: Tensor, labels_B: Tensor) -> Tensor:
+        net = self.net
+        with torch.no_grad():
+            fake_BCSS = self.made(labels_B, self.masks())
+        share_B111 = torch.rand(len(real_BCSS), 1, 1, 1, device=real_BCSS.device, generator=self.rng)
+        between = torch.lerp(fake_BCSS, real_BCSS, share_B111).requires_grad_()
+        (slope,) = torch.autograd.grad(net.critic(net(between)).sum(), between, create_graph=True)
+        penalty = ((slope.flatten(1).norm(dim=1) - 1) ** 2).mean()  # WGAN-GP, arXiv 1704.00028, eq. 3
+        loss = net.critic(net(fake_BCSS)).mean() - net.critic(net(real_BCSS)).mean()
+        _descend(self.net_adam, loss + self.gradient_penalty * penalty)
+        return loss.detach()
+
+    def generator_step(self, labels_B: Tensor) -> Tensor:
+        masks = self.masks()
+        features_BD = self.net(self.made(labels_B, masks))
+        loss = -self.net.critic(features_BD).mean() + self.sparsity_weight * sparsity(masks, self.reserved)
+        if self.class_weight:
+            loss = loss + self.class_weight * F.cross_entropy(self.net.classes(features_BD), labels_B)
+        gradients = list(torch.autograd.grad(loss, self.learning))
+        for i, free in enumerate(self.writable):  # 0 from the first step on: Adam's moments stay 0, the weight as it is
+            gradients[i] = gradients[i] * free
+        for i, e in enumerate(self.embeddings, start=len(self.learning) - len(self.embeddings)):
+            gradients[i] = gradients[i] * compensation(e.detach(), self.s, self.s_epoch)
+        for parameter, gradient in zip(self.learning, gradients, strict=True):
+            parameter.grad = gradient
+        self.generator_adam.step()
+        return loss.detach()
+
+    def masks(self) -> list[Tensor]:
+        """Soft: σ(s·e)."""
+        return [torch.sigmoid(self.s * e) for e in self.embeddings]
+
+
+def signed(images: Tensor) -> Tensor:
+    """uint8 → float in [−1, 1]."""
+    return images.float() / 127.5 - 1
+
+
+def _descend(optimizer: torch.optim.Optimizer, loss: Tensor) -> None:
+    optimizer.zero_grad(set_to_none=True)
+    loss.backward()
+    optimizer.step()

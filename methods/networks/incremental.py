@@ -1,0 +1,147 @@
+"""The classifier of every method but dgm: general layers, one branch or several, one linear head over their features.
+
+icarl, replay, …   one branch: the whole backbone
+der                one whole backbone per task, features concatenated
+memo               general layers once, one last stage per task, features concatenated
+"""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from cilbench.budgets.sealed import State
+from cilbench.methods.contract import Scenario
+from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
+from cilbench.methods.training.engine import full_precision, memory_format
+
+
+class IncrementalNet(nn.Module):
+    """Normalised images [B, C, H, W] → logits [B, seen].
+
+    `share_general` is MEMO's layout; otherwise every branch is a whole backbone. A new net has neither branch nor head:
+    `add_branch` and `grow_head` make them, or `load`. Weights are drawn on the CPU: every device starts from the same.
+    """
+
+    def __init__(self, scenario: Scenario, backbone: str, device: torch.device, *, share_general: bool = False) -> None:
+        super().__init__()
+        self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
+        self.branch_features = BACKBONES[self.family][backbone].features
+        self.device, self.memory_format = device, memory_format()
+        self.share_general = share_general
+        self.shared: nn.Module = nn.Identity()
+        if share_general:
+            self.shared = self._placed(build_shared(self.family, backbone, self.channels))
+        self.branches = nn.ModuleList()
+        self.head: nn.Linear | None = None
+
+    @property
+    def seen(self) -> int:
+        """Number of classes the head knows."""
+        return 0 if self.head is None else self.head.out_features
+
+    def add_branch(self) -> None:
+        """One more branch, initialised from the newest one if there is one (DER §3.2, MEMO §4)."""
+        branch = self._new_branch()
+        if self.branches:
+            branch.load_state_dict(self.branches[-1].state_dict())
+        self.branches.append(branch)
+
+    def grow_head(self, seen: int) -> None:
+        """Make the head [seen, D·branches]; rows and columns it had keep their weights, the others start anew."""
+        old, self.head = self.head, new_head(self.branch_features * len(self.branches), seen).to(self.device)
+        if old is not None:
+            with torch.no_grad():
+                self.head.weight[: old.out_features, : old.in_features] = old.weight
+                self.head.bias[: old.out_features] = old.bias
+
+    def maps(self, x_BCHW: Tensor) -> Tensor:
+        """Last feature maps of all branches: [B, D·branches, h, w]. What is frozen runs without a graph."""
+        shared = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
+        return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
+
+    def features(self, x_BCHW: Tensor) -> Tensor:
+        """Average-pooled feature maps: [B, D·branches]."""
+        return self.pooled(self.maps(x_BCHW))
+
+    def pooled(self, maps_BDhw: Tensor) -> Tensor:
+        """Means of feature maps, [B, D·branches], as wide as the parameters in any precision."""
+        return F.adaptive_avg_pool2d(maps_BDhw, 1).flatten(1).to(next(self.branches.parameters()).dtype)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        return self.logits(self.features(x_BCHW))
+
+    def logits(self, features_BD: Tensor) -> Tensor:
+        """Features [B, D·branches] → logits [B, seen], never in bf16: losses are taken of them."""
+        with full_precision(self.device):
+            return self.classifier(features_BD)
+
+    @property
+    def classifier(self) -> nn.Linear:
+        """The head, once there is one."""
+        assert self.head is not None, "grow_head comes first"
+        return self.head
+
+    def newest(self, features_BD: Tensor) -> Tensor:
+        """The part of the features that the newest branch made: [B, D]."""
+        return features_BD[:, -self.branch_features :]
+
+    def export(self) -> dict[str, Tensor]:
+        """State: parameters of the backbones, their running statistics, the head."""
+        parameters = {_state_key(name): p.detach() for name, p in self.named_parameters()}
+        # num_batches_tracked is read only where BatchNorm's momentum is None, which no layer here has.
+        buffers = {
+            f"statistics/{name}": b for name, b in self.named_buffers() if not name.endswith("num_batches_tracked")
+        }
+        return parameters | buffers
+
+    def load(self, state: State) -> None:
+        """Rebuild branches and head from what `export` gave; keys of other owners are left alone."""
+        for _ in {key.split(".")[1] for key in state if key.startswith("backbone/branches.")}:
+            self.branches.append(self._new_branch())
+        self.grow_head(len(state["head/weight"]))
+        own = [name for name, _ in self.named_parameters()]
+        own += [name for name, _ in self.named_buffers() if not name.endswith("num_batches_tracked")]
+        targets = self.state_dict(keep_vars=True)
+        with torch.no_grad():
+            for name in own:
+                key = _state_key(name) if isinstance(targets[name], nn.Parameter) else f"statistics/{name}"
+                targets[name].copy_(state[key])
+
+    def _new_branch(self) -> nn.Module:
+        whole = [] if self.share_general else [build_shared(self.family, self.backbone, self.channels)]
+        return self._placed(nn.Sequential(*whole, build_specialised(self.family, self.backbone)))
+
+    def _placed(self, module: nn.Module) -> nn.Module:
+        return module.to(self.device).to(memory_format=self.memory_format)
+
+
+def new_head(features: int, classes: int) -> nn.Linear:
+    """A linear classifier as PyCIL draws it: Kaiming uniform with gain 1, bias 0."""
+    head = nn.Linear(features, classes)
+    nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
+    nn.init.zeros_(head.bias)
+    return head
+
+
+def freeze(module: nn.Module) -> None:
+    """No more gradients; `train_unfrozen` will leave its BatchNorm in evaluation mode."""
+    module.requires_grad_(False)
+
+
+def train_unfrozen(net: nn.Module) -> None:
+    """Training mode for what learns, evaluation mode for what is frozen (its running statistics must not move)."""
+    net.train()
+    for module in net.modules():
+        parameters = list(module.parameters())
+        if parameters and not any(p.requires_grad for p in parameters):
+            module.eval()
+
+
+def _run(part: nn.Module, maps: Tensor) -> Tensor:
+    learns = any(p.requires_grad for p in part.parameters())
+    with torch.set_grad_enabled(torch.is_grad_enabled() and (learns or maps.requires_grad)):
+        return part(maps)
+
+
+def _state_key(name: str) -> str:
+    return f"head/{name.removeprefix('head.')}" if name.startswith("head.") else f"backbone/{name}"

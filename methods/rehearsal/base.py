@@ -1,0 +1,188 @@
+"""What every method with exemplars keeps, and how it is planned. No loop and no loss: each method's own file has them.
+
+kept        network (backbones, running statistics, head) and encoded exemplars
+recomputed  class means, the teacher (the network as it was loaded)
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Raw
+from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
+from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
+from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, Work
+from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
+from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
+from cilbench.methods.training.loop import Lesson, Look
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a method's network grows: one branch for good, or one a task; general layers shared or not."""
+
+    expanding: bool = False
+    share_general: bool = False
+
+
+class Rehearsal:
+    """A network, an exemplar memory, a compression. Subclasses bring `card`, `layout`, `Config` and `learn`."""
+
+    card: ClassVar[MethodCard]
+    layout: ClassVar[Layout]
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: Any,
+        scenario: Scenario,
+        device: torch.device,
+        compression: Compression | None = None,
+    ) -> None:
+        compression = compression or Plain(Raw())
+        self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
+        self.net = IncrementalNet(scenario, plan.backbone, device, share_general=self.layout.share_general)
+        overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
+        self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
+        self.look = Look(scenario, device)
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
+        return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression or Plain(Raw()))
+
+    @classmethod
+    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> Work:
+        known = scenario.seen(task) - len(scenario.new(task))
+        images = scenario.images_of(len(scenario.new(task))) + min(plan.exemplars, scenario.images_of(known))
+        return Work(config.schedule(task).images(images), config.schedule(task).epochs)
+
+    @classmethod
+    def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:
+        """Bytes after the last task with the protocol's backbone and base exemplars, counted as in `budget`."""
+        backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
+        *_, model = _model_states(cls.layout, scenario, backbone, compression)
+        image_bytes = compression.codec.least_bytes(scenario.image_shape) + _overhead_bytes(compression.codec, budget)
+        model_bytes = ledger_of_state(model, budget.storage, scenario.allowance).total(budget.accounting)
+        return model_bytes + scenario.base_exemplars * image_bytes
+
+    def begin(self, task: Task) -> Lesson:
+        """Grow the network for a task's classes; the lesson is its images and all exemplars."""
+        if self.layout.expanding or not self.net.branches:
+            self.net.add_branch()
+        self.net.grow_head(self.scenario.seen(task.index))
+        return self.memory.lesson(task)
+
+    def features(self, images: Tensor) -> Tensor:
+        """uint8 [B, C, H, W] → [B, D·branches]; the network must be in evaluation mode."""
+        return self.net.features(self.look.plain(images))
+
+    def scores(self, images: Tensor) -> dict[str, Tensor]:
+        self.net.eval()
+        return {"head": self.net(self.look.plain(images))}
+
+    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        return self.memory.first(per_class)
+
+    def state(self) -> State:
+        return self.net.export() | self.memory.export() | self.compression.export(self.net)
+
+    def load(self, state: State) -> None:
+        self.net.load(state)
+        self.memory.load(state)
+        self.compression.load(state)
+
+
+def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenario, compression: Compression) -> Plan:
+    """⌊(budget − model after the last task) / exemplar⌋ exemplars on the protocol's backbone. Raises BudgetTooSmall.
+
+    A method that keeps one backbone takes the protocol's; an expanding one the largest of which as many whole copies as
+    there are tasks leave room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
+    """
+    codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
+    least_bytes = scenario.classes * (codec.enough_bytes(scenario.image_shape) + overhead_bytes)
+    for backbone in _candidates(layout, budget, scenario):
+        states = _model_states(layout, scenario, backbone, compression)
+        models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
+        model_bytes = models[-1].total(budget.accounting)
+        if model_bytes + least_bytes <= budget.bytes:
+            break
+    else:
+        raise BudgetTooSmall(method, budget.bytes, model_bytes + least_bytes, f"{backbone} and one exemplar a class")
+    spent = [m.total(budget.accounting) if budget.fill == "adaptive" else model_bytes for m in models]
+    exemplar_bytes = tuple(budget.bytes - model for model in spent)
+    memories = [
+        largest_memory(codec, scenario, exemplar_bytes[task], overhead_bytes, scenario.seen(task))
+        for task in range(scenario.tasks)
+    ]
+    as_it_is = codec.least_bytes(scenario.image_shape) if codec.fixed_length else scenario.image_bytes
+    return Plan(
+        budget=budget,
+        backbone=backbone,
+        exemplars=exemplar_count(budget.bytes, model_bytes, as_it_is + overhead_bytes),
+        exemplar_bytes=exemplar_bytes,
+        model_bytes=model_bytes,
+        published_bytes=tuple(m.published + e.published for m, e in zip(models, memories, strict=True)),
+        strict_bytes=tuple(m.strict + e.strict for m, e in zip(models, memories, strict=True)),
+    )
+
+
+def plan_reference(method: str, budget: Budget, scenario: Scenario, images: int | None) -> Plan:
+    """The protocol's backbone and `images` exemplars as they are, at any cost; None: no memory, within the budget.
+
+    Raises BudgetTooSmall, without a memory only.
+    """
+    layout, compression = Layout(), Plain(Raw())
+    backbone = _candidates(layout, budget, scenario)[0]
+    states = _model_states(layout, scenario, backbone, compression, counts=images is not None)
+    models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
+    model_bytes = models[-1].total(budget.accounting)
+    if images is None and model_bytes > budget.bytes:
+        raise BudgetTooSmall(method, budget.bytes, model_bytes, backbone)
+    exemplar_bytes = (images or 0) * scenario.image_bytes
+    return Plan(
+        budget=budget,
+        backbone=backbone,
+        exemplars=images or 0,
+        exemplar_bytes=(exemplar_bytes,) * scenario.tasks,
+        model_bytes=model_bytes,
+        published_bytes=tuple(m.published + exemplar_bytes for m in models),
+        strict_bytes=tuple(m.strict + exemplar_bytes for m in models),
+    )
+
+
+def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]:
+    """Backbones in order of preference."""
+    if scenario.backbone != "auto":
+        return [scenario.backbone]
+    if not layout.expanding:
+        return [scenario.single_backbone]
+    family, channels = scenario.family, scenario.image_shape[0]
+    stored = STORAGE_DTYPES[budget.storage].itemsize / 4
+    sizes = [(name, int(backbone_bytes(family, name, channels) * stored)) for name in BACKBONES[family]]
+    return whole_fitting(sizes, scenario.tasks, budget.bytes, scenario.base_exemplars * scenario.image_bytes)
+
+
+def _model_states(
+    layout: Layout, scenario: Scenario, backbone: str, compression: Compression, counts: bool = True
+) -> Iterator[dict[str, Tensor]]:
+    """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
+    meta = torch.device("meta")
+    with meta:
+        net = IncrementalNet(scenario, backbone, meta, share_general=layout.share_general)
+    for task in range(scenario.tasks):
+        seen = scenario.seen(task)
+        with meta:
+            if layout.expanding or not task:
+                net.add_branch()
+            net.grow_head(seen)
+            per_class = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)} if counts else {}
+        yield net.export() | compression.export(net) | per_class
+
+
+def _overhead_bytes(codec: Codec, budget: Budget) -> int:
+    """What an exemplar costs beside its payload: its box or length, under `strict`."""
+    return BESIDE_BYTES[codec.beside] if budget.accounting == "strict" else 0

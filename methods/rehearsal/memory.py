@@ -1,0 +1,197 @@
+"""Exemplars between tasks: encoded bytes, best herded first, and how they are chosen.
+
+After a task every class may keep ⌊exemplar bytes / seen classes⌋ bytes. With images of one size that is the published
+⌊total / seen⌋ images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Encoded
+from cilbench.budgets.sealed import State
+from cilbench.methods.contract import Context, Scenario, Task
+from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.training.images import joined
+from cilbench.methods.training.loop import Compressing, Lesson, Look, Schedule, in_batches
+from cilbench.methods.training.losses import herd
+
+
+class Compression(Protocol):
+    """How a rehearsal method's exemplars are compressed. `during` makes what is needed while one task is learned."""
+
+    codec: Codec
+
+    def during(
+        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
+    ) -> Compressing:
+        """The compression at work in one task, beside the net that is trained."""
+        ...
+
+    def export(self, net: IncrementalNet) -> dict[str, Tensor]:
+        """What the compression itself carries over a task boundary beside `net`; planning asks with a net on `meta`."""
+        ...
+
+    def load(self, state: State) -> None: ...
+
+
+class Plain:
+    """A fixed codec: nothing to learn."""
+
+    def __init__(self, codec: Codec) -> None:
+        self.codec = codec
+
+    def during(
+        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
+    ) -> "Plain":
+        return self
+
+    def show(self, batch: Tensor, positions: Tensor) -> Tensor:
+        return batch
+
+    def before_epoch(self, epoch: int, lr: float) -> None:
+        return None
+
+    def encode(self, images: Tensor, labels: Tensor) -> Encoded:
+        return self.codec.encode(images.cpu())
+
+    def kept(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
+    def export(self, net: IncrementalNet) -> dict[str, Tensor]:
+        return {}
+
+    def load(self, state: State) -> None:
+        return None
+
+
+class ShowOnly:
+    """A compression that is no longer learned: images are shown as it made them, for the network that will be kept."""
+
+    def __init__(self, compressing: Compressing) -> None:
+        self.show, self.encode = compressing.show, compressing.encode
+
+    def before_epoch(self, epoch: int, lr: float) -> None:
+        return None
+
+    def kept(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
+
+class ExemplarMemory:
+    """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
+
+    def __init__(self, codec: Codec, scenario: Scenario, exemplar_bytes: tuple[int, ...], overhead_bytes: int) -> None:
+        self.codec, self.image_shape = codec, scenario.image_shape
+        self.exemplar_bytes, self.overhead_bytes = exemplar_bytes, overhead_bytes
+        self.classes: list[Encoded] = []
+
+    def lesson(self, task: Task) -> Lesson:
+        """The task's own images and all exemplars, decoded from their bytes."""
+        images, labels = self.decoded(task.images.device)
+        return Lesson(joined(task.images, images), torch.cat([task.labels, labels]), len(task.images))
+
+    def decoded(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """All exemplars: uint8 [N, C, H, W] and their classes int64 [N]."""
+        counts = torch.tensor([len(c) for c in self.classes], dtype=torch.int64)
+        images = [self.codec.decode(c, self.image_shape) for c in self.classes]
+        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        labels = torch.arange(len(counts)).repeat_interleave(counts)
+        return torch.cat([empty, *images]).to(device), labels.to(device)
+
+    def keep(
+        self,
+        task: Task,
+        new: range,
+        features: Callable[[Tensor], Tensor],
+        encode: Callable[[Tensor, Tensor], Encoded],
+    ) -> None:
+        """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit."""
+        share_bytes = self.exemplar_bytes[task.index] // new.stop
+        self.classes = [c.within(share_bytes, self.overhead_bytes) for c in self.classes]
+        features_ND = in_batches(features, task.images)
+        of_class = [(task.labels == label).nonzero()[:, 0] for label in new]
+        orders = herd([features_ND[positions] for positions in of_class], share_bytes // self.least_bytes)
+        for label, positions, order in zip(new, of_class, orders, strict=True):
+            chosen = positions[order.to(positions.device)]
+            encoded = encode(task.images[chosen], task.labels[chosen])
+            kept = encoded.within(share_bytes, self.overhead_bytes)
+            if not len(kept):
+                need_bytes = int(encoded.lengths[0]) + self.overhead_bytes
+                raise ValueError(f"an exemplar of class {label} costs {need_bytes} B, a class may keep {share_bytes} B")
+            self.classes.append(kept)
+
+    def keep_all(self, task: Task, new: range) -> None:
+        """Add every image of the task's classes, whatever it costs: only a method that no budget binds may."""
+        for label in new:
+            self.classes.append(self.codec.encode(task.images[task.labels == label].cpu()))
+
+    def first(self, per_class: int) -> tuple[Tensor, Tensor]:
+        """Up to so many of each class, best herded first, decoded: uint8 [N, C, H, W] and their classes int64 [N]."""
+        heads = [c.first(per_class) for c in self.classes]
+        images = [self.codec.decode(head, self.image_shape) for head in heads]
+        counts = torch.tensor([len(head) for head in heads], dtype=torch.int64)
+        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8)
+        return torch.cat([empty, *images]), torch.arange(len(counts)).repeat_interleave(counts)
+
+    @property
+    def least_bytes(self) -> int:
+        """The least an image of this shape costs under the codec."""
+        return self.codec.least_bytes(self.image_shape) + self.overhead_bytes
+
+    def export(self) -> dict[str, Tensor]:
+        """State: payload in class order, images per class, and what decoding needs."""
+        if not self.classes:
+            return {}
+        state = {
+            "exemplars/payload": torch.cat([c.payload for c in self.classes]),
+            "labels/images_per_class": torch.tensor([len(c) for c in self.classes], dtype=torch.int32),
+        }
+        if self.codec.beside == "boxes":
+            state["boxes/exemplars"] = torch.cat([c.boxes for c in self.classes if c.boxes is not None])
+        elif self.codec.beside == "lengths":
+            state["labels/lengths"] = torch.cat([c.lengths for c in self.classes]).to(torch.int32)
+        return state
+
+    def load(self, state: State) -> None:
+        if "exemplars/payload" not in state:
+            return
+        counts: Sequence[int] = state["labels/images_per_class"].tolist()
+        boxes = state.get("boxes/exemplars")
+        lengths = self.codec.lengths(sum(counts), state.get("labels/lengths", boxes), self.image_shape)
+        sizes = [int(part.sum()) for part in lengths.split(list(counts))]
+        boxes_of = boxes.split(list(counts)) if boxes is not None else [None] * len(counts)
+        parts = zip(state["exemplars/payload"].split(sizes), lengths.split(list(counts)), boxes_of, strict=True)
+        self.classes = [Encoded(*part) for part in parts]
+
+
+@dataclass(frozen=True)
+class MemoryBytes:
+    """Upper bounds on what an exemplar memory costs, beside the count of images per class."""
+
+    published: int
+    strict: int
+
+
+def largest_memory(
+    codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int, seen: int
+) -> MemoryBytes:
+    """The most that `ExemplarMemory` can export with `seen` classes. `overhead_bytes` as it has it."""
+    share_bytes, least_bytes = exemplar_bytes // seen, codec.least_bytes(scenario.image_shape)
+    images = share_bytes // (least_bytes + overhead_bytes)
+    payload_bytes = images * least_bytes if codec.fixed_length else share_bytes
+    beside_bytes = images * BESIDE_BYTES[codec.beside]
+    return MemoryBytes(
+        published=seen * payload_bytes,
+        strict=seen
+        * (min(payload_bytes + beside_bytes, share_bytes) if overhead_bytes else payload_bytes + beside_bytes),
+    )

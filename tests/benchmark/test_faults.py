@@ -1,0 +1,487 @@
+"""Disks that fill up or go away, files that change behind our back, numbers and devices that give up.
+
+What is damaged is found by its checksum and named in one line; what can be computed again is, from the last good
+boundary; what was whole is never lost, and the other cells of a sweep go on.
+"""
+
+import errno
+import io
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable, Iterator
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from conftest import Count, fuzzed
+from hypothesis import assume
+from hypothesis import strategies as st
+from nursery import Fault, Kind, nursery
+from test_kill import ALL, evidence, goes_on, request, several, whole
+from toy import EndedAfter, Silent, run, toy_cell, toy_dataset, with_class
+
+from cilbench.data.datasets import FILES, DatasetError, load
+from cilbench.methods.icarl import ICaRL
+from cilbench.methods.training import loop as training
+from cilbench.methods.training.checkpoint import Checkpoint, Resumable
+from cilbench.records.folder import Outcome, Resumed, RunFolder, audit, read_json
+from cilbench.request import Cell
+
+# --- disks
+
+
+def with_a_fault(kind: Kind, at: int, folder: Path, says: str) -> None:
+    """A run that meets the fault ends in order, and the same command without it gives what it always gives."""
+    out = folder / "runs"
+    code, said = nursery().run(request("icarl"), folder, Fault(kind, str(out), at))
+    assert "Traceback" not in said, (at, said)
+    assert code in (0, 1, 2), (at, said)
+    if code:
+        assert re.search(says, said), (at, said)
+    elif kind != "vanish":  # it met nothing but what can be done on such a disk
+        assert evidence(out) == whole("icarl")[0]
+    goes_on("icarl", folder)
+
+
+FAULTS: dict[Kind, str] = {  # → what a run says that met it
+    "full": "No space left",
+    "read-only": "Read-only",
+    "vanish": "No such file or directory|was damaged while the cell ran",
+}
+
+
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_disk_that_fails_in_the_middle(kind: Kind, tmp_path: Path, count: Count) -> None:
+    changes = several(3, seed=list(FAULTS).index(kind), most=whole("icarl")[2])
+    print(f"{kind} from the changes {changes} of {whole('icarl')[2]} on")  # noqa: T201
+    for at in changes:
+        (tmp_path / str(at)).mkdir()
+        with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
+    count("faults injected", len(changes))
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("kind", FAULTS)
+def test_a_disk_that_fails_at_every_change(kind: Kind, tmp_path: Path, count: Count) -> None:
+    for at in range(1, whole("icarl")[2] + 1):
+        (tmp_path / str(at)).mkdir()
+        with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
+    count("faults injected", whole("icarl")[2])
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 512 KiB; only root may mount one."""
+    there = tmp_path / "disk"
+    there.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", there], capture_output=True)
+    if mounted.returncode:
+        pytest.skip("this user may not mount a file system")
+    yield there
+    subprocess.run(["umount", "--lazy", there], check=True)
+
+
+def test_a_small_disk_that_is_full(small_disk: Path) -> None:
+    """Full almost at once, then with room for a part, then with room for all: it goes on where it was."""
+    ballast = small_disk / "ballast"
+    for kept in (480, 420, 350):
+        ballast.write_bytes(bytes(kept * 1024))
+        code, said = nursery().run(request(ALL), small_disk)
+        assert "Traceback" not in said
+        assert code in (1, 2), said  # 2: not even a folder can be made
+        assert "No space left" in said
+        (small_disk / "log").unlink()
+    ballast.unlink()
+    code, said = nursery().run(request(ALL), small_disk)
+    assert code == 0, said
+    assert evidence(small_disk / "runs") == whole(ALL)[0]
+
+
+def test_a_disk_that_is_read_only(small_disk: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    code, said = nursery().run(request("icarl", str(small_disk / "runs")), tmp_path)
+    assert code == 2
+    assert said.splitlines() == [f"cilbench: --out {small_disk}/runs: cannot be written (Read-only file system)"]
+
+
+# --- files that have changed
+
+
+@cache
+def interrupted() -> tuple[Cell, Path]:
+    """A cell of three tasks of which two are done, all states kept; the folder it lies in."""
+    out = nursery().data_dir.with_suffix(".interrupted")
+    cell = toy_cell("icarl", toy_dataset())
+    with pytest.raises(KeyboardInterrupt):
+        run(cell, toy_dataset(), out, reporter=EndedAfter(1))
+    return cell, out
+
+
+@cache
+def finished() -> Path:
+    """A run folder, whole."""
+    return run(toy_cell("icarl", toy_dataset()), toy_dataset(), nursery().data_dir.with_suffix(".finished"))[1]
+
+
+def damaged(data: bytes, draw: st.DataObject) -> bytes:
+    """A byte flipped, or the end cut off; never a blank of JSON that is another blank then: it says the same."""
+    at = draw.draw(st.integers(0, len(data) - 1), label="at")
+    bits = draw.draw(st.integers(0, 255), label="bits")  # 0: cut off
+    changed = data[:at] + bytes([data[at] ^ bits]) + data[at + 1 :] if bits else data[:at]
+    assume(not same_json(changed, data))
+    return changed
+
+
+def same_json(first: bytes, second: bytes) -> bool:
+    try:
+        return bool(json.loads(first) == json.loads(second))
+    except ValueError:
+        return False
+
+
+def a_byte_of_a_finished_task(draw: st.DataObject) -> None:
+    cell, out = interrupted()
+    there = out.with_name(f"{out.name}-damaged")
+    shutil.rmtree(there, ignore_errors=True)
+    folder = RunFolder(shutil.copytree(out, there), cell.id)
+    path = draw.draw(st.sampled_from(sorted(p for p in (folder.partial / "tasks").rglob("*") if p.is_file())))
+    path.write_bytes(damaged(path.read_bytes(), draw))
+    resumed = folder.open()
+    assert resumed.done == int(path.parent.name)
+    assert resumed.done + resumed.damaged == 2
+    assert sorted(p.name for p in (folder.partial / "tasks").iterdir()) == [str(n) for n in range(resumed.done)]
+
+
+def a_byte_of_a_finished_run(draw: st.DataObject) -> None:
+    folder = finished()
+    path = draw.draw(st.sampled_from(sorted(p for p in folder.rglob("*") if p.is_file())))
+    before = path.read_bytes()
+    path.write_bytes(damaged(before, draw))
+    problems = audit(folder)
+    path.write_bytes(before)
+    assert all(line.isprintable() for line in problems)
+    assert any(path.name in line for line in problems)
+
+
+def a_byte_of_a_data_set(draw: st.DataObject) -> None:
+    folder = nursery().data_dir / "tiny"
+    path = folder / draw.draw(st.sampled_from([*FILES, "meta.json"]))
+    before = path.read_bytes()
+    path.write_bytes(damaged(before, draw))
+    with pytest.raises(DatasetError, match="is damaged") as caught:
+        load("tiny", folder.parent)
+    path.write_bytes(before)
+    assert str(caught.value).isprintable()
+    assert str(path) in str(caught.value)
+
+
+BYTES: dict[Callable[[st.DataObject], None], int] = {  # → how many in `make test`
+    a_byte_of_a_finished_task: 60,  # it is not gone on from
+    a_byte_of_a_finished_run: 100,  # the audit names the file
+    a_byte_of_a_data_set: 60,  # it is named
+}
+
+
+@pytest.mark.parametrize("check", BYTES, ids=lambda check: check.__name__)
+def test_whatever_byte_changes(check: Callable[[st.DataObject], None], count: Count) -> None:
+    fuzzed(check, BYTES[check], anew=False)()
+    count("faults injected", BYTES[check])
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("check", BYTES, ids=lambda check: check.__name__)
+def test_whatever_byte_changes_many_times(check: Callable[[st.DataObject], None], count: Count) -> None:
+    fuzzed(check, 2000, anew=True)()
+    count("faults injected", 2000)
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.ESTALE, errno.EMFILE], ids=errno.errorcode.get)
+@pytest.mark.parametrize("name", ["record.json", "predictions.npz", "state.safetensors"])
+def test_what_cannot_be_read_now_is_not_taken_for_damaged(
+    number: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cell, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    before = {path: path.read_bytes() for path in folder.partial.rglob("*") if path.is_file()}
+    opened = io.open
+
+    def unreadable(path: Any, *others: Any, **given: Any) -> Any:
+        if str(path) == str(folder.partial / "tasks" / "0" / name):
+            raise OSError(number, os.strerror(number), str(path))
+        return opened(path, *others, **given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(io, "open", unreadable)
+        outcome, _ = run(cell, toy_dataset(), tmp_path / "runs")
+    assert outcome.status == "failed"
+    assert os.strerror(number) in str(outcome.reason)
+    assert name in str(outcome.reason)
+    assert {path: path.read_bytes() for path in folder.partial.rglob("*") if path.is_file()} == before
+    watch = Silent()
+    assert run(cell, toy_dataset(), tmp_path / "runs", reporter=watch)[0] == Outcome("done")
+    assert watch.begun == Resumed(done=2, damaged=0)
+
+
+def test_a_checksum_under_another_name_is_missing(tmp_path: Path) -> None:
+    """One bit of its key: the rest is as it was written, and nothing says so."""
+    cell, out = interrupted()
+    task = RunFolder(shutil.copytree(out, tmp_path / "begun"), cell.id).partial / "tasks" / "1"
+    run_folder = shutil.copytree(finished(), tmp_path / finished().name)
+    for path in (task / "record.json", run_folder / "cell.json"):
+        path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"rha256"'))
+    assert RunFolder(tmp_path / "begun", cell.id).open().done == 1
+    assert any("cell.json: its checksum is missing" in line for line in audit(run_folder))
+
+
+def test_damaged_tasks_are_named_with_what_is_wrong(tmp_path: Path) -> None:
+    cell, out = interrupted()
+    wrongs = {"record.json": "record.json: ", "predictions.npz": "its checksum differs", "state.safetensors": "weighed"}
+    for name, says in wrongs.items():
+        shutil.rmtree(tmp_path / "runs", ignore_errors=True)
+        folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+        path = folder.partial / "tasks" / "1" / name
+        path.write_bytes(path.read_bytes()[:-1])
+        (line,) = folder.open().why
+        assert str(path.parent) in line
+        assert name in line
+        assert says in line
+
+
+def test_damage_while_a_cell_runs_is_no_finished_run(toy, tmp_path: Path) -> None:
+    """A record that changes after it was written: the run is not brought together, and goes on before the damage."""
+
+    class Spoiling(Silent):
+        def task_done(self, record, top1):
+            if record.task == 2:
+                path = tmp_path / f"{cell.id}.partial" / "tasks" / "1" / "predictions.npz"
+                path.write_bytes(path.read_bytes()[:-1])
+
+    cell = toy_cell("icarl", toy)
+    _, expected = run(cell, toy, tmp_path / "whole")
+    outcome, folder = run(cell, toy, tmp_path, reporter=Spoiling())
+    assert outcome.status == "failed"
+    assert "tasks/1 was damaged while the cell ran" in str(outcome.reason)
+    assert not folder.exists()
+    watch = Silent()
+    assert run(cell, toy, tmp_path, reporter=watch)[0] == Outcome("done")
+    assert watch.done == [1, 2]
+    assert (folder / "predictions.npz").read_bytes() == (expected / "predictions.npz").read_bytes()
+
+
+def test_a_damaged_checkpoint_is_left_and_said(tmp_path: Path) -> None:
+    """With a checkpoint at every step, killed inside a task; then a byte of the checkpoint changes."""
+    code, said = nursery().run(request("icarl"), tmp_path, Fault("kill", str(tmp_path / "runs"), 40), every=0.0)
+    assert code == -signal.SIGKILL, said
+    (checkpoint,) = (tmp_path / "runs").glob("*/checkpoint-*.bin")
+    data = bytearray(checkpoint.read_bytes())
+    data[len(data) // 2] ^= 1
+    checkpoint.write_bytes(data)
+    goes_on("icarl", tmp_path)
+    (record,) = (tmp_path / "runs").glob("*/cell.json")
+    assert read_json(record)["events"] == {"checkpoint_damaged": 1}
+    assert f"{checkpoint.relative_to(tmp_path)}: ValueError: its checksum differs" in (tmp_path / "log").read_text()
+
+
+def test_a_checkpoint_that_cannot_be_written_costs_no_run(toy, tmp_path: Path, monkeypatch) -> None:
+    def full(self: Checkpoint, path: Path) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Checkpoint, "_write", full)
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (*Checkpoint.__init__.__defaults__[:-1], 0.0))
+    watch = Silent()
+    outcome, folder = run(toy_cell("icarl", toy), toy, tmp_path, reporter=watch)
+    assert outcome == Outcome("done")
+    assert read_json(folder / "cell.json")["events"]["checkpoint_not_written"] >= 3
+    assert any("No space left" in note for note in watch.notes)
+
+
+class Crashing(ICaRL):
+    def learn(self, task, context):
+        if task.index == 1:
+            raise RuntimeError("out of luck")
+        super().learn(task, context)
+
+
+class CrashingLate(ICaRL):
+    """Fails when the training is over and a checkpoint of it is there."""
+
+    def learn(self, task, context):
+        super().learn(task, context)
+        raise RuntimeError("out of luck")
+
+
+def test_a_failed_run_keeps_its_checkpoint(toy, tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (*Checkpoint.__init__.__defaults__[:-1], 0.0))
+    cell = toy_cell("icarl", toy)
+    outcome, folder = run(with_class(cell, CrashingLate), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0.bin"]
+    assert audit(folder) == []
+    taken_up = []
+    monkeypatch.setattr(Resumable, "_restore", lambda self, found: taken_up.append(self.phase))
+    run(cell, toy, tmp_path)
+    assert taken_up == ["learning"]
+
+
+# --- a failed run's folder and its partial one
+
+
+def test_a_failed_run_beside_a_partial_one_ends_in_its_place(toy, tmp_path: Path) -> None:
+    """Both are there where somebody has copied folders together."""
+    cell = toy_cell("icarl", toy)
+    assert run(with_class(cell, Crashing), toy, tmp_path)[0].status == "failed"
+    shutil.copytree(tmp_path / cell.id, tmp_path / f"{cell.id}.partial")
+    assert run(cell, toy, tmp_path)[0] == Outcome("done")
+    assert [path.name for path in tmp_path.iterdir()] == [cell.id]
+
+
+def test_half_a_line_of_the_log_costs_that_line_alone(toy, tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "x")
+    folder.open()
+    folder.log({"task": 0, "event": "seen"})
+    with (folder.partial / "log.jsonl").open("ab") as file:
+        file.write(b'{"task": 0, "event": "to\xff\n[1]\n{"task": 0, "event": "torn"')
+    assert folder.events() == {"seen": 1}
+    folder.open()
+    assert (folder.partial / "log.jsonl").read_text() == ""  # no task is done
+
+
+# --- numbers and devices
+
+
+DIVERGING = ("--set", "der.lr=1e11", "--set", "der.first_epochs=20")
+
+
+def test_one_cell_diverges_the_others_go_on(tmp_path: Path) -> None:
+    code, said = nursery().run((*request("icarl,der,memo"), *DIVERGING), tmp_path)
+    assert code == 1
+    assert "3 runs: 2 done, 1 diverged" in said
+    (record,) = (tmp_path / "runs").glob("der-*/cell.json")
+    cell = json.loads(record.read_text())
+    assert cell["status"] == "diverged"
+    assert re.fullmatch(r".* in task 0, epoch \d+, step \d+, learning rate 1e\+\d+", cell["reason"])
+    assert cell["reason"] in said
+    assert audit(record.parent) == []
+
+
+class Hungry(ICaRL):
+    """Asks for more memory than there is, so many times."""
+
+    times = 1
+    error: Exception
+
+    def learn(self, task, context):
+        if task.index == 1 and Hungry.times:
+            Hungry.times -= 1
+            raise Hungry.error
+        super().learn(task, context)
+
+
+GIB = "tried to allocate 20.00 GiB"
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError(GIB),
+        MemoryError(GIB),
+        RuntimeError(
+            f"[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: {GIB}"
+        ),
+        RuntimeError(f"CUDA error: out of memory ({GIB})"),
+        RuntimeError(f"CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)` ({GIB})"),
+    ],
+    ids=["a GPU", "numpy", "a CPU", "CUDA", "cuBLAS"],
+)
+@pytest.mark.parametrize(("times", "status"), [(1, "done"), (2, "failed")])
+def test_out_of_memory_is_tried_once_more(
+    times: int, status: str, error: Exception, toy, tmp_path: Path, monkeypatch
+) -> None:
+    monkeypatch.setattr(Hungry, "times", times)
+    monkeypatch.setattr(Hungry, "error", error, raising=False)
+
+    class Noting(Silent):
+        def note(self, line: str) -> None:
+            assert "20.00 GiB" in line
+
+    cell = with_class(toy_cell("icarl", toy), Hungry)
+    outcome, folder = run(cell, toy, tmp_path, reporter=Noting())
+    assert outcome.status == status
+    record = read_json(folder / "cell.json")
+    assert record["events"]["out_of_memory"] == 1
+    if status == "failed":
+        assert re.search(r"out of memory on cpu after [\d.]+ [KMG]iB, .*20.00 GiB", str(outcome.reason))
+        assert len(record["tasks"]) == 1
+    else:
+        _, plain = run(toy_cell("icarl", toy), toy, tmp_path / "plain")
+        assert (plain / "predictions.npz").read_bytes() == (folder / "predictions.npz").read_bytes()
+
+
+class Starved(ICaRL):
+    """Needs a GiB and then more than there is."""
+
+    def learn(self, task, context):
+        np.ones(2**27)
+        raise MemoryError(GIB)
+
+
+def test_what_an_isolated_process_had_needed_is_told(toy, tmp_path: Path) -> None:
+    cell = with_class(toy_cell("icarl", toy), Starved)
+    outcome, _ = run(cell, toy, tmp_path, isolate=True)
+    told = re.search(r"out of memory on cpu after ([\d.]+) GiB, .*20.00 GiB", str(outcome.reason))
+    assert told is not None
+    assert 1 < float(told[1]) < 4
+
+
+def test_weights_that_go_at_the_last_step_are_a_divergence(toy, tmp_path: Path, monkeypatch) -> None:
+    """The loss of every step was finite: no loss comes after the last one."""
+    step = training._Step.__call__
+    cell = toy_cell("icarl", toy, settings={"icarl.max_steps": "1", "icarl.first_epochs": "1"})
+
+    def spoilt(self: training._Step, batch: torch.Tensor, labels_B: torch.Tensor) -> None:
+        step(self, batch, labels_B)
+        self.optimizer.param_groups[0]["params"][0].data[0] = torch.nan
+
+    monkeypatch.setattr(training._Step, "__call__", spoilt)
+    outcome, _ = run(cell, toy, tmp_path)
+    assert outcome.status == "diverged"
+    rate = cell.spec.config.lr
+    assert outcome.reason == f"the weights are not finite in task 0, epoch 0, step 0, learning rate {rate:g}"
+
+
+# --- the end of a sweep
+
+
+def test_a_sweep_ends_with_every_reason(tmp_path: Path) -> None:
+    """Done, diverged and refused cells, and one that is somebody else's: a table of those that are not done, exit 1."""
+    sweep = ("run", "--dataset", "tiny", "--inc", "2", "--recipe", "smoke", "--budget", "11KiB,30KiB")
+    code, said = nursery().run((*sweep, "--methods", "icarl,der,memo", *DIVERGING), tmp_path)
+    assert code == 1
+    rows = [line for line in said.splitlines() if line.startswith("│")]
+    assert len(rows) == len([line for line in rows if "diverged" in line or "refused" in line])
+    statuses = [read_json(path)["status"] for path in (tmp_path / "runs").glob("*/cell.json")]
+    assert len(statuses) == 6
+    assert len(rows) == sum(status != "done" for status in statuses) > 2
+    for path in (tmp_path / "runs").glob("*/cell.json"):
+        record = read_json(path)
+        assert (record["reason"] is None) == (record["status"] == "done")
+
+
+def test_a_reason_is_shown_as_it_is(tmp_path: Path) -> None:
+    """Brackets are no markup: a failed cell of somebody else's with an odd reason does not end the command."""
+    code, said = nursery().run(request("icarl"), tmp_path)
+    (record,) = (tmp_path / "runs").glob("*/cell.json")
+    cell = json.loads(record.read_text())
+    cell.pop("sha256")
+    record.write_text(json.dumps(cell | {"status": "diverged", "reason": "[/x] [red]odd[bold]\x1b[2J"}))
+    code, said = nursery().run(request("icarl"), tmp_path)
+    assert code == 1
+    assert "Traceback" not in said
+    assert "[/x] [red]odd[bold]\\x1b[2J" in said

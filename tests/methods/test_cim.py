@@ -1,0 +1,449 @@
+"""CIM against independent computations of what its paper and its authors' code say."""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+from torch.nn import functional as F
+from toy import CPU, toy_cell, toy_dataset
+
+from cilbench.budgets import Ledger, seal, unseal
+from cilbench.budgets.codecs import Box
+from cilbench.methods.cim.method import (
+    CIM,
+    RELU,
+    Masking,
+    Rational,
+    activations,
+    class_activation_map,
+    hybrid,
+    resize,
+    tight_boxes,
+)
+from cilbench.methods.contract import Augmentation, Context, Scenario
+from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
+from cilbench.methods.registry import resolve
+from cilbench.methods.training.loop import RECIPES, Lesson, Look, Schedule, apply_recipe
+from cilbench.protocol.run import learn_and_seal, revive
+from cilbench.scenario import stream
+
+Config = CIM.Config
+
+SCHEDULE = Schedule(epochs=10, milestones=(), weight_decay=0.0, lr=0.1, momentum=0.9, lr_decay=0.1, batch_size=8)
+
+
+def scenario(shape: tuple[int, int, int] = (1, 8, 8), classes: int = 4, inc: int = 2) -> Scenario:
+    family, backbone = ("tiny", "tinyconv4") if shape[1] <= 16 else ("cifar", "convnet2")
+    statistics = ((0.4,) * shape[0], (0.3,) * shape[0])
+    order = tuple(range(classes))
+    return Scenario("toy", shape, 0, inc, order, family, "auto", backbone, 20, *statistics, Augmentation(1, True, 0.2))
+
+
+def images_of(count: int, shape: tuple[int, int, int], seed: int = 0) -> Tensor:
+    return torch.randint(0, 256, (count, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Bench:
+    """A net in the middle of a task, and CIM at work on it."""
+
+    shape: tuple[int, int, int] = (1, 8, 8)
+    config: Config = field(default_factory=Config)
+    branches: int = 1
+    per_class: int = 12
+    old: int = 6
+    schedule: Schedule = SCHEDULE
+
+    def __post_init__(self) -> None:
+        torch.manual_seed(0)
+        sc = scenario(self.shape)
+        self.net = IncrementalNet(sc, sc.single_backbone, CPU)
+        for _ in range(self.branches):
+            self.net.add_branch()
+        self.net.grow_head(4)
+        for name, buffer in self.net.named_buffers():
+            if name.endswith("running_mean"):
+                buffer.uniform_(-0.3, 0.3)
+        for branch in self.net.branches[:-1]:
+            freeze(branch)
+        train_unfrozen(self.net)
+        new = 2 * self.per_class
+        labels = torch.cat([torch.tensor([2, 3]).repeat(self.per_class), torch.tensor([0, 1]).repeat(self.old // 2)])
+        self.lesson = Lesson(images_of(new + self.old, self.shape), labels, new)
+        self.records: list[dict[str, object]] = []
+        context = Context(torch.Generator().manual_seed(7), lambda record: self.records.append(dict(record)), ignore)
+        self.cim = CIM(self.config, sc)
+        self.masking = self.cim.during(self.net, self.lesson, Look(sc, CPU), self.schedule, context, 1)
+
+
+def ignore(*_: object) -> None:
+    return None
+
+
+# ---------------------------------------------------------------------------------------------- rational activation
+
+
+def test_rational_is_relu_to_three_hundredths() -> None:
+    x = torch.linspace(-3, 3, 4001)
+    assert (Rational()(x) - x.relu()).abs().max() < 0.0301  # Molina 2020, Table 6
+
+
+def test_rational_is_its_formula_and_stays_finite() -> None:
+    rational = Rational().double()
+    phi = torch.tensor(np.random.default_rng(0).normal(size=10))
+    with torch.no_grad():
+        rational.phi.copy_(phi)
+    for x in (-1.7, 0.0, 2.3):
+        above = sum(float(phi[i]) * x**i for i in range(6))
+        below = 1 + abs(sum(float(phi[5 + j]) * x**j for j in range(1, 5)))
+        assert rational(torch.tensor(x, dtype=torch.float64)).item() == pytest.approx(above / below, rel=1e-12)
+    x = torch.tensor([-1e4, -100.0, 0.0, 100.0, 1e4], requires_grad=True)
+    rational = Rational()
+    rational(x).sum().backward()
+    assert x.grad is not None
+    assert rational.phi.grad is not None
+    assert x.grad.isfinite().all()
+    assert rational.phi.grad.isfinite().all()
+
+
+def test_mask_model_shares_the_weights_and_starts_as_the_network() -> None:
+    bench = Bench(branches=2)
+    assert bench.masking.mask_net.rationals == activations(bench.net)
+    assert not any(isinstance(module, nn.ReLU) for module in bench.masking.mask_net.modules())
+    assert all(p.is_meta for p in bench.masking.mask_net.parameters())  # no weights of its own
+    bench.net.eval()
+    x = torch.randn(5, 1, 8, 8)
+    _, logits = bench.masking.mask_net.run(bench.masking.theta(), x, bench.masking.phi)
+    assert torch.allclose(logits, bench.net(x), atol=0.3)
+    _, plain = bench.masking.plain_net.run(bench.masking.theta(), x)
+    assert torch.equal(plain, bench.net(x))
+
+
+# ---------------------------------------------------------------------------------------- activation map, box, hybrid
+
+
+def test_cam_is_the_head_row_times_the_maps() -> None:
+    maps, rows = torch.randn(3, 5, 4, 4), torch.randn(3, 5)
+    cam = class_activation_map(maps, rows)
+    for b in range(3):
+        raw = np.zeros((4, 4))
+        for d in range(5):
+            raw += float(rows[b, d]) * maps[b, d].numpy()
+        want = (raw - raw.min()) / (raw.max() - raw.min())
+        assert cam[b].numpy() == pytest.approx(want, abs=1e-6)
+
+
+def test_a_flat_cam_is_zero_has_no_box_and_a_finite_gradient() -> None:
+    maps = torch.full((1, 3, 4, 4), 2.0, requires_grad=True)
+    cam = class_activation_map(maps, torch.ones(1, 3))
+    cam.square().sum().backward()
+    assert not cam.any()
+    assert maps.grad is not None
+    assert maps.grad.isfinite().all()
+    assert tight_boxes(resize(cam.detach(), 8, 8), 0.6).tolist() == [[0, 0, 0, 0]]
+
+
+@settings(max_examples=80, deadline=None)
+@given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 10_000), st.sampled_from([0.3, 0.6, 0.95]))
+def test_boxes_are_the_tightest_on_even_coordinates(height: int, width: int, seed: int, tau: float) -> None:
+    cam = torch.rand(4, height, width, generator=torch.Generator().manual_seed(seed)) ** 3
+    for one, box in zip(cam, tight_boxes(cam, tau).tolist(), strict=True):
+        mask = one > tau if (one > tau).any() else one == one.max()
+        ys, xs = np.nonzero(mask.numpy())
+        top, left, bottom, right = ys.min() // 2, xs.min() // 2, ys.max() // 2, xs.max() // 2
+        assert box == [top, left, bottom - top + 1, right - left + 1]
+
+
+def test_a_lone_peak_on_a_small_map_has_a_box() -> None:
+    cam = torch.zeros(1, 4, 4)
+    cam[0, 1, 2] = 1.0
+    resized = resize(cam, 8, 8)
+    assert resized.max() == pytest.approx(0.5625)  # below τ
+    assert tight_boxes(resized, 0.6).tolist() == [[1, 2, 1, 1]]
+
+
+@pytest.mark.parametrize("shape", [(3, 8, 8), (1, 7, 5)])
+def test_hybrid_is_the_image_where_the_mask_is_one_and_the_stored_image_where_it_is_zero(
+    shape: tuple[int, int, int],
+) -> None:
+    images = images_of(2, shape)
+    stored = Box().decode(Box().encode(images, torch.zeros(2, 4, dtype=torch.int16)), shape)
+    assert torch.equal(hybrid(images.float(), torch.ones(2, *shape[1:])), images.float())
+    assert torch.equal(hybrid(images.float(), torch.zeros(2, *shape[1:])), stored.float())
+
+
+# ------------------------------------------------------------------------------------------------------ upper level
+
+
+@pytest.mark.parametrize("branches", [1, 2])
+def test_mask_steps_move_phi_and_nothing_of_the_network(branches: int) -> None:
+    bench = Bench(branches=branches)
+    for p in bench.net.parameters():
+        p.grad = torch.full_like(p, 3.0)
+    before = {name: tensor.clone() for name, tensor in bench.net.state_dict().items()}
+    modes = [module.training for module in bench.net.modules()]
+    flags = [p.requires_grad for p in bench.net.parameters()]
+    phi = bench.masking.phi.detach().clone()
+    bench.masking.before_epoch(0, 0.1)
+    assert bench.records[-1]["cim_steps"] == 1
+    assert (bench.masking.phi != phi).any(1).all()  # every activation's
+    assert all(torch.equal(tensor, before[name]) for name, tensor in bench.net.state_dict().items())
+    assert [module.training for module in bench.net.modules()] == modes
+    assert [p.requires_grad for p in bench.net.parameters()] == flags
+    assert all((p.grad == 3).all() for p in bench.net.parameters())
+    assert bench.cim.export(bench.net)["other/phi"].equal(bench.masking.phi.detach())
+
+
+class DoubleLook:
+    """No augmentation, float64."""
+
+    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        return images.double() / 255 - 0.4
+
+
+def double_masking(shape: tuple[int, int, int] = (1, 8, 8), *, rate: float) -> Masking:
+    bench = Bench(shape, branches=2)
+    bench.net.double()
+    phi = bench.masking.phi.detach().double()
+    phi += 0.02 * torch.randn(phi.shape, generator=torch.Generator().manual_seed(1))
+    masking = replace(bench.masking, phi=phi, net=bench.net, look=DoubleLook())  # type: ignore[arg-type]
+    masking.rate = torch.tensor(rate, dtype=torch.float64)
+    return masking
+
+
+def pair(masking: Masking, inner: Tensor, held_out: Tensor) -> list[Tensor]:
+    return [tensor for images_and_labels in masking.given([inner, held_out]) for tensor in images_and_labels]
+
+
+def test_the_gradient_for_phi_is_that_of_finite_differences() -> None:
+    masking = double_masking(rate=0.2)  # a large step, so that the second-order path is seen
+    given = pair(masking, torch.arange(5), torch.arange(5, 12))
+    total, _ = masking.upper_loss(*given)
+    (gradient,) = torch.autograd.grad(total, [masking.phi])
+    fixed = replace(masking.config, classification=0.0, sparsity=0.0)
+    alone = replace(masking, config=fixed)
+    alone.rate = masking.rate
+    second_order, _ = alone.upper_loss(*given)
+    (through_the_step,) = torch.autograd.grad(second_order, [masking.phi])
+    assert through_the_step.abs().max() > 1e-4
+    for entry in [(0, 0), (0, 3), (1, 1), (1, 7), (2, 2), (3, 0), (3, 5)]:
+        ends = []
+        for step in (1e-5, -1e-5):
+            with torch.no_grad():
+                masking.phi[entry] += step
+            ends.append(masking.upper_loss(*given)[0].item())
+            with torch.no_grad():
+                masking.phi[entry] -= step
+        assert gradient[entry].item() == pytest.approx((ends[0] - ends[1]) / 2e-5, rel=1e-3, abs=1e-7)
+
+
+def test_the_upper_loss_is_the_authors_sum() -> None:
+    """Cross-entropy after θ − 0.1·lr·∇, + 0.2 × the mask model's own + 0.1 × mean CAM², by hand on the net itself."""
+    masking, lr = double_masking(rate=0.05), 0.5
+    inner, held_out = torch.arange(6), torch.arange(6, 14)
+    total, parts = masking.upper_loss(*pair(masking, inner, held_out))
+    x, labels = DoubleLook().augmented(masking.lesson.images, torch.Generator()), masking.lesson.labels
+    net = masking.net.eval()
+    relus = activations(net)
+    old = {name: net.get_submodule(name) for name in relus}
+    for name, row in zip(relus, masking.phi.detach(), strict=True):
+        rational = Rational().double()
+        rational.phi.data.copy_(row)
+        net.set_submodule(name, rational)
+    with torch.no_grad():
+        maps, own = net.maps(x[inner]), F.cross_entropy(net(x[inner]), labels[inner])
+    for name, module in old.items():
+        net.set_submodule(name, module)
+    cam = class_activation_map(maps, net.classifier.weight.detach()[labels[inner]])
+    mask = F.interpolate(cam[:, None], (8, 8), mode="bilinear", align_corners=False)
+    small = F.interpolate(F.interpolate(x[inner], (4, 4), mode="nearest"), (8, 8), mode="nearest")
+    learning = [p for p in net.parameters() if p.requires_grad]
+    net.zero_grad()
+    F.cross_entropy(net(mask * x[inner] + (1 - mask) * small), labels[inner]).backward()
+    with torch.no_grad():
+        for p in learning:
+            assert p.grad is not None
+            p -= 0.1 * lr * p.grad
+        held = F.cross_entropy(net(x[held_out]), labels[held_out])
+    assert total.item() == pytest.approx((held + 0.2 * own + 0.1 * cam.square().mean()).item(), rel=1e-9)
+    assert parts["mask_area"].item() == pytest.approx(mask.mean().item(), rel=1e-9)
+
+
+@pytest.mark.parametrize(("classes", "steps"), [(1, 1), (2, 1), (3, 2), (10, 5)])
+def test_half_a_step_for_each_new_class(classes: int, steps: int) -> None:
+    bench = Bench()
+    bench.lesson.labels[: bench.lesson.new] = torch.arange(bench.lesson.new) % classes
+    assert replace(bench.masking).steps == steps
+
+
+def test_the_gradient_is_clipped_and_what_is_not_finite_is_left_out() -> None:
+    bench = Bench()
+    bench.masking.before_epoch(0, 0.1)
+    assert bench.masking.phi.grad is not None
+    assert bench.masking.phi.grad.norm() <= 1 + 1e-5
+    phi = bench.masking.phi.detach().clone()
+    with torch.no_grad():
+        bench.net.classifier.weight[0] = math.nan
+    bench.masking.before_epoch(1, 0.1)
+    assert bench.records[-1] == {"task": 1, "epoch": 1, "cim_steps": 0, "cim_skipped": 1}
+    assert torch.equal(bench.masking.phi.detach(), phi)
+
+
+def test_held_out_images_are_others_new_and_old() -> None:
+    masking = Bench(per_class=30, old=40).masking
+    seen_old = 0
+    for _ in range(20):
+        inner, held_out = masking.draw()
+        assert len(inner) == len(held_out) == 16
+        assert (inner < masking.lesson.new).all()
+        assert not torch.isin(inner, held_out).any()
+        seen_old += int((held_out >= masking.lesson.new).sum())
+    assert seen_old > 0
+
+
+# ------------------------------------------------------------------------------------- renewals, what is shown, modes
+
+
+def test_new_images_are_shown_as_stored_at_a_tenth_more_at_each_renewal() -> None:
+    bench = Bench(per_class=30, config=Config(mask="full", renew_every=2))
+    masking, lesson = bench.masking, bench.lesson
+    stored = Box().decode(Box().encode(lesson.images, torch.zeros(len(lesson.images), 4, dtype=torch.int16)), (1, 8, 8))
+    positions = torch.arange(len(lesson.images)).repeat(60)
+    batch, is_new = lesson.images[positions], positions < lesson.new
+    for epoch, probability in [(0, 0.0), (1, 0.0), (2, 0.1), (3, 0.1), (4, 0.2), (6, 0.3)]:
+        masking.before_epoch(epoch, 0.1)
+        shown = masking.show(batch, positions)
+        swapped = (shown == stored[positions]).flatten(1).all(1)
+        assert (swapped | (shown == batch).flatten(1).all(1)).all()
+        assert not swapped[~is_new].any()
+        assert swapped[is_new].double().mean() == pytest.approx(probability, abs=0.03)
+    assert [record["epoch"] for record in bench.records] == [2, 4, 6]
+    assert bench.records[0]["cim_box_share"] == 0.0
+
+
+def test_one_record_an_epoch_says_what_the_mask_does() -> None:
+    bench = Bench(config=Config(renew_every=2))
+    for epoch in range(3):
+        bench.masking.before_epoch(epoch, 0.1)
+    assert [record["epoch"] for record in bench.records] == [0, 1, 2]
+    for record in bench.records:
+        assert 0 < float(record["cim_mask_area"]) < 1  # type: ignore[arg-type]
+        assert {"cim_held_out", "cim_own", "cim_sparsity", "cim_inner", "cim_skipped"} < set(record)
+    assert 0 < float(bench.records[2]["cim_box_share"]) <= 1  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mask", ["learned", "cam", "full", "centre", "random"])
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (3, 32, 32)])
+def test_every_mask_gives_boxes_inside_the_image(mask: str, shape: tuple[int, int, int]) -> None:
+    bench = Bench(shape, config=Config(mask=mask))  # type: ignore[arg-type]
+    boxes = bench.masking.boxes(bench.lesson.images, bench.lesson.labels).long()
+    cells = torch.tensor([(shape[1] + 1) // 2, (shape[2] + 1) // 2])
+    assert boxes.shape == (len(bench.lesson.images), 4)
+    assert (boxes >= 0).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= cells).all()
+    if mask == "full":
+        assert not boxes[:, 2:].any()
+    elif mask in ("centre", "random"):
+        assert (boxes[:, 2:] == (0.6 * cells).round().long()).all()
+        assert len(boxes.unique(dim=0)) == 1 or mask == "random"
+    else:
+        assert (boxes[:, 2:] > 0).all()
+    assert bool(bench.cim.export(bench.net)) == (mask == "learned")
+    encoded = bench.masking.encode(bench.lesson.images, bench.lesson.labels)
+    assert Box().decode(encoded, shape).shape == bench.lesson.images.shape
+
+
+def test_a_centre_box_lies_in_the_centre() -> None:
+    bench = Bench((3, 32, 32), config=Config(mask="centre"))
+    assert bench.masking.boxes(bench.lesson.images[:1], bench.lesson.labels[:1]).tolist() == [[3, 3, 10, 10]]
+
+
+def test_a_recipe_shortens_what_is_counted_in_epochs() -> None:
+    assert apply_recipe(Config(), RECIPES["fast"]) == replace(Config(), renew_every=4)
+    assert apply_recipe(Config(), RECIPES["published"]).renew_every == 40
+    spec = resolve("icarl+cim", "published", {}, {"cim.mask": "centre", "cim.tau": "0.5"})
+    assert spec.configs["cim"] == Config(mask="centre", tau=0.5)
+
+
+# --------------------------------------------------------------------------------------------- over the task boundary
+
+
+def test_phi_of_a_new_branch_starts_at_relu_and_the_old_ones_stay() -> None:
+    bench = Bench(branches=1)
+    bench.masking.before_epoch(0, 0.1)
+    learned = bench.masking.phi.detach().clone()
+    again = CIM(Config(), scenario())
+    again.load(unseal(seal(bench.cim.export(bench.net))))
+    assert torch.equal(again.export(bench.net)["other/phi"], learned)
+    bench.net.add_branch()
+    bench.net.grow_head(4)
+    both = again.export(bench.net)["other/phi"]
+    assert torch.equal(both, torch.cat([learned, torch.tensor(RELU).repeat(2, 1)]))
+
+
+@pytest.mark.parametrize("accounting", ["published", "strict"])
+@pytest.mark.parametrize("name", ["icarl+cim", "der+cim", "memo+cim"])
+def test_what_was_planned_holds_what_is_sealed(name: str, accounting: str) -> None:
+    data = toy_dataset(per_class=40)
+    cell = toy_cell(name, data, budget_bytes=14_000, accounting=accounting)
+    plan, sealed = cell.plan(), None
+    for task in stream(data, cell.scenario, CPU):
+        sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+        ledger, state = Ledger.of_sealed(sealed), unseal(sealed)
+        assert 0 < ledger.published <= plan.published_bytes[task.index]
+        assert 0 < ledger.strict <= plan.strict_bytes[task.index]
+        assert ledger.total(accounting) <= 14_000  # type: ignore[arg-type]
+        assert state["other/phi"].shape == (len(activations(revive(cell, plan, sealed, CPU).net)), 10)
+        memory, overhead = revive(cell, plan, sealed, CPU).memory, 8 if accounting == "strict" else 0
+        share = plan.exemplar_bytes[task.index] // cell.scenario.seen(task.index)
+        assert all(len(c.payload) + overhead * len(c) <= share for c in memory.classes)
+        assert all(len(c) > 0 for c in memory.classes)
+
+
+def test_small_boxes_keep_more_exemplars_in_the_same_bytes() -> None:
+    data = toy_dataset(per_class=110)
+    kept = {}
+    for name, chosen in [("icarl", {}), ("icarl+cim", {}), ("icarl+cim", {"cim.mask": "full"})]:
+        cell = toy_cell(name, data, budget_bytes=12_000, settings=chosen)
+        plan, sealed = cell.plan(), None
+        for task in stream(data, cell.scenario, CPU):
+            sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+        assert sealed is not None
+        counts = unseal(sealed)["labels/images_per_class"]
+        kept[name + str(chosen)] = int(counts.sum())
+    raw, learned, full = kept.values()
+    assert learned >= 1.3 * raw
+    assert 4 * raw <= full < 4 * (raw + 6)
+
+
+@pytest.mark.parametrize("name", ["icarl+cim", "der+cim"])
+def test_a_class_that_runs_out_of_images_is_kept_whole(name: str) -> None:
+    data = toy_dataset(per_class=5)
+    cell = toy_cell(name, data, budget_bytes=40_000, inc=1)  # one class a task, too
+    plan, sealed = cell.plan(), None
+    for task in stream(data, cell.scenario, CPU):
+        sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+    assert sealed is not None
+    assert unseal(sealed)["labels/images_per_class"].tolist() == [5] * 6
+
+
+def test_stored_exemplars_show_what_boxes_say() -> None:
+    """Sealed bytes and boxes alone give images that agree with real ones inside the box and on every even pixel."""
+    data = toy_dataset(per_class=20)
+    cell = toy_cell("icarl+cim", data)
+    plan = cell.plan()
+    first = next(iter(stream(data, cell.scenario, CPU)))
+    sealed = learn_and_seal(cell, plan, first, None, CPU, ignore, ignore)
+    method = revive(cell, plan, sealed, CPU)
+    images, labels = method.memory.decoded(CPU)
+    boxes = unseal(sealed)["boxes/exemplars"].long()
+    for image, label, (top, left, height, width) in zip(images, labels, boxes.tolist(), strict=True):
+        own = first.images[first.labels == label]
+        same_even = (own[:, :, ::2, ::2] == image[:, ::2, ::2]).flatten(1).all(1)
+        inside = np.s_[..., 2 * top : 2 * (top + height), 2 * left : 2 * (left + width)]
+        assert (same_even & (own[inside] == image[inside]).flatten(1).all(1)).any()

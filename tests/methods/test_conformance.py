@@ -1,0 +1,299 @@
+"""What holds for every method of the table, and for every compression on every method that takes one."""
+
+import gc
+import weakref
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from toy import CPU, toy_cell, toy_dataset
+
+from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
+from cilbench.budgets.planning import Budget
+from cilbench.methods import COMPRESSIONS
+from cilbench.methods.contract import Context
+from cilbench.methods.registry import known_methods, load_class, resolve
+from cilbench.protocol.run import learn_and_seal, revive
+from cilbench.scenario import make_scenario, seen_test_images, stream
+
+METHODS = known_methods()  # those of other distributions too
+UNBOUNDED = [name for name in METHODS if not load_class(name).card.bounded]
+REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
+EVERY = [
+    *METHODS,
+    *(f"{base}+{compression}" for base in REHEARSAL for compression in COMPRESSIONS),
+    "icarl+lowres:2",
+    "dgma",
+    "dgm+exemplars",
+]
+BOUNDED = [name for name in EVERY if name not in UNBOUNDED]
+
+
+def ignore(*_):
+    return None
+
+
+def learn_all(cell, dataset, tasks=None, log=ignore):
+    """Sealed bytes after each task."""
+    plan, sealed, every = cell.plan(), None, []
+    for task in stream(dataset, cell.scenario, CPU):
+        if tasks is not None and task.index >= tasks:
+            break
+        sealed = learn_and_seal(cell, plan, task, sealed, CPU, log, ignore)
+        every.append(sealed)
+    return every
+
+
+def weighed(cell, sealed):
+    return Ledger.of_sealed(sealed, cell.scenario.allowance)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_sealed_and_rebuilt_it_scores_the_same(name, toy):
+    cell = toy_cell(name, toy)
+    plan, sealed = cell.plan(), None
+    for task in stream(toy, cell.scenario, CPU):
+        torch.manual_seed(task.index)
+        method = revive(cell, plan, sealed, CPU) if sealed else cell.spec.build(plan, cell.scenario, CPU)
+        method.learn(task, Context(torch.Generator().manual_seed(task.index), ignore, ignore))
+        sealed = seal(method.state())
+        images, _ = seen_test_images(toy, cell.scenario, task.index, CPU)
+        with torch.no_grad():
+            before, after = method.scores(images), revive(cell, plan, sealed, CPU).scores(images)
+        assert tuple(before) == cell.spec.card.heads
+        for head, scores_BK in before.items():
+            assert scores_BK.shape == (len(images), cell.scenario.seen(task.index))
+            assert torch.equal(scores_BK, after[head]), head
+        assert seal(revive(cell, plan, sealed, CPU).state()) == sealed
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("accounting", ["published", "strict"])
+def test_planned_covers_sealed_at_every_boundary(name, accounting, toy):
+    cell = toy_cell(name, toy, accounting=accounting)
+    plan = cell.plan()
+    for task, sealed in enumerate(learn_all(cell, toy)):
+        ledger = weighed(cell, sealed)
+        assert ledger.published <= plan.published_bytes[task], task
+        assert ledger.strict <= plan.strict_bytes[task], task
+        assert ledger.total(accounting) <= cell.budget.bytes
+    planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
+    assert max(planned) <= cell.budget.bytes
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_same_seed_same_bytes_other_seed_other_weights(name, toy):
+    first, again = (learn_all(toy_cell(name, toy), toy, tasks=2) for _ in range(2))
+    assert first == again
+    other = unseal(learn_all(toy_cell(name, toy, seed=2), toy, tasks=1)[0])
+    weights = [key for key, value in unseal(first[0]).items() if key.startswith("backbone/") and value.dim() > 1]
+    assert weights
+    assert not any(torch.equal(unseal(first[0])[key], other[key]) for key in weights)
+
+
+def test_other_orders_bring_other_classes(toy):
+    orders = {make_scenario(toy.card, 0, 2, order).class_order for order in range(4)}
+    assert len(orders) == 4
+    first, second = (next(iter(stream(toy, make_scenario(toy.card, 0, 2, order), CPU))) for order in (0, 1))
+    assert not torch.equal(first.images, second.images)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("accounting", ["published", "strict"])
+def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
+    with pytest.raises(BudgetTooSmall) as refusal:
+        toy_cell(name, toy, budget_bytes=1, accounting=accounting).plan()
+    smallest = refusal.value.smallest_bytes
+    assert f"{smallest:,} B" in str(refusal.value)
+    plan = toy_cell(name, toy, budget_bytes=smallest, accounting=accounting).plan()
+    assert plan.budget.bytes == smallest
+    with pytest.raises(BudgetTooSmall) as again:
+        toy_cell(name, toy, budget_bytes=smallest - 1, accounting=accounting).plan()
+    assert again.value.smallest_bytes == smallest
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(budget_bytes=st.integers(9_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
+def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
+    scenario = make_scenario(toy.card, 0, 2, 0)
+    spec = resolve(name, "smoke", toy.card.overrides, {})
+    plan = spec.plan(Budget(budget_bytes, accounting), scenario)
+    planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
+    assert 0 < max(planned) <= budget_bytes
+    richer = spec.plan(Budget(budget_bytes + 1_000, accounting), scenario)
+    if richer.backbone == plan.backbone:
+        assert richer.exemplars >= plan.exemplars
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_a_smallest_budget_is_enough_to_run(name, toy):
+    with pytest.raises(BudgetTooSmall) as refusal:
+        toy_cell(name, toy, budget_bytes=1).plan()
+    cell = toy_cell(name, toy, budget_bytes=refusal.value.smallest_bytes)
+    assert weighed(cell, learn_all(cell, toy)[-1]).published <= cell.budget.bytes
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
+    cell = toy_cell(name, toy)
+    plan = cell.plan()
+    task = next(iter(stream(toy, cell.scenario, CPU)))
+    method = cell.spec.build(plan, cell.scenario, CPU)
+    method.learn(task, Context(torch.Generator().manual_seed(0), ignore, ignore))
+    method = revive(cell, plan, seal(method.state()), CPU)
+    images = weakref.ref(task.images)
+    del task
+    gc.collect()
+    assert images() is None
+    assert all(v.untyped_storage().nbytes() <= 4 * cell.budget.bytes for v in method.state().values())
+
+
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize(
+    ("data", "inc", "budget_bytes"),
+    [
+        ({"per_class": 2}, 2, 16_000),
+        ({}, 1, 16_000),
+        ({"per_class": 17}, 1, 16_000),
+        ({"shape": (3, 32, 32)}, 2, 3_000_000),
+    ],
+    ids=["two images a class", "one class a task", "a last batch of one", "colour"],
+)
+def test_small_and_odd_data(name, data, inc, budget_bytes):
+    dataset = toy_dataset(**data)
+    cell = toy_cell(name, dataset, budget_bytes=budget_bytes, inc=inc)
+    sealed = learn_all(cell, dataset, tasks=2)
+    images, _ = seen_test_images(dataset, cell.scenario, 1, CPU)
+    with torch.no_grad():
+        scores = revive(cell, cell.plan(), sealed[-1], CPU).scores(images)
+    assert all(torch.isfinite(s).all() for s in scores.values())
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("storage", ["bf16", "fp16"])
+def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, storage, toy):
+    full, half = toy_cell(name, toy), toy_cell(name, toy, storage=storage)
+    plan = half.plan()
+    for task, sealed in enumerate(learn_all(half, toy)):
+        ledger = weighed(half, sealed)
+        stored = {entry.dtype for entry in ledger.entries if entry.kind in {"backbone", "generator"}}
+        assert stored == {"BF16" if storage == "bf16" else "F16"}
+        assert all(
+            entry.dtype not in {"BF16", "F16"} for entry in ledger.entries if entry.kind in {"head", "statistics"}
+        )
+        assert ledger.published <= plan.published_bytes[task] <= half.budget.bytes
+        assert seal(revive(half, plan, sealed, CPU).state(), storage) == sealed
+    if name in REHEARSAL and full.plan().backbone == plan.backbone:
+        assert plan.exemplars >= full.plan().exemplars + full.plan().model_bytes // 2 // full.scenario.image_bytes - 1
+
+
+@pytest.mark.parametrize("name", [*REHEARSAL, "icarl+lowres:2"])
+def test_adaptive_fill_spends_early_what_the_models_need_later(name):
+    toy = toy_dataset(per_class=80)
+    published, adaptive = (toy_cell(name, toy, budget_bytes=9_000, fill=fill) for fill in ("published", "adaptive"))
+    kept = []
+    for cell in (published, adaptive):
+        plan, every = cell.plan(), learn_all(cell, toy)
+        ledgers = [weighed(cell, sealed) for sealed in every]
+        assert all(ledger.published <= cell.budget.bytes for ledger in ledgers)
+        assert all(ledger.published <= planned for ledger, planned in zip(ledgers, plan.published_bytes, strict=True))
+        kept.append([int(unseal(sealed)["labels/images_per_class"].sum()) for sealed in every])
+    early, late = (kept[1][t] - kept[0][t] for t in (0, -1))
+    expanding = load_class(name.partition("+")[0]).layout.expanding
+    assert late == 0
+    assert early > 0 if expanding else early == 0
+
+
+def test_jpeg_exemplars_are_counted_as_they_encode():
+    dataset = toy_dataset(shape=(3, 32, 32), per_class=30)
+    counts = {}
+    for name in ("icarl", "icarl+jpeg:30", "icarl+jpeg:90"):
+        cell = toy_cell(name, dataset, budget_bytes=250_000)
+        plan, sealed = cell.plan(), learn_all(cell, dataset)[-1]
+        state, ledger = unseal(sealed), weighed(cell, sealed)
+        assert ledger.published <= plan.published_bytes[-1] <= cell.budget.bytes
+        assert ledger.strict <= plan.strict_bytes[-1]
+        counts[name] = int(state["labels/images_per_class"].sum())
+        if "jpeg" in name:
+            assert int(state["labels/lengths"].sum()) == state["exemplars/payload"].numel()
+    assert counts["icarl"] < counts["icarl+jpeg:90"] < counts["icarl+jpeg:30"]
+
+
+@settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from([*EVERY, "der+lowres:3", "memo+lowres:2"]),
+    budget_bytes=st.integers(9_000, 40_000),
+    protocol=st.sampled_from([(0, 1), (0, 2), (0, 3), (2, 2), (2, 1), (4, 1), (3, 3)]),
+    terms=st.fixed_dictionaries(
+        {
+            "accounting": st.sampled_from(["published", "strict"]),
+            "storage": st.sampled_from(["fp32", "bf16", "fp16"]),
+            "fill": st.sampled_from(["published", "adaptive"]),
+        }
+    ),
+)
+def test_planned_covers_sealed_whatever_is_asked(name, budget_bytes, protocol, terms, toy):
+    cell = toy_cell(name, toy, budget_bytes, base=protocol[0], inc=protocol[1], **terms)
+    try:
+        plan = cell.plan()
+    except BudgetTooSmall:
+        return
+    for task, sealed in enumerate(learn_all(cell, toy)):
+        ledger = weighed(cell, sealed)
+        assert 0 <= ledger.published <= plan.published_bytes[task]
+        assert 0 <= ledger.strict <= plan.strict_bytes[task]
+        assert ledger.total(terms["accounting"]) <= budget_bytes or name in UNBOUNDED
+
+
+@pytest.mark.parametrize("budget_bytes", [1, 3_000])
+def test_joint_training_keeps_and_weighs_every_image_whatever_the_budget(budget_bytes, toy):
+    cell = toy_cell("joint", toy, budget_bytes=budget_bytes)
+    plan = cell.plan()
+    for task, sealed in enumerate(learn_all(cell, toy)):
+        state, ledger = unseal(sealed), weighed(cell, sealed)
+        seen = torch.tensor(cell.scenario.class_order[: cell.scenario.seen(task)])
+        kept = state["exemplars/payload"].reshape(-1, 1, 8, 8)
+        theirs = [torch.from_numpy(toy.train.images[toy.train.labels == int(c)]) for c in seen]
+        assert torch.equal(kept, torch.cat(theirs))
+        assert ledger.published <= plan.published_bytes[task]
+        assert ledger.published > budget_bytes
+        assert ledger.by_kind("published")["exemplars"] == kept.numel()
+
+
+def test_finetuning_carries_no_image(toy):
+    for sealed in learn_all(toy_cell("finetune", toy), toy):
+        assert {key.partition("/")[0] for key in unseal(sealed)} == {"backbone", "statistics", "head"}
+
+
+def test_what_no_budget_binds_cannot_compete():
+    with pytest.raises(ValueError, match="cannot compete"):
+        replace(load_class("joint").card, competes=True)
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_what_is_remembered_can_be_looked_at(name, toy):
+    cell = toy_cell(name, toy)
+    sealed = learn_all(cell, toy, tasks=2)[-1]
+    images, labels = revive(cell, cell.plan(), sealed, CPU).remembered(3, torch.Generator().manual_seed(0))
+    assert images.dtype == torch.uint8
+    assert images.shape == (len(labels), *cell.scenario.image_shape)
+    if name == "finetune":
+        assert not len(images)
+    else:
+        assert 1 <= labels.bincount(minlength=4).min() <= labels.bincount(minlength=4).max() <= 3
+        assert labels.tolist() == sorted(labels.tolist())
+
+
+@settings(deadline=None, max_examples=50, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    name=st.sampled_from(["icarl", "der", "memo", "icarl+lowres:2"]),
+    budget_bytes=st.integers(9_000, 90_000),
+    fill=st.sampled_from(["published", "adaptive"]),
+)
+def test_one_exemplar_more_would_not_fit(name, budget_bytes, fill, toy):
+    plan = toy_cell(name, toy, budget_bytes, fill=fill).plan()
+    one = 16 if "lowres" in name else 64
+    assert plan.model_bytes + one * plan.exemplars <= budget_bytes < plan.model_bytes + one * (plan.exemplars + 1)

@@ -1,0 +1,237 @@
+"""Precision, memory layout, where images are, captured steps: what comes out is the same, to rounding at the most."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from test_conformance import EVERY, ignore, learn_all
+from toy import CPU, run, toy_cell, toy_dataset
+
+from cilbench.budgets.codecs import Box
+from cilbench.device.choose import in_precision, laid_out
+from cilbench.errors import RequestError
+from cilbench.methods.cim.method import as_stored
+from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
+from cilbench.methods.training import engine, machine
+from cilbench.methods.training.engine import Replayed, numerics, pick_layout, pick_precision
+from cilbench.methods.training.images import Joined, Stored, fed, forget, joined
+from cilbench.methods.training.loop import recipe_named
+from cilbench.protocol.run import learn_and_seal
+from cilbench.request import RunRequest, cells
+from cilbench.scenario import stream
+
+
+@pytest.fixture
+def on_disk(tmp_path):
+    """The toy data set with its images in .npy files, as a cache has them."""
+    dataset = toy_dataset()
+    for split in (dataset.train, dataset.test):
+        split.path = tmp_path / f"{id(split)}.npy"
+        np.save(split.path, split.images)
+    return dataset
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_images_in_a_file_give_the_same_bytes_as_images_on_the_device(name, on_disk, monkeypatch):
+    cell = toy_cell(name, on_disk)
+    resident = learn_all(cell, on_disk, tasks=2)
+    monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
+    assert isinstance(next(iter(stream(on_disk, cell.scenario, CPU))).images, Stored)
+    assert learn_all(cell, on_disk, tasks=2) == resident
+
+
+@pytest.mark.parametrize("isolate", [False, True])
+def test_a_streamed_cell_predicts_what_a_resident_one_does(on_disk, tmp_path, monkeypatch, isolate):
+    cell = toy_cell("icarl", on_disk)
+    _, resident = run(cell, on_disk, tmp_path / "resident")
+    monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
+    outcome, streamed = run(cell, on_disk, tmp_path / "streamed", isolate=isolate)
+    assert outcome.status == "done"
+    assert (streamed / "predictions.npz").read_bytes() == (resident / "predictions.npz").read_bytes()
+
+
+@settings(max_examples=30, deadline=None)
+@given(stored=st.integers(1, 20), resident=st.integers(0, 9), size=st.integers(1, 7), seed=st.integers(0, 99))
+def test_stored_and_resident_images_under_one_numbering(tmp_path_factory, stored, resident, size, seed):
+    path = tmp_path_factory.mktemp("pixels") / "images.npy"
+    pixels = np.random.default_rng(seed).integers(0, 256, (25, 1, 3, 2), dtype=np.uint8)
+    np.save(path, pixels)
+    rows = torch.from_numpy(np.random.default_rng(seed).permutation(25)[:stored])
+    exemplars = torch.randint(0, 256, (resident, 1, 3, 2), dtype=torch.uint8)
+    together, expected = (
+        joined(Stored(path, rows, CPU), exemplars),
+        torch.cat([torch.from_numpy(pixels)[rows], exemplars]),
+    )
+    assert isinstance(together, Joined)
+    assert (len(together), together.shape) == (len(expected), expected.shape)
+    assert torch.equal(torch.cat(list(together.split(size))), expected)
+    order = list(torch.randperm(len(expected)).split(size))
+    assert torch.equal(torch.cat(list(fed(together, order))), expected[torch.cat(order)])
+    assert torch.equal(together[1:-1], expected[1:-1])
+
+
+def test_what_is_forgotten_shows_nothing(on_disk, monkeypatch):
+    monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
+    images = next(iter(stream(on_disk, toy_cell("icarl", on_disk).scenario, CPU))).images
+    before = len(images)
+    forget(images)
+    assert (before, len(images)) == (40, 0)
+    with pytest.raises(IndexError):
+        images[torch.tensor([0])]
+
+
+@pytest.mark.parametrize("name", EVERY)
+def test_bf16_learns_the_same_to_its_precision(name, toy):
+    exact, rounded = toy_cell(name, toy), replace(toy_cell(name, toy), precision="bf16", layout="channels_last")
+    assert exact.id != rounded.id
+    losses = []
+    for cell in (exact, rounded):
+        lines = []
+        task = next(iter(stream(toy, cell.scenario, CPU)))
+        learn_and_seal(cell, cell.plan(), task, None, CPU, lines.append, ignore)
+        losses.append([line["loss"] for line in lines if "loss" in line])
+    assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.02)
+    assert (losses[0] == losses[1]) == name.startswith("dgm")  # which stays in float32
+
+
+def test_the_same_seed_gives_the_same_bytes_in_bf16_as_well():
+    """As most users have it: a network that is measured for its precision, channels-last."""
+    colour = toy_dataset(per_class=20, shape=(3, 32, 32))
+    cell = replace(toy_cell("icarl", colour, 2_000_000), precision="bf16", layout="channels_last")
+    assert learn_all(cell, colour, tasks=2) == learn_all(cell, colour, tasks=2)
+
+
+def test_the_memory_layout_is_not_part_of_the_result(toy):
+    cell = toy_cell("icarl", toy)
+    assert replace(cell, layout="channels_last").id == cell.id
+
+
+@settings(max_examples=60, deadline=None)
+@given(height=st.integers(2, 9), width=st.integers(2, 9), seed=st.integers(0, 999))
+def test_images_are_shown_as_the_box_codec_gives_them_back(height, width, seed):
+    rng = np.random.default_rng(seed)
+    images = torch.from_numpy(rng.integers(0, 256, (6, 3, height, width), dtype=np.uint8))
+    rows, columns = (height + 1) // 2, (width + 1) // 2
+    top, left = rng.integers(0, rows, 6), rng.integers(0, columns, 6)
+    sides = [rng.integers(0, end - start + 1) for start, end in ((top, rows), (left, columns))]
+    boxes = torch.from_numpy(np.stack([top, left, *sides], axis=1).astype(np.int16))
+    given_back = Box().decode(Box().encode(images, boxes), (3, height, width))
+    assert torch.equal(as_stored(images, boxes), given_back)
+
+
+def test_what_is_fastest_is_measured_once_and_remembered(tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+    machine._measured_here.cache_clear()
+    calls = []
+    figures = dict(zip(engine.KEYS, (4.0, 3.0, 2.0, 2.5), strict=True))
+    monkeypatch.setattr(engine, "_measured", lambda *_: calls.append(1) or figures)
+    assert pick_precision(CPU, "cifar", "resnet32", 3) == "bf16"
+    assert pick_layout(CPU, "bf16", "cifar", "resnet32", 3) == "contiguous"
+    machine._measured_here.cache_clear()  # another process
+    assert pick_layout(CPU, "fp32", "cifar", "resnet32", 3) == "channels_last"
+    assert len(calls) == 1
+    assert list(json.loads((tmp_path / "machine.json").read_text())["step_seconds"].values()) == [figures]
+    for n, damaged in enumerate(('{"step_seconds": {"x": 3', "[]", '{"step_seconds": 3}'), start=2):
+        (tmp_path / "machine.json").write_text(damaged)
+        machine._measured_here.cache_clear()
+        pick_precision(CPU, "cifar", "resnet32", 3)
+        assert len(calls) == n
+    machine._measured_here.cache_clear()
+
+
+def test_a_device_that_is_full_before_anything_is_chosen_is_told_in_one_line(tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+
+    def full(*_):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
+
+    machine._measured_here.cache_clear()
+    monkeypatch.setattr(engine, "_measured", full)
+    request = RunRequest(methods="icarl", budget_mb="7.6")
+    with pytest.raises(RequestError, match="--device cpu: not enough free memory for one training step"):
+        in_precision(request, CPU)
+    with pytest.raises(RequestError, match="--device cpu: not enough free memory"):
+        laid_out(cell := cells(request)[0], cell.plan(), CPU)
+
+
+def test_a_measurement_leaves_random_numbers_as_they_were():
+    torch.manual_seed(3)
+    before = torch.get_rng_state()
+    seconds = engine._measured(CPU, "cifar", "convnet2", 1)
+    assert set(seconds) == set(engine.KEYS)
+    assert all(s > 0 for s in seconds.values())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_networks_of_tiny_images_and_of_dgm_are_not_measured(monkeypatch):
+    monkeypatch.setattr(engine, "_measured", lambda *_: pytest.fail("measured"))
+    assert pick_precision(CPU, "tiny", "tinyconv6", 1) == "fp32"
+    assert pick_layout(CPU, "bf16", "cifar", "dcgan-g4-d8", 3) == "contiguous"
+
+
+def test_numerics_end_with_their_block():
+    with numerics(CPU, "bf16", "channels_last"):
+        assert torch.is_autocast_enabled("cpu")
+        assert engine.memory_format() is torch.channels_last
+    assert not torch.is_autocast_enabled("cpu")
+    assert engine.memory_format() is torch.contiguous_format
+
+
+def test_without_cuda_a_step_runs_as_it_is_written():
+    total, said = torch.zeros(()), []
+    step = Replayed(lambda x: total.add_(x.sum()), CPU, torch.Generator(), said.append)
+    for n in range(6):
+        step(torch.full((n + 1,), 1.0))
+    assert (total.item(), said) == (21.0, [])
+
+
+@pytest.mark.parametrize(("text", "epochs"), [("published", 1.0), ("fast", 0.1), ("0.3", 0.3), ("0.05", 0.05)])
+def test_a_recipe_is_a_name_or_a_share_of_the_epochs(text, epochs):
+    assert recipe_named(text).epochs == epochs
+
+
+@pytest.mark.parametrize("text", ["", "quick", "0", "1", "1.0", "0.10", ".3", "0.1", "-0.3", "nan", "inf", "1e9"])
+def test_a_recipe_that_is_none(text):
+    with pytest.raises(ValueError, match=r"allowed are published, fast, smoke, or a share .* such as 0\.3"):
+        recipe_named(text)
+
+
+def test_a_run_leaves_what_is_remembered_and_the_norms_of_its_classifier(toy, tmp_path):
+    cell = toy_cell("der", toy)
+    _, folder = run(cell, toy, tmp_path)
+    with np.load(folder / "remembered.npz", allow_pickle=False) as remembered:
+        assert str(remembered["kind"]) == "exemplars"
+        assert remembered["images"].shape == (len(remembered["labels"]), 1, 8, 8)
+        assert np.bincount(remembered["labels"], minlength=6).max() <= 8
+    lines = (folder / "head_norms.csv").read_text().splitlines()
+    assert lines[0] == "task,class,norm"
+    assert len(lines) == 1 + 2 + 4 + 6
+    assert all(math.isfinite(float(line.split(",")[2])) for line in lines[1:])
+
+
+@pytest.mark.parametrize("family", BACKBONES)
+@pytest.mark.parametrize("learning", [False, True])
+def test_a_normalisation_that_is_part_of_the_convolution_gives_what_it_gives_apart(family, learning):
+    """With fixed statistics it is, where no gradient is asked for; while they move, never."""
+    generator = torch.Generator().manual_seed(3)
+    side = {"tiny": 8, "cifar": 32, "imagenet": 64}[family]
+    x_BCHW = torch.rand(4, 3, side, side, generator=generator).double()
+    for name in ("tinyconv6",) if family == "tiny" else BACKBONES[family]:
+        net = torch.nn.Sequential(build_shared(family, name, 3), build_specialised(family, name)).double()
+        norms = [module for module in net.modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        for tensor in (t for norm in norms for t in (norm.weight, norm.bias, norm.running_mean, norm.running_var)):
+            tensor.data.uniform_(0.5, 1.5, generator=generator)
+        net.train(learning)
+        before = [norm.running_mean.clone() for norm in norms]
+        apart = net(x_BCHW)
+        for norm, mean in zip(norms, before, strict=True):
+            norm.running_mean.copy_(mean)
+        with torch.no_grad():
+            together = net(x_BCHW)
+        torch.testing.assert_close(together, apart.detach(), rtol=1e-9, atol=1e-9)
+        assert all(torch.equal(norm.running_mean, mean) != learning for norm, mean in zip(norms, before, strict=True))

@@ -1,0 +1,140 @@
+"""Nothing that differs in its conditions stands side by side without saying so; --strict does not let it."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from make_runs import METHODS, Grid, make_run
+
+from cilbench import reports
+from cilbench.cli.main import main as cli
+from cilbench.reports import comparability as lint
+from cilbench.reports import summarise
+from cilbench.reports.tables import tables
+
+DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    cell = json.loads((path / "cell.json").read_text())
+    change(cell)
+    (path / "cell.json").write_text(json.dumps(cell))
+
+
+def two_runs(folder: Path, **request: Any) -> Path:
+    """DER and MEMO; fields of MEMO's request replaced."""
+    make_run(folder, Grid(), DER, 49_152, 1)
+    edit(make_run(folder, Grid(), MEMO, 49_152, 1), lambda cell: cell["request"].update(request))
+    return folder
+
+
+DIFFERENT: dict[str, dict[str, Any]] = {
+    "protocol": {"image_shape": [3, 8, 8]},
+    "accounting": {"accounting": "published"},
+    "recipe": {"recipe": "smoke"},
+    "precision": {"precision": "bf16"},
+    "storage": {"storage": "fp16"},
+    "fill": {"fill": "adaptive"},
+    "augmentation": {"augmentation": {"flip": True}},
+}
+
+
+@pytest.mark.parametrize("aspect", DIFFERENT)
+def test_what_differs_is_apart_and_strict_names_it(tmp_path: Path, aspect: str) -> None:
+    runs = reports.read_runs([two_runs(tmp_path, **DIFFERENT[aspect])])
+    assert runs.left_out == ()
+    assert len(list(summarise.groups(runs.stages))) == 2
+    with pytest.raises(
+        reports.MixedComparisonError, match=rf"differ in {aspect}: .*DER.*MEMO|differ in {aspect}: .*MEMO.*DER"
+    ):
+        lint.refuse(runs.cells)
+    lint.refuse(runs.cells, [aspect])
+
+
+@pytest.mark.parametrize("aspect", ["backbone", "head"])
+def test_what_differs_within_a_table_is_a_footnote_a_caption_and_refused(tmp_path: Path, aspect: str) -> None:
+    for method in METHODS[2:4]:
+        make_run(tmp_path, Grid(), method, 49_152, 1)
+    other = make_run(
+        tmp_path, Grid(), ICARL if aspect == "head" else METHODS[4], 98_304 if aspect == "backbone" else 49_152, 1
+    )
+    if aspect == "backbone":
+        edit(
+            other, lambda cell: (cell["plan"].update(backbone="resnet14"), cell["request"].update(budget_bytes=49_152))
+        )
+    runs = reports.read_runs([tmp_path])
+    odd = runs.cells.loc[runs.cells["run"] == other.name, "name"].iloc[0]
+    ((group, frame),) = summarise.groups(runs.stages)
+    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    own, usual = ("resnet14", "tinyconv12") if aspect == "backbone" else ("nme", "head")
+    (mark,) = (mark for mark, text in table.notes if text == f"{aspect} {own}, where most rows have {usual}")
+    assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {odd}
+    assert f"{aspect.capitalize()}s differ: {own} ({odd}), {usual} (the others)." in table.caption
+    said = " ".join(text.get_text().replace("\n", " ") for text in reports.accuracy_over_memory(frame).texts)
+    assert f"{aspect.capitalize()}s differ: {own}" in said
+    with pytest.raises(reports.MixedComparisonError, match=f"differ in {aspect}: "):
+        lint.refuse(runs.cells)
+
+
+def test_settings_of_ones_own_are_a_footnote_a_caption_and_refused(tmp_path: Path) -> None:
+    make_run(tmp_path, Grid(), METHODS[2], 49_152, 1)
+    other = make_run(tmp_path, Grid(), METHODS[3], 49_152, 1)
+    edit(other, lambda cell: cell.update(settings={"memo.lr": 0.05, "memo.epochs": 5}))
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = summarise.groups(runs.stages)
+    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    assert "Settings that are not the recipe's: memo.epochs=5, memo.lr=0.05 (MEMO)." in table.caption
+    (mark,) = (mark for mark, text in table.notes if text.startswith("settings that are not the recipe's: memo.epochs"))
+    assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {"MEMO"}
+    with pytest.raises(
+        reports.MixedComparisonError, match=r"settings: memo.epochs=5.* \(MEMO\)|settings: the recipe's"
+    ):
+        lint.refuse(runs.cells)
+    lint.refuse(runs.cells, ["settings"])
+
+
+def test_a_backbone_that_changes_with_the_budget_is_said(tmp_path: Path) -> None:
+    for budget_bytes, backbone in ((49_152, "resnet14"), (98_304, "resnet32")):
+        path = make_run(tmp_path, Grid(), METHODS[2], budget_bytes, 1)
+        edit(path, lambda cell, backbone=backbone: cell["plan"].update(backbone=backbone))
+    cells = reports.read_runs([tmp_path]).cells
+    said = ["Backbones differ from budget to budget: resnet14 at 48 KiB, resnet32 at 96 KiB."]
+    assert lint.within(cells) == said
+
+
+def test_runs_that_differ_in_nothing_pass(tmp_path: Path) -> None:
+    runs = reports.read_runs([two_runs(tmp_path)])
+    assert lint.differences(runs.cells) == []
+    assert lint.within(runs.cells) == []
+    lint.refuse(runs.cells)
+
+
+def report(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
+    monkeypatch.setattr(sys, "argv", ["cilbench", "report", *arguments])
+    with pytest.raises(SystemExit) as exit_:
+        cli.main()
+    return int(exit_.value.code or 0)
+
+
+def test_strict_is_exit_2_one_line_and_nothing_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder, out = str(two_runs(tmp_path / "runs", recipe="smoke")), str(tmp_path / "out")
+    assert report(folder, "--strict", "--out", out, monkeypatch=monkeypatch) == 2
+    assert capsys.readouterr().err.splitlines() == [
+        "cilbench: --strict: the runs differ in recipe: fast (DER), smoke (MEMO). `--allow recipe` lets them, marked"
+    ]
+    assert not Path(out).exists()
+    assert report(folder, "--strict", "--allow", "colour", "--out", out, monkeypatch=monkeypatch) == 2
+    assert "--allow colour: allowed are protocol, accounting, recipe" in capsys.readouterr().err
+    assert not Path(out).exists()
+
+
+def test_strict_with_what_is_allowed_writes_the_report(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
+    folder, out = str(two_runs(tmp_path / "runs", recipe="smoke")), tmp_path / "out"
+    assert report(folder, "--strict", "--allow", "recipe", "--out", str(out), monkeypatch=monkeypatch) == 0
+    assert f"cilbench report {folder} --strict --allow recipe;" in (out / "results.tex").read_text()

@@ -1,0 +1,415 @@
+"""`make bench`: what it compares is the same work, and its rows say what was measured. No figure is asserted."""
+
+import csv
+import json
+import pickle
+import subprocess
+import sys
+import tomllib
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from rich.console import Console
+from torch import nn
+from torch.nn import functional as F
+from toy import CPU
+
+from cilbench.budgets.sealed import unseal
+from cilbench.data.datasets import DatasetError
+from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.icarl import ICaRL
+from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.training.checkpoint import Checkpoint
+from cilbench.methods.training.engine import numerics
+from cilbench.methods.training.loop import Lesson, Look, fit
+from cilbench.methods.training.losses import expansion_loss, herd, kd_loss
+from cilbench.scenario import make_scenario
+from tools.speed import accuracy as bench_accuracy
+from tools.speed import bench
+from tools.speed import reference as bench_reference
+from tools.speed.engine import images_per_second, step_costs, whole_cell
+from tools.speed.parts import brute_force
+from tools.speed.rows import QUICK, alternately, faster, find_cifar100, share, some_classes
+
+NOTHING_DRAWN = Augmentation(padding=0, flip=False, brightness=0)
+
+
+@pytest.fixture(scope="module")
+def twenty():
+    return some_classes(20, QUICK, None)
+
+
+@pytest.fixture
+def quick(tmp_path, twenty):
+    return bench.Bench(QUICK, CPU, None, tmp_path)
+
+
+def loop_of(dataset):
+    return bench_reference.Loop(dataset.card, CPU, QUICK.batch, QUICK.workers)
+
+
+# ------------------------------------------------------------------------------------------- rows
+
+
+def test_two_things_are_measured_in_turn_after_a_round_that_does_not_count():
+    calls = []
+    pairs = alternately(lambda: calls.append("a") or len(calls), lambda: calls.append("b") or len(calls), rounds=2)
+    assert calls == ["a", "b"] * 3
+    assert pairs == [(3, 4), (5, 6)]
+
+
+def test_a_ratio_is_how_many_times_as_fast_and_the_median_of_pairs():
+    rates = faster("x", "y", "images/s", [(100, 50), (80, 20), (90, 30)], 3)
+    assert (rates.ours, rates.reference) == (90, 30)
+    assert (rates.ratio, rates.ratio_least, rates.ratio_most, rates.reached) == (3, 2, 4, True)
+    assert faster("x", "y", "s", [(2, 5)], 3).ratio == 2.5
+    assert faster("x", "y", "s", [(2, 5)], 3).reached is False
+    part = share("x", "y", "s", [(1, 50)], 0.05)
+    assert (part.ratio, part.reached) == (0.02, True)
+    assert share("x", "y", "s", [(1, 50)]).reached is None
+
+
+# ------------------------------------------------------------------------------------------- the reference
+
+
+@settings(max_examples=20, deadline=None)
+@given(seed=st.integers(0, 10**6), images=st.integers(3, 25), width=st.integers(2, 8))
+def test_the_reference_herds_as_the_engine_does_where_both_have_float64(seed, images, width):
+    features = np.random.default_rng(seed).normal(size=(images, width))
+    pixels = np.arange(images, dtype=np.uint8)[:, None, None, None]
+    count = max(1, images // 2)
+    chosen = bench_reference.herded(features / np.linalg.norm(features, axis=1, keepdims=True), pixels, count)
+    assert (
+        chosen[:, 0, 0, 0].tolist() == brute_force(features, count) == herd([torch.tensor(features)], count)[0].tolist()
+    )
+
+
+def test_the_losses_are_those_of_the_methods(twenty):
+    x, labels = torch.randn(6, 3, 8, 8), torch.tensor([0, 9, 10, 12, 19, 3])
+    net = bench_reference.Net(twenty.card)
+    for classes in (10, 20):
+        net.add_branch()
+        net.grow(classes)
+    net.eval()
+    teacher = bench_reference.Net(twenty.card)
+    teacher.add_branch()
+    teacher.grow(10)
+    teacher.eval()
+    value, logits = bench_reference.distilled(net, teacher, 10)(x, labels)
+    expected = F.cross_entropy(logits, labels) + kd_loss(logits[:, :10], teacher(x), 2.0)
+    assert value.item() == pytest.approx(expected.item(), rel=1e-5)
+    assert bench_reference.distilled(net, None, 0)(x, labels)[0].item() == pytest.approx(
+        F.cross_entropy(logits, labels).item()
+    )
+
+    class Same:
+        """The network as the product's loss asks for it."""
+
+        features, logits = net.features, net.head
+
+        @staticmethod
+        def newest(features):
+            return features[:, -net.branch_features :]
+
+    auxiliary = nn.Linear(net.branch_features, 11)
+    value, _ = bench_reference.expanded(net, auxiliary, 10)(x, labels)
+    assert value.item() == pytest.approx(expansion_loss(Same, auxiliary, 10, 1.0)(x, labels).item(), rel=1e-5)
+
+
+def test_both_see_an_image_alike_where_nothing_is_drawn(twenty):
+    loop, look = loop_of(twenty), Look(make_scenario(twenty.card, 0, 10, 1993), CPU)
+    images = torch.from_numpy(twenty.train.images[:5])
+    loader = loop.reading(images.permute(0, 2, 3, 1).contiguous().numpy(), np.zeros(5, np.int64))
+    assert torch.allclose(next(iter(loader))[0], look.plain(images), atol=1e-5)
+
+
+def test_what_workers_are_given_can_be_sent_to_them(twenty):
+    loader = loop_of(twenty).training(np.zeros((2, 8, 8, 3), np.uint8), np.zeros(2, np.int64))
+    assert pickle.loads(pickle.dumps(loader.dataset))[0][0].shape == (3, 8, 8)
+
+
+def test_the_reference_is_icarl_as_the_engine_is(twenty):
+    """Tasks that can be told apart by their pixels are learned by both, and both keep what the budget allows."""
+    scale = replace(QUICK, epochs=6)
+    ours, theirs = (f(twenty, scale, CPU, seed=3) for f in (bench_accuracy.engine_run, bench_accuracy.reference_run))
+    assert [set(by_head) for by_head in ours.top1] == [set(by_head) for by_head in theirs.top1] == [{"nme", "head"}] * 2
+    assert min(ours.average("nme"), theirs.average("nme")) > 3 * 100 / 20
+
+
+def test_a_seed_gives_both_the_same_weights(twenty, monkeypatch):
+    """What a seed is worth depends on them more than on anything else: pairs of other weights would be no pairs."""
+    begun = []
+
+    class Begun(BaseException):
+        """No failure of a cell, which would be its record."""
+
+    def begin(net):
+        begun.append([tensor.clone() for tensor in net.state_dict().values()])
+        raise Begun
+
+    monkeypatch.setattr("cilbench.methods.icarl.fit", lambda loss, learner, *others: begin(*learner))
+    monkeypatch.setattr(bench_reference, "distilled", lambda net, *others: begin(net))
+    for seed in (1, 2):
+        for path in (bench_accuracy.float32_run, bench_accuracy.reference_run):
+            with pytest.raises(Begun):
+                path(twenty, QUICK, CPU, seed)
+    same = [[torch.equal(a, b) for a, b in zip(begun[0], other, strict=True)] for other in begun[1:]]
+    assert all(same[0])
+    assert not all(same[1])
+
+
+@pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
+def test_from_the_same_weights_on_the_same_batches_both_learn_the_same(twenty, layout, monkeypatch):
+    """Two epochs, the learning rate falling between them: what else differs between the two is drawn, not computed."""
+    scenario = replace(make_scenario(twenty.card, 0, 10, 1993), augmentation=NOTHING_DRAWN)
+    schedule = ICaRL.Config(first_epochs=2, first_milestones=(1,), batch_size=16).schedule(0)
+    images, labels = torch.from_numpy(twenty.train.images[:75].copy()), torch.arange(75) % 10
+    look, epochs = Look(scenario, CPU), [list(torch.randperm(75).split(16)) for _ in range(2)]
+    drawn = iter(epochs)
+    monkeypatch.setattr("cilbench.methods.training.loop.batches", lambda *_: next(drawn))
+    theirs = bench_reference.Net(twenty.card)
+    theirs.add_branch()
+    theirs.grow(10)
+    with numerics(CPU, "fp32", layout):
+        ours = IncrementalNet(scenario, twenty.card.single_backbone, CPU)
+        ours.add_branch()
+        ours.grow_head(10)
+        for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+            mine.copy_(other)
+        before = theirs.head.weight.clone()
+        train_unfrozen(ours)
+        context = Context(torch.Generator(), lambda line: None, lambda share, images: None, Checkpoint())
+        fit(lambda x, y: F.cross_entropy(ours(x), y), [ours], Lesson(images, labels, 75), schedule, look, context, 0)
+    optimizer = bench_reference._sgd([theirs], bench_reference.FIRST_DECAY)
+    falls = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], bench_reference.LR_DECAY)
+    loss = bench_reference.distilled(theirs.train(), None, 0)
+    for order in epochs:
+        bench_reference._epoch(loop_of(twenty), loss, optimizer, [(look.plain(images[b]), labels[b]) for b in order])
+        falls.step()
+    assert not torch.allclose(theirs.head.weight, before, atol=0.01)
+    for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
+        assert torch.allclose(mine.float(), other.float(), atol=1e-4)
+
+
+def test_both_see_an_image_in_the_same_ways(twenty):
+    """Every place of the crop and both sides, and brightness of the same spread; one image, drawn 1,500 times."""
+    image = torch.randint(1, 128, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
+    how = Augmentation(padding=1, flip=True, brightness=0.2)
+    card = replace(twenty.card, augmentation=how)
+    many = image.repeat(1500, 1, 1, 1)
+    pixels = many.permute(0, 2, 3, 1).contiguous().numpy()
+
+    def seen(look: Look, x: torch.Tensor) -> torch.Tensor:
+        return (x * look.std_C11 + look.mean_C11) * 255
+
+    def both(how: Augmentation) -> tuple[torch.Tensor, torch.Tensor]:
+        torch.manual_seed(2)
+        look = Look(replace(make_scenario(card, 0, 10, 1993), augmentation=how), CPU)
+        loop = bench_reference.Loop(replace(card, augmentation=how), CPU, 500, 0)
+        theirs = torch.cat([x for x, _ in loop.training(pixels, np.zeros(1500, np.int64))])
+        return seen(look, look.augmented(many, torch.Generator().manual_seed(3))), seen(look, theirs)
+
+    placed = [{tuple(x.round().int().flatten().tolist()) for x in batch} for batch in both(replace(how, brightness=0))]
+    assert placed[0] == placed[1]
+    assert len(placed[0]) == 3 * 3 * 2
+    shares = [np.sort(x.sum((1, 2, 3)) / image.sum()) for x in both(replace(NOTHING_DRAWN, brightness=0.2))]
+    assert np.abs(shares[0] - shares[1]).max() < 0.03  # of 0.4: PIL rounds to whole numbers
+    assert shares[0].min() < 0.81
+    assert shares[0].max() > 1.19
+
+
+def test_both_learn_at_the_same_rates(twenty, monkeypatch):
+    """Ten epochs a task: the published 200 and 170, in proportion."""
+    config = bench_accuracy.two_tasks(twenty, replace(QUICK, epochs=10), CPU).cell.spec.config
+    ours = [config.schedule(task).lr_at(epoch) for task in (0, 1) for epoch in range(10)]
+    first, later = [0.1] * 3 + [1e-2] * 3 + [1e-3] * 2 + [1e-4] * 2, [0.1] * 5 + [1e-2] * 2 + [1e-3] * 3
+    assert ours == pytest.approx(first + later)
+    theirs = []
+
+    def epoch_at_its_rate(loop, loss, optimizer, loader):
+        optimizer.step()
+        theirs.append(optimizer.param_groups[0]["lr"])
+
+    monkeypatch.setattr(bench_reference, "_epoch", epoch_at_its_rate)
+    learner = bench_reference.ICaRL(loop_of(twenty), 100, 10, bench_accuracy.milestones(10))
+    for images, labels in arrays_of(twenty):
+        learner.learn(images, labels)
+    assert theirs == pytest.approx(first + later)
+
+
+def test_the_reference_keeps_as_many_exemplars_as_the_engine(twenty):
+    learner = bench_reference.ICaRL(loop_of(twenty), exemplars=100, epochs=1)
+    for task, (images, labels) in enumerate(arrays_of(twenty)):
+        learner.learn(images, labels)
+        assert np.bincount(learner.memory_labels).tolist() == [100 // (10 * (task + 1))] * 10 * (task + 1)
+        pool = {image.tobytes() for images, _ in arrays_of(twenty) for image in images}
+        assert all(image.tobytes() in pool for image in learner.memory)
+    assert len(learner.means) == 20
+    state = unseal(bench.sealed_after(2, bench_accuracy.two_tasks(twenty, QUICK, CPU)))
+    assert state["labels/images_per_class"].tolist() == np.bincount(learner.memory_labels).tolist()
+
+
+def arrays_of(dataset):
+    images = np.ascontiguousarray(dataset.train.images.transpose(0, 2, 3, 1))
+    for first in (0, 10):
+        of_task = (dataset.train.labels >= first) & (dataset.train.labels < first + 10)
+        yield images[of_task], dataset.train.labels[of_task]
+
+
+# ------------------------------------------------------------------------------------------- the engine
+
+
+def test_the_parts_of_a_cell_are_all_of_it(quick, twenty, tmp_path):
+    asked = bench_accuracy.two_tasks(twenty, QUICK, CPU)
+    whole = whole_cell(asked, tmp_path)
+    parts = [whole.train, whole.herd, whole.evaluate, whole.seal, whole.other]
+    assert min(parts) > 0
+    assert sum(parts) == pytest.approx(whole.seconds)
+    assert len(whole.top1) == 2
+    assert whole_cell(asked, tmp_path).top1 == whole.top1  # run anew, not taken up
+
+
+def test_a_cell_that_is_not_done_is_no_figure(twenty, tmp_path):
+    asked = bench_accuracy.two_tasks(twenty, QUICK, CPU).brief(lr=1e11, max_steps=None, first_epochs=50)
+    with pytest.raises(RuntimeError, match="icarl: diverged: the loss is not finite"):
+        whole_cell(asked, tmp_path)
+
+
+def test_operations_of_a_step_are_those_of_its_convolutions(quick):
+    """tinyconv6 on 8×8: 3→6 at 8×8 and 6→12 at 4×4; the backward pass has each twice, but for the images' gradient."""
+    flops, moved_bytes = step_costs(quick.icarl(), 0, None)
+    first, second, head = 2 * 9 * 3 * 6 * 64, 2 * 9 * 6 * 12 * 16, 2 * 12 * 10
+    assert flops == 2 * first + 3 * second + 3 * head
+    assert moved_bytes > 4 * 3 * (3 + 6 + 6) * 64
+
+
+@pytest.mark.parametrize("method", ["icarl", "dgm"])
+def test_learning_ends_with_the_epochs_that_are_timed(quick, monkeypatch, method):
+    asked = quick.icarl() if method == "icarl" else quick.stepping("dgm", quick.twenty, 1, batch_size=16, z_dim=24)
+    monkeypatch.setattr("cilbench.protocol.run.seal", lambda *_: pytest.fail("learned to the end"))
+    assert images_per_second(asked, 0, None, QUICK.timed_epochs) > 0
+
+
+# ------------------------------------------------------------------------------------------- the command
+
+
+def test_every_section_and_what_is_written(quick, tmp_path):
+    out, console = tmp_path / "bench.json", Console(record=True, width=160)
+    assert bench.measure(quick, list(bench.SECTIONS), out, console) == 0
+    told, text = json.loads(out.read_text()), console.export_text()
+    assert told["failed"] == {}
+    assert [s for s in bench.SECTIONS if any(row["section"] == s for row in told["rows"])] == list(bench.SECTIONS)
+    for row in told["rows"]:
+        assert row["ratio_least"] <= row["ratio"] <= row["ratio_most"]
+        assert (row["target"] is None) == (row["reached"] is None)
+        assert row["what"].split(",")[0][:12] in text
+    assert {"torch", "threads", "cpu", "cores", "device"} <= set(told["machine"])
+    targets = {row["what"].split(",")[0]: row["target"] for row in told["rows"] if row["target"] is not None}
+    assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12}
+
+
+def test_what_was_measured_on_this_machine_is_not_measured_again(quick, tmp_path, monkeypatch):
+    out, console = tmp_path / "bench.json", Console(record=True, width=160)
+    assert bench.measure(quick, ["seal"], out, console, go_on=True) == 0
+    seal = json.loads(out.read_text())["rows"]
+    sections = dict(bench.SECTIONS)
+    monkeypatch.setitem(bench.SECTIONS, "seal", lambda bench: pytest.fail("measured again"))
+    assert bench.measure(quick, ["seal", "codecs"], out, console, go_on=True) == 0
+    told = json.loads(out.read_text())
+    assert told["rows"][: len(seal)] == seal
+    assert {row["section"] for row in told["rows"]} == {"seal", "codecs"}
+    monkeypatch.setitem(bench.SECTIONS, "seal", sections["seal"])
+    other_machine, other_source = {"machine": told["machine"] | {"threads": 99}}, {"source_sha256": "0"}
+    for elsewhere in (told | other_machine, told | other_source, [], {"format": 1}):
+        out.write_text(json.dumps(elsewhere))
+        bench.measure(quick, ["codecs"], out, console, go_on=True)
+        assert {row["section"] for row in json.loads(out.read_text())["rows"]} == {"codecs"}
+
+
+def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch):
+    def fails(bench):
+        raise RuntimeError("no room\nhere")
+
+    monkeypatch.setitem(bench.SECTIONS, "codecs", fails)
+    out, console = tmp_path / "bench.json", Console(record=True, width=160)
+    assert bench.measure(quick, ["codecs", "seal"], out, console) == 1
+    told = json.loads(out.read_text())
+    assert told["failed"] == {"codecs": "RuntimeError: no room"}
+    assert {row["section"] for row in told["rows"]} == {"seal"}
+    assert "codecs failed: RuntimeError: no room" in console.export_text()
+
+
+def test_accuracies_of_all_paths_are_written_with_what_they_depend_on(quick, tmp_path):
+    console, into = Console(record=True, width=160), tmp_path / "results"
+    bench.compare_accuracy(quick, [1, 2], into, console)
+    with (into / "accuracy.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = {(row["path"], row["seed"], row["task"], row["head"]) for row in rows}
+    assert len(rows) == len(keys) == 3 * 2 * 2 * 2
+    about = tomllib.loads((into / "about.toml").read_text())
+    assert about["commands"] == ["python -m tools.speed.bench accuracy --seeds 1,2 --epochs 1 --device cpu"]
+    assert about["machine"]["torch"] == torch.__version__
+    assert len(about["summary"]) == 4
+    mean = {
+        path: np.mean([float(row["top1"]) for row in rows if (row["path"], row["head"]) == (path, "nme")])
+        for path in ("engine", "engine in float32", "reference")
+    }
+    for line, other in zip(about["summary"][::2], ("engine in float32", "reference"), strict=True):
+        assert f"engine (fp32) {mean['engine']:.2f} %, {other} (fp32) {mean[other]:.2f} %" in line
+        assert "n = 2" in line
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--only", "icarl,speed"], "--only speed: allowed are cell, icarl,"),
+        (["--device", "tpu"], "--device tpu: this machine has cpu"),
+        (["--data", "/nowhere"], "/nowhere has no cifar100; allowed are auto, synthetic"),
+        (["--rounds", "0"], "'0': allowed is a whole number from 1"),
+        (["accuracy", "--epochs", "201"], "'201': allowed is a whole number from 1 to 200"),
+        (["accuracy", "--seeds", "1,1"], "write different whole numbers"),
+        (["accuracy", "--seeds", ""], "write different whole numbers"),
+    ],
+)
+def test_a_wrong_request_is_a_line(arguments, said, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
+    with pytest.raises(SystemExit) as refusal:
+        bench.main()
+    assert refusal.value.code == 2
+    assert said in capsys.readouterr().err.splitlines()[-1]
+
+
+def test_a_part_of_it_from_the_command_line(tmp_path, monkeypatch, capsys):
+    out = tmp_path / "bench.json"
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--only", "seal, codecs", "--rounds", "2", "--out", str(out)])
+    with pytest.raises(SystemExit) as end:
+        bench.main()
+    assert end.value.code == 0
+    told = json.loads(out.read_text())
+    assert list(dict.fromkeys(row["section"] for row in told["rows"])) == ["seal", "codecs"]
+    assert told["scale"]["rounds"] == 2
+    assert "read and load" in capsys.readouterr().out
+
+
+def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--out", str(tmp_path / "nowhere" / "bench.json")])
+    monkeypatch.setitem(bench.SECTIONS, "cell", lambda _: pytest.fail("measured"))
+    with pytest.raises(SystemExit) as refusal:
+        bench.main()
+    assert refusal.value.code == 1
+    assert capsys.readouterr().err.endswith("bench.json: No such file or directory\n")
+
+
+def test_images_of_a_folder_that_has_none():
+    with pytest.raises(DatasetError, match="allowed are auto, synthetic, or a folder"):
+        find_cifar100("/nowhere")
+
+
+def test_the_command_starts():
+    done = subprocess.run([sys.executable, "-m", "tools.speed.bench", "--help"], capture_output=True, text=True)
+    assert done.returncode == 0
+    assert "--only" in done.stdout

@@ -1,0 +1,215 @@
+"""The engine's side of `make bench`: cells as `cilbench run` runs them, whole or up to the epoch that is timed."""
+
+import functools
+import json
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+from torch.utils.flop_counter import FlopCounterMode
+
+from cilbench.budgets.planning import Budget
+from cilbench.data.datasets import Dataset
+from cilbench.device.choose import laid_out
+from cilbench.methods.contract import Plan
+from cilbench.methods.registry import resolve
+from cilbench.methods.rehearsal.memory import ExemplarMemory
+from cilbench.methods.training.engine import Precision, pick_precision, wait_for
+from cilbench.protocol.run import learn_and_seal, run_cell
+from cilbench.records.folder import Resumed, RunFolder, TaskRecord
+from cilbench.request import Cell
+from cilbench.scenario import make_scenario, stream
+from tools.speed.rows import INC, ORDER
+
+
+@dataclass(frozen=True)
+class Job:
+    """A cell that can be run: where, on what, and as planned."""
+
+    cell: Cell
+    plan: Plan
+    dataset: Dataset
+    device: torch.device
+
+    def brief(self, **settings: object) -> "Job":
+        """The same with other settings of the method; its states fit this one."""
+        changed = replace(self.cell.spec.config, **settings)
+        spec = replace(self.cell.spec, configs={self.cell.spec.name: changed})
+        return replace(self, cell=replace(self.cell, spec=spec))
+
+
+def job(
+    method: str,
+    dataset: Dataset,
+    budget_bytes: int,
+    settings: Mapping[str, object],
+    device: torch.device,
+    seed: int = 1,
+    backbone: str = "auto",
+    precision: Precision | None = None,
+) -> Job:
+    """A cell of tasks of ten classes, in the layout, and without `precision` the precision too, that `cilbench run`
+    would choose on the device.
+    """
+    card = dataset.card
+    precision = precision or pick_precision(device, card.family, card.single_backbone, card.image_shape[0])
+    spec = resolve(method, "published", settings, {})
+    scenario = make_scenario(card, 0, INC, ORDER, backbone)
+    cell = Cell(spec, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)
+    plan = cell.plan()
+    return Job(laid_out(cell, plan, device), plan, dataset, device)
+
+
+def sealed_after(tasks: int, job: Job) -> bytes | None:
+    """The state a job's learner hands on after so many tasks; None after none."""
+    sealed = None
+    for task in stream(job.dataset, job.cell.scenario, job.device):
+        if task.index == tasks:
+            break
+        sealed = learn_and_seal(job.cell, job.plan, task, sealed, job.device, _unheard, _unheard)
+    return sealed
+
+
+class _Enough(Exception):
+    """Ends a task's learning once the epochs that are timed are over: nothing after them is asked for."""
+
+
+def images_per_second(job: Job, task: int, sealed: bytes | None, epochs: int) -> float:
+    """Training, over `epochs` epochs after a first one; told by the progress that every method reports after each."""
+    ticks: list[tuple[float, int]] = []
+
+    def progress(share: float, images: int) -> None:
+        wait_for(job.device)
+        ticks.append((time.perf_counter(), images))
+        if len(ticks) > epochs:
+            raise _Enough
+
+    _learn(job, task, sealed, progress)
+    return sum(images for _, images in ticks[1:]) / (ticks[-1][0] - ticks[0][0])
+
+
+def step_costs(job: Job, task: int, sealed: bytes | None) -> tuple[float, float]:
+    """What an image costs while training: floating-point operations of matrix products and convolutions; bytes moved.
+
+    Bytes: every operation reads its arguments and writes its results once, as it does where nothing stays in a cache.
+    """
+    ticks: list[tuple[int, int, int]] = []
+
+    def progress(share: float, images: int) -> None:
+        ticks.append((operations.get_total_flops(), traffic.bytes, images))
+        if len(ticks) == 2:
+            raise _Enough
+
+    traffic = _Traffic()  # type: ignore[no-untyped-call]
+    with FlopCounterMode(display=False) as operations, traffic:
+        _learn(job.brief(max_steps=1), task, sealed, progress)
+    (flops, moved, _), (flops_after, moved_after, images) = ticks
+    return (flops_after - flops) / images, (moved_after - moved) / images
+
+
+class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Adds up the sizes of what operations read and write; views and bare allocations move nothing."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        if not func.is_view and not str(func).startswith("aten.empty"):
+            touched = (t for t in tree_iter((args, kwargs, result)) if isinstance(t, Tensor))
+            self.bytes += sum(t.numel() * t.element_size() for t in touched)
+        return result
+
+
+@dataclass
+class Listener:
+    """A reporter that keeps the accuracies: top-1 in percent by head, task by task."""
+
+    top1: list[dict[str, float]] = field(default_factory=list)
+
+    def resumed(self, resumed: Resumed) -> None: ...
+
+    def progress(self, share: float, images: int) -> None: ...
+
+    def note(self, line: str) -> None: ...
+
+    def stopping(self) -> bool:
+        return False
+
+    def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None:
+        self.top1.append(dict(top1))
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Where the time of a whole cell went, in seconds, and what came of it: top-1 in percent by head, task by task."""
+
+    seconds: float
+    train: float
+    herd: float
+    evaluate: float
+    seal: float
+    top1: tuple[Mapping[str, float], ...]
+
+    @property
+    def other(self) -> float:
+        return self.seconds - self.train - self.herd - self.evaluate - self.seal
+
+
+def whole_cell(job: Job, out: Path) -> Whole:
+    """Run a cell from nothing to its run folder below `out`. Raises RuntimeError where it is not done."""
+    folder, listener = RunFolder(out, job.cell.id), Listener()
+    folder.discard()
+    started = time.perf_counter()
+    with _clocked(ExemplarMemory, "keep") as herding:
+        outcome = run_cell(job.cell, job.plan, job.dataset, folder, job.device, listener)
+    seconds = time.perf_counter() - started
+    if outcome.status != "done":
+        raise RuntimeError(f"{job.cell.spec.name}: {outcome.status}: {outcome.reason}")
+    timing = json.loads((folder.final / "cell.json").read_text())["timing"]
+    lines = map(json.loads, (folder.final / "log.jsonl").read_text().splitlines())
+    return Whole(
+        seconds=seconds,
+        train=sum(line.get("seconds", 0.0) for line in lines),
+        herd=sum(herding),
+        evaluate=timing["judge_seconds"],
+        seal=timing["seal_seconds"],
+        top1=tuple(listener.top1),
+    )
+
+
+def _learn(job: Job, task: int, sealed: bytes | None, progress: Any) -> None:
+    given = next(stream(job.dataset, job.cell.scenario, job.device, task))
+    with suppress(_Enough):
+        learn_and_seal(job.cell, job.plan, given, sealed, job.device, _unheard, progress)
+
+
+def _unheard(*_: object) -> None:
+    """A log and a progress that nobody follows."""
+
+
+@contextmanager
+def _clocked(owner: type, method: str) -> Iterator[list[float]]:
+    """The seconds of every call of a method while the block runs."""
+    plain, seconds = getattr(owner, method), list[float]()
+
+    @functools.wraps(plain)
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        started = time.perf_counter()
+        try:
+            return plain(*args, **kwargs)
+        finally:
+            seconds.append(time.perf_counter() - started)
+
+    setattr(owner, method, timed)
+    try:
+        yield seconds
+    finally:
+        setattr(owner, method, plain)

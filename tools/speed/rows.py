@@ -1,0 +1,189 @@
+"""What `make bench` is made of: how much is measured, on which images, and two things in turn as a row of its table."""
+
+import os
+import statistics
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn import functional as F
+
+from cilbench.data import datasets
+from cilbench.data.datasets import Dataset, DatasetError, Images
+from cilbench.methods.contract import Family
+from cilbench.methods.networks.backbones import backbone_bytes
+from cilbench.scenario import class_order
+
+ORDER = 1993  # of the classes, which "the first 20 of CIFAR-100" follow
+INC = 10
+
+Figure = Callable[[], float]  # does the work once; seconds, or so much per second
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How much is measured: images of `side` pixels, `per_class` of them; `epochs` a task in whole cells.
+
+    `workers` is what the reference's loaders have, and toolboxes 8.
+
+    Single steps: `steps` an epoch, of which the engine's first is not timed and `timed_epochs` are. `rounds` of whole
+    cells and of steps, `part_rounds` of everything that takes seconds.
+    """
+
+    side: int
+    backbone: str
+    per_class: int
+    exemplars: int
+    epochs: int
+    batch: int
+    steps: int
+    timed_epochs: int
+    rounds: int
+    part_rounds: int
+    workers: int = min(8, os.cpu_count() or 1)
+
+    @property
+    def family(self) -> Family:
+        return "cifar" if self.side > 16 else "tiny"
+
+    def budget_bytes(self, backbones: int) -> int:
+        """Of so many whole backbones and the exemplars: 7,998,016 B for one ResNet-32 and 2000 CIFAR images."""
+        return backbones * backbone_bytes(self.family, self.backbone, 3) + self.exemplars * 3 * self.side**2
+
+
+CPU = Scale(32, "resnet32", 500, 2000, epochs=3, batch=128, steps=20, timed_epochs=1, rounds=3, part_rounds=5)
+CUDA = replace(CPU, steps=50, timed_epochs=5, part_rounds=9)
+# Every line of the program, nothing that is worth a figure: tiny networks are not measured for their precision either.
+QUICK = Scale(8, "tinyconv6", 20, 100, epochs=1, batch=16, steps=2, timed_epochs=1, rounds=1, part_rounds=1, workers=0)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `pairs` are (ours, reference) as measured, one after the other; the rest are medians.
+
+    `unit` is what both are in: "s" is seconds, less is better, anything else is per second. `ratio` says how many times
+    as fast ours is; where the reference is what ours is a part of (a whole cell, the device's ceiling), the share.
+    """
+
+    section: str
+    what: str
+    unit: str
+    ours: float
+    reference: float
+    ratio: float
+    ratio_least: float
+    ratio_most: float
+    target: float | None
+    at_most: bool
+    pairs: tuple[tuple[float, float], ...]
+
+    @property
+    def reached(self) -> bool | None:
+        """None where nothing is aimed at."""
+        if self.target is None:
+            return None
+        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
+
+
+def alternately(ours: Figure, reference: Figure, rounds: int, *, warm: bool = True) -> list[tuple[float, float]]:
+    """Both in turn, `rounds` times, after one round that does not count (`warm`)."""
+    pairs = [(ours(), reference()) for _ in range(rounds + warm)]
+    return pairs[warm:]
+
+
+def faster(section: str, what: str, unit: str, pairs: list[tuple[float, float]], target: float | None = None) -> Row:
+    """How many times as fast."""
+    ratios = [b / a if unit == "s" else a / b for a, b in pairs]
+    return _row(section, what, unit, pairs, ratios, target, at_most=False)
+
+
+def share(section: str, what: str, unit: str, pairs: list[tuple[float, float]], most: float | None = None) -> Row:
+    """Which part of the reference."""
+    return _row(section, what, unit, pairs, [a / b for a, b in pairs], most, at_most=True)
+
+
+def _row(
+    section: str,
+    what: str,
+    unit: str,
+    pairs: list[tuple[float, float]],
+    ratios: list[float],
+    target: float | None,
+    at_most: bool,
+) -> Row:
+    ours, reference = (statistics.median(figures) for figures in zip(*pairs, strict=True))
+    middle = statistics.median(ratios)
+    return Row(
+        section,
+        what,
+        unit,
+        ours,
+        reference,
+        middle,
+        min(ratios),
+        max(ratios),
+        target,
+        at_most,
+        tuple(pairs),
+    )
+
+
+def find_cifar100(data: str) -> Dataset | None:
+    """`data` is "synthetic" (None), a folder of caches, or "auto": CIFAR-100 where it is cached.
+
+    Raises DatasetError.
+    """
+    if data == "synthetic":
+        return None
+    folder = datasets.default_data_dir() if data == "auto" else Path(data)
+    if not (folder / "cifar100").is_dir():
+        if data == "auto":
+            return None
+        raise DatasetError(f"{folder} has no cifar100; allowed are auto, synthetic, or a folder that has it")
+    return datasets.load("cifar100", folder)
+
+
+def some_classes(classes: int, scale: Scale, cifar100: Dataset | None) -> Dataset:
+    """The first `classes` classes of CIFAR-100, in the order of seed 1993, `per_class` training images each.
+
+    Where there is no CIFAR-100, or the scale is another one, images that can be told apart.
+    """
+    if cifar100 is None or cifar100.card.image_shape[1] != scale.side:
+        name, train, test = "synthetic", _made(classes, scale.per_class, scale, 0), _made(classes, 20, scale, 1)
+        names = tuple(map(str, range(classes)))
+    else:
+        chosen = class_order(cifar100.card.classes, ORDER)[:classes]
+        train, test = _first(cifar100.train, chosen, scale.per_class), _first(cifar100.test, chosen, 100)
+        name, names = "cifar100", tuple(cifar100.class_names[c] for c in chosen)
+    card = replace(
+        datasets.builtin_cards()["cifar100"],
+        name=f"{name}-{classes}",
+        classes=classes,
+        image_shape=(3, scale.side, scale.side),
+        family=scale.family,
+        single_backbone=scale.backbone,
+        inc=INC,
+        base_exemplars=scale.exemplars,
+        train_images=classes * scale.per_class,
+    )
+    return Dataset(card, train, test, names)
+
+
+def _first(images: Images, chosen: tuple[int, ...], per_class: int) -> Images:
+    """The first `per_class` images of each of some classes, which are numbered as they are named."""
+    of_class = [np.flatnonzero(images.labels == c)[:per_class] for c in chosen]
+    labels = np.repeat(np.arange(len(chosen)), [len(index) for index in of_class])
+    return Images(np.ascontiguousarray(images.images[np.concatenate(of_class)]), labels)
+
+
+def _made(classes: int, per_class: int, scale: Scale, seed: int) -> Images:
+    """Smooth colour images with noise, each class about a picture of its own."""
+    own_C344 = torch.rand(classes, 3, 4, 4, generator=torch.Generator().manual_seed(2))
+    noise = torch.Generator().manual_seed(seed)
+    coarse = 0.7 * own_C344.repeat_interleave(per_class, 0)
+    coarse += 0.3 * torch.rand(coarse.shape, generator=noise)
+    smooth = F.interpolate(coarse, size=(scale.side, scale.side), mode="bicubic").clamp(0, 1)
+    pixels = (215 * smooth + 40 * torch.rand(smooth.shape, generator=noise)).to(torch.uint8)
+    return Images(pixels.numpy(), np.repeat(np.arange(classes), per_class))
