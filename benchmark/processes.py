@@ -77,6 +77,6 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _mask(how: int) -> None:
+def _mask(execution: int) -> None:
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(how, ENDING)
+        signal.pthread_sigmask(execution, ENDING)

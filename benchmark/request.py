@@ -19,13 +19,13 @@ from cilbench.data import datasets
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
-from cilbench.methods.training.engine import Layout, Precision
+from cilbench.methods.training.engine import MemoryFormat, Precision
 from cilbench.methods.training.loop import recipe_named
 from cilbench.scenario import make_scenario
 
 
 @dataclass(frozen=True)
-class RunRequest:
+class RunOptions:
     """The command line of `run` and `plan`, as typed; None where the data set's default holds."""
 
     methods: str
@@ -48,14 +48,14 @@ class RunRequest:
 
 
 @dataclass(frozen=True)
-class Cell:
+class RunSpec:
     """One run: a method with its settings, a budget, a scenario, a seed.
 
-    `precision` is part of the result; `layout` (of feature maps in memory) and `frugal` (with memory) say how it is
+    `precision` is part of the result; `layout` (of feature maps in memory) and `low_memory` (with memory) say how it is
     come by.
     """
 
-    spec: MethodSpec
+    method: MethodSpec
     scenario: Scenario
     budget: Budget
     budget_label: str | None
@@ -63,14 +63,14 @@ class Cell:
     order: int
     recipe: str
     precision: Precision = "fp32"
-    layout: Layout = "contiguous"
-    frugal: bool = False
+    layout: MemoryFormat = "contiguous"
+    low_memory: bool = False
 
     @cached_property
     def request(self) -> dict[str, Any]:
         """Everything that decides the result, as JSON."""
         return {
-            "method": self.spec.name,
+            "method": self.method.name,
             "dataset": self.scenario.dataset,
             "image_shape": list(self.scenario.image_shape),
             "base": self.scenario.base,
@@ -86,7 +86,7 @@ class Cell:
             "recipe": self.recipe,
             "backbone": self.scenario.backbone,
             "precision": self.precision,
-            "config": self.spec.settings(),
+            "config": self.method.settings(),
         }
 
     @cached_property
@@ -101,14 +101,14 @@ class Cell:
     def plan(self) -> Plan:
         """Raises BudgetTooSmall, and RequestError for settings that make no sense at any budget."""
         try:
-            return self.spec.plan(self.budget, self.scenario)
+            return self.method.plan(self.budget, self.scenario)
         except BudgetTooSmall:
             raise
         except ValueError as error:
-            raise RequestError(f"--methods {self.spec.name}: {error}") from None
+            raise RequestError(f"--methods {self.method.name}: {error}") from None
 
 
-def cells(request: RunRequest) -> list[Cell]:
+def specs(request: RunOptions) -> list[RunSpec]:
     """Every (budget, method, seed, order). Raises RequestError (DatasetError for an unknown data set).
 
     What does not compete is a line in every figure and runs once, at the largest budget. A precision of "auto" is the
@@ -133,31 +133,31 @@ def cells(request: RunRequest) -> list[Cell]:
         scenarios = {order: make_scenario(card, base, inc, order, request.backbone) for order in orders}
     except ValueError as error:
         raise RequestError(str(error)) from None
-    specs = _methods(request, recipe, card.overrides)
+    methods = _methods(request, recipe, card.overrides)
     budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
     precision: Precision = _one_of("--precision", request.precision.replace("auto", "fp32"), Precision)
     return [
-        Cell(spec, scenarios[order], replace(terms, bytes=size_bytes), label, seed, order, recipe, precision)
-        for (size_bytes, label), spec, seed, order in product(budgets, specs, seeds, orders)
-        if spec.card.competes or size_bytes == budgets[-1][0]
+        RunSpec(method, scenarios[order], replace(terms, bytes=size_bytes), label, seed, order, recipe, precision)
+        for (size_bytes, label), method, seed, order in product(budgets, methods, seeds, orders)
+        if method.card.competes or size_bytes == budgets[-1][0]
     ]
 
 
-def chosen_settings(cell: Cell, overrides: Mapping[str, object]) -> dict[str, Any]:
+def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str, Any]:
     """`component.field` → value of what is not the method's default under this recipe and on this data set.
 
     `overrides` are those of the data set's card.
     """
-    defaults = resolve(cell.spec.name, cell.recipe, overrides, {}).settings()
+    defaults = resolve(spec.method.name, spec.recipe, overrides, {}).settings()
     return {
         f"{component}.{name}": value
-        for component, config in cell.spec.settings().items()
+        for component, config in spec.method.settings().items()
         for name, value in config.items()
         if value != defaults[component][name]
     }
 
 
-def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
+def check_feasible(asked: list[RunSpec]) -> dict[str, Plan | BudgetTooSmall]:
     """The plan, or the refusal, of every cell by id.
 
     Raises RequestError for a method that fits none of the budgets: that request is wrong. One that fits some of them
@@ -170,21 +170,21 @@ def check_feasible(asked: list[Cell]) -> dict[str, Plan | BudgetTooSmall]:
             plan: Plan | BudgetTooSmall = alike[0].plan()
         except BudgetTooSmall as refusal:
             plan = refusal
-        plans |= {cell.id: plan for cell in alike}
-    for spec in {cell.spec.name: cell.spec for cell in asked}.values():
-        mine = [plans[cell.id] for cell in asked if cell.spec.name == spec.name]
+        plans |= {spec.id: plan for spec in alike}
+    for method in {spec.method.name: spec.method for spec in asked}.values():
+        mine = [plans[spec.id] for spec in asked if spec.method.name == method.name]
         refusals = [plan for plan in mine if isinstance(plan, BudgetTooSmall)]
         if len(refusals) == len(mine):
             raise RequestError(f"budget too small: {max(refusals, key=lambda r: r.have_bytes)}")
     return plans
 
 
-def _fits_alike(cell: Cell) -> tuple[str, int]:
+def _fits_alike(spec: RunSpec) -> tuple[str, int]:
     """Cells of one request that differ in seed and class order alone have one plan."""
-    return cell.spec.name, cell.budget.bytes
+    return spec.method.name, spec.budget.bytes
 
 
-def _methods(request: RunRequest, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
+def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
     names = [name.lower() for name in _split(request.methods)]
     if not names:
         raise RequestError("--methods is empty: name at least one, e.g. icarl,der (`cilbench methods` lists them)")
@@ -194,19 +194,19 @@ def _methods(request: RunRequest, recipe: str, overrides: Mapping[str, object]) 
         raise RequestError(f"--methods {request.methods}: two methods of one name: {double[0]}")
     settings = _settings(request.settings)
     try:
-        specs = [resolve(name, recipe, overrides, settings) for name in names]
+        methods = [resolve(name, recipe, overrides, settings) for name in names]
         for key, text in settings.items():
             component, _, field_name = key.partition(".")
-            configs = [s.configs[component] for s in specs if component in s.configs]
+            configs = [s.configs[component] for s in methods if component in s.configs]
             if not configs:
-                there = sorted({component for s in specs for component in s.configs})
+                there = sorted({component for s in methods for component in s.configs})
                 raise BadSetting(f"{key}={text}: no {component!r} among the methods; there is: {', '.join(there)}")
             parse_setting(key, configs[0], field_name, text)
     except UnknownMethod as error:
         raise RequestError(f"--methods: {error}") from None
     except BadSetting as error:
         raise RequestError(f"--set {error}") from None
-    return specs
+    return methods
 
 
 def _settings(texts: tuple[str, ...]) -> dict[str, str]:
@@ -220,7 +220,7 @@ def _settings(texts: tuple[str, ...]) -> dict[str, str]:
 
 
 def _budgets(
-    request: RunRequest, protocol: tuple[str, int, int], terms: Budget, scenario: Scenario
+    request: RunOptions, protocol: tuple[str, int, int], terms: Budget, scenario: Scenario
 ) -> list[tuple[int, str | None]]:
     if [request.budget, request.budget_mb, request.align_to].count(None) != 2:
         raise RequestError(

@@ -12,8 +12,8 @@ from torch import Tensor
 from cilbench.data.datasets import Dataset, DatasetCard, Images
 from cilbench.methods.contract import Scenario, Task
 from cilbench.methods.networks.backbones import BACKBONES
+from cilbench.methods.training.images import DiskImages
 from cilbench.methods.training.images import Images as Pixels
-from cilbench.methods.training.images import Stored
 
 
 def class_order(classes: int, seed: int) -> tuple[int, ...]:
@@ -54,16 +54,16 @@ def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: 
 
 
 def stream(
-    dataset: Dataset, scenario: Scenario, device: torch.device, first: int = 0, *, frugal: bool = False
+    dataset: Dataset, scenario: Scenario, device: torch.device, first: int = 0, *, low_memory: bool = False
 ) -> Iterator[Task]:
     """The tasks from number `first` on, each read from the data set when its turn comes and given once.
 
-    `frugal` leaves images in their file whatever their size.
+    `low_memory` leaves images in their file whatever their size.
     """
     arrival = _arrival_numbers(scenario)[dataset.train.labels]
     for index in range(first, scenario.tasks):
         new = scenario.new(index)
-        yield Task(index, *_select(dataset.train, arrival, new, device, frugal))
+        yield Task(index, *_select(dataset.train, arrival, new, device, low_memory))
 
 
 def seen_test_images(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Pixels, Tensor]:
@@ -83,13 +83,13 @@ def _arrival_numbers(scenario: Scenario) -> np.ndarray:
 
 
 def _select(
-    images: Images, arrival: np.ndarray, wanted: range, device: torch.device, frugal: bool = False
+    images: Images, arrival: np.ndarray, wanted: range, device: torch.device, low_memory: bool = False
 ) -> tuple[Pixels, Tensor]:
     chosen = np.flatnonzero((arrival >= wanted.start) & (arrival < wanted.stop))
     labels = torch.from_numpy(arrival[chosen].astype(np.int64)).to(device)
     size_bytes = len(chosen) * math.prod(images.images.shape[1:])
-    if images.path is not None and (frugal or size_bytes > resident_limit_bytes(device)):
-        return Stored(images.path, torch.from_numpy(chosen), device), labels
+    if images.path is not None and (low_memory or size_bytes > resident_limit_bytes(device)):
+        return DiskImages(images.path, torch.from_numpy(chosen), device), labels
     return torch.from_numpy(np.ascontiguousarray(images.images[chosen])).to(device), labels
 
 

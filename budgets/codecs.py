@@ -21,7 +21,7 @@ from torch.nn import functional as F
 class Encoded:
     """N images: `payload` uint8 [Σ lengths]; `lengths` int64 [N], bytes of each; `boxes` int16 [N, 4] or None.
 
-    What a codec stores beside the payload (`Codec.beside`) is not charged under `published`: boxes, or lengths where
+    What a codec stores beside the payload (`Codec.side_info`) is not charged under `published`: boxes, or lengths where
     they follow from nothing else.
     """
 
@@ -45,17 +45,17 @@ class Encoded:
         )
 
 
-Beside = Literal["nothing", "boxes", "lengths"]
-BESIDE_BYTES: dict[Beside, int] = {"nothing": 0, "boxes": 8, "lengths": 4}  # an image: four int16; one int32
+SideInfo = Literal["nothing", "boxes", "lengths"]
+SIDE_INFO_BYTES: dict[SideInfo, int] = {"nothing": 0, "boxes": 8, "lengths": 4}  # an image: four int16; one int32
 
 
 class Codec(Protocol):
     """An exemplar encoding. `image_shape` is (C, H, W) everywhere."""
 
-    beside: Beside  # what is stored beside the payload, for each image
+    side_info: SideInfo  # what is stored beside the payload, for each image
     fixed_length: bool  # every image costs `least_bytes`
 
-    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
         """The least bytes an image can cost."""
         ...
 
@@ -71,7 +71,7 @@ class Codec(Protocol):
         """Payload → uint8 [N, C, H, W]."""
         ...
 
-    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
         """int64 [count]: bytes of each stored image, from what is stored beside the payload."""
         ...
 
@@ -79,14 +79,14 @@ class Codec(Protocol):
 class Raw:
     """The pixels as they are: C·H·W bytes an image."""
 
-    beside: Beside = "nothing"
+    side_info: SideInfo = "nothing"
     fixed_length = True
 
-    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
         return math.prod(image_shape)
 
     def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
-        return self.least_bytes(image_shape)
+        return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         return Encoded(images_NCHW.reshape(-1).clone(), self.lengths(len(images_NCHW), None, image_shape(images_NCHW)))
@@ -94,8 +94,8 @@ class Raw:
     def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
         return encoded.payload.reshape(len(encoded), *image_shape)
 
-    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
-        return torch.full((count,), self.least_bytes(image_shape), dtype=torch.int64)
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
 class Box:
@@ -107,10 +107,10 @@ class Box:
     because copying rows is many times faster than picking pixels by a mask.
     """
 
-    beside: Beside = "boxes"
+    side_info: SideInfo = "boxes"
     fixed_length = False
 
-    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
         channels, height, width = image_shape
         return channels * ((height + 1) // 2) * ((width + 1) // 2)
 
@@ -133,10 +133,10 @@ class Box:
         assert encoded.boxes is not None
         channels, height, width = image_shape
         payload, boxes = encoded.payload.numpy(), encoded.boxes.tolist()
-        cells = np.zeros((len(encoded), channels, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
+        specs = np.zeros((len(encoded), channels, (height + 1) // 2, (width + 1) // 2), dtype=np.uint8)
         insides, start = [], 0
-        for cell, box, length in zip(cells, boxes, encoded.lengths.tolist(), strict=True):
-            around = _around(cell, box)
+        for spec, box, length in zip(specs, boxes, encoded.lengths.tolist(), strict=True):
+            around = _around(spec, box)
             first, start = start, start + length
             inside_bytes = length - sum(part.size for part in around)
             insides.append(payload[first : first + inside_bytes])
@@ -147,20 +147,20 @@ class Box:
         images = np.empty((len(encoded), channels, height, width), dtype=np.uint8)
         for y, x in ((0, 0), (0, 1), (1, 0), (1, 1)):  # each cell shows as four pixels, fewer at an odd edge
             corner = images[:, :, y::2, x::2]
-            corner[...] = cells[:, :, : corner.shape[2], : corner.shape[3]]
+            corner[...] = specs[:, :, : corner.shape[2], : corner.shape[3]]
         for image, box, pixels in zip(images, boxes, insides, strict=True):
             inside = _inside(image, box)
             inside[...] = pixels.reshape(inside.shape)
         return torch.from_numpy(images)
 
-    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
-        assert beside is not None
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        assert side_info is not None
         channels, height, width = image_shape
-        top, left, box_height, box_width = beside.long().unbind(1)
+        top, left, box_height, box_width = side_info.long().unbind(1)
         inside_height = (2 * (top + box_height)).clamp(max=height) - 2 * top
         inside_width = (2 * (left + box_width)).clamp(max=width) - 2 * left
-        cells = ((height + 1) // 2) * ((width + 1) // 2) - box_height * box_width
-        return channels * (inside_height * inside_width + cells)
+        specs = ((height + 1) // 2) * ((width + 1) // 2) - box_height * box_width
+        return channels * (inside_height * inside_width + specs)
 
 
 def _inside(image_CHW: NDArray[np.uint8], box: list[int]) -> NDArray[np.uint8]:
@@ -172,15 +172,15 @@ def _inside(image_CHW: NDArray[np.uint8], box: list[int]) -> NDArray[np.uint8]:
 def _around(cells_Chw: NDArray[np.uint8], box: list[int]) -> tuple[NDArray[np.uint8], ...]:
     """The cells above, left of, right of and below a box: views that cover the rest."""
     top, left, height, width = box
-    beside = cells_Chw[:, top : top + height]
-    return cells_Chw[:, :top], beside[:, :, :left], beside[:, :, left + width :], cells_Chw[:, top + height :]
+    side_info = cells_Chw[:, top : top + height]
+    return cells_Chw[:, :top], side_info[:, :, :left], side_info[:, :, left + width :], cells_Chw[:, top + height :]
 
 
 class LowRes:
     """Every image averaged over F×F pixels, C·⌈H/F⌉·⌈W/F⌉ bytes; decoded bilinearly (low-fidelity exemplars, Zhao
     2021)."""
 
-    beside: Beside = "nothing"
+    side_info: SideInfo = "nothing"
     fixed_length = True
 
     def __init__(self, factor: int) -> None:
@@ -188,12 +188,12 @@ class LowRes:
             raise ValueError(f"lowres:{factor}: the factor per side is a whole number from 2 to 64")
         self.factor = factor
 
-    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
         channels, height, width = image_shape
         return channels * math.ceil(height / self.factor) * math.ceil(width / self.factor)
 
     def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
-        return self.least_bytes(image_shape)
+        return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         if not len(images_NCHW):
@@ -210,8 +210,8 @@ class LowRes:
             return torch.empty(0, *image_shape, dtype=torch.uint8)
         return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
 
-    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
-        return torch.full((count,), self.least_bytes(image_shape), dtype=torch.int64)
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
 class Jpeg:
@@ -221,7 +221,7 @@ class Jpeg:
     Lengths are stored.
     """
 
-    beside: Beside = "lengths"
+    side_info: SideInfo = "lengths"
     fixed_length = False
 
     def __init__(self, quality: int) -> None:
@@ -229,7 +229,7 @@ class Jpeg:
             raise ValueError(f"jpeg:{quality}: the quality is a whole number from 1 to 100")
         self.quality = quality
 
-    def least_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
         """Of a middle-grey image, every coefficient of which is zero: no image has a shorter code."""
         return int(self.encode(torch.full((1, *image_shape), 128, dtype=torch.uint8)).lengths[0])
 
@@ -258,9 +258,9 @@ class Jpeg:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
         return buffer.getvalue()
 
-    def lengths(self, count: int, beside: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
-        assert beside is not None
-        return beside.to(torch.int64)
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+        assert side_info is not None
+        return side_info.to(torch.int64)
 
 
 def fixed_codec(name: str, argument: str) -> Codec:

@@ -87,7 +87,7 @@ class Scenario:
 class Task:
     """One task's data, given once. `images` uint8 [N, C, H, W]; `labels` int64 [N], arrival numbers of classes.
 
-    `images` is a tensor on the device, or stays in its file where it is too large for that (`pixels.Stored`).
+    `images` is a tensor on the device, or stays in its file where it is too large for that (`DiskImages`).
     """
 
     index: int
@@ -115,7 +115,7 @@ class Plan:
     details: Mapping[str, int] = field(default_factory=dict)
 
 
-class Work(NamedTuple):
+class TrainingCost(NamedTuple):
     """Images shown while a task is learned, in all epochs and phases, and the epochs in which a compression learns."""
 
     images: int
@@ -178,7 +178,7 @@ class Method(Protocol):
     def __init__(self, plan: Plan, config: Any, scenario: Scenario, device: torch.device) -> None: ...
 
     @classmethod
-    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> Work:
+    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> TrainingCost:
         """What learning task number `task` takes: what an estimate of time is made of."""
         ...
 
@@ -190,7 +190,7 @@ class Method(Protocol):
         """uint8 [B, C, H, W] on the device → for each head float [B, seen], larger is likelier."""
         ...
 
-    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Up to so many images of every class as the learner would rehearse them, for people to look at.
 
         uint8 [N, C, H, W] and their classes int64 [N], sorted; none where it carries no images.

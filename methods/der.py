@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, new_head, train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.loop import Count, SgdConfig, Weight, fit, in_epochs
 from cilbench.methods.training.losses import expansion_loss, weight_align
 
@@ -22,7 +22,7 @@ class DER(Rehearsal):
         milestones: tuple[Count, ...] = in_epochs((80, 120, 150))  # PyCIL models/der.py
         auxiliary: Weight = 1.0  # weight of the auxiliary loss, PyCIL models/der.py
 
-    layout = Layout(expanding=True)
+    growth = NetworkGrowth(expanding=True)
     card = MethodCard(
         key="der",
         name="DER",
@@ -45,9 +45,9 @@ class DER(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        lesson = self.begin(task)
+        task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
-        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         for branch in self.net.branches[:-1]:
             freeze(branch)
         new = self.scenario.new(task.index)
@@ -56,8 +56,8 @@ class DER(Rehearsal):
         train_unfrozen(self.net)
         loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
         learner = [self.net, auxiliary_head] if known else [self.net]
-        fit(loss, learner, lesson, schedule, self.look, context, task.index, compressing)
+        fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor)
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()
-        self.memory.keep(task, new, self.features, compressing.encode)
+        self.memory.keep(task, new, self.features, compressor.encode)

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cilbench.budgets.planning import Budget
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.incremental import train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal, plan_reference
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.loop import Count, SgdConfig, fit, in_epochs
 
@@ -25,7 +25,7 @@ class Finetune(Rehearsal):
         epochs: Count = in_epochs(80)  # PyCIL models/finetune.py
         milestones: tuple[Count, ...] = in_epochs((40, 70))  # PyCIL models/finetune.py
 
-    layout = Layout()
+    growth = NetworkGrowth()
     card = MethodCard(
         key="finetune",
         name="Finetuning",
@@ -54,12 +54,12 @@ class Finetune(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        lesson = self.begin(task)
+        task_data = self.prepare_task(task)
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             return F.cross_entropy(self.net(x_BCHW)[:, known:], labels_B - known)
 
         train_unfrozen(self.net)
         schedule = self.config.schedule(task.index)
-        fit(loss, [self.net], lesson, schedule, self.look, context, task.index)
+        fit(loss, [self.net], task_data, schedule, self.transform, context, task.index)
         self.net.eval()

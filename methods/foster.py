@@ -19,11 +19,21 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import ShowOnly
-from cilbench.methods.training.loop import Compressing, Count, Lesson, Positive, Rate, SgdConfig, Weight, fit, in_epochs
+from cilbench.methods.training.loop import (
+    Count,
+    Positive,
+    Rate,
+    SgdConfig,
+    TaskCompression,
+    TaskData,
+    Weight,
+    fit,
+    in_epochs,
+)
 from cilbench.methods.training.losses import kd_loss
 
 
@@ -41,7 +51,7 @@ class FOSTER(Rehearsal):
         distillation: Weight = 1.0  # PyCIL exps/foster.json: lambda_okd
         temperature: Positive = 2.0  # PyCIL exps/foster.json
 
-    layout = Layout()
+    growth = NetworkGrowth()
     card = MethodCard(
         key="foster",
         name="FOSTER",
@@ -63,7 +73,7 @@ class FOSTER(Rehearsal):
     config: Config
 
     @classmethod
-    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> Work:
+    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
         boosting = super().work(plan, config, scenario, task)
         compression = boosting.images * config.compression_epochs // config.epochs if task else 0
         return boosting._replace(images=boosting.images + compression)
@@ -75,32 +85,32 @@ class FOSTER(Rehearsal):
         self.net.grow_head(self.scenario.seen(task.index))
         for branch in self.net.branches[:-1]:
             freeze(branch)
-        lesson = self.memory.lesson(task)
+        task_data = self.memory.task_data(task)
         schedule = self.config.schedule(task.index)
-        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         branch_head = new_head(self.net.branch_features, self.net.seen).to(self.device)
 
         train_unfrozen(self.net)
-        loss = boosting_loss(self.net, branch_head, old, self._weights(lesson, self.config.beta1), self.config)
+        loss = boosting_loss(self.net, branch_head, old, self._weights(task_data, self.config.beta1), self.config)
         learner = [self.net, branch_head] if known else [self.net]
         part = (0.0, self._boosting_share() if known else 1.0)
-        fit(loss, learner, lesson, schedule, self.look, context, task.index, compressing, "boosting", part)
+        fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor, "boosting", part)
         if known:
-            self.net = self._compressed(old, lesson, context, task.index, compressing)
+            self.net = self._compressed(old, task_data, context, task.index, compressor)
         self.net.eval()
-        self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)
+        self.memory.keep(task, self.scenario.new(task.index), self.features, compressor.encode)
 
     def _boosting_share(self) -> float:
         return self.config.epochs / (self.config.epochs + self.config.compression_epochs)
 
     def _compressed(
-        self, old: IncrementalNet, lesson: Lesson, context: Context, task: int, compressing: Compressing
+        self, old: IncrementalNet, task_data: TaskData, context: Context, task: int, compressor: TaskCompression
     ) -> IncrementalNet:
         """A student of one branch that has learned from the boosted model (§4.3)."""
         teacher = self.net.eval().requires_grad_(False)
         student = old.requires_grad_(True)
         student.grow_head(teacher.seen)
-        weights_K = self._weights(lesson, self.config.beta2)
+        weights_K = self._weights(task_data, self.config.beta2)
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             with torch.no_grad():
@@ -113,12 +123,12 @@ class FOSTER(Rehearsal):
             weight_decay=self.config.compression_weight_decay,
         )
         train_unfrozen(student)
-        shown, part = ShowOnly(compressing), (self._boosting_share(), 1.0)
-        fit(loss, [student], lesson, schedule, self.look, context, task, shown, "compression", part)
+        shown, part = ShowOnly(compressor), (self._boosting_share(), 1.0)
+        fit(loss, [student], task_data, schedule, self.transform, context, task, shown, "compression", part)
         return student
 
-    def _weights(self, lesson: Lesson, beta: float) -> Tensor:
-        return effective_number_weights(lesson.labels.bincount(minlength=self.net.seen), beta)
+    def _weights(self, task_data: TaskData, beta: float) -> Tensor:
+        return effective_number_weights(task_data.labels.bincount(minlength=self.net.seen), beta)
 
 
 def effective_number_weights(counts_K: Tensor, beta: float) -> Tensor:

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.loop import Count, Positive, SgdConfig, Weight, fit, in_batches, in_epochs
 from cilbench.methods.training.losses import class_means, kd_loss, nearest_mean_scores
 
@@ -29,7 +29,7 @@ class ICaRL(Rehearsal):
         temperature: Positive = 2.0  # PyCIL models/icarl.py
         distillation: Weight = 1.0  # weight of the distillation loss, PyCIL models/icarl.py
 
-    layout = Layout()
+    growth = NetworkGrowth()
     card = MethodCard(
         key="icarl",
         name="iCaRL",
@@ -54,9 +54,9 @@ class ICaRL(Rehearsal):
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
         teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
-        lesson = self.begin(task)
+        task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
-        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             logits_BK = self.net(x_BCHW)
@@ -70,9 +70,9 @@ class ICaRL(Rehearsal):
             return value
 
         train_unfrozen(self.net)
-        fit(loss, [self.net], lesson, schedule, self.look, context, task.index, compressing)
+        fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, compressor)
         self.net.eval()
-        self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)
+        self.memory.keep(task, self.scenario.new(task.index), self.features, compressor.encode)
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         self.net.eval()

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal, plan_reference
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.loop import SgdConfig, fit
 
@@ -24,7 +24,7 @@ class Joint(Rehearsal):
     class Config(SgdConfig):
         """Every stage is trained as a first task is; the fields of later tasks are not used."""
 
-    layout = Layout()
+    growth = NetworkGrowth()
     card = MethodCard(
         key="joint",
         name="Joint training",
@@ -51,18 +51,18 @@ class Joint(Rehearsal):
         return plan_reference(cls.card.key, budget, scenario, images=scenario.train_images)
 
     @classmethod
-    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> Work:
-        return Work(config.schedule(0).images(scenario.images_of(scenario.seen(task))), config.first_epochs)
+    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
+        return TrainingCost(config.schedule(0).images(scenario.images_of(scenario.seen(task))), config.first_epochs)
 
     def learn(self, task: Task, context: Context) -> None:
         self.net = IncrementalNet(self.scenario, self.net.backbone, self.device)
-        lesson = self.begin(task)
+        task_data = self.prepare_task(task)
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             return F.cross_entropy(self.net(x_BCHW), labels_B)
 
         train_unfrozen(self.net)
         schedule = self.config.schedule(0)
-        fit(loss, [self.net], lesson, schedule, self.look, context, task.index)
+        fit(loss, [self.net], task_data, schedule, self.transform, context, task.index)
         self.net.eval()
         self.memory.keep_all(task, self.scenario.new(task.index))

@@ -12,7 +12,7 @@ from typing import Literal
 
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, new_head, train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.loop import Count, SgdConfig, Weight, fit, in_epochs
 from cilbench.methods.training.losses import expansion_loss, weight_align
 
@@ -27,7 +27,7 @@ class MEMO(Rehearsal):
         # auto: later tasks train the general layers on Base-0 only
         train_general: Literal["auto", "yes", "no"] = "auto"
 
-    layout = Layout(expanding=True, share_general=True)
+    growth = NetworkGrowth(expanding=True, share_general=True)
     card = MethodCard(
         key="memo",
         name="MEMO",
@@ -49,9 +49,9 @@ class MEMO(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        lesson = self.begin(task)
+        task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
-        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         for branch in self.net.branches[:-1]:
             freeze(branch)
         if known and not self._general_learns():
@@ -62,11 +62,11 @@ class MEMO(Rehearsal):
         train_unfrozen(self.net)
         loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
         learner = [self.net, auxiliary_head] if known else [self.net]
-        fit(loss, learner, lesson, schedule, self.look, context, task.index, compressing)
+        fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor)
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()
-        self.memory.keep(task, new, self.features, compressing.encode)
+        self.memory.keep(task, new, self.features, compressor.encode)
 
     def _general_learns(self) -> bool:
         if self.config.train_general == "auto":

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
-from cilbench.methods.rehearsal.base import Layout, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.loop import Count, SgdConfig, fit, in_epochs
 
 
@@ -22,7 +22,7 @@ class Replay(Rehearsal):
         epochs: Count = in_epochs(70)  # PyCIL models/replay.py
         milestones: tuple[Count, ...] = in_epochs((30, 50))  # PyCIL models/replay.py
 
-    layout = Layout()
+    growth = NetworkGrowth()
     card = MethodCard(
         key="replay",
         name="Replay",
@@ -45,14 +45,14 @@ class Replay(Rehearsal):
     config: Config
 
     def learn(self, task: Task, context: Context) -> None:
-        lesson = self.begin(task)
+        task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
-        compressing = self.compression.during(self.net, lesson, self.look, schedule, context, task.index)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             return F.cross_entropy(self.net(x_BCHW), labels_B)
 
         train_unfrozen(self.net)
-        fit(loss, [self.net], lesson, schedule, self.look, context, task.index, compressing)
+        fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, compressor)
         self.net.eval()
-        self.memory.keep(task, self.scenario.new(task.index), self.features, compressing.encode)
+        self.memory.keep(task, self.scenario.new(task.index), self.features, compressor.encode)

@@ -16,9 +16,9 @@ COUNTED = (
 )
 
 
-def fuzzed(check: Callable[[st.DataObject], None], examples: int, *, anew: bool) -> Callable[[], None]:
-    """`anew`: inputs that no run has tried; else the same in every run, so that it fails for a change alone."""
-    return settings(max_examples=examples, deadline=None, derandomize=not anew)(given(st.data())(check))
+def fuzzed(check: Callable[[st.DataObject], None], examples: int, *, refresh: bool) -> Callable[[], None]:
+    """`refresh`: inputs that no run has tried; else the same in every run, so that it fails for a change alone."""
+    return settings(max_examples=examples, deadline=None, derandomize=not refresh)(given(st.data())(check))
 
 
 @pytest.fixture(scope="session")

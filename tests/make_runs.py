@@ -140,7 +140,7 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
     }
     exemplars = 0 if method.method in {"dgm", "finetune", "joint"} else max(budget_bytes - backbone_bytes, 0) // 64
     need = method.smallest_budget_bytes
-    cell = {
+    spec = {
         "format": 1,
         "id": run_id,
         "status": "refused" if refused else "done",
@@ -224,8 +224,8 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
         "class_names": [str(number) for number in range(grid.seen(grid.tasks - 1))],
     }
     if grid.settings is not None:
-        cell["settings"] = dict(grid.settings)
-    (path / "cell.json").write_text(json.dumps(cell, indent=1))
+        spec["settings"] = dict(grid.settings)
+    (path / "cell.json").write_text(json.dumps(spec, indent=1))
     if refused:
         return path
     rows = [{"task": task, **row} for task, entries in ledgers.items() for row in entries]
@@ -250,11 +250,11 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
 
 def add_checksums(path: Path) -> None:
     """Checksums in a run folder's cell.json, of its files and its own, as the harness writes them."""
-    cell = json.loads((path / "cell.json").read_text())
+    spec = json.loads((path / "cell.json").read_text())
     files = sorted(file for file in path.iterdir() if file.is_file() and file.name != "cell.json")
-    cell["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
-    cell["sha256"] = hashlib.sha256(json.dumps(cell, sort_keys=True).encode()).hexdigest()
-    (path / "cell.json").write_text(json.dumps(cell))
+    spec["files"] = {file.name: hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+    spec["sha256"] = hashlib.sha256(json.dumps(spec, sort_keys=True).encode()).hexdigest()
+    (path / "cell.json").write_text(json.dumps(spec))
 
 
 def _metrics(method: Synthetic, grid: Grid, budget_bytes: int, rng: np.random.Generator) -> list[dict[str, Any]]:

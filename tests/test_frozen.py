@@ -11,7 +11,7 @@ import pytest
 import typer
 
 from cilbench.cli.main import app
-from cilbench.request import RunRequest, cells
+from cilbench.request import RunOptions, specs
 
 FROZEN = Path(__file__).with_suffix(".json")
 REQUESTS: tuple[dict[str, Any], ...] = (
@@ -25,7 +25,7 @@ REQUESTS: tuple[dict[str, Any], ...] = (
 
 
 def run_ids() -> list[str]:
-    return [cell.id for request in REQUESTS for cell in cells(RunRequest(**request))]
+    return [spec.id for request in REQUESTS for spec in specs(RunOptions(**request))]
 
 
 def options() -> dict[str, Any]:

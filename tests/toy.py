@@ -13,7 +13,7 @@ from cilbench.methods.contract import Augmentation
 from cilbench.methods.registry import resolve
 from cilbench.protocol.run import run_cell
 from cilbench.records.folder import Outcome, RunFolder
-from cilbench.request import Cell
+from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario
 
 OVERRIDES = {"batch_size": 16, "dgm.z_dim": 12}
@@ -53,7 +53,7 @@ def toy_dataset(
     return Dataset(card, images(per_class), images(10), tuple(f"class {c}" for c in range(classes)))
 
 
-def toy_cell(
+def toy_spec(
     method: str,
     dataset: Dataset,
     budget_bytes: int = 16_000,
@@ -65,10 +65,10 @@ def toy_cell(
     storage: Any = "fp32",
     fill: Any = "published",
     settings: dict[str, str] | None = None,
-) -> Cell:
-    spec = resolve(method, "smoke", OVERRIDES, settings or {})
+) -> RunSpec:
+    method = resolve(method, "smoke", OVERRIDES, settings or {})
     scenario = make_scenario(dataset.card, base, inc, order)
-    return Cell(spec, scenario, Budget(budget_bytes, accounting, storage, fill), None, seed, order, "smoke")
+    return RunSpec(method, scenario, Budget(budget_bytes, accounting, storage, fill), None, seed, order, "smoke")
 
 
 @dataclass
@@ -111,17 +111,17 @@ CPU = torch.device("cpu")
 
 
 def run(
-    cell: Cell, dataset: Dataset, out: Path, keep: Any = "all", isolate: bool = False, reporter: Any = None
+    spec: RunSpec, dataset: Dataset, out: Path, keep: Any = "all", isolate: bool = False, reporter: Any = None
 ) -> tuple[Outcome, Path]:
     """Run a cell as the command does; how it ended, and its folder."""
-    folder = RunFolder(out, cell.id)
+    folder = RunFolder(out, spec.id)
     try:
-        plan: Any = cell.plan()
+        plan: Any = spec.plan()
     except BudgetTooSmall as refusal:
         plan = refusal
-    return run_cell(cell, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate), folder.final
+    return run_cell(spec, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate), folder.final
 
 
-def with_class(cell: Cell, base: type) -> Cell:
+def with_class(spec: RunSpec, base: type) -> RunSpec:
     """The cell with another class in the place of its method's."""
-    return replace(cell, spec=replace(cell.spec, base=base))
+    return replace(spec, method=replace(spec.method, base=base))

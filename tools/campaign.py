@@ -46,7 +46,7 @@ from cilbench.device.choose import pick_device
 from cilbench.errors import RequestError
 from cilbench.processes import Stop, stoppable
 from cilbench.protocol.run import environment
-from cilbench.request import Cell, RunRequest, cells
+from cilbench.request import RunOptions, RunSpec, specs
 from tools.speed.bench import SECTIONS, source_sha256
 
 ROOT = Path(__file__).resolve().parent.parent  # of the checkout, also through a tree of links
@@ -183,8 +183,8 @@ def resume(campaign: Campaign, clock: Clock) -> Phase:
         for stream in _streams(campaign.archives):
             with tarfile.open(fileobj=stream, mode="r:gz") as archive:
                 archive.extractall(incoming, filter="data")
-        for cell in sorted(incoming.glob("runs/*/*/")):
-            taken += _take(cell, campaign.work / "runs" / cell.parent.name / cell.name)
+        for spec in sorted(incoming.glob("runs/*/*/")):
+            taken += _take(spec, campaign.work / "runs" / spec.parent.name / spec.name)
         for path in sorted((incoming / "kept").glob("*")):
             if not (campaign.work / "kept" / path.name).exists():
                 (campaign.work / "kept").mkdir(exist_ok=True)
@@ -210,14 +210,14 @@ def _streams(files: Iterable[Path]) -> Iterator[io.BytesIO]:
         yield io.BytesIO(b"".join(pieces[number] for number in sorted(pieces)))
 
 
-def _take(cell: Path, place: Path) -> bool:
+def _take(spec: Path, place: Path) -> bool:
     final = place.with_name(place.name.removesuffix(".partial"))
-    if final.exists() or (place.exists() and _tasks_in(place) >= _tasks_in(cell)):
+    if final.exists() or (place.exists() and _tasks_in(place) >= _tasks_in(spec)):
         return False
     place.parent.mkdir(parents=True, exist_ok=True)
     for old in {place, final.with_name(f"{final.name}.partial")}:
         shutil.rmtree(old, ignore_errors=True)
-    shutil.move(cell, place)
+    shutil.move(spec, place)
     return True
 
 
@@ -311,8 +311,8 @@ def bench(campaign: Campaign, clock: Clock) -> Phase:
     wrong = [f"{section}: {phase.detail}" for section, phase in ended.items() if phase.ended == "failed"]
     left = [f"left: {', '.join(s for s in SECTIONS if s not in ended)}"] if len(ended) < len(SECTIONS) else []
     skipped = all(phase.ended == "skipped" for phase in ended.values())
-    how: Ended = "failed" if wrong else "stopped" if left else "skipped" if skipped else "done"
-    return Phase("bench", how, "; ".join([*wrong, *left]))
+    execution: Ended = "failed" if wrong else "stopped" if left else "skipped" if skipped else "done"
+    return Phase("bench", execution, "; ".join([*wrong, *left]))
 
 
 def _once(
@@ -371,16 +371,16 @@ def _estimate(campaign: Campaign, groups: Iterable[str]) -> str:
     return "; ".join(line for lines in logs for line in lines if line.startswith("training will take"))
 
 
-def asked(campaign: Campaign) -> list[Cell]:
+def asked(campaign: Campaign) -> list[RunSpec]:
     """The cells of all groups in order; their precision is the device's to choose, and so is the end of their ids.
 
     Raises RequestError.
     """
     return [
-        cell
+        spec
         for methods in campaign.groups
-        for cell in cells(
-            RunRequest(
+        for spec in specs(
+            RunOptions(
                 methods=methods,
                 budget_mb=campaign.budgets_mb,
                 dataset=campaign.dataset,
@@ -391,21 +391,21 @@ def asked(campaign: Campaign) -> list[Cell]:
     ]
 
 
-def cell_row(campaign: Campaign, cell: Cell) -> dict[str, Any]:
+def cell_row(campaign: Campaign, spec: RunSpec) -> dict[str, Any]:
     """Where a cell stands (`CELL_COLUMNS`): avg and last in % once it is done, `stages` as far as it has come."""
-    start = cell.id[:-10]  # without the hash, of which precision is a part
+    start = spec.id[:-10]  # without the hash, of which precision is a part
     finished = sorted(campaign.runs.glob(f"{start}{'?' * 10}/cell.json"))
     partial = sorted(campaign.runs.glob(f"{start}{'?' * 10}.partial/"))
     row: dict[str, Any] = dict.fromkeys(CELL_COLUMNS, "") | {
-        "method": cell.spec.name,
-        "budget_bytes": cell.budget.bytes,
-        "budget_label": cell.budget_label,
-        "seed": cell.seed,
-        "order": cell.order,
+        "method": spec.method.name,
+        "budget_bytes": spec.budget.bytes,
+        "budget_label": spec.budget_label,
+        "seed": spec.seed,
+        "order": spec.order,
         "status": "open",
         "tasks_done": 0,
-        "tasks": cell.scenario.tasks,
-        "head": cell.spec.card.heads[0],
+        "tasks": spec.scenario.tasks,
+        "head": spec.method.card.heads[0],
     }
     if finished:
         return row | _finished(finished[0].parent, row["head"])
@@ -599,7 +599,7 @@ def conduct(campaign: Campaign, clock: Clock, say: Callable[[str], None]) -> int
     for name, act in acts.items():
         phases.append(_attempt(name, partial(act, campaign, clock)) if clock.left() > 0 else _too_late(name))
         say(_said(phases[-1]))
-    rows = [cell_row(campaign, cell) for cell in asked(campaign)]
+    rows = [cell_row(campaign, spec) for spec in asked(campaign)]
     if campaign.home is not None:
         phases.append(_attempt("home", partial(bring_home, campaign, rows, phases)))
         say(_said(phases[-1]))

@@ -77,12 +77,12 @@ def _inventory(data_dir: Path) -> "tuple[Table, list[str]]":
     for name in dict.fromkeys([*datasets.builtin_cards(), *datasets.cached_names(data_dir)]):
         try:
             card = datasets.card(name, data_dir)
-            cells = [name, str(card.classes), _shape(card)]
+            specs = [name, str(card.classes), _shape(card)]
             if name in datasets.cached_names(data_dir):
                 counts = [f"{count:,}" for count in datasets.verify(name, data_dir)]
-                table.add_row(*cells, "ready", *counts, card.title)
+                table.add_row(*specs, "ready", *counts, card.title)
             else:
-                table.add_row(*cells, "to import" if card.fetch is None else "to fetch", "", "", "", card.title)
+                table.add_row(*specs, "to import" if card.fetch is None else "to fetch", "", "", "", card.title)
         except datasets.DatasetError as error:
             table.add_row(name, "", "", "damaged", "", "", "", "")
             damaged.append(str(error))

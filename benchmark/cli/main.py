@@ -119,9 +119,9 @@ def run(
 ) -> None:
     """Run methods under budgets; what is done already is not run again."""
     from cilbench.protocol.sweep import sweep
-    from cilbench.request import RunRequest
+    from cilbench.request import RunOptions
 
-    request = RunRequest(
+    request = RunOptions(
         methods=methods,
         budget_mb=budget_mb,
         budget=budget,
@@ -143,14 +143,14 @@ def run(
     if keep not in {"last", "all"}:
         raise RequestError(f"--keep {keep}: allowed are last, all")
 
-    def go(request: RunRequest) -> int:
+    def go(request: RunOptions) -> int:
         return sweep(request, out, device, "all" if keep == "all" else "last", isolate=isolate, fresh=fresh, jobs=jobs)
 
     if source is None:
         raise typer.Exit(go(request))
     from cilbench.protocol.rerun import rerun
 
-    given = _given(context, {field.name for field in fields(RunRequest)} - {"data_dir"})
+    given = _given(context, {field.name for field in fields(RunOptions)} - {"data_dir"})
     if given:
         raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
     raise typer.Exit(rerun(source, out, device, data_dir, go))
@@ -191,9 +191,9 @@ def plan(
     """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data."""
     from cilbench.cli.tables import plan_records, plan_table, time_lines
     from cilbench.device.choose import pick_device
-    from cilbench.request import RunRequest
+    from cilbench.request import RunOptions
 
-    request = RunRequest(
+    request = RunOptions(
         methods=methods,
         budget_mb=budget_mb,
         budget=budget,

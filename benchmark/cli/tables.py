@@ -14,10 +14,10 @@ from cilbench.methods import ALIASES, COMPRESSIONS
 from cilbench.methods.contract import MethodCard, Plan
 from cilbench.methods.registry import known_methods, load_class, load_compression
 from cilbench.protocol import estimate
-from cilbench.request import Cell, RunRequest, cells
+from cilbench.request import RunOptions, RunSpec, specs
 
 
-def plan_records(request: RunRequest, device: torch.device | None = None) -> list[dict[str, Any]]:
+def plan_records(request: RunOptions, device: torch.device | None = None) -> list[dict[str, Any]]:
     """One record for every (data set, budget, method): the fields of `cilbench plan --json`.
 
     `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
@@ -25,23 +25,23 @@ def plan_records(request: RunRequest, device: torch.device | None = None) -> lis
     requests = [replace(request, dataset=name.strip()) for name in request.dataset.split(",")]
     if device is not None:
         requests = [in_precision(one, device) for one in requests]
-    asked = [cell for one in requests for cell in cells(one)]
+    asked = [spec for one in requests for spec in specs(one)]
     # Seeds and orders change what is drawn, not what fits.
-    distinct = {(cell.scenario.dataset, cell.budget, cell.spec.name): cell for cell in asked}
-    return [_record(cell, device) for cell in distinct.values()]
+    distinct = {(spec.scenario.dataset, spec.budget, spec.method.name): spec for spec in asked}
+    return [_record(spec, device) for spec in distinct.values()]
 
 
-def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
+def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
     record: dict[str, Any] = {
-        "method": cell.spec.name,
-        "dataset": cell.scenario.dataset,
-        "base": cell.scenario.base,
-        "inc": cell.scenario.inc,
-        "tasks": cell.scenario.tasks,
-        "recipe": cell.recipe,
-        "budget_bytes": cell.budget.bytes,
-        "budget_label": cell.budget_label,
-        "accounting": cell.budget.accounting,
+        "method": spec.method.name,
+        "dataset": spec.scenario.dataset,
+        "base": spec.scenario.base,
+        "inc": spec.scenario.inc,
+        "tasks": spec.scenario.tasks,
+        "recipe": spec.recipe,
+        "budget_bytes": spec.budget.bytes,
+        "budget_label": spec.budget_label,
+        "accounting": spec.budget.accounting,
         "backbone": None,
         "exemplars": None,
         "exemplar_bytes": None,
@@ -54,7 +54,7 @@ def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
         "train_seconds": None,
     }
     try:
-        plan = cell.plan()
+        plan = spec.plan()
     except BudgetTooSmall as refusal:
         return record | {"status": "refused", "reason": str(refusal), "smallest_budget_bytes": refusal.smallest_bytes}
     return record | {
@@ -64,13 +64,13 @@ def _record(cell: Cell, device: torch.device | None) -> dict[str, Any]:
         "model_bytes": plan.model_bytes,
         "published_bytes": plan.published_bytes[-1],
         "strict_bytes": plan.strict_bytes[-1],
-        "train_seconds": _train_seconds(cell, plan, device) if device is not None else None,
+        "train_seconds": _train_seconds(spec, plan, device) if device is not None else None,
     }
 
 
-def _train_seconds(cell: Cell, plan: Plan, device: torch.device) -> float | None:
+def _train_seconds(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
     """Measured now, whatever is remembered: it was asked for."""
-    return estimate.seconds(laid_out(cell, plan, device), plan, device, anew=True)
+    return estimate.seconds(laid_out(spec, plan, device), plan, device, refresh=True)
 
 
 def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]:
@@ -119,7 +119,7 @@ def _protocol(record: Mapping[str, Any]) -> str:
     return f"{record['dataset']} B{record['base']} Inc{record['inc']}, {record['tasks']} tasks"
 
 
-def announce(asked: list[Cell]) -> list[str]:
+def announce(asked: list[RunSpec]) -> list[str]:
     """What a request resolved to, a line each: the protocol, and what a published label stands for."""
     first = asked[0]
     scenario = first.scenario
@@ -127,7 +127,7 @@ def announce(asked: list[Cell]) -> list[str]:
         f"{scenario.dataset}: Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks,"
         f" class order {first.order}, recipe {first.recipe}, accounting {first.budget.accounting}"
     ]
-    budgets = {cell.budget.bytes: cell.budget_label for cell in asked}
+    budgets = {spec.budget.bytes: spec.budget_label for spec in asked}
     for size, label in budgets.items():
         meaning = f" (the published {label} MB)" if label else ""
         lines.append(f"budget {size:,} B = {human_bytes(size)}{meaning}")

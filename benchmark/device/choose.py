@@ -10,7 +10,7 @@ from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.engine import is_out_of_memory, pick_layout, pick_precision
-from cilbench.request import Cell, RunRequest, cells
+from cilbench.request import RunOptions, RunSpec, specs
 
 
 def pick_device(name: str) -> torch.device:
@@ -27,12 +27,12 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def in_precision(request: RunRequest, device: torch.device) -> RunRequest:
+def in_precision(request: RunOptions, device: torch.device) -> RunOptions:
     """A precision that is the device's to choose: one for all methods of a request, by the protocol's backbone.
 
     Raises RequestError for everything that is wrong with the request.
     """
-    scenario = cells(request)[0].scenario
+    scenario = specs(request)[0].scenario
     if request.precision != "auto":
         return request
     backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
@@ -40,13 +40,13 @@ def in_precision(request: RunRequest, device: torch.device) -> RunRequest:
         return replace(request, precision=pick_precision(device, scenario.family, backbone, scenario.image_shape[0]))
 
 
-def laid_out(cell: Cell, plan: Plan | BudgetTooSmall, device: torch.device) -> Cell:
+def laid_out(spec: RunSpec, plan: Plan | BudgetTooSmall, device: torch.device) -> RunSpec:
     """The cell in the memory layout that is faster for its backbone."""
     if isinstance(plan, BudgetTooSmall):
-        return cell
-    family, channels = cell.scenario.family, cell.scenario.image_shape[0]
+        return spec
+    family, channels = spec.scenario.family, spec.scenario.image_shape[0]
     with _room_for_steps(device):
-        return replace(cell, layout=pick_layout(device, cell.precision, family, plan.backbone, channels))
+        return replace(spec, layout=pick_layout(device, spec.precision, family, plan.backbone, channels))
 
 
 @contextmanager

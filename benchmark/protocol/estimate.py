@@ -12,36 +12,36 @@ from typing import Any
 import torch
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.methods.contract import Plan, Task, Work
+from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training.loop import recipe_named
 from cilbench.methods.training.machine import measured_on, recall, remember
 from cilbench.protocol.run import learn_and_seal
-from cilbench.request import Cell
+from cilbench.request import RunSpec
 
 MEASURED_TASKS = 3
 LONG_SECONDS = 3600.0
 
 
-def seconds(cell: Cell, plan: Plan, device: torch.device, *, first: int = 0, anew: bool = False) -> float | None:
+def seconds(spec: RunSpec, plan: Plan, device: torch.device, *, first: int = 0, refresh: bool = False) -> float | None:
     """Of training, which is nearly all of a cell; None for a method that ends in an error while it is measured.
 
-    `first`: the task that is next. `anew`: not from figures of an earlier process, when the machine may have been
+    `first`: the task that is next. `refresh`: not from figures of an earlier process, when the machine may have been
     busier.
     """
-    figures = _figures(cell, plan, device, anew)
+    figures = _figures(spec, plan, device, refresh)
     if figures is None:
         return None
-    base: Any = cell.spec.base
+    base: Any = spec.method.base
     total = 0.0
-    for task in range(first, cell.scenario.tasks):
-        work: Work = base.work(plan, cell.spec.config, cell.scenario, task)
+    for task in range(first, spec.scenario.tasks):
+        work: TrainingCost = base.work(plan, spec.method.config, spec.scenario, task)
         total += work.images * _at(figures, "image", task) + work.epochs * _at(figures, "epoch", task)
     return total
 
 
-def told(
-    cells: Iterable[Cell],
+def described(
+    specs: Iterable[RunSpec],
     plans: Mapping[str, Plan | BudgetTooSmall],
     device: torch.device,
     done: Mapping[str, int],
@@ -53,12 +53,12 @@ def told(
     are side by side as alone, which is how they were measured.
     """
     spent, unknown = dict[str, float](), set[str]()
-    for cell in cells:
-        plan = plans[cell.id]
-        if isinstance(plan, BudgetTooSmall) or cell.scenario.family == "tiny":
+    for spec in specs:
+        plan = plans[spec.id]
+        if isinstance(plan, BudgetTooSmall) or spec.scenario.family == "tiny":
             continue
-        recipe, name = cell.recipe, cell.spec.name
-        known = None if name in unknown else seconds(cell, plan, device, first=done[cell.id])
+        recipe, name = spec.recipe, spec.method.name
+        known = None if name in unknown else seconds(spec, plan, device, first=done[spec.id])
         if known is None:
             unknown.add(name)
         else:
@@ -99,38 +99,38 @@ def _at(figures: Mapping[str, float], what: str, task: int) -> float:
     return measured[-1] + growth * (task - len(measured) + 1)
 
 
-def _figures(cell: Cell, plan: Plan, device: torch.device, anew: bool) -> Mapping[str, float] | None:
-    scenario = cell.scenario
-    what = f"{cell.spec.name} on {plan.backbone}, {scenario.image_shape}, Base-{scenario.base} Inc-{scenario.inc}"
-    key = measured_on(device, f"{what}, {cell.precision} {cell.layout}, batch {_batch_size(cell.spec)}")
-    known = recall("seconds_per_image", key, here=anew)
+def _figures(spec: RunSpec, plan: Plan, device: torch.device, refresh: bool) -> Mapping[str, float] | None:
+    scenario = spec.scenario
+    what = f"{spec.method.name} on {plan.backbone}, {scenario.image_shape}, Base-{scenario.base} Inc-{scenario.inc}"
+    key = measured_on(device, f"{what}, {spec.precision} {spec.layout}, batch {_batch_size(spec.method)}")
+    known = recall("seconds_per_image", key, here=refresh)
     if known is None:
         try:
-            known = _measured(cell, plan, device)
+            known = _measured(spec, plan, device)
         except Exception:  # whatever a method raises, and a memory that is full: the cell itself will tell
             return None
         remember("seconds_per_image", key, known)
     return known
 
 
-def _measured(cell: Cell, plan: Plan, device: torch.device) -> dict[str, float]:
+def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, float]:
     """Of each of the first tasks: "image T" and "epoch T". The random state of the process is left as it was."""
-    brief = replace(cell, spec=_brief(cell.spec, device), seed=0)
-    batch = _batch_size(brief.spec)
+    brief = replace(spec, method=_brief(spec.method, device), seed=0)
+    batch = _batch_size(brief.method)
     sealed, found = None, dict[str, float]()
     with torch.random.fork_rng([device] if device.type == "cuda" else []):
         generator = torch.Generator().manual_seed(0)
-        for task in range(min(MEASURED_TASKS, cell.scenario.tasks)):
-            count = max(_steps(device) * batch, 2 * len(cell.scenario.new(task)))
-            images = torch.randint(0, 256, (count, *cell.scenario.image_shape), generator=generator, dtype=torch.uint8)
-            labels = torch.tensor(cell.scenario.new(task)).repeat(math.ceil(count / len(cell.scenario.new(task))))
+        for task in range(min(MEASURED_TASKS, spec.scenario.tasks)):
+            count = max(_steps(device) * batch, 2 * len(spec.scenario.new(task)))
+            images = torch.randint(0, 256, (count, *spec.scenario.image_shape), generator=generator, dtype=torch.uint8)
+            labels = torch.tensor(spec.scenario.new(task)).repeat(math.ceil(count / len(spec.scenario.new(task))))
             lines: list[Mapping[str, Any]] = []
             given = Task(task, images.to(device), labels[:count].to(device))
             sealed = learn_and_seal(brief, plan, given, sealed, device, lines.append, lambda share, images: None)
             timed = [line for line in lines if line.get("epoch") == _epochs(device) - 1 and "seconds" in line]
-            compressing = sum(line.get("compressing_seconds", 0.0) for line in timed)
-            steps = sum(line["seconds"] for line in timed) - compressing
-            found |= {f"image {task}": steps / sum(line["images"] for line in timed), f"epoch {task}": compressing}
+            compression_now = sum(line.get("compressing_seconds", 0.0) for line in timed)
+            steps = sum(line["seconds"] for line in timed) - compression_now
+            found |= {f"image {task}": steps / sum(line["images"] for line in timed), f"epoch {task}": compression_now}
     return found
 
 
@@ -143,7 +143,7 @@ def _epochs(device: torch.device) -> int:
     return 2 if device.type == "cpu" else 3
 
 
-def _brief(spec: MethodSpec, device: torch.device) -> MethodSpec:
+def _brief(method: MethodSpec, device: torch.device) -> MethodSpec:
     """A few epochs of a few steps in every phase."""
 
     def shorter(config: Any) -> Any:
@@ -152,8 +152,8 @@ def _brief(spec: MethodSpec, device: torch.device) -> MethodSpec:
         steps = {"max_steps": _steps(device)} if hasattr(config, "max_steps") else {}
         return replace(config, **epochs, **steps)
 
-    return replace(spec, configs={name: shorter(config) for name, config in spec.configs.items()})
+    return replace(method, configs={name: shorter(config) for name, config in method.configs.items()})
 
 
-def _batch_size(spec: MethodSpec) -> int:
-    return int(spec.config.batch_size)
+def _batch_size(method: MethodSpec) -> int:
+    return int(method.config.batch_size)

@@ -22,10 +22,10 @@ from numpy.typing import NDArray
 from cilbench.methods.contract import Plan, Task
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.engine import is_out_of_memory, numerics
-from cilbench.methods.training.images import Images, Stored
+from cilbench.methods.training.images import DiskImages, Images
 from cilbench.methods.training.loop import Diverged
 from cilbench.processes import Stop, end_with_parent, start_sheltered, stoppable
-from cilbench.request import Cell
+from cilbench.request import RunSpec
 
 GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
 SIGNAL_SECONDS = 1.0  # that a signal to a whole process group may take from one process to the next
@@ -45,7 +45,7 @@ class Learned:
     seal_seconds: float
 
 
-class Exhausted(MemoryError):
+class ChildOutOfMemory(MemoryError):
     """An isolated process had not enough memory; what it had needed until then, 0 where that is not known."""
 
     def __init__(self, what: str, peak_memory_bytes: int) -> None:
@@ -59,8 +59,8 @@ class Watcher(Protocol):
     def stopping(self) -> bool: ...
 
 
-def learn_apart(
-    cell: Cell,
+def learn_in_subprocess(
+    spec: RunSpec,
     plan: Plan,
     task: Task,
     sealed: bytes | None,
@@ -75,31 +75,31 @@ def learn_apart(
     """
     arrays = _portable(task.images), task.labels.cpu().numpy()
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        arguments = (cell, plan, task.index, *arrays, sealed, str(device), checkpoint.absolute())
+        arguments = (spec, plan, task.index, *arrays, sealed, str(device), checkpoint.absolute())
         said = _in_a_process(_learn, folder, arguments, watcher.stopping)
         lines += said["lines"]
         return Learned((Path(folder) / "state").read_bytes(), *said["learned"])
 
 
-def judge_apart(
-    cell: Cell, plan: Plan, sealed: bytes, images: Images, device: torch.device
+def evaluate_in_subprocess(
+    spec: RunSpec, plan: Plan, sealed: bytes, images: Images, device: torch.device
 ) -> dict[str, NDArray[np.int16]]:
     """`protocol.predict` in a process of its own, which gets images and no labels."""
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        _in_a_process(_judge, folder, (cell, plan, sealed, _portable(images), str(device)))
+        _in_a_process(_evaluate, folder, (spec, plan, sealed, _portable(images), str(device)))
         return {
             head: np.load(Path(folder) / f"{number}.npy", allow_pickle=False)
-            for number, head in enumerate(cell.spec.card.heads)
+            for number, head in enumerate(spec.method.card.heads)
         }
 
 
-def _portable(images: Images) -> NDArray[np.uint8] | Stored:
+def _portable(images: Images) -> NDArray[np.uint8] | DiskImages:
     """Images as another process can be given them: their bytes, or the file they are in."""
-    return images if isinstance(images, Stored) else images.cpu().numpy()
+    return images if isinstance(images, DiskImages) else images.cpu().numpy()
 
 
-def _unpacked(images: NDArray[np.uint8] | Stored, device: torch.device) -> Images:
-    return images if isinstance(images, Stored) else torch.from_numpy(images).to(device)
+def _unpacked(images: NDArray[np.uint8] | DiskImages, device: torch.device) -> Images:
+    return images if isinstance(images, DiskImages) else torch.from_numpy(images).to(device)
 
 
 def _in_a_process(
@@ -139,7 +139,7 @@ def _in_a_process(
             raise RuntimeError("the isolated process was asked to end by a signal of its own, such as of a full memory")
         raise Interrupted
     if "out_of_memory" in said:
-        raise Exhausted(*said["out_of_memory"])
+        raise ChildOutOfMemory(*said["out_of_memory"])
     if "error" in said:
         raise RuntimeError(said["error"])
     return said
@@ -179,10 +179,10 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
 def _learn(
     stop: Stop,
     folder: Path,
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     index: int,
-    images: NDArray[np.uint8] | Stored,
+    images: NDArray[np.uint8] | DiskImages,
     labels: NDArray[np.int64],
     sealed: bytes | None,
     device: str,
@@ -193,25 +193,31 @@ def _learn(
     there, lines = torch.device(device), list[Mapping[str, Any]]()
     try:
         task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
-        learned = learn_resumably(cell, plan, task, sealed, there, checkpoint, stop, lines)
+        learned = learn_resumably(spec, plan, task, sealed, there, checkpoint, stop, lines)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise Exhausted(str(error), peak_memory_bytes(there)) from None
+        raise ChildOutOfMemory(str(error), peak_memory_bytes(there)) from None
     (folder / "state").write_bytes(learned.sealed)
     figures = learned.images, peak_memory_bytes(there), learned.earlier_seconds, learned.seal_seconds
     return {"lines": lines, "learned": figures}
 
 
-def _judge(
-    stop: Stop, folder: Path, cell: Cell, plan: Plan, sealed: bytes, images: NDArray[np.uint8] | Stored, device: str
+def _evaluate(
+    stop: Stop,
+    folder: Path,
+    spec: RunSpec,
+    plan: Plan,
+    sealed: bytes,
+    images: NDArray[np.uint8] | DiskImages,
+    device: str,
 ) -> dict[str, Any]:
     """Soon over: a signal is the parent's to heed."""
-    from cilbench.protocol.run import predict, revive
+    from cilbench.protocol.run import predict, restore_learner
 
     there = torch.device(device)
-    with numerics(there, cell.precision, cell.layout):
-        top = predict(revive(cell, plan, sealed, there), _unpacked(images, there), cell.spec.card.heads)
+    with numerics(there, spec.precision, spec.layout):
+        top = predict(restore_learner(spec, plan, sealed, there), _unpacked(images, there), spec.method.card.heads)
     for number, predictions in enumerate(top.values()):
         np.save(folder / f"{number}.npy", predictions)
     return {}

@@ -24,7 +24,7 @@ CANDIDATES = (1, 2, 4, 8)
 STEP_MEMORY = 3  # a cell needs this many times what a bare training step does: teacher, images, optimizer
 
 
-def pick_jobs(text: str, cells: int, scenario: Scenario, device: torch.device, precision: Precision) -> int:
+def pick_jobs(text: str, specs: int, scenario: Scenario, device: torch.device, precision: Precision) -> int:
     """How many processes; `text` is "auto" or a number. Raises RequestError.
 
     auto: one on a CPU, which a cell fills by itself; on CUDA as many as fit its free memory and were measured to bring
@@ -33,8 +33,8 @@ def pick_jobs(text: str, cells: int, scenario: Scenario, device: torch.device, p
     if text != "auto":
         if not text.isdecimal() or not 1 <= int(text) <= 64:
             raise RequestError(f"--jobs {text}: allowed are auto, or a whole number from 1 to 64")
-        return max(1, min(int(text), cells))
-    if device.type != "cuda" or cells < 2:
+        return max(1, min(int(text), specs))
+    if device.type != "cuda" or specs < 2:
         return 1
     figures = _gains(scenario, device, precision)
     if not figures:
@@ -46,7 +46,7 @@ def pick_jobs(text: str, cells: int, scenario: Scenario, device: torch.device, p
         if figures.get(f"{n}", 0.0) < WORTH_IT * figures[f"{best}"]:
             break
         best = n
-    return min(best, cells)
+    return min(best, specs)
 
 
 def measured_gain(jobs: int, scenario: Scenario, device: torch.device, precision: Precision) -> float:
@@ -59,7 +59,9 @@ def measured_gain(jobs: int, scenario: Scenario, device: torch.device, precision
     return known[f"{measured[-1]}"] / known["1"] if measured else 1.0
 
 
-def share_out(target: Callable[..., None], arguments: tuple[Any, ...], jobs: int, stopping: Callable[[], bool]) -> None:
+def run_workers(
+    target: Callable[..., None], arguments: tuple[Any, ...], jobs: int, stopping: Callable[[], bool]
+) -> None:
     """Run `target(number, *arguments)` in so many processes and wait for them; they are asked to end when we are.
 
     `target` has to be `stoppable`, and to `end_with_parent`.

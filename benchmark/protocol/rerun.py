@@ -17,12 +17,12 @@ from cilbench.device.choose import laid_out, pick_device
 from cilbench.errors import RequestError
 from cilbench.protocol.run import environment
 from cilbench.records.folder import FORMAT, UNREADABLE, RunFolder, printable, read_json, read_predictions
-from cilbench.request import Cell, RunRequest, cells, check_feasible
+from cilbench.request import RunOptions, RunSpec, check_feasible, specs
 
 LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
 
 
-def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Callable[[RunRequest], int]) -> int:
+def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Callable[[RunOptions], int]) -> int:
     """Run the cell of a cell.json into `out`; the exit code of `sweep`, which does it.
 
     Says what differs from the first time (versions, hardware, memory layout, data) before, and how the predictions
@@ -30,16 +30,16 @@ def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Ca
     """
     first = Recorded.read(source)
     request = first.asked(data_dir)
-    (cell,) = cells(request)
-    folder = RunFolder(out, cell.id)
+    (spec,) = specs(request)
+    folder = RunFolder(out, spec.id)
     if folder.final.exists() and folder.final.samefile(source.resolve().parent):
         raise RequestError(f"--out {out}: the run of --from is there itself; name another folder, e.g. --out again")
     there = pick_device(device)
     here = environment(there) | {
-        "layout": laid_out(cell, check_feasible([cell])[cell.id], there).layout,
-        "data_sha256": datasets.fingerprint(cell.scenario.dataset, data_dir),
+        "layout": laid_out(spec, check_feasible([spec])[spec.id], there).layout,
+        "data_sha256": datasets.fingerprint(spec.scenario.dataset, data_dir),
     }
-    for line in [*first.not_said(cell), *first.differences(here)]:
+    for line in [*first.not_said(spec), *first.differences(here)]:
         typer.echo(line)
     code = sweep(request)
     typer.echo(compared(source.parent / "predictions.npz", folder.final / "predictions.npz"))
@@ -68,11 +68,11 @@ class Recorded:
             raise RequestError(printable(f"--from {path}: not a whole cell.json ({why})")) from None
         return cls(path, request, told)
 
-    def asked(self, data_dir: Path | None) -> RunRequest:
+    def asked(self, data_dir: Path | None) -> RunOptions:
         """The command line that asks for this cell and no other. Raises RequestError."""
         r = self.request
         try:
-            request = RunRequest(
+            request = RunOptions(
                 **{name: _text(r[name]) for name in ("dataset", "recipe", "backbone", "accounting", "storage", "fill")},
                 methods=_text(r["method"]),
                 budget=f"{_whole(r['budget_bytes'])}B",
@@ -87,21 +87,21 @@ class Recorded:
         except (KeyError, TypeError, AttributeError, ValueError) as error:
             raise RequestError(printable(f"--from {self.path}: not the request of a cell ({error!r})")) from None
         try:
-            asked = cells(request)
+            asked = specs(request)
         except RequestError as error:
             raise RequestError(printable(f"--from {self.path}: {error}")) from None
         if len(asked) != 1:
             raise RequestError(printable(f"--from {self.path}: not the request of one cell"))
-        cell = asked[0]
-        now = json.loads(json.dumps(cell.request))
+        spec = asked[0]
+        now = json.loads(json.dumps(spec.request))
         differ = [key for key in _leaves(r) if key != (LABEL,) and _leaves(r)[key] != _leaves(now).get(key)]
         if differ:
             raise RequestError(printable(f"--from {self.path}: this version cannot run {_named(differ, _leaves(r))}"))
         return request
 
-    def not_said(self, cell: Cell) -> Iterator[str]:
+    def not_said(self, spec: RunSpec) -> Iterator[str]:
         """Settings that have come since, a line each: the cell runs with their defaults, under another name."""
-        now = _leaves(json.loads(json.dumps(cell.request)))
+        now = _leaves(json.loads(json.dumps(spec.request)))
         for key in now.keys() - _leaves(self.request).keys():
             yield f"not in cell.json: {_named([key], now)}"
 

@@ -33,11 +33,11 @@ from cilbench.data.datasets import Dataset
 from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Unrestorable
 from cilbench.methods.training.engine import is_out_of_memory, numerics
-from cilbench.methods.training.images import Images, forget, reordered
+from cilbench.methods.training.images import Images, release, reordered
 from cilbench.methods.training.loop import Diverged, in_batches
-from cilbench.protocol.isolation import Exhausted, Learned, judge_apart, learn_apart
+from cilbench.protocol.isolation import ChildOutOfMemory, Learned, evaluate_in_subprocess, learn_in_subprocess
 from cilbench.records.folder import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
-from cilbench.request import Cell, chosen_settings
+from cilbench.request import RunSpec, chosen_settings
 from cilbench.scenario import class_names, seen_test_images, stream
 
 
@@ -71,7 +71,7 @@ class Reporter(Protocol):
 
 
 def run_cell(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan | BudgetTooSmall,
     dataset: Dataset,
     folder: RunFolder,
@@ -87,7 +87,7 @@ def run_cell(
         try:
             if isinstance(plan, BudgetTooSmall):
                 raise plan
-            _tasks(cell, plan, dataset, folder, device, reporter, keep, isolate)
+            _tasks(spec, plan, dataset, folder, device, reporter, keep, isolate)
             outcome = Outcome("done")
         except BudgetTooSmall as refusal:
             outcome = Outcome("refused", str(refusal))
@@ -98,31 +98,36 @@ def run_cell(
         except Exception as error:  # a method may raise anything: the other cells go on
             outcome = Outcome("failed", _in_one_line(error))
             folder.log({"task": len(folder.records()), "event": "failed", "traceback": traceback.format_exc()})
-        folder.finish(_cell_record(cell, plan, outcome, dataset, folder, device), breach)
+        folder.finish(_cell_record(spec, plan, outcome, dataset, folder, device), breach)
     except (OSError, MemoryError) as error:  # the disk is full, cannot be read, has gone: nothing more can be written
         return Outcome("failed", _in_one_line(error))
     return outcome
 
 
 def _cell_record(
-    cell: Cell, plan: Plan | BudgetTooSmall, outcome: Outcome, dataset: Dataset, folder: RunFolder, device: torch.device
+    spec: RunSpec,
+    plan: Plan | BudgetTooSmall,
+    outcome: Outcome,
+    dataset: Dataset,
+    folder: RunFolder,
+    device: torch.device,
 ) -> dict[str, Any]:
     """cell.json."""
     records = folder.records()
     return {
         "format": FORMAT,
-        "id": cell.id,
+        "id": spec.id,
         "status": outcome.status,
         "reason": outcome.reason,
-        "request": {**cell.request, "budget_label": cell.budget_label},
-        "card": asdict(cell.spec.card),
+        "request": {**spec.request, "budget_label": spec.budget_label},
+        "card": asdict(spec.method.card),
         "plan": None if isinstance(plan, BudgetTooSmall) else _plan_record(plan),
-        "settings": chosen_settings(cell, dataset.card.overrides),
-        "environment": {**environment(device), "layout": cell.layout, "data_sha256": dataset.fingerprint},
+        "settings": chosen_settings(spec, dataset.card.overrides),
+        "environment": {**environment(device), "layout": spec.layout, "data_sha256": dataset.fingerprint},
         "timing": _timing(records),
         "events": folder.events(),
         "tasks": [asdict(record) for record in records],
-        "class_names": class_names(dataset, cell.scenario),
+        "class_names": class_names(dataset, spec.scenario),
     }
 
 
@@ -131,7 +136,7 @@ def _in_one_line(error: Exception) -> str:
 
 
 def _tasks(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     dataset: Dataset,
     folder: RunFolder,
@@ -142,25 +147,25 @@ def _tasks(
 ) -> None:
     done = len(folder.records())
     sealed = folder.sealed(done - 1) if done else None
-    for index in range(done, cell.scenario.tasks):
+    for index in range(done, spec.scenario.tasks):
         if reporter.stopping():
             raise Interrupted
         started = time.perf_counter()
         reset_peak_memory(device)
-        learned = _learned(cell, plan, index, sealed, dataset, folder, device, reporter, isolate)
+        learned = _learned(spec, plan, index, sealed, dataset, folder, device, reporter, isolate)
         train_seconds = time.perf_counter() - started
         sealed = learned.sealed
-        ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
-        if cell.spec.card.bounded and ledger.total(cell.budget.accounting) > cell.budget.bytes:
-            raise OverBudget(index, ledger, cell.budget)
+        ledger = Ledger.of_sealed(sealed, spec.scenario.allowance)
+        if spec.method.card.bounded and ledger.total(spec.budget.accounting) > spec.budget.bytes:
+            raise OverBudget(index, ledger, spec.budget)
         exemplars = _exemplars(sealed)
         judging = time.perf_counter()
-        predictions = _judged(cell, plan, sealed, dataset, index, device, isolate)
+        predictions = _evaluated(spec, plan, sealed, dataset, index, device, isolate)
         judge_seconds = time.perf_counter() - judging
-        metrics = _metrics(predictions, cell, index)
+        metrics = _metrics(predictions, spec, index)
         record = TaskRecord(
             task=index,
-            seen=cell.scenario.seen(index),
+            seen=spec.scenario.seen(index),
             sealed_bytes=len(sealed),
             sealed_sha256=hashlib.sha256(sealed).hexdigest(),
             published_bytes=ledger.published,
@@ -174,13 +179,13 @@ def _tasks(
             seal_seconds=learned.seal_seconds,
         )
         folder.add_task(record, ledger, sealed, predictions, metrics, head_norms(sealed), keep)
-        reporter.task_done(record, {head: _overall(metrics, head) for head in cell.spec.card.heads})
+        reporter.task_done(record, {head: _overall(metrics, head) for head in spec.method.card.heads})
     if sealed is not None:  # again where the process was killed while it was written
-        _show_remembered(cell, plan, sealed, folder, device)
+        _show_remembered(spec, plan, sealed, folder, device)
 
 
 def _learned(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     index: int,
     sealed: bytes | None,
@@ -192,23 +197,23 @@ def _learned(
 ) -> Learned:
     """One task's learning, logged in the folder; a second time with less where the device's memory was not enough."""
     try:
-        return _learned_once(cell, plan, index, sealed, dataset, folder, device, reporter, isolate)
+        return _learned_once(spec, plan, index, sealed, dataset, folder, device, reporter, isolate)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
         why = _in_one_line(error)
     free_cached(device)
-    reporter.note(f"{cell.spec.name}: task {index + 1} did not fit {device} and is learned again with less ({why})")
+    reporter.note(f"{spec.method.name}: task {index + 1} did not fit {device} and is learned again with less ({why})")
     folder.log({"task": index, "event": "out_of_memory", "reason": why})
     try:
-        frugal = replace(cell, frugal=True)
-        return _learned_once(frugal, plan, index, sealed, dataset, folder, device, reporter, isolate)
+        low_memory = replace(spec, low_memory=True)
+        return _learned_once(low_memory, plan, index, sealed, dataset, folder, device, reporter, isolate)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        needed = error.peak_memory_bytes if isinstance(error, Exhausted) else max(peak_memory_bytes(device), 1)
-        batch = next((getattr(c, "batch_size", None) for c in cell.spec.configs.values()), None)
-        smaller = f": try --set {next(iter(cell.spec.configs))}.batch_size={batch // 2}" if batch else ""
+        needed = error.peak_memory_bytes if isinstance(error, ChildOutOfMemory) else max(peak_memory_bytes(device), 1)
+        batch = next((getattr(c, "batch_size", None) for c in spec.method.configs.values()), None)
+        smaller = f": try --set {next(iter(spec.method.configs))}.batch_size={batch // 2}" if batch else ""
         smaller += ", or --jobs 1" if smaller and device.type == "cuda" else ""
         raise RuntimeError(
             f"out of memory on {device} after {human_bytes(needed)}, with small batches for evaluation and images read"
@@ -217,7 +222,7 @@ def _learned(
 
 
 def _learned_once(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     index: int,
     sealed: bytes | None,
@@ -228,19 +233,19 @@ def _learned_once(
     isolate: bool,
 ) -> Learned:
     """One task's learning. Its images are gone when it ends, and what still holds them sees nothing in them."""
-    task = next(stream(dataset, cell.scenario, device, index, frugal=cell.frugal))
+    task = next(stream(dataset, spec.scenario, device, index, low_memory=spec.low_memory))
     images = task.images
-    learn = learn_apart if isolate else _learn_here
+    learn = learn_in_subprocess if isolate else _learn_here
     lines: list[Mapping[str, Any]] = []
     try:
-        return learn(cell, plan, task, sealed, device, folder.checkpoint(index), lines, reporter)
+        return learn(spec, plan, task, sealed, device, folder.checkpoint(index), lines, reporter)
     finally:
         for line in lines:
             folder.log(line)
             if line.get("event") in ("checkpoint_damaged", "checkpoint_not_written"):
                 what = f"{folder.checkpoint(index)}: {line['reason']}"
-                reporter.note(printable(f"{cell.spec.name}: {line['event'].replace('_', ' ')}: {what}"))
-        forget(images)
+                reporter.note(printable(f"{spec.method.name}: {line['event'].replace('_', ' ')}: {what}"))
+        release(images)
         del task, images
         gc.collect()
 
@@ -253,7 +258,7 @@ def free_cached(device: torch.device) -> None:
 
 
 def _learn_here(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     task: Task,
     sealed: bytes | None,
@@ -263,16 +268,16 @@ def _learn_here(
     reporter: Reporter,
 ) -> Learned:
     """`learn_and_seal` in this process, what is logged added to `lines`. What it may call lives for one task."""
-    before, tasks = task.index, cell.scenario.tasks
+    before, tasks = task.index, spec.scenario.tasks
 
     def progress(share: float, images: int) -> None:
         reporter.progress((before + share) / tasks, images)
 
-    return learn_resumably(cell, plan, task, sealed, device, checkpoint, reporter.stopping, lines, progress)
+    return learn_resumably(spec, plan, task, sealed, device, checkpoint, reporter.stopping, lines, progress)
 
 
 def learn_resumably(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     task: Task,
     sealed: bytes | None,
@@ -310,33 +315,33 @@ def learn_resumably(
     trained.append(found.get("images", 0))
     timing: dict[str, float] = {}
     try:
-        result = learn_and_seal(cell, plan, task, sealed, device, lines.append, progressed, kept, timing)
+        result = learn_and_seal(spec, plan, task, sealed, device, lines.append, progressed, kept, timing)
     except Interrupted:
         lines.clear()  # the checkpoint has them
         raise
     except Unrestorable as error:  # whole, but another device's or version's
         checkpoint.unlink()
         lines[:] = [{"task": task.index, "event": "checkpoint_damaged", "reason": _in_one_line(error)}]
-        return learn_resumably(cell, plan, task, sealed, device, checkpoint, stopping, lines, progress)
+        return learn_resumably(spec, plan, task, sealed, device, checkpoint, stopping, lines, progress)
     return Learned(result, sum(trained), 0, found.get("seconds", 0.0), timing["seal"])
 
 
-def _judged(
-    cell: Cell, plan: Plan, sealed: bytes, dataset: Dataset, task: int, device: torch.device, isolate: bool
+def _evaluated(
+    spec: RunSpec, plan: Plan, sealed: bytes, dataset: Dataset, task: int, device: torch.device, isolate: bool
 ) -> dict[str, NDArray[np.int16]]:
     """Predictions of the learner that was sealed, and the labels.
 
     The images come in an order of the harness's own: data sets are often sorted by class, which is as good as a label.
     """
-    images, labels = seen_test_images(dataset, cell.scenario, task, device)
-    order = np.random.default_rng(task_seed(cell.seed, task)).permutation(len(images))
+    images, labels = seen_test_images(dataset, spec.scenario, task, device)
+    order = np.random.default_rng(task_seed(spec.seed, task)).permutation(len(images))
     shuffled = reordered(images, torch.from_numpy(order))
     if isolate:
-        top = judge_apart(cell, plan, sealed, shuffled, device)
+        top = evaluate_in_subprocess(spec, plan, sealed, shuffled, device)
     else:
-        with numerics(device, cell.precision, cell.layout):
-            top = predict(revive(cell, plan, sealed, device), shuffled, cell.spec.card.heads)
-    seen = cell.scenario.seen(task)
+        with numerics(device, spec.precision, spec.layout):
+            top = predict(restore_learner(spec, plan, sealed, device), shuffled, spec.method.card.heads)
+    seen = spec.scenario.seen(task)
     for head, predicted in top.items():
         in_range = predicted.shape == (len(images), 5) and predicted.min() >= -1 and predicted.max() < seen
         if predicted.dtype != np.int16 or not in_range:
@@ -350,13 +355,13 @@ def _judged(
 REMEMBERED_PER_CLASS = 8
 
 
-def _show_remembered(cell: Cell, plan: Plan, sealed: bytes, folder: RunFolder, device: torch.device) -> None:
+def _show_remembered(spec: RunSpec, plan: Plan, sealed: bytes, folder: RunFolder, device: torch.device) -> None:
     """Put what the last learner remembers of every class where a report finds it; it weighs nothing: for people."""
-    generator = torch.Generator(device).manual_seed(cell.seed)
-    with torch.no_grad(), numerics(device, cell.precision, cell.layout):
-        images, labels = revive(cell, plan, sealed, device).remembered(REMEMBERED_PER_CLASS, generator)
+    generator = torch.Generator(device).manual_seed(spec.seed)
+    with torch.no_grad(), numerics(device, spec.precision, spec.layout):
+        images, labels = restore_learner(spec, plan, sealed, device).stored_samples(REMEMBERED_PER_CLASS, generator)
     if len(images):
-        kind = "exemplars" if cell.spec.card.rehearsal or not cell.spec.card.competes else "generated"
+        kind = "exemplars" if spec.method.card.rehearsal or not spec.method.card.competes else "generated"
         folder.show_remembered(images.cpu().numpy(), labels.cpu().numpy(), kind)
 
 
@@ -369,7 +374,7 @@ def head_norms(sealed: bytes) -> list[float]:
 
 
 def learn_and_seal(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan,
     task: Task,
     sealed: bytes | None,
@@ -383,27 +388,29 @@ def learn_and_seal(
 
     `timing` is told the seconds of loading and sealing together, as "seal".
     """
-    seed = task_seed(cell.seed, task.index)
+    seed = task_seed(spec.seed, task.index)
     torch.manual_seed(seed)
     np.random.seed(seed % 2**32)  # a plug-in's; and a random state must not carry bytes over the boundary either
     random.seed(seed)
-    with numerics(device, cell.precision, cell.layout, frugal=cell.frugal):
+    with numerics(device, spec.precision, spec.layout, low_memory=spec.low_memory):
         loading = time.perf_counter()
-        method = revive(cell, plan, sealed, device) if sealed else cell.spec.build(plan, cell.scenario, device)
+        method = (
+            restore_learner(spec, plan, sealed, device) if sealed else spec.method.build(plan, spec.scenario, device)
+        )
         learning = time.perf_counter()
         generator = torch.Generator(device).manual_seed(seed)
         method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint()))
         sealing = time.perf_counter()
-        result = seal(method.state(), cell.budget.storage)
+        result = seal(method.state(), spec.budget.storage)
         if timing is not None:
             timing["seal"] = learning - loading + time.perf_counter() - sealing
         return result
 
 
-def revive(cell: Cell, plan: Plan, sealed: bytes, device: torch.device) -> Method:
+def restore_learner(spec: RunSpec, plan: Plan, sealed: bytes, device: torch.device) -> Method:
     """A new learner from sealed bytes."""
-    with numerics(device, cell.precision, cell.layout, frugal=cell.frugal):
-        method = cell.spec.build(plan, cell.scenario, device)
+    with numerics(device, spec.precision, spec.layout, low_memory=spec.low_memory):
+        method = spec.method.build(plan, spec.scenario, device)
     method.load({key: tensor.to(device) if _lives_on_device(key) else tensor for key, tensor in unseal(sealed).items()})
     return method
 
@@ -439,11 +446,11 @@ def predict(method: Method, images: Images, heads: tuple[str, ...]) -> dict[str,
     return {head: found_NH5[:, number] for number, head in enumerate(heads)}
 
 
-def _metrics(predictions: Mapping[str, NDArray[np.int16]], cell: Cell, task: int) -> list[dict[str, Any]]:
+def _metrics(predictions: Mapping[str, NDArray[np.int16]], spec: RunSpec, task: int) -> list[dict[str, Any]]:
     labels = predictions["labels"]
     rows = []
     for tested in range(task + 1):
-        new = cell.scenario.new(tested)
+        new = spec.scenario.new(tested)
         of_task = (labels >= new.start) & (labels < new.stop)
         for head in (name for name in predictions if name != "labels"):
             hits = predictions[head][of_task] == labels[of_task, None]

@@ -25,17 +25,17 @@ from cilbench.device.choose import in_precision, laid_out, pick_device
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
-from cilbench.methods.training.engine import Layout
+from cilbench.methods.training.engine import MemoryFormat
 from cilbench.processes import Stop, end_with_parent, stoppable
 from cilbench.protocol import estimate
-from cilbench.protocol.jobs import measured_gain, pick_jobs, share_out
+from cilbench.protocol.jobs import measured_gain, pick_jobs, run_workers
 from cilbench.protocol.run import free_cached, run_cell
 from cilbench.records.folder import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
-from cilbench.request import Cell, RunRequest, cells, check_feasible
+from cilbench.request import RunOptions, RunSpec, check_feasible, specs
 
 
 @dataclass(frozen=True)
-class How:
+class ExecutionConfig:
     """How cells are run: nothing of it is part of a result, but for the last bits that a memory layout decides."""
 
     out: Path
@@ -44,43 +44,45 @@ class How:
     isolate: bool
     fresh: bool
     before: Mapping[str, tuple[int, int] | None]  # `RunFolder.stamp` of every cell when the sweep began
-    layouts: Mapping[str, Layout]  # of every cell that may be run: chosen once, whichever process runs it
+    layouts: Mapping[str, MemoryFormat]  # of every cell that may be run: chosen once, whichever process runs it
 
 
 def sweep(
-    request: RunRequest, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool, jobs: str = "auto"
+    request: RunOptions, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool, jobs: str = "auto"
 ) -> int:
     """Run what is not done yet; 0 if every cell is done in the end, else 1. Raises RequestError before it starts."""
     console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     there = pick_device(device)
     request = in_precision(request, there)
-    asked = cells(request)
+    asked = specs(request)
     plans = check_feasible(asked)
     _check_writable(out)
-    folders = {cell.id: RunFolder(out, cell.id) for cell in asked}
-    ended = {} if fresh else {cell.id: folders[cell.id].outcome() for cell in asked}  # what is in the way shows here
-    open_ = [cell for cell in asked if ended.get(cell.id) is None]
-    stamps = {cell.id: folders[cell.id].stamp() for cell in asked}
+    folders = {spec.id: RunFolder(out, spec.id) for spec in asked}
+    ended = {} if fresh else {spec.id: folders[spec.id].outcome() for spec in asked}  # what is in the way shows here
+    open_ = [spec for spec in asked if ended.get(spec.id) is None]
+    stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
     dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
     for cell_id, outcome in ended.items():
         if outcome is None or outcome.status not in FINAL:
             folders[cell_id].check_images(dataset.fingerprint)
     unfinished = [c for c in asked if (outcome := ended.get(c.id)) is None or outcome.status not in FINAL]
     layouts = {c.id: laid_out(c, plans[c.id], there).layout for c in unfinished}
-    how = How(out, there, keep, isolate, fresh, stamps, layouts)
-    workers = pick_jobs(jobs, len(open_), asked[0].scenario, how.device, asked[0].precision)
+    execution = ExecutionConfig(out, there, keep, isolate, fresh, stamps, layouts)
+    workers = pick_jobs(jobs, len(open_), asked[0].scenario, execution.device, asked[0].precision)
     beside = f", {workers} runs side by side" if workers > 1 else ""
-    for line in [*announce(asked), f"device {how.device}, {asked[0].precision}{beside}; run folders in {out}"]:
+    for line in [*announce(asked), f"device {execution.device}, {asked[0].precision}{beside}; run folders in {out}"]:
         console.print(line, markup=False)
     begun = {c.id: 0 if fresh else _tasks_done(folders[c.id]) for c in open_}
-    gain = measured_gain(workers, asked[0].scenario, how.device, asked[0].precision)
-    for line in estimate.told((replace(c, layout=layouts[c.id]) for c in open_), plans, how.device, begun, gain):
+    gain = measured_gain(workers, asked[0].scenario, execution.device, asked[0].precision)
+    for line in estimate.described(
+        (replace(c, layout=layouts[c.id]) for c in open_), plans, execution.device, begun, gain
+    ):
         console.print(line, markup=False)
     with stoppable() as stop:
         if workers > 1:
-            how = _side_by_side(request, asked, folders, how, workers, stop)
+            execution = _side_by_side(request, asked, folders, execution, workers, stop)
         with _watch(console, len(asked), stop) as watch:
-            outcomes = _run_all(asked, plans, dataset, folders, how, watch)
+            outcomes = _run_all(asked, plans, dataset, folders, execution, watch)
         if stop():
             return stop.exit_code
     return _conclude(console, asked, outcomes, out)
@@ -94,67 +96,69 @@ def _tasks_done(folder: RunFolder) -> int:
 
 
 def _side_by_side(
-    request: RunRequest,
-    asked: list[Cell],
+    request: RunOptions,
+    asked: list[RunSpec],
     folders: Mapping[str, RunFolder],
-    how: How,
+    execution: ExecutionConfig,
     workers: int,
     stop: Stop,
-) -> How:
+) -> ExecutionConfig:
     """Let processes run the cells. What they leave, because one of them died, is this process's to run."""
-    free_cached(how.device)  # what measuring needed is theirs
-    for cell in asked:
-        with folders[cell.id].claimed() as mine:
-            if mine and how.fresh and folders[cell.id].stamp() == how.before[cell.id]:
-                folders[cell.id].discard()
-    how = replace(how, fresh=False)
-    share_out(_work, (request, how, torch.get_num_threads()), workers, stop)
-    return how
+    free_cached(execution.device)  # what measuring needed is theirs
+    for spec in asked:
+        with folders[spec.id].claimed() as mine:
+            if mine and execution.fresh and folders[spec.id].stamp() == execution.before[spec.id]:
+                folders[spec.id].discard()
+    execution = replace(execution, fresh=False)
+    run_workers(_work, (request, execution, torch.get_num_threads()), workers, stop)
+    return execution
 
 
-def _work(number: int, request: RunRequest, how: How, threads: int) -> None:
+def _work(number: int, request: RunOptions, execution: ExecutionConfig, threads: int) -> None:
     """In a process of its own: run every cell that no other process is at."""
     end_with_parent()
     torch.set_num_threads(threads)  # sums depend on it
     with stoppable(patient=True) as stop:
-        asked = cells(request)
-        folders = {cell.id: RunFolder(how.out, cell.id) for cell in asked}
+        asked = specs(request)
+        folders = {spec.id: RunFolder(execution.out, spec.id) for spec in asked}
         dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
         with _watch(Console(width=160, force_terminal=False, highlight=False), len(asked), stop) as watch:
-            _run_all(asked, check_feasible(asked), dataset, folders, how, watch, alone=False)
+            _run_all(asked, check_feasible(asked), dataset, folders, execution, watch, alone=False)
 
 
 def _run_all(
-    asked: list[Cell],
+    asked: list[RunSpec],
     plans: Mapping[str, Plan | BudgetTooSmall],
     dataset: Dataset,
     folders: Mapping[str, RunFolder],
-    how: How,
+    execution: ExecutionConfig,
     watch: "_Watch",
     alone: bool = True,
 ) -> dict[str, Outcome]:
     """Every cell in turn, until a signal ends it. Where others run the same cells, only they say what is left."""
     outcomes: dict[str, Outcome] = {}
-    for number, cell in enumerate(asked):
-        watch.begin(number, cell)
+    for number, spec in enumerate(asked):
+        watch.begin(number, spec)
         try:
-            outcomes[cell.id] = outcome = _run_one(cell, plans[cell.id], dataset, folders[cell.id], how, watch, alone)
+            outcomes[spec.id] = outcome = _run_one(
+                spec, plans[spec.id], dataset, folders[spec.id], execution, watch, alone
+            )
         except Interrupted:
             done = sum(outcome.status == "done" for outcome in outcomes.values())
             if alone:
-                watch.note(_stopped(watch.stopping, done, asked, folders[cell.id]))
+                watch.note(_stopped(watch.stopping, done, asked, folders[spec.id]))
             break
         if outcome.status != "done" and (alone or outcome.status != "running"):
-            watch.note(f"{_title(cell)}: {outcome.status}: {printable(outcome.reason or '')}")
+            watch.note(f"{_title(spec)}: {outcome.status}: {printable(outcome.reason or '')}")
     return outcomes
 
 
 def _run_one(
-    cell: Cell,
+    spec: RunSpec,
     plan: Plan | BudgetTooSmall,
     dataset: Dataset,
     folder: RunFolder,
-    how: How,
+    execution: ExecutionConfig,
     watch: "_Watch",
     alone: bool,
 ) -> Outcome:
@@ -165,18 +169,18 @@ def _run_one(
         with folder.claimed() as mine:
             if not mine:
                 return Outcome("running", "another process is at it")
-            ended_since = folder.stamp() != how.before[cell.id]
-            if how.fresh and not ended_since:
+            ended_since = folder.stamp() != execution.before[spec.id]
+            if execution.fresh and not ended_since:
                 folder.discard()
-            laid = replace(cell, layout=how.layouts.get(cell.id, cell.layout))
+            laid = replace(spec, layout=execution.layouts.get(spec.id, spec.layout))
             return _settled(folder, ended_since, dataset, watch if alone else None) or run_cell(
-                laid, plan, dataset, folder, how.device, watch, how.keep, how.isolate
+                laid, plan, dataset, folder, execution.device, watch, execution.keep, execution.isolate
             )
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")
 
 
-def _stopped(stop: Stop, done: int, asked: list[Cell], folder: RunFolder) -> str:
+def _stopped(stop: Stop, done: int, asked: list[RunSpec], folder: RunFolder) -> str:
     """What is kept when a signal ended a sweep."""
     name = signal.Signals(stop.signal or signal.SIGINT).name
     tasks = len(folder.records())
@@ -221,30 +225,30 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _title(cell: Cell) -> str:
-    seeds = f"seed {cell.seed}" + ("" if cell.order == cell.seed else f" order {cell.order}")
-    return f"{cell.spec.name} {format_bytes(cell.budget.bytes)} {seeds}"
+def _title(spec: RunSpec) -> str:
+    seeds = f"seed {spec.seed}" + ("" if spec.order == spec.seed else f" order {spec.order}")
+    return f"{spec.method.name} {format_bytes(spec.budget.bytes)} {seeds}"
 
 
 class _Watch:
     """Shows a sweep: a bar on a terminal, a line per task elsewhere."""
 
-    def __init__(self, console: Console, cells: int, bar: Progress | None, stop: Stop) -> None:
-        self.console, self.cells, self.bar, self.stopping = console, cells, bar, stop
+    def __init__(self, console: Console, specs: int, bar: Progress | None, stop: Stop) -> None:
+        self.console, self.specs, self.bar, self.stopping = console, specs, bar, stop
         self.number, self.images, self.started = 0, 0, time.perf_counter()
-        self.cell: Cell | None = None
-        self.bar_id = bar.add_task("", total=cells) if bar else None
+        self.spec: RunSpec | None = None
+        self.bar_id = bar.add_task("", total=specs) if bar else None
 
-    def begin(self, number: int, cell: Cell) -> None:
-        self.number, self.cell, self.images, self.started = number, cell, 0, time.perf_counter()
+    def begin(self, number: int, spec: RunSpec) -> None:
+        self.number, self.spec, self.images, self.started = number, spec, 0, time.perf_counter()
 
     def note(self, line: str) -> None:
         self.console.print(line, markup=False, soft_wrap=True)
 
     def say(self, text: str) -> None:
         """A line about the cell that is running."""
-        if self.cell is not None:
-            self.note(f"{_title(self.cell)}: {text}")
+        if self.spec is not None:
+            self.note(f"{_title(self.spec)}: {text}")
 
     def resumed(self, resumed: Resumed) -> None:
         for why in resumed.why:
@@ -255,40 +259,40 @@ class _Watch:
 
     def progress(self, share: float, images: int) -> None:
         self.images += images
-        if self.bar is not None and self.bar_id is not None and self.cell is not None:
+        if self.bar is not None and self.bar_id is not None and self.spec is not None:
             rate = self.images / max(time.perf_counter() - self.started, 1e-9)
-            text = f"{self.number + 1}/{self.cells} {_title(self.cell)}  {rate:,.0f} images/s"
+            text = f"{self.number + 1}/{self.specs} {_title(self.spec)}  {rate:,.0f} images/s"
             self.bar.update(self.bar_id, completed=self.number + share, description=text)
 
     def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None:
-        assert self.cell is not None
-        budget = self.cell.budget
+        assert self.spec is not None
+        budget = self.spec.budget
         spent = record.published_bytes if budget.accounting == "published" else record.strict_bytes
         scores = ", ".join(f"{head} {value:.2f} %" for head, value in top1.items())
         self.say(
-            f"task {record.task + 1}/{self.cell.scenario.tasks}, {record.seen} classes: {scores};"
+            f"task {record.task + 1}/{self.spec.scenario.tasks}, {record.seen} classes: {scores};"
             f" {spent:,} of {budget.bytes:,} B, {record.exemplars} exemplars, {record.wall_seconds:.1f} s,"
             f" peak {human_bytes(record.peak_memory_bytes)}"
         )
 
 
 @contextmanager
-def _watch(console: Console, cells: int, stop: Stop) -> Iterator[_Watch]:
+def _watch(console: Console, specs: int, stop: Stop) -> Iterator[_Watch]:
     if not console.is_terminal:
-        yield _Watch(console, cells, None, stop)
+        yield _Watch(console, specs, None, stop)
         return
     columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
     with Progress(*columns, console=console) as bar:
-        yield _Watch(console, cells, bar, stop)
+        yield _Watch(console, specs, bar, stop)
 
 
-def _conclude(console: Console, asked: list[Cell], outcomes: Mapping[str, Outcome], out: Path) -> int:
+def _conclude(console: Console, asked: list[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> int:
     counts = Counter(outcome.status for outcome in outcomes.values())
-    bad = [cell for cell in asked if outcomes[cell.id].status != "done"]
+    bad = [spec for spec in asked if outcomes[spec.id].status != "done"]
     if bad:
         table = Table("run", "status", "reason")
-        for cell in bad:
-            table.add_row(_title(cell), outcomes[cell.id].status, Text(printable(outcomes[cell.id].reason or "")))
+        for spec in bad:
+            table.add_row(_title(spec), outcomes[spec.id].status, Text(printable(outcomes[spec.id].reason or "")))
         console.print(table)
     summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     console.print(f"{len(asked)} runs: {summary}; in {out}. Next: cilbench report {out}", markup=False, soft_wrap=True)

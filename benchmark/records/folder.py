@@ -118,8 +118,8 @@ class RunFolder:
         if not self.final.exists():
             return None
         try:
-            cell = read_json(self.final / "cell.json")
-            outcome = Outcome(cell["status"], None if cell["reason"] is None else printable(str(cell["reason"])))
+            spec = read_json(self.final / "cell.json")
+            outcome = Outcome(spec["status"], None if spec["reason"] is None else printable(str(spec["reason"])))
             if outcome.status not in set(get_args(Status)) - {"running"}:
                 raise ValueError(outcome.status)
         except (*DAMAGED, MemoryError):
@@ -241,20 +241,20 @@ class RunFolder:
         """Every finished task of a partial folder, up to one that is not whole."""
         return [TaskRecord(**text["record"]) for text in self._texts()]
 
-    def finish(self, cell: Mapping[str, Any], breach: tuple[int, Ledger] | None = None) -> None:
+    def finish(self, spec: Mapping[str, Any], breach: tuple[int, Ledger] | None = None) -> None:
         """Bring the tasks together, write cell.json, rename. `breach`: the boundary that was over budget.
 
         Raises OSError where the folder no longer holds what was written to it.
         """
         texts = self._texts()
-        if len(texts) != len(cell["tasks"]) or (cell["status"] == "done" and len(texts) < cell["request"]["tasks"]):
+        if len(texts) != len(spec["tasks"]) or (spec["status"] == "done" and len(texts) < spec["request"]["tasks"]):
             raise OSError(f"{self._task(len(texts))} was damaged while the cell ran")
         rows = [{"task": t["record"]["task"], **row} for t in texts for row in t["ledger"]]
         if breach:
             rows += [{"task": breach[0], **row} for row in breach[1].rows()]
         _write_csv(self.partial / "ledger.csv", ("task", *COLUMNS), rows)
         for path in self.partial.glob("checkpoint-*"):
-            if cell["status"] != "failed" or path.suffix == ".writing":
+            if spec["status"] != "failed" or path.suffix == ".writing":
                 path.unlink()
         _write_csv(self.partial / "metrics.csv", METRICS, [row for t in texts for row in t["metrics"]])
         norms = [
@@ -272,11 +272,11 @@ class RunFolder:
         _write(self.partial / "predictions.npz", _npz(arrays))
         paths = [self.partial / name for name in sorted((LOG, REMEMBERED, *TABLES))]
         sums = {path.name: _sha256(path) for path in paths if path.is_file()}
-        _write(self.partial / "cell.json", _checked_json({**cell, "files": sums}, indent=2))
-        if cell["status"] != "failed":  # which may be taken up again
+        _write(self.partial / "cell.json", _checked_json({**spec, "files": sums}, indent=2))
+        if spec["status"] != "failed":  # which may be taken up again
             (self.partial / IMAGES).unlink(missing_ok=True)
         os.rename(self.partial, self.final)
-        if cell["status"] == "failed":
+        if spec["status"] == "failed":
             return
         for folder in (self.final / "tasks").iterdir():
             for name in ("record.json", "predictions.npz"):
@@ -405,9 +405,9 @@ def audit(folder: Path) -> list[str]:
     """
     problems: list[tuple[Path, str]] = []
     try:
-        cell = read_json(folder / "cell.json", audited=True)
-        problems += [(folder / name, what) for name, what in _changed_files(folder, cell.get("files", {}))]
-        run = _Recorded.read(folder, cell)
+        spec = read_json(folder / "cell.json", audited=True)
+        problems += [(folder / name, what) for name, what in _changed_files(folder, spec.get("files", {}))]
+        run = _Recorded.read(folder, spec)
         problems += [(folder, what) for what in run.contradictions(folder.resolve().name)]
         for path in sorted((folder / "tasks").glob("*/state.safetensors")):
             problems += [(path, what) for what in run.differences(path)]
@@ -447,21 +447,21 @@ class _Recorded:
     rows: Mapping[int, list[dict[str, str]]]
 
     @classmethod
-    def read(cls, folder: Path, cell: Mapping[str, Any]) -> "_Recorded":
+    def read(cls, folder: Path, spec: Mapping[str, Any]) -> "_Recorded":
         """Raises one of `UNREADABLE`."""
-        request, rows = cell["request"], dict[int, list[dict[str, str]]]()
+        request, rows = spec["request"], dict[int, list[dict[str, str]]]()
         table = _read(folder / "ledger.csv", TABLE_BYTES).decode()
         for row in csv.DictReader(io.StringIO(table, newline="")):
             rows.setdefault(int(row["task"]), []).append({column: row[column] for column in COLUMNS})
         return cls(
-            id=cell["id"],
-            status=cell["status"],
+            id=spec["id"],
+            status=spec["status"],
             expected=int(request["tasks"]),
             budget_bytes=int(request["budget_bytes"]),
-            bounded=cell["card"].get("competes") is not False or cell["card"].get("bounded") is not False,
+            bounded=spec["card"].get("competes") is not False or spec["card"].get("bounded") is not False,
             accounting=request["accounting"],
             allowance=Allowance(int(request["classes"]), math.prod(map(int, request["image_shape"]))),
-            tasks={number: _record_of(task, number) for number, task in enumerate(cell["tasks"])},
+            tasks={number: _record_of(task, number) for number, task in enumerate(spec["tasks"])},
             rows=rows,
         )
 

@@ -31,15 +31,15 @@ from cilbench.budgets.codecs import Box, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario
 from cilbench.methods.networks.incremental import IncrementalNet
-from cilbench.methods.training.engine import Replayed, full_precision
-from cilbench.methods.training.images import LessonImages, fed
+from cilbench.methods.training.engine import CudaGraphStep, full_precision
+from cilbench.methods.training.images import TaskDataImages, iter_batches
 from cilbench.methods.training.loop import (
     Count,
-    Lesson,
-    Look,
     Positive,
     Schedule,
     Share,
+    TaskData,
+    Transform,
     Weight,
     in_epochs,
     not_captured,
@@ -219,12 +219,18 @@ class CIM:
         self.codec = Box()
         self.phi_A10 = torch.empty(0, len(RELU))
 
-    def during(
-        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
-    ) -> "Masking":
+    def start_task(
+        self,
+        net: IncrementalNet,
+        task_data: TaskData,
+        transform: Transform,
+        schedule: Schedule,
+        context: Context,
+        task: int,
+    ) -> "TaskMasks":
         """Boxes and φ at work on the net of one task; φ of activations that are new starts at ReLU."""
-        self.phi_A10 = self._phi_of(net).to(lesson.images.device)
-        return Masking(self.config, self.phi_A10, net, lesson, look, schedule, context, task)
+        self.phi_A10 = self._phi_of(net).to(task_data.images.device)
+        return TaskMasks(self.config, self.phi_A10, net, task_data, transform, schedule, context, task)
 
     def export(self, net: IncrementalNet) -> dict[str, Tensor]:
         """State: φ of the activations of `net`, float32 [A, 10]. To plan with, a net without data will do."""
@@ -240,14 +246,14 @@ class CIM:
 
 
 @dataclass
-class Masking:
+class TaskMasks:
     """CIM in one task: φ learns before every epoch, boxes are renewed, new images are shown as they would be stored."""
 
     config: CIM.Config
     phi: Tensor  # [A, 10], what CIM carries on; learned in place
     net: IncrementalNet
-    lesson: Lesson
-    look: Look
+    task_data: TaskData
+    transform: Transform
     schedule: Schedule
     context: Context
     task: int
@@ -269,8 +275,8 @@ class Masking:
             capturable=device.type == "cuda",
         )
         note = not_captured(self.context, self.task, "masks")
-        self.take = Replayed(self.upper_step, device, self.context.generator, note)
-        self.steps = math.ceil(self.config.steps_per_class * len(self.lesson.labels[: self.lesson.new].unique()))
+        self.take = CudaGraphStep(self.upper_step, device, self.context.generator, note)
+        self.steps = math.ceil(self.config.steps_per_class * len(self.task_data.labels[: self.task_data.new].unique()))
         self.show_probability = 0.0
         self.boxes_N4 = torch.empty(0, 4)  # of the task's own images, once they are drawn
 
@@ -279,8 +285,8 @@ class Masking:
         if not self.show_probability:
             return batch
         draw_B = torch.rand(len(positions), device=batch.device, generator=self.context.generator)
-        swap_B = (draw_B < self.show_probability) & (positions < self.lesson.new)
-        stored = as_stored(batch, self.boxes_N4[positions.clamp(max=self.lesson.new - 1)])
+        swap_B = (draw_B < self.show_probability) & (positions < self.task_data.new)
+        stored = as_stored(batch, self.boxes_N4[positions.clamp(max=self.task_data.new - 1)])
         return torch.where(swap_B[:, None, None, None], stored, batch)
 
     def before_epoch(self, epoch: int, lr: float) -> None:
@@ -302,7 +308,7 @@ class Masking:
         """Boxes by the mask model as it is now; the bytes are on the CPU."""
         return Box().encode(images.cpu(), self.boxes(images, labels).cpu())
 
-    def kept(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         moments = {key: t for key, t in self.optimizer.state.get(self.phi, {}).items() if isinstance(t, Tensor)}
         return {
             "phi": self.phi,
@@ -311,7 +317,7 @@ class Masking:
             **{f"adam.{key}": value for key, value in moments.items()},
         }
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         self.phi.data.copy_(tensors["phi"])
         self.boxes_N4 = tensors["boxes"].to(self.phi.device)
         self.show_probability = tensors["show_probability"].item()
@@ -320,13 +326,13 @@ class Masking:
 
     def renew(self) -> float:
         """New boxes for the task's own images; returns their mean share of the image."""
-        height, width = self.lesson.images.shape[2:]
-        self.boxes_N4 = self.boxes(self.lesson.images, self.lesson.labels[: self.lesson.new])
-        cells = ((height + 1) // 2) * ((width + 1) // 2)
-        return (self.boxes_N4[:, 2:].float().prod(1) / cells).mean().item()
+        height, width = self.task_data.images.shape[2:]
+        self.boxes_N4 = self.boxes(self.task_data.images, self.task_data.labels[: self.task_data.new])
+        specs = ((height + 1) // 2) * ((width + 1) // 2)
+        return (self.boxes_N4[:, 2:].float().prod(1) / specs).mean().item()
 
     @torch.no_grad()
-    def boxes(self, images: LessonImages, labels: Tensor) -> Tensor:
+    def boxes(self, images: TaskDataImages, labels: Tensor) -> Tensor:
         """Of the first N images, uint8 [≥ N, C, H, W], with labels int64 [N]: int16 [N, 4], in units of two pixels."""
         (height, width), device = images.shape[2:], labels.device
         cells_2 = torch.tensor([(height + 1) // 2, (width + 1) // 2], device=device)
@@ -338,7 +344,7 @@ class Masking:
         boxes = []
         for start in range(0, len(labels), CHUNK):
             labels_B = labels[start : start + CHUNK]
-            cam_Bhw, _ = self.masked(self.look.plain(images[start : start + len(labels_B)]), labels_B)
+            cam_Bhw, _ = self.masked(self.transform.eval(images[start : start + len(labels_B)]), labels_B)
             boxes.append(tight_boxes(resize(cam_Bhw, height, width), self.config.tau))
         return torch.cat(boxes)
 
@@ -355,9 +361,9 @@ class Masking:
 
     def draw(self) -> tuple[Tensor, Tensor]:
         """Positions of new images for the hybrid batch, and of others of the lesson, new and old, that are held out."""
-        size, generator, device = self.config.meta_batch, self.context.generator, self.lesson.images.device
-        inner = torch.randperm(self.lesson.new, generator=generator, device=device)[:size]
-        order = torch.randperm(len(self.lesson.images), generator=generator, device=device)
+        size, generator, device = self.config.meta_batch, self.context.generator, self.task_data.images.device
+        inner = torch.randperm(self.task_data.new, generator=generator, device=device)[:size]
+        order = torch.randperm(len(self.task_data.images), generator=generator, device=device)
         taken = (order[:, None] == inner).any(1)
         others_first = order[taken.to(torch.uint8).argsort(stable=True)]
         held_out = others_first[: min(size, len(order) - len(inner))]
@@ -365,14 +371,14 @@ class Masking:
 
     def given(self, drawn: Sequence[Tensor]) -> Iterator[tuple[Tensor, Tensor]]:
         """Images uint8 [B, C, H, W] and labels int64 [B] at each of the positions, read ahead where a file has them."""
-        for positions, images in zip(drawn, fed(self.lesson.images, drawn), strict=True):
-            yield images, self.lesson.labels[positions]
+        for positions, images in zip(drawn, iter_batches(self.task_data.images, drawn), strict=True):
+            yield images, self.task_data.labels[positions]
 
     def upper_loss(
         self, inner: Tensor, labels_B: Tensor, held_out: Tensor, held_labels_B: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """What φ is to lower (models/foster.py, outer_loss), and its `PARTS`."""
-        x_BCHW = self.look.augmented(inner, self.context.generator)
+        x_BCHW = self.transform.train(inner, self.context.generator)
         cam_Bhw, logits_BK = self.masked(x_BCHW, labels_B)
         mask_BHW = resize(cam_Bhw, x_BCHW.shape[2], x_BCHW.shape[3])
 
@@ -385,7 +391,7 @@ class Masking:
         named = zip(learning.items(), gradients, strict=True)
         stepped = {name: p - self.rate * gradient for (name, p), gradient in named}
 
-        x_held_BCHW = self.look.augmented(held_out, self.context.generator)
+        x_held_BCHW = self.transform.train(held_out, self.context.generator)
         _, held_logits_BK = self.plain_net.run(theta | stepped, x_held_BCHW)
         held_loss = F.cross_entropy(held_logits_BK, held_labels_B)
         own_loss, sparsity = F.cross_entropy(logits_BK, labels_B), cam_Bhw.square().mean()

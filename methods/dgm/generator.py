@@ -177,7 +177,7 @@ class MaskedGenerator(nn.Module):
             self.reserved[i] = reserved
 
     @torch.no_grad()
-    def settle(self, z_BZ: Tensor, task: int) -> None:
+    def calibrate_batchnorm(self, z_BZ: Tensor, task: int) -> None:
         """Set a task's running statistics to those of one large batch under its binary masks."""
         part = self.part(task).train()
         for norm in batch_norms(part):

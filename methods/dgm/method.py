@@ -44,7 +44,7 @@ from cilbench.budgets.codecs import Encoded, Raw
 from cilbench.budgets.ledger import Accounting, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, Storage, ledger_of_state, unpack_bits
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, Work
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.generator import (
     Discriminator,
     MaskedGenerator,
@@ -60,7 +60,7 @@ from cilbench.methods.dgm.generator import (
 from cilbench.methods.dgm.steps import Adversaries, signed
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.checkpoint import Resumable
-from cilbench.methods.training.engine import Replayed, full_precision
+from cilbench.methods.training.engine import CudaGraphStep, full_precision
 from cilbench.methods.training.images import Images
 from cilbench.methods.training.loop import (
     Count,
@@ -76,7 +76,7 @@ from cilbench.methods.training.loop import (
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
 COUNT_BYTES = 4  # strict: of an exemplar memory, the number of a class's images, int32
-SETTLING = 1024  # images whose statistics a task's BatchNorm keeps
+CALIBRATION_IMAGES = 1024  # images whose statistics a task's BatchNorm keeps
 
 
 class DGM:
@@ -174,11 +174,11 @@ class DGM:
         return _with_exemplars(plan, scenario, ledgers) if config.exemplars else plan
 
     @classmethod
-    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> Work:
+    def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
         """Images of the class loss; an old class is replayed with as many as a new one has."""
         steps = max(1, math.ceil(scenario.images_of(len(scenario.new(task))) / config.batch_size))
         taken = min(steps, config.max_steps or steps)
-        return Work(config.epochs * scenario.images_of(scenario.seen(task)) * taken // steps, config.epochs)
+        return TrainingCost(config.epochs * scenario.images_of(scenario.seen(task)) * taken // steps, config.epochs)
 
     def learn(self, task: Task, context: Context) -> None:
         """Raises Diverged, Interrupted."""
@@ -211,7 +211,7 @@ class DGM:
             class_weight=config.generator_class_weight,
             critic_steps=config.critic_steps,
         )
-        take = Replayed(adversaries, self.device, rng, not_captured(context, t, "learning"))
+        take = CudaGraphStep(adversaries, self.device, rng, not_captured(context, t, "learning"))
 
         steps = math.ceil(len(images) / config.batch_size)
         taken = min(steps, config.max_steps or steps)
@@ -247,7 +247,7 @@ class DGM:
         # §3.2: σ(s_max·e) ≥ ½. No layer is left without an entry: a narrow dgma can close them all
         generator.keep([e.detach() >= e.detach().max().clamp(max=0) for e in embeddings])
         classes = torch.tensor(self.scenario.new(t), device=self.device)
-        generator.settle(self._noise(classes.repeat(math.ceil(SETTLING / len(classes))), rng), t)
+        generator.calibrate_batchnorm(self._noise(classes.repeat(math.ceil(CALIBRATION_IMAGES / len(classes))), rng), t)
         if t < self.scenario.tasks - 1:
             self._grow(t, context)
         if config.exemplars:
@@ -257,7 +257,7 @@ class DGM:
         with torch.no_grad(), full_precision(self.device):
             return {"head": self.discriminator.classes(self._features(images))}
 
-    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """Generated images of every class seen, sorted by class: uint8 [N, C, H, W], int64 [N]."""
         counts = torch.full((self._seen,), per_class, device=self.device)
         with full_precision(self.device):
@@ -327,7 +327,7 @@ class DGM:
         ledger = ledger_of_state(networks, budget.storage, self.scenario.allowance)
         left_bytes = _left_bytes(budget, ledger.total(budget.accounting), seen)
         dropped = len(self.memory.classes) < self.scenario.new(task.index).start  # at an earlier boundary, for good
-        if dropped or left_bytes // seen < self.memory.least_bytes:
+        if dropped or left_bytes // seen < self.memory.min_bytes:
             self.memory.classes = []
             return
 
@@ -390,10 +390,10 @@ class _Leaves:
     def __init__(self, leaves: Sequence[Tensor]) -> None:
         self.leaves = leaves
 
-    def kept(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {f"{number}": leaf for number, leaf in enumerate(self.leaves)}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         for number, leaf in enumerate(self.leaves):
             leaf.data.copy_(tensors[f"{number}"])
 

@@ -11,18 +11,18 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Raw
+from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Raw
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
 from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
-from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, Work
+from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
-from cilbench.methods.training.loop import Lesson, Look
+from cilbench.methods.training.loop import TaskData, Transform
 
 
 @dataclass(frozen=True)
-class Layout:
+class NetworkGrowth:
     """How a method's network grows: one branch for good, or one a task; general layers shared or not."""
 
     expanding: bool = False
@@ -33,7 +33,7 @@ class Rehearsal:
     """A network, an exemplar memory, a compression. Subclasses bring `card`, `layout`, `Config` and `learn`."""
 
     card: ClassVar[MethodCard]
-    layout: ClassVar[Layout]
+    growth: ClassVar[NetworkGrowth]
 
     def __init__(
         self,
@@ -45,46 +45,46 @@ class Rehearsal:
     ) -> None:
         compression = compression or Plain(Raw())
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
-        self.net = IncrementalNet(scenario, plan.backbone, device, share_general=self.layout.share_general)
+        self.net = IncrementalNet(scenario, plan.backbone, device, share_general=self.growth.share_general)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
         self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
-        self.look = Look(scenario, device)
+        self.transform = Transform(scenario, device)
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
-        return plan_rehearsal(cls.card.key, cls.layout, budget, scenario, compression or Plain(Raw()))
+        return plan_rehearsal(cls.card.key, cls.growth, budget, scenario, compression or Plain(Raw()))
 
     @classmethod
-    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> Work:
+    def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> TrainingCost:
         known = scenario.seen(task) - len(scenario.new(task))
         images = scenario.images_of(len(scenario.new(task))) + min(plan.exemplars, scenario.images_of(known))
-        return Work(config.schedule(task).images(images), config.schedule(task).epochs)
+        return TrainingCost(config.schedule(task).images(images), config.schedule(task).epochs)
 
     @classmethod
     def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:
         """Bytes after the last task with the protocol's backbone and base exemplars, counted as in `budget`."""
         backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
-        *_, model = _model_states(cls.layout, scenario, backbone, compression)
-        image_bytes = compression.codec.least_bytes(scenario.image_shape) + _overhead_bytes(compression.codec, budget)
+        *_, model = _model_states(cls.growth, scenario, backbone, compression)
+        image_bytes = compression.codec.min_bytes(scenario.image_shape) + _overhead_bytes(compression.codec, budget)
         model_bytes = ledger_of_state(model, budget.storage, scenario.allowance).total(budget.accounting)
         return model_bytes + scenario.base_exemplars * image_bytes
 
-    def begin(self, task: Task) -> Lesson:
+    def prepare_task(self, task: Task) -> TaskData:
         """Grow the network for a task's classes; the lesson is its images and all exemplars."""
-        if self.layout.expanding or not self.net.branches:
+        if self.growth.expanding or not self.net.branches:
             self.net.add_branch()
         self.net.grow_head(self.scenario.seen(task.index))
-        return self.memory.lesson(task)
+        return self.memory.task_data(task)
 
     def features(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] → [B, D·branches]; the network must be in evaluation mode."""
-        return self.net.features(self.look.plain(images))
+        return self.net.features(self.transform.eval(images))
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         self.net.eval()
-        return {"head": self.net(self.look.plain(images))}
+        return {"head": self.net(self.transform.eval(images))}
 
-    def remembered(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.memory.first(per_class)
 
     def state(self) -> State:
@@ -96,29 +96,31 @@ class Rehearsal:
         self.compression.load(state)
 
 
-def plan_rehearsal(method: str, layout: Layout, budget: Budget, scenario: Scenario, compression: Compression) -> Plan:
+def plan_rehearsal(
+    method: str, growth: NetworkGrowth, budget: Budget, scenario: Scenario, compression: Compression
+) -> Plan:
     """⌊(budget − model after the last task) / exemplar⌋ exemplars on the protocol's backbone. Raises BudgetTooSmall.
 
     A method that keeps one backbone takes the protocol's; an expanding one the largest of which as many whole copies as
     there are tasks leave room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
     """
     codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
-    least_bytes = scenario.classes * (codec.enough_bytes(scenario.image_shape) + overhead_bytes)
-    for backbone in _candidates(layout, budget, scenario):
-        states = _model_states(layout, scenario, backbone, compression)
+    min_bytes = scenario.classes * (codec.enough_bytes(scenario.image_shape) + overhead_bytes)
+    for backbone in _candidates(growth, budget, scenario):
+        states = _model_states(growth, scenario, backbone, compression)
         models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
         model_bytes = models[-1].total(budget.accounting)
-        if model_bytes + least_bytes <= budget.bytes:
+        if model_bytes + min_bytes <= budget.bytes:
             break
     else:
-        raise BudgetTooSmall(method, budget.bytes, model_bytes + least_bytes, f"{backbone} and one exemplar a class")
+        raise BudgetTooSmall(method, budget.bytes, model_bytes + min_bytes, f"{backbone} and one exemplar a class")
     spent = [m.total(budget.accounting) if budget.fill == "adaptive" else model_bytes for m in models]
     exemplar_bytes = tuple(budget.bytes - model for model in spent)
     memories = [
         largest_memory(codec, scenario, exemplar_bytes[task], overhead_bytes, scenario.seen(task))
         for task in range(scenario.tasks)
     ]
-    as_it_is = codec.least_bytes(scenario.image_shape) if codec.fixed_length else scenario.image_bytes
+    as_it_is = codec.min_bytes(scenario.image_shape) if codec.fixed_length else scenario.image_bytes
     return Plan(
         budget=budget,
         backbone=backbone,
@@ -135,9 +137,9 @@ def plan_reference(method: str, budget: Budget, scenario: Scenario, images: int 
 
     Raises BudgetTooSmall, without a memory only.
     """
-    layout, compression = Layout(), Plain(Raw())
-    backbone = _candidates(layout, budget, scenario)[0]
-    states = _model_states(layout, scenario, backbone, compression, counts=images is not None)
+    growth, compression = NetworkGrowth(), Plain(Raw())
+    backbone = _candidates(growth, budget, scenario)[0]
+    states = _model_states(growth, scenario, backbone, compression, counts=images is not None)
     models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
     model_bytes = models[-1].total(budget.accounting)
     if images is None and model_bytes > budget.bytes:
@@ -154,11 +156,11 @@ def plan_reference(method: str, budget: Budget, scenario: Scenario, images: int 
     )
 
 
-def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]:
+def _candidates(growth: NetworkGrowth, budget: Budget, scenario: Scenario) -> list[str]:
     """Backbones in order of preference."""
     if scenario.backbone != "auto":
         return [scenario.backbone]
-    if not layout.expanding:
+    if not growth.expanding:
         return [scenario.single_backbone]
     family, channels = scenario.family, scenario.image_shape[0]
     stored = STORAGE_DTYPES[budget.storage].itemsize / 4
@@ -167,16 +169,16 @@ def _candidates(layout: Layout, budget: Budget, scenario: Scenario) -> list[str]
 
 
 def _model_states(
-    layout: Layout, scenario: Scenario, backbone: str, compression: Compression, counts: bool = True
+    growth: NetworkGrowth, scenario: Scenario, backbone: str, compression: Compression, counts: bool = True
 ) -> Iterator[dict[str, Tensor]]:
     """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
     with meta:
-        net = IncrementalNet(scenario, backbone, meta, share_general=layout.share_general)
+        net = IncrementalNet(scenario, backbone, meta, share_general=growth.share_general)
     for task in range(scenario.tasks):
         seen = scenario.seen(task)
         with meta:
-            if layout.expanding or not task:
+            if growth.expanding or not task:
                 net.add_branch()
             net.grow_head(seen)
             per_class = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)} if counts else {}
@@ -185,4 +187,4 @@ def _model_states(
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:
     """What an exemplar costs beside its payload: its box or length, under `strict`."""
-    return BESIDE_BYTES[codec.beside] if budget.accounting == "strict" else 0
+    return SIDE_INFO_BYTES[codec.side_info] if budget.accounting == "strict" else 0

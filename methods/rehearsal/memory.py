@@ -11,23 +11,29 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import BESIDE_BYTES, Codec, Encoded
+from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, Scenario, Task
 from cilbench.methods.networks.incremental import IncrementalNet
-from cilbench.methods.training.images import joined
-from cilbench.methods.training.loop import Compressing, Lesson, Look, Schedule, in_batches
+from cilbench.methods.training.images import concat_images
+from cilbench.methods.training.loop import Schedule, TaskCompression, TaskData, Transform, in_batches
 from cilbench.methods.training.losses import herd
 
 
 class Compression(Protocol):
-    """How a rehearsal method's exemplars are compressed. `during` makes what is needed while one task is learned."""
+    """How a rehearsal method's exemplars are compressed; `start_task` makes what one task needs of it."""
 
     codec: Codec
 
-    def during(
-        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
-    ) -> Compressing:
+    def start_task(
+        self,
+        net: IncrementalNet,
+        task_data: TaskData,
+        transform: Transform,
+        schedule: Schedule,
+        context: Context,
+        task: int,
+    ) -> TaskCompression:
         """The compression at work in one task, beside the net that is trained."""
         ...
 
@@ -44,8 +50,14 @@ class Plain:
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
-    def during(
-        self, net: IncrementalNet, lesson: Lesson, look: Look, schedule: Schedule, context: Context, task: int
+    def start_task(
+        self,
+        net: IncrementalNet,
+        task_data: TaskData,
+        transform: Transform,
+        schedule: Schedule,
+        context: Context,
+        task: int,
     ) -> "Plain":
         return self
 
@@ -58,10 +70,10 @@ class Plain:
     def encode(self, images: Tensor, labels: Tensor) -> Encoded:
         return self.codec.encode(images.cpu())
 
-    def kept(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         return None
 
     def export(self, net: IncrementalNet) -> dict[str, Tensor]:
@@ -74,16 +86,16 @@ class Plain:
 class ShowOnly:
     """A compression that is no longer learned: images are shown as it made them, for the network that will be kept."""
 
-    def __init__(self, compressing: Compressing) -> None:
-        self.show, self.encode = compressing.show, compressing.encode
+    def __init__(self, compressor: TaskCompression) -> None:
+        self.show, self.encode = compressor.show, compressor.encode
 
     def before_epoch(self, epoch: int, lr: float) -> None:
         return None
 
-    def kept(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         return None
 
 
@@ -95,10 +107,10 @@ class ExemplarMemory:
         self.exemplar_bytes, self.overhead_bytes = exemplar_bytes, overhead_bytes
         self.classes: list[Encoded] = []
 
-    def lesson(self, task: Task) -> Lesson:
+    def task_data(self, task: Task) -> TaskData:
         """The task's own images and all exemplars, decoded from their bytes."""
         images, labels = self.decoded(task.images.device)
-        return Lesson(joined(task.images, images), torch.cat([task.labels, labels]), len(task.images))
+        return TaskData(concat_images(task.images, images), torch.cat([task.labels, labels]), len(task.images))
 
     def decoded(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """All exemplars: uint8 [N, C, H, W] and their classes int64 [N]."""
@@ -120,7 +132,7 @@ class ExemplarMemory:
         self.classes = [c.within(share_bytes, self.overhead_bytes) for c in self.classes]
         features_ND = in_batches(features, task.images)
         of_class = [(task.labels == label).nonzero()[:, 0] for label in new]
-        orders = herd([features_ND[positions] for positions in of_class], share_bytes // self.least_bytes)
+        orders = herd([features_ND[positions] for positions in of_class], share_bytes // self.min_bytes)
         for label, positions, order in zip(new, of_class, orders, strict=True):
             chosen = positions[order.to(positions.device)]
             encoded = encode(task.images[chosen], task.labels[chosen])
@@ -144,9 +156,9 @@ class ExemplarMemory:
         return torch.cat([empty, *images]), torch.arange(len(counts)).repeat_interleave(counts)
 
     @property
-    def least_bytes(self) -> int:
+    def min_bytes(self) -> int:
         """The least an image of this shape costs under the codec."""
-        return self.codec.least_bytes(self.image_shape) + self.overhead_bytes
+        return self.codec.min_bytes(self.image_shape) + self.overhead_bytes
 
     def export(self) -> dict[str, Tensor]:
         """State: payload in class order, images per class, and what decoding needs."""
@@ -156,9 +168,9 @@ class ExemplarMemory:
             "exemplars/payload": torch.cat([c.payload for c in self.classes]),
             "labels/images_per_class": torch.tensor([len(c) for c in self.classes], dtype=torch.int32),
         }
-        if self.codec.beside == "boxes":
+        if self.codec.side_info == "boxes":
             state["boxes/exemplars"] = torch.cat([c.boxes for c in self.classes if c.boxes is not None])
-        elif self.codec.beside == "lengths":
+        elif self.codec.side_info == "lengths":
             state["labels/lengths"] = torch.cat([c.lengths for c in self.classes]).to(torch.int32)
         return state
 
@@ -186,10 +198,10 @@ def largest_memory(
     codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int, seen: int
 ) -> MemoryBytes:
     """The most that `ExemplarMemory` can export with `seen` classes. `overhead_bytes` as it has it."""
-    share_bytes, least_bytes = exemplar_bytes // seen, codec.least_bytes(scenario.image_shape)
-    images = share_bytes // (least_bytes + overhead_bytes)
-    payload_bytes = images * least_bytes if codec.fixed_length else share_bytes
-    beside_bytes = images * BESIDE_BYTES[codec.beside]
+    share_bytes, min_bytes = exemplar_bytes // seen, codec.min_bytes(scenario.image_shape)
+    images = share_bytes // (min_bytes + overhead_bytes)
+    payload_bytes = images * min_bytes if codec.fixed_length else share_bytes
+    beside_bytes = images * SIDE_INFO_BYTES[codec.side_info]
     return MemoryBytes(
         published=seen * payload_bytes,
         strict=seen

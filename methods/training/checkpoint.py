@@ -39,7 +39,7 @@ class Unrestorable(ValueError):
 class Checkpoint:
     """A task's file of checkpoints: SHA-256 of the rest, then safetensors. Without a path nothing is ever kept.
 
-    `stop` says whether the process is to end; `beside` gives what else the harness wants back, as JSON, in `found`;
+    `stop` says whether the process is to end; `side_info` gives what else the harness wants back, as JSON, in `found`;
     `unwritten` is told why there is none where it could not be written.
     """
 
@@ -120,12 +120,12 @@ class Checkpoint:
             raise
 
 
-class Keeps(Protocol):
+class Stateful(Protocol):
     """Anything besides modules and optimizers that changes while a loop runs."""
 
-    def kept(self) -> dict[str, Tensor]: ...
+    def state_dict(self) -> dict[str, Tensor]: ...
 
-    def restore(self, tensors: Tensors) -> None: ...
+    def load_state_dict(self, tensors: Tensors) -> None: ...
 
 
 class Resumable:
@@ -143,7 +143,7 @@ class Resumable:
         generator: torch.Generator,
         modules: Iterable[nn.Module],
         optimizers: Iterable[torch.optim.Optimizer],
-        others: Iterable[Keeps] = (),
+        others: Iterable[Stateful] = (),
     ) -> None:
         self.checkpoint, self.phase, self.generator = checkpoint, phase, generator
         self.modules, self.optimizers, self.others = list(modules), list(optimizers), list(others)
@@ -179,7 +179,7 @@ class Resumable:
         parts = {"loop": tensors, "random": random_states}
         parts |= {f"module{i}": module.state_dict() for i, module in enumerate(self.modules)}
         parts |= {f"optimizer{i}": _optimizer_state(optimizer) for i, optimizer in enumerate(self.optimizers)}
-        parts |= {f"other{i}": other.kept() for i, other in enumerate(self.others)}
+        parts |= {f"other{i}": other.state_dict() for i, other in enumerate(self.others)}
         return {f"{part}/{key}": tensor for part, named in parts.items() for key, tensor in named.items()}
 
     def _restore(self, found: Tensors) -> None:
@@ -188,7 +188,7 @@ class Resumable:
         for i, optimizer in enumerate(self.optimizers):
             _restore_optimizer(optimizer, _under(f"optimizer{i}", found))
         for i, other in enumerate(self.others):
-            other.restore(_under(f"other{i}", found))
+            other.load_state_dict(_under(f"other{i}", found))
         states = _under("random", found)
         self.generator.set_state(states["own"])
         torch.set_rng_state(states["global"])

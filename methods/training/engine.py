@@ -26,10 +26,10 @@ from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_s
 from cilbench.methods.training.machine import measured_on, recall, remember
 
 Precision = Literal["fp32", "bf16"]
-Layout = Literal["contiguous", "channels_last"]
+MemoryFormat = Literal["contiguous", "channels_last"]
 
 _LAYOUT: ContextVar[torch.memory_format] = ContextVar("layout", default=torch.contiguous_format)
-_FRUGAL: ContextVar[bool] = ContextVar("frugal", default=False)
+_LOW_MEMORY: ContextVar[bool] = ContextVar("low_memory", default=False)
 # How a memory that is full is told of by torch's CPU, by CUDA and by cuBLAS, where it is no error of its own.
 FULL = ("can't allocate memory", "CUDA error: out of memory", "STATUS_ALLOC_FAILED")
 KEYS = ("fp32 contiguous", "fp32 channels_last", "bf16 contiguous", "bf16 channels_last")
@@ -37,16 +37,18 @@ _FORMATS = {"contiguous": torch.contiguous_format, "channels_last": torch.channe
 
 
 @contextmanager
-def numerics(device: torch.device, precision: Precision, layout: Layout, *, frugal: bool = False) -> Iterator[None]:
+def numerics(
+    device: torch.device, precision: Precision, layout: MemoryFormat, *, low_memory: bool = False
+) -> Iterator[None]:
     """Forward passes in `precision` (bf16: autocast), networks built in `layout`, for the duration of the block.
 
-    `frugal`: with less memory, and slower: small batches where nothing is learned, no captured graphs.
+    `low_memory`: with less memory, and slower: small batches where nothing is learned, no captured graphs.
 
     No cache of cast weights: within a step every weight is used about once, and a captured graph could not use it.
     """
     if device.type == "cpu":
         _keep_freed_memory()
-    tokens = _LAYOUT.set(_FORMATS[layout]), _FRUGAL.set(frugal)
+    tokens = _LAYOUT.set(_FORMATS[layout]), _LOW_MEMORY.set(low_memory)
     current = torch.cuda.device(device) if device.type == "cuda" else nullcontext()  # whose streams are meant
     try:
         with (
@@ -57,7 +59,7 @@ def numerics(device: torch.device, precision: Precision, layout: Layout, *, frug
             yield
     finally:
         _LAYOUT.reset(tokens[0])
-        _FRUGAL.reset(tokens[1])
+        _LOW_MEMORY.reset(tokens[1])
 
 
 @contextmanager
@@ -93,7 +95,7 @@ def evaluation_batch(device: torch.device) -> int:
     """Images at a time where nothing is learned. On two cores 64 was measured twice as fast as 512, which leaves the
     cache."""
     usual = 64 if device.type == "cpu" else 1024
-    return usual // 8 if _FRUGAL.get() else usual
+    return usual // 8 if _LOW_MEMORY.get() else usual
 
 
 @contextmanager
@@ -108,7 +110,7 @@ def widest(device: torch.device) -> torch.dtype:
     return torch.float32 if device.type == "mps" else torch.float64
 
 
-class Replayed:
+class CudaGraphStep:
     """A training step, captured in a CUDA graph for every size of batch that comes often, and replayed from then on.
 
     `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
@@ -127,7 +129,7 @@ class Replayed:
         note: Callable[[str], None],
     ) -> None:
         self.step, self.device, self.generator, self.note = step, device, generator, note
-        self.capturing = device.type == "cuda" and not _FRUGAL.get()
+        self.capturing = device.type == "cuda" and not _LOW_MEMORY.get()
         self.stream = _side_stream(device) if self.capturing else None
         # Memory of all graphs: one runs at a time, and what it reads there (gradients too) it has written before.
         self.pool: Any = None
@@ -255,10 +257,12 @@ def pick_precision(device: torch.device, family: Family, backbone: str, channels
     return "bf16" if best["bf16"] < 0.9 * best["fp32"] else "fp32"
 
 
-def pick_layout(device: torch.device, precision: Precision, family: Family, backbone: str, channels: int) -> Layout:
+def pick_layout(
+    device: torch.device, precision: Precision, family: Family, backbone: str, channels: int
+) -> MemoryFormat:
     """The layout in which a training step of the backbone was measured faster."""
     seconds = step_seconds(device, family, backbone, channels)
-    layouts: tuple[Layout, ...] = ("contiguous", "channels_last")
+    layouts: tuple[MemoryFormat, ...] = ("contiguous", "channels_last")
     return min(layouts, key=lambda layout: seconds[f"{precision} {layout}"])
 
 
@@ -286,7 +290,7 @@ def _measured(device: torch.device, family: Family, backbone: str, channels: int
         steps = {key: BareStep(device, family, backbone, channels, *key.split()) for key in KEYS}
         best = dict.fromkeys(KEYS, math.inf)
         for key, step in steps.items():
-            for _ in range(Replayed.WARM_UP + 1 if device.type == "cuda" else 1):
+            for _ in range(CudaGraphStep.WARM_UP + 1 if device.type == "cuda" else 1):
                 step.seconds()
             best[key] = step.seconds()
         for _ in range(4):
@@ -310,7 +314,7 @@ class BareStep:
         self.x_BCHW = torch.rand(batch, channels, side, side, device=device).to(memory_format=_FORMATS[layout])
         fused = device.type in {"cuda", "cpu"}
         self.optimizer = torch.optim.SGD(self.net.parameters(), lr=1e-3, momentum=0.9, fused=fused)
-        self.take = Replayed(self, device, torch.Generator(device), lambda why: None)
+        self.take = CudaGraphStep(self, device, torch.Generator(device), lambda why: None)
 
     def __call__(self, x_BCHW: Tensor) -> None:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16", cache_enabled=False):

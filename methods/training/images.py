@@ -1,8 +1,8 @@
 """Where a task's images are: on the device, or in a file that is read as they are needed.
 
-A tensor uint8 [N, C, H, W] on the device is the rule. What is too large for it (ImageNet) is `Stored`: it answers the
-same questions (`len`, `shape`, `device`, `[positions]`, `split`) by reading the memory-mapped cache. Positions are
-drawn by the cell's generator either way: where the images are changes no result.
+A tensor uint8 [N, C, H, W] on the device is the rule. What is too large for it (ImageNet) is `DiskImages`: it
+answers the same questions (`len`, `shape`, `device`, `[positions]`, `split`) by reading the memory-mapped cache.
+Positions are drawn by the run's generator either way: where the images are changes no result.
 """
 
 from collections import deque
@@ -19,7 +19,7 @@ READERS = 4  # threads; reading and copying release the interpreter's lock
 AHEAD = 8  # batches read before they are needed
 
 
-class Stored:
+class DiskImages:
     """Rows of an .npy file of images, uint8 [rows, C, H, W], to be shown on a device. Pickles as path and rows."""
 
     def __init__(self, path: Path, rows: Tensor, device: torch.device) -> None:
@@ -28,7 +28,7 @@ class Stored:
         self.pixels = torch.from_numpy(array)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Stored, (self.path, self.rows, self.device)
+        return DiskImages, (self.path, self.rows, self.device)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -49,23 +49,23 @@ class Stored:
             return images.pin_memory().to(self.device, non_blocking=True)
         return images.to(self.device)
 
-    def reordered(self, order: Tensor) -> "Stored":
+    def reordered(self, order: Tensor) -> "DiskImages":
         """The same images in another order; none is read."""
-        return Stored(self.path, self.rows[order.cpu()], self.device)
+        return DiskImages(self.path, self.rows[order.cpu()], self.device)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, so many at a time."""
         yield from (self[start : start + size] for start in range(0, len(self), size))
 
-    def forget(self) -> None:
+    def release(self) -> None:
         """Show nothing from here on."""
         self.rows, self.pixels = self.rows[:0], self.pixels[:0]
 
 
-class Joined:
+class ConcatImages:
     """Images that are stored, then images on the device, under one numbering."""
 
-    def __init__(self, stored: Stored, resident: Tensor) -> None:
+    def __init__(self, stored: DiskImages, resident: Tensor) -> None:
         self.stored, self.resident = stored, resident
         self.device = stored.device
 
@@ -99,16 +99,16 @@ class Joined:
         yield from self.resident.split(size)
 
 
-Images = Tensor | Stored  # what a task brings
-LessonImages = Tensor | Joined  # with exemplars behind them
+Images = Tensor | DiskImages  # what a task brings
+TaskDataImages = Tensor | ConcatImages  # with exemplars behind them
 
 
-def joined(images: Images, exemplars: Tensor) -> LessonImages:
+def concat_images(images: Images, exemplars: Tensor) -> TaskDataImages:
     """A task's images, then exemplars on the same device."""
-    return torch.cat([images, exemplars]) if isinstance(images, Tensor) else Joined(images, exemplars)
+    return torch.cat([images, exemplars]) if isinstance(images, Tensor) else ConcatImages(images, exemplars)
 
 
-def fed(images: LessonImages | Stored, order: Sequence[Tensor]) -> Iterator[Tensor]:
+def iter_batches(images: TaskDataImages | DiskImages, order: Sequence[Tensor]) -> Iterator[Tensor]:
     """The batches at the positions of `order`, uint8 [B, C, H, W]; read ahead in threads where they are in a file."""
     if isinstance(images, Tensor):
         yield from (images[positions] for positions in order)
@@ -131,9 +131,9 @@ def reordered(images: Images, order: Tensor) -> Images:
     return images[order.to(images.device)] if isinstance(images, Tensor) else images.reordered(order)
 
 
-def forget(images: Images) -> None:
+def release(images: Images) -> None:
     """What still holds the images sees nothing in them from here on."""
     if isinstance(images, Tensor):
         images.zero_()
     else:
-        images.forget()
+        images.release()

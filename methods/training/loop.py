@@ -18,9 +18,9 @@ from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Encoded
 from cilbench.methods.contract import Augmentation, Context, Scenario
-from cilbench.methods.training.checkpoint import Keeps, Resumable
-from cilbench.methods.training.engine import Replayed, evaluation_batch, full_precision
-from cilbench.methods.training.images import Images, LessonImages, fed
+from cilbench.methods.training.checkpoint import Resumable, Stateful
+from cilbench.methods.training.engine import CudaGraphStep, evaluation_batch, full_precision
+from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 
 
 class Diverged(RuntimeError):
@@ -156,7 +156,7 @@ def apply_recipe(config: Any, recipe: Recipe) -> Any:
     return replace(config, **changes)
 
 
-class Look:
+class Transform:
     """uint8 images as the network sees them: augmented for training, plain for everything else."""
 
     def __init__(self, scenario: Scenario, device: torch.device) -> None:
@@ -164,21 +164,21 @@ class Look:
         self.mean_C11 = torch.tensor(scenario.mean, device=device).reshape(-1, 1, 1)
         self.std_C11 = torch.tensor(scenario.std, device=device).reshape(-1, 1, 1)
 
-    def plain(self, images: Tensor) -> Tensor:
+    def eval(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] → normalised float32."""
         return (images.float() / 255 - self.mean_C11) / self.std_C11
 
-    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
         """uint8 [B, C, H, W] → cropped, flipped, brightened (each image its own draw), normalised float32."""
-        how: Augmentation = self.augmentation
-        images = random_crop(images, how.padding, generator)
-        if how.flip:
+        execution: Augmentation = self.augmentation
+        images = random_crop(images, execution.padding, generator)
+        if execution.flip:
             coin_B = torch.rand(len(images), device=images.device, generator=generator) < 0.5
             images = torch.where(coin_B[:, None, None, None], images.flip(3), images)
         x_BCHW = images.float() / 255
-        if how.brightness:
+        if execution.brightness:
             draw_B = torch.rand(len(images), device=images.device, generator=generator)
-            factor_B = 1 + how.brightness * (2 * draw_B - 1)
+            factor_B = 1 + execution.brightness * (2 * draw_B - 1)
             x_BCHW = (x_BCHW * factor_B[:, None, None, None]).clamp(max=1)
         return (x_BCHW - self.mean_C11) / self.std_C11
 
@@ -197,15 +197,15 @@ def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Ten
 
 
 @dataclass
-class Lesson:
+class TaskData:
     """What a task is learned from: its images, then the decoded exemplars. uint8 [N, C, H, W], int64 [N], on device."""
 
-    images: LessonImages
+    images: TaskDataImages
     labels: Tensor
     new: int  # the first so many are the task's own
 
 
-class Compressing(Keeps, Protocol):
+class TaskCompression(Stateful, Protocol):
     """A compression at work in one task."""
 
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
@@ -222,12 +222,12 @@ class Compressing(Keeps, Protocol):
 def fit(
     loss: Callable[[Tensor, Tensor], Tensor],
     learner: Sequence[nn.Module],
-    lesson: Lesson,
+    task_data: TaskData,
     schedule: Schedule,
-    look: Look,
+    transform: Transform,
     context: Context,
     task: int,
-    compressing: Compressing | None = None,
+    compressor: TaskCompression | None = None,
     phase: str = "learning",
     part: tuple[float, float] = (0.0, 1.0),
 ) -> None:
@@ -238,34 +238,37 @@ def fit(
     on from the context's checkpoint. Raises Diverged, Interrupted.
     """
     parameters = [p for module in learner for p in module.parameters() if p.requires_grad]
-    step = _Step(loss, parameters, schedule, look, context.generator, lesson.labels.device)
-    others = [compressing] if compressing is not None else []
+    step = _Step(loss, parameters, schedule, transform, context.generator, task_data.labels.device)
+    others = [compressor] if compressor is not None else []
     going = Resumable(context.checkpoint, phase, context.generator, learner, [step.optimizer], others)
     if going.finished:
         return
 
-    take = Replayed(step, lesson.labels.device, context.generator, not_captured(context, task, phase))
+    take = CudaGraphStep(step, task_data.labels.device, context.generator, not_captured(context, task, phase))
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))
         started, first = time.perf_counter(), 0
         if midway:
             first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))
-            order = [positions.to(lesson.labels.device) for positions in order]
+            order = [positions.to(task_data.labels.device) for positions in order]
             step.sums.copy_(midway["sums"])
             midway = {}
         else:
-            if compressing is not None:
-                compressing.before_epoch(epoch, lr)
-            order = batches(len(lesson.labels), schedule.batch_size, schedule.max_steps, context.generator)
+            if compressor is not None:
+                compressor.before_epoch(epoch, lr)
+            order = batches(len(task_data.labels), schedule.batch_size, schedule.max_steps, context.generator)
         compressed = time.perf_counter()
-        for number, batch in enumerate(fed(lesson.images, order[first:]), start=first):
+        for number, batch in enumerate(iter_batches(task_data.images, order[first:]), start=first):
             if going.due():
                 sizes = torch.tensor([len(positions) for positions in order])
                 tensors = {"order": torch.cat(order), "sizes": sizes, "sums": step.sums}
                 going.save({"epoch": epoch, "step": number}, tensors)
             positions = order[number]
-            take(batch if compressing is None else compressing.show(batch, positions), lesson.labels[positions])
+            take(
+                batch if compressor is None else compressor.show(batch, positions),
+                task_data.labels[positions],
+            )
         total_loss, sound_steps = step.sums.tolist()
         if not math.isfinite(total_loss):
             raise Diverged(task, epoch, int(sound_steps), lr)
@@ -300,11 +303,11 @@ class _Step:
         loss: Callable[[Tensor, Tensor], Tensor],
         parameters: Sequence[nn.Parameter],
         schedule: Schedule,
-        look: Look,
+        transform: Transform,
         generator: torch.Generator,
         device: torch.device,
     ) -> None:
-        self.loss, self.look, self.generator, self.device = loss, look, generator, device
+        self.loss, self.transform, self.generator, self.device = loss, transform, generator, device
         self.lr = torch.zeros((), device=device)  # a tensor: a captured step reads it anew whenever it is replayed
         self.optimizer = torch.optim.SGD(
             parameters,
@@ -322,7 +325,7 @@ class _Step:
         self.lr.fill_(lr)
 
     def __call__(self, batch: Tensor, labels_B: Tensor) -> None:
-        value = self.loss(self.look.augmented(batch, self.generator), labels_B)
+        value = self.loss(self.transform.train(batch, self.generator), labels_B)
         self.optimizer.zero_grad(set_to_none=True)
         with full_precision(self.device):
             value.backward()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from cilbench.data.datasets import Dataset
 from cilbench.methods.contract import Context
 from cilbench.methods.training.engine import numerics
-from cilbench.methods.training.loop import Lesson, Look, Schedule, batches, fit
-from cilbench.protocol.run import learn_and_seal, revive, task_seed
+from cilbench.methods.training.loop import Schedule, TaskData, Transform, batches, fit
+from cilbench.protocol.run import learn_and_seal, restore_learner, task_seed
 from cilbench.scenario import seen_test_images, stream
 from tools.speed import reference
 from tools.speed.accuracy import milestones, two_tasks
@@ -38,9 +38,9 @@ PATHS = ("engine", "plain steps", "engine, float32", "reference")
 def plain_steps(
     loss: Callable[[Tensor, Tensor], Tensor],
     learner: Sequence[nn.Module],
-    lesson: Lesson,
+    task_data: TaskData,
     schedule: Schedule,
-    look: Look,
+    transform: Transform,
     context: Context,
     *_: object,
 ) -> None:
@@ -53,20 +53,20 @@ def plain_steps(
     sgd = torch.optim.SGD(parameters, **rates, foreach=False, fused=False)
     for epoch in range(schedule.epochs):
         sgd.param_groups[0]["lr"] = schedule.lr_at(epoch)
-        for positions in batches(len(lesson.labels), schedule.batch_size, schedule.max_steps, rng):
+        for positions in batches(len(task_data.labels), schedule.batch_size, schedule.max_steps, rng):
             sgd.zero_grad()
-            loss(look.augmented(lesson.images[positions], rng), lesson.labels[positions]).backward()
+            loss(transform.augmented(task_data.images[positions], rng), task_data.labels[positions]).backward()
             sgd.step()
 
 
 def engine_top1(job: Job) -> dict[str, float]:
     """Percent by head on the test images of the first ten classes, of what is left of the learner once sealed."""
-    cell, plan = job.cell, job.plan
-    task = next(iter(stream(job.dataset, cell.scenario, CPU)))
-    sealed = learn_and_seal(cell, plan, task, None, CPU, lambda line: None, lambda share, images: None)
-    learner = revive(cell, plan, sealed, CPU)
-    images, labels = seen_test_images(job.dataset, cell.scenario, 0, CPU)
-    with numerics(CPU, cell.precision, cell.layout), torch.inference_mode():
+    spec, plan = job.spec, job.plan
+    task = next(iter(stream(job.dataset, spec.scenario, CPU)))
+    sealed = learn_and_seal(spec, plan, task, None, CPU, lambda line: None, lambda share, images: None)
+    learner = restore_learner(spec, plan, sealed, CPU)
+    images, labels = seen_test_images(job.dataset, spec.scenario, 0, CPU)
+    with numerics(CPU, spec.precision, spec.layout), torch.inference_mode():
         found = [learner.scores(batch) for batch in images.split(250)]
     by_head = {head: torch.cat([scores[head] for scores in found]) for head in found[0]}
     return {head: 100 * (scores.argmax(1) == labels).float().mean().item() for head, scores in by_head.items()}
@@ -74,7 +74,7 @@ def engine_top1(job: Job) -> dict[str, float]:
 
 def reference_top1(dataset: Dataset, scale: Scale, seed: int) -> dict[str, float]:
     """The same of the reference loop."""
-    scenario = two_tasks(dataset, scale, CPU).cell.scenario
+    scenario = two_tasks(dataset, scale, CPU).spec.scenario
     task = next(iter(stream(dataset, scenario, CPU)))
     images, labels = seen_test_images(dataset, scenario, 0, CPU)
     torch.manual_seed(task_seed(seed, 0))

@@ -39,7 +39,7 @@ if __name__ == "__main__":
     parser.add_argument("--data-dir", type=Path, default=datasets.default_data_dir())
     parser.add_argument("--per-class", type=int, default=12)
     asked = parser.parse_args()
-    images, _ = rebuilt(asked.run, asked.data_dir).remembered(asked.per_class, torch.Generator().manual_seed(0))
+    images, _ = rebuilt(asked.run, asked.data_dir).stored_samples(asked.per_class, torch.Generator().manual_seed(0))
     grid = make_grid(images, nrow=asked.per_class, padding=1, pad_value=90)  # uint8 [3, H, W]
     picture = Image.fromarray(grid.permute(1, 2, 0).numpy())
     picture.resize((SCALE * picture.width, SCALE * picture.height), Image.Resampling.NEAREST).save(asked.out)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from toy import run, toy_cell, toy_dataset, with_class
+from toy import run, toy_dataset, toy_spec, with_class
 
 from cilbench.methods.replay import Replay
 
@@ -269,21 +269,21 @@ def nothing_left_from_another_test(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("cheat", WITHOUT_EFFECT)
 def test_objects_do_not_survive_the_boundary(cheat, toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy), cheat), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), cheat), toy, tmp_path)
     assert (outcome.status, outcome.reason) == ("done", None)
 
 
 @pytest.mark.parametrize("name", ["replay+cim", "replay+lowres:2", "replay+jpeg:50"])
 def test_a_codec_hands_nothing_on(name, tmp_path):
     dataset = toy_dataset(shape=(1, 16, 16))
-    outcome, _ = run(with_class(toy_cell(name, dataset, 30_000), InTheCodec), dataset, tmp_path)
+    outcome, _ = run(with_class(toy_spec(name, dataset, 30_000), InTheCodec), dataset, tmp_path)
     assert (outcome.status, outcome.reason) == ("done", None)
 
 
 @pytest.mark.parametrize("cheat", NEEDS_A_PROCESS)
 def test_what_a_process_keeps_is_why_there_is_isolation(cheat, toy, tmp_path):
     """docs/adr/0004 says that these work without --isolate: if one stops working, it should say so."""
-    outcome, _ = run(with_class(toy_cell("replay", toy), cheat), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), cheat), toy, tmp_path)
     assert outcome.reason == "RuntimeError: the cheat works"
 
 
@@ -311,7 +311,7 @@ class Everything(WhereItIsJudged):
 
 
 def test_isolation_closes_all_of_them(toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy, inc=3), Everything), toy, tmp_path, isolate=True)
+    outcome, _ = run(with_class(toy_spec("replay", toy, inc=3), Everything), toy, tmp_path, isolate=True)
     assert (outcome.status, outcome.reason) == ("done", None)
     assert list((tmp_path / "here").iterdir()) == []
 
@@ -326,7 +326,7 @@ class Endless(Replay):
 
 def test_isolation_ends_what_a_task_has_started(toy, tmp_path, monkeypatch):
     monkeypatch.setattr("cilbench.protocol.isolation.GRACE_SECONDS", 0.5)
-    outcome, _ = run(with_class(toy_cell("replay", toy, inc=3), Endless), toy, tmp_path, isolate=True)
+    outcome, _ = run(with_class(toy_spec("replay", toy, inc=3), Endless), toy, tmp_path, isolate=True)
     assert (outcome.status, outcome.reason) == ("done", None)
     assert multiprocessing.active_children() == []
 
@@ -342,7 +342,7 @@ class FromTheOrder(Replay):
 
 
 def test_the_order_of_test_images_says_nothing(toy, tmp_path):
-    _, folder = run(with_class(toy_cell("replay", toy), FromTheOrder), toy, tmp_path)
+    _, folder = run(with_class(toy_spec("replay", toy), FromTheOrder), toy, tmp_path)
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     last = [float(row["top1"]) for row in rows if row["task"] == "2"]
     assert sum(last) / len(last) < 50
@@ -368,7 +368,7 @@ def scoring(change) -> type:
     ids=["nan", "short", "labels", "another head", "no head"],
 )
 def test_what_is_no_score_ends_the_cell(change, says, toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy), scoring(change)), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), scoring(change)), toy, tmp_path)
     assert outcome.status == "failed"
     assert says in outcome.reason
 
@@ -380,7 +380,7 @@ def test_a_count_of_exemplars_that_cannot_be_is_refused(toy, tmp_path):
             state["labels/images_per_class"] = state["labels/images_per_class"] * 10**6
             return state
 
-    outcome, _ = run(with_class(toy_cell("replay", toy), Boasts), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), Boasts), toy, tmp_path)
     assert outcome.status == "failed"
     assert "exemplars in" in outcome.reason
 
@@ -421,14 +421,14 @@ NANS = (0x7FC00000 | torch.randint(0, 2**22, (5_000,), dtype=torch.int32)).view(
     ids=lambda value: value if isinstance(value, str) else f"{value.dtype}{list(value.shape)}".removeprefix("torch."),
 )
 def test_pixels_under_any_kind_are_charged(key, tensor, toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy, budget_bytes=8_000), sealing(key, tensor)), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy, budget_bytes=8_000), sealing(key, tensor)), toy, tmp_path)
     assert outcome.status == "over_budget"
     assert f"{key.partition('/')[0]} " in outcome.reason
 
 
 @pytest.mark.parametrize("key", ["cache/images", "images", "backbone", "/images", "BACKBONE/images"])
 def test_an_unknown_key_ends_the_cell(key, toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("replay", toy), sealing(key, PIXELS)), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), sealing(key, PIXELS)), toy, tmp_path)
     assert outcome.status == "failed"
     assert key in outcome.reason
 
@@ -438,7 +438,7 @@ def test_what_is_sealed_beside_the_state_is_not_passed_on(toy, tmp_path):
         def state(self):
             return {**super().state(), "other/object": [PIXELS]}
 
-    outcome, _ = run(with_class(toy_cell("replay", toy), Pickles), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), Pickles), toy, tmp_path)
     assert outcome.status == "failed"
     assert "only tensors pass" in outcome.reason
 
@@ -456,5 +456,5 @@ def test_a_view_larger_than_its_tensor_passes_as_the_tensor(toy, tmp_path):
             assert state["exemplars/payload"].untyped_storage().nbytes() == state["exemplars/payload"].numel()
             super().load(state)
 
-    outcome, _ = run(with_class(toy_cell("replay", toy), Views), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("replay", toy), Views), toy, tmp_path)
     assert (outcome.status, outcome.reason) == ("done", None)

@@ -25,14 +25,14 @@ from hypothesis import assume
 from hypothesis import strategies as st
 from nursery import Fault, Kind, nursery
 from test_kill import ALL, evidence, goes_on, request, several, whole
-from toy import EndedAfter, Silent, run, toy_cell, toy_dataset, with_class
+from toy import EndedAfter, Silent, run, toy_dataset, toy_spec, with_class
 
 from cilbench.data.datasets import FILES, DatasetError, load
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training import loop as training
 from cilbench.methods.training.checkpoint import Checkpoint, Resumable
 from cilbench.records.folder import Outcome, Resumed, RunFolder, audit, read_json
-from cilbench.request import Cell
+from cilbench.request import RunSpec
 
 # --- disks
 
@@ -115,19 +115,19 @@ def test_a_disk_that_is_read_only(small_disk: Path, tmp_path: Path) -> None:
 
 
 @cache
-def interrupted() -> tuple[Cell, Path]:
+def interrupted() -> tuple[RunSpec, Path]:
     """A cell of three tasks of which two are done, all states kept; the folder it lies in."""
     out = nursery().data_dir.with_suffix(".interrupted")
-    cell = toy_cell("icarl", toy_dataset())
+    spec = toy_spec("icarl", toy_dataset())
     with pytest.raises(KeyboardInterrupt):
-        run(cell, toy_dataset(), out, reporter=EndedAfter(1))
-    return cell, out
+        run(spec, toy_dataset(), out, reporter=EndedAfter(1))
+    return spec, out
 
 
 @cache
 def finished() -> Path:
     """A run folder, whole."""
-    return run(toy_cell("icarl", toy_dataset()), toy_dataset(), nursery().data_dir.with_suffix(".finished"))[1]
+    return run(toy_spec("icarl", toy_dataset()), toy_dataset(), nursery().data_dir.with_suffix(".finished"))[1]
 
 
 def damaged(data: bytes, draw: st.DataObject) -> bytes:
@@ -147,10 +147,10 @@ def same_json(first: bytes, second: bytes) -> bool:
 
 
 def a_byte_of_a_finished_task(draw: st.DataObject) -> None:
-    cell, out = interrupted()
+    spec, out = interrupted()
     there = out.with_name(f"{out.name}-damaged")
     shutil.rmtree(there, ignore_errors=True)
-    folder = RunFolder(shutil.copytree(out, there), cell.id)
+    folder = RunFolder(shutil.copytree(out, there), spec.id)
     path = draw.draw(st.sampled_from(sorted(p for p in (folder.partial / "tasks").rglob("*") if p.is_file())))
     path.write_bytes(damaged(path.read_bytes(), draw))
     resumed = folder.open()
@@ -191,14 +191,14 @@ BYTES: dict[Callable[[st.DataObject], None], int] = {  # → how many in `make t
 
 @pytest.mark.parametrize("check", BYTES, ids=lambda check: check.__name__)
 def test_whatever_byte_changes(check: Callable[[st.DataObject], None], count: Count) -> None:
-    fuzzed(check, BYTES[check], anew=False)()
+    fuzzed(check, BYTES[check], refresh=False)()
     count("faults injected", BYTES[check])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("check", BYTES, ids=lambda check: check.__name__)
 def test_whatever_byte_changes_many_times(check: Callable[[st.DataObject], None], count: Count) -> None:
-    fuzzed(check, 2000, anew=True)()
+    fuzzed(check, 2000, refresh=True)()
     count("faults injected", 2000)
 
 
@@ -207,8 +207,8 @@ def test_whatever_byte_changes_many_times(check: Callable[[st.DataObject], None]
 def test_what_cannot_be_read_now_is_not_taken_for_damaged(
     number: int, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    cell, out = interrupted()
-    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    spec, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), spec.id)
     before = {path: path.read_bytes() for path in folder.partial.rglob("*") if path.is_file()}
     opened = io.open
 
@@ -219,33 +219,33 @@ def test_what_cannot_be_read_now_is_not_taken_for_damaged(
 
     with monkeypatch.context() as patched:
         patched.setattr(io, "open", unreadable)
-        outcome, _ = run(cell, toy_dataset(), tmp_path / "runs")
+        outcome, _ = run(spec, toy_dataset(), tmp_path / "runs")
     assert outcome.status == "failed"
     assert os.strerror(number) in str(outcome.reason)
     assert name in str(outcome.reason)
     assert {path: path.read_bytes() for path in folder.partial.rglob("*") if path.is_file()} == before
     watch = Silent()
-    assert run(cell, toy_dataset(), tmp_path / "runs", reporter=watch)[0] == Outcome("done")
+    assert run(spec, toy_dataset(), tmp_path / "runs", reporter=watch)[0] == Outcome("done")
     assert watch.begun == Resumed(done=2, damaged=0)
 
 
 def test_a_checksum_under_another_name_is_missing(tmp_path: Path) -> None:
     """One bit of its key: the rest is as it was written, and nothing says so."""
-    cell, out = interrupted()
-    task = RunFolder(shutil.copytree(out, tmp_path / "begun"), cell.id).partial / "tasks" / "1"
+    spec, out = interrupted()
+    task = RunFolder(shutil.copytree(out, tmp_path / "begun"), spec.id).partial / "tasks" / "1"
     run_folder = shutil.copytree(finished(), tmp_path / finished().name)
     for path in (task / "record.json", run_folder / "cell.json"):
         path.write_bytes(path.read_bytes().replace(b'"sha256"', b'"rha256"'))
-    assert RunFolder(tmp_path / "begun", cell.id).open().done == 1
+    assert RunFolder(tmp_path / "begun", spec.id).open().done == 1
     assert any("cell.json: its checksum is missing" in line for line in audit(run_folder))
 
 
 def test_damaged_tasks_are_named_with_what_is_wrong(tmp_path: Path) -> None:
-    cell, out = interrupted()
+    spec, out = interrupted()
     wrongs = {"record.json": "record.json: ", "predictions.npz": "its checksum differs", "state.safetensors": "weighed"}
     for name, says in wrongs.items():
         shutil.rmtree(tmp_path / "runs", ignore_errors=True)
-        folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+        folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), spec.id)
         path = folder.partial / "tasks" / "1" / name
         path.write_bytes(path.read_bytes()[:-1])
         (line,) = folder.open().why
@@ -260,17 +260,17 @@ def test_damage_while_a_cell_runs_is_no_finished_run(toy, tmp_path: Path) -> Non
     class Spoiling(Silent):
         def task_done(self, record, top1):
             if record.task == 2:
-                path = tmp_path / f"{cell.id}.partial" / "tasks" / "1" / "predictions.npz"
+                path = tmp_path / f"{spec.id}.partial" / "tasks" / "1" / "predictions.npz"
                 path.write_bytes(path.read_bytes()[:-1])
 
-    cell = toy_cell("icarl", toy)
-    _, expected = run(cell, toy, tmp_path / "whole")
-    outcome, folder = run(cell, toy, tmp_path, reporter=Spoiling())
+    spec = toy_spec("icarl", toy)
+    _, expected = run(spec, toy, tmp_path / "whole")
+    outcome, folder = run(spec, toy, tmp_path, reporter=Spoiling())
     assert outcome.status == "failed"
     assert "tasks/1 was damaged while the cell ran" in str(outcome.reason)
     assert not folder.exists()
     watch = Silent()
-    assert run(cell, toy, tmp_path, reporter=watch)[0] == Outcome("done")
+    assert run(spec, toy, tmp_path, reporter=watch)[0] == Outcome("done")
     assert watch.done == [1, 2]
     assert (folder / "predictions.npz").read_bytes() == (expected / "predictions.npz").read_bytes()
 
@@ -296,7 +296,7 @@ def test_a_checkpoint_that_cannot_be_written_costs_no_run(toy, tmp_path: Path, m
     monkeypatch.setattr(Checkpoint, "_write", full)
     monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (*Checkpoint.__init__.__defaults__[:-1], 0.0))
     watch = Silent()
-    outcome, folder = run(toy_cell("icarl", toy), toy, tmp_path, reporter=watch)
+    outcome, folder = run(toy_spec("icarl", toy), toy, tmp_path, reporter=watch)
     assert outcome == Outcome("done")
     assert read_json(folder / "cell.json")["events"]["checkpoint_not_written"] >= 3
     assert any("No space left" in note for note in watch.notes)
@@ -319,14 +319,14 @@ class CrashingLate(ICaRL):
 
 def test_a_failed_run_keeps_its_checkpoint(toy, tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (*Checkpoint.__init__.__defaults__[:-1], 0.0))
-    cell = toy_cell("icarl", toy)
-    outcome, folder = run(with_class(cell, CrashingLate), toy, tmp_path)
+    spec = toy_spec("icarl", toy)
+    outcome, folder = run(with_class(spec, CrashingLate), toy, tmp_path)
     assert outcome.status == "failed"
     assert [path.name for path in folder.glob("checkpoint-*")] == ["checkpoint-0.bin"]
     assert audit(folder) == []
     taken_up = []
     monkeypatch.setattr(Resumable, "_restore", lambda self, found: taken_up.append(self.phase))
-    run(cell, toy, tmp_path)
+    run(spec, toy, tmp_path)
     assert taken_up == ["learning"]
 
 
@@ -335,11 +335,11 @@ def test_a_failed_run_keeps_its_checkpoint(toy, tmp_path: Path, monkeypatch) -> 
 
 def test_a_failed_run_beside_a_partial_one_ends_in_its_place(toy, tmp_path: Path) -> None:
     """Both are there where somebody has copied folders together."""
-    cell = toy_cell("icarl", toy)
-    assert run(with_class(cell, Crashing), toy, tmp_path)[0].status == "failed"
-    shutil.copytree(tmp_path / cell.id, tmp_path / f"{cell.id}.partial")
-    assert run(cell, toy, tmp_path)[0] == Outcome("done")
-    assert [path.name for path in tmp_path.iterdir()] == [cell.id]
+    spec = toy_spec("icarl", toy)
+    assert run(with_class(spec, Crashing), toy, tmp_path)[0].status == "failed"
+    shutil.copytree(tmp_path / spec.id, tmp_path / f"{spec.id}.partial")
+    assert run(spec, toy, tmp_path)[0] == Outcome("done")
+    assert [path.name for path in tmp_path.iterdir()] == [spec.id]
 
 
 def test_half_a_line_of_the_log_costs_that_line_alone(toy, tmp_path: Path) -> None:
@@ -364,10 +364,10 @@ def test_one_cell_diverges_the_others_go_on(tmp_path: Path) -> None:
     assert code == 1
     assert "3 runs: 2 done, 1 diverged" in said
     (record,) = (tmp_path / "runs").glob("der-*/cell.json")
-    cell = json.loads(record.read_text())
-    assert cell["status"] == "diverged"
-    assert re.fullmatch(r".* in task 0, epoch \d+, step \d+, learning rate 1e\+\d+", cell["reason"])
-    assert cell["reason"] in said
+    spec = json.loads(record.read_text())
+    assert spec["status"] == "diverged"
+    assert re.fullmatch(r".* in task 0, epoch \d+, step \d+, learning rate 1e\+\d+", spec["reason"])
+    assert spec["reason"] in said
     assert audit(record.parent) == []
 
 
@@ -411,8 +411,8 @@ def test_out_of_memory_is_tried_once_more(
         def note(self, line: str) -> None:
             assert "20.00 GiB" in line
 
-    cell = with_class(toy_cell("icarl", toy), Hungry)
-    outcome, folder = run(cell, toy, tmp_path, reporter=Noting())
+    spec = with_class(toy_spec("icarl", toy), Hungry)
+    outcome, folder = run(spec, toy, tmp_path, reporter=Noting())
     assert outcome.status == status
     record = read_json(folder / "cell.json")
     assert record["events"]["out_of_memory"] == 1
@@ -420,7 +420,7 @@ def test_out_of_memory_is_tried_once_more(
         assert re.search(r"out of memory on cpu after [\d.]+ [KMG]iB, .*20.00 GiB", str(outcome.reason))
         assert len(record["tasks"]) == 1
     else:
-        _, plain = run(toy_cell("icarl", toy), toy, tmp_path / "plain")
+        _, plain = run(toy_spec("icarl", toy), toy, tmp_path / "plain")
         assert (plain / "predictions.npz").read_bytes() == (folder / "predictions.npz").read_bytes()
 
 
@@ -433,8 +433,8 @@ class Starved(ICaRL):
 
 
 def test_what_an_isolated_process_had_needed_is_told(toy, tmp_path: Path) -> None:
-    cell = with_class(toy_cell("icarl", toy), Starved)
-    outcome, _ = run(cell, toy, tmp_path, isolate=True)
+    spec = with_class(toy_spec("icarl", toy), Starved)
+    outcome, _ = run(spec, toy, tmp_path, isolate=True)
     told = re.search(r"out of memory on cpu after ([\d.]+) GiB, .*20.00 GiB", str(outcome.reason))
     assert told is not None
     assert 1 < float(told[1]) < 4
@@ -443,16 +443,16 @@ def test_what_an_isolated_process_had_needed_is_told(toy, tmp_path: Path) -> Non
 def test_weights_that_go_at_the_last_step_are_a_divergence(toy, tmp_path: Path, monkeypatch) -> None:
     """The loss of every step was finite: no loss comes after the last one."""
     step = training._Step.__call__
-    cell = toy_cell("icarl", toy, settings={"icarl.max_steps": "1", "icarl.first_epochs": "1"})
+    spec = toy_spec("icarl", toy, settings={"icarl.max_steps": "1", "icarl.first_epochs": "1"})
 
     def spoilt(self: training._Step, batch: torch.Tensor, labels_B: torch.Tensor) -> None:
         step(self, batch, labels_B)
         self.optimizer.param_groups[0]["params"][0].data[0] = torch.nan
 
     monkeypatch.setattr(training._Step, "__call__", spoilt)
-    outcome, _ = run(cell, toy, tmp_path)
+    outcome, _ = run(spec, toy, tmp_path)
     assert outcome.status == "diverged"
-    rate = cell.spec.config.lr
+    rate = spec.method.config.lr
     assert outcome.reason == f"the weights are not finite in task 0, epoch 0, step 0, learning rate {rate:g}"
 
 
@@ -478,9 +478,9 @@ def test_a_reason_is_shown_as_it_is(tmp_path: Path) -> None:
     """Brackets are no markup: a failed cell of somebody else's with an odd reason does not end the command."""
     code, said = nursery().run(request("icarl"), tmp_path)
     (record,) = (tmp_path / "runs").glob("*/cell.json")
-    cell = json.loads(record.read_text())
-    cell.pop("sha256")
-    record.write_text(json.dumps(cell | {"status": "diverged", "reason": "[/x] [red]odd[bold]\x1b[2J"}))
+    spec = json.loads(record.read_text())
+    spec.pop("sha256")
+    record.write_text(json.dumps(spec | {"status": "diverged", "reason": "[/x] [red]odd[bold]\x1b[2J"}))
     code, said = nursery().run(request("icarl"), tmp_path)
     assert code == 1
     assert "Traceback" not in said

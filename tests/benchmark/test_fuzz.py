@@ -36,7 +36,7 @@ from cilbench.errors import RequestError
 from cilbench.protocol.rerun import LABEL, Recorded
 from cilbench.records.folder import RunFolder, audit
 from cilbench.reports import read_runs
-from cilbench.request import cells
+from cilbench.request import specs
 
 Check = Callable[[st.DataObject], None]
 
@@ -184,19 +184,19 @@ def is_short(message: str) -> None:
 def any_setting(draw: st.DataObject) -> None:
     """`--set` of any field of any method: refused, or of the field's type and finite, and in the cell's record."""
     from cilbench.methods.registry import resolve
-    from cilbench.request import RunRequest, cells
+    from cilbench.request import RunOptions, specs
 
     method = draw.draw(st.sampled_from(["icarl", "der", "memo", "foster", "dgm", "replay", "cim"]))
-    spec = resolve(method, "smoke", {}, {})
-    fields = [f"{component}.{name}" for component, config in spec.settings().items() for name in config]
+    method = resolve(method, "smoke", {}, {})
+    fields = [f"{component}.{name}" for component, config in method.settings().items() for name in config]
     text = f"{draw.draw(st.sampled_from(fields) | odd)}={draw.draw(odd | st.integers(-3, 300).map(str))}"
-    request = RunRequest(methods=method, budget="40MiB", dataset="cifar10", recipe="smoke", settings=(text,))
+    request = RunOptions(methods=method, budget="40MiB", dataset="cifar10", recipe="smoke", settings=(text,))
     try:
-        (cell,) = cells(request)
-        cell.plan()
+        (spec,) = specs(request)
+        spec.plan()
     except (RequestError, BudgetTooSmall):
         return
-    assert json.loads(json.dumps(cell.request, allow_nan=False))["config"].keys() == spec.configs.keys()
+    assert json.loads(json.dumps(spec.request, allow_nan=False))["config"].keys() == method.configs.keys()
 
 
 def any_size(draw: st.DataObject) -> None:
@@ -295,14 +295,14 @@ def spoilt(folder: Path) -> None:
         assert line.isprintable()
         assert len(line) < 2000
     runs = read_runs([folder])
-    assert len(runs.cells) + len(runs.left_out) == 1
+    assert len(runs.specs) + len(runs.left_out) == 1
     assert all(item.reason.isprintable() for item in runs.left_out)
     with contextlib.suppress(RequestError):
         RunFolder(folder.parent, folder.name).outcome()
     if accepted(folder):
         recorded = Recorded.read(folder / "cell.json")
-        (cell,) = cells(recorded.asked(nursery().data_dir))
-        told, asked = deciding(recorded.request), deciding(json.loads(json.dumps(cell.request)))
+        (spec,) = specs(recorded.asked(nursery().data_dir))
+        told, asked = deciding(recorded.request), deciding(json.loads(json.dumps(spec.request)))
         assert told == {key: asked.get(key) for key in told}  # what is not told is said, and is the default
 
 
@@ -430,12 +430,12 @@ def an_empty_data_folder(tmp_path_factory: pytest.TempPathFactory, monkeypatch: 
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_whatever_is_given(check: Check, count: Count) -> None:
-    fuzzed(check, CHECKS[check][0], anew=False)()
+    fuzzed(check, CHECKS[check][0], refresh=False)()
     count("inputs tried", CHECKS[check][0])
 
 
 @pytest.mark.soak
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_whatever_is_given_many_times(check: Check, count: Count) -> None:
-    fuzzed(check, CHECKS[check][1], anew=True)()
+    fuzzed(check, CHECKS[check][1], refresh=True)()
     count("inputs tried", CHECKS[check][1])

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from toy import CPU, toy_cell, toy_dataset
+from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger
 from cilbench.methods import METHODS
 from cilbench.methods.registry import components
-from cilbench.protocol.run import learn_and_seal, predict, revive
+from cilbench.protocol.run import learn_and_seal, predict, restore_learner
 from cilbench.scenario import seen_test_images, stream
 
 GOLDEN = Path(__file__).with_suffix(".json")
@@ -25,19 +25,19 @@ def measured(name: str) -> dict[str, Any]:
     """Bytes by kind after two tasks, every loss, and how many of the test images are classified right."""
     torch.set_num_threads(1)
     data, losses, sealed = toy_dataset(), [], None
-    cell = toy_cell(name, data, settings={f"{components(name)[0]}.max_steps": "2"})
-    plan = cell.plan()
-    for task in stream(data, cell.scenario, CPU):
+    spec = toy_spec(name, data, settings={f"{components(name)[0]}.max_steps": "2"})
+    plan = spec.plan()
+    for task in stream(data, spec.scenario, CPU):
         if task.index == 2:
             break
         sealed = learn_and_seal(
-            cell, plan, task, sealed, CPU, lambda record: losses.append(record.get("loss")), lambda share, count: None
+            spec, plan, task, sealed, CPU, lambda record: losses.append(record.get("loss")), lambda share, count: None
         )
     assert sealed is not None
-    ledger = Ledger.of_sealed(sealed, cell.scenario.allowance)
-    images, labels = seen_test_images(data, cell.scenario, 1, CPU)
-    heads = cell.spec.card.heads
-    predictions = predict(revive(cell, plan, sealed, CPU), images, heads)
+    ledger = Ledger.of_sealed(sealed, spec.scenario.allowance)
+    images, labels = seen_test_images(data, spec.scenario, 1, CPU)
+    heads = spec.method.card.heads
+    predictions = predict(restore_learner(spec, plan, sealed, CPU), images, heads)
     return {
         "strict_bytes": ledger.by_kind("strict"),
         "published_bytes": ledger.published,

@@ -21,7 +21,7 @@ from make_runs import METHODS, Grid, make_run, make_runs
 from test_datasets import GOOD, encoded, small_tree, write_folder
 from test_faults import interrupted
 from test_fuzz import called, one_line
-from toy import Silent, run, toy_cell
+from toy import Silent, run, toy_spec
 from typer.testing import CliRunner
 
 from cilbench import reports
@@ -98,8 +98,8 @@ def link(path: Path, to: Path) -> None:
 
 @pytest.mark.parametrize("name", LINKS)
 def test_a_link_is_not_followed(name: str, precious: Path, toy, tmp_path: Path) -> None:
-    cell = toy_cell("icarl", toy)
-    folder = RunFolder(tmp_path / "runs", cell.id)
+    spec = toy_spec("icarl", toy)
+    folder = RunFolder(tmp_path / "runs", spec.id)
     LINKS[name](folder, precious)
     with pytest.raises(RequestError, match="is a link, which is not followed"):
         folder.outcome()
@@ -151,7 +151,7 @@ def test_what_a_reason_says_is_one_printable_line(tmp_path: Path) -> None:
 
 @pytest.fixture
 def finished(toy, tmp_path: Path) -> Path:
-    return run(toy_cell("der", toy), toy, tmp_path / "runs")[1]
+    return run(toy_spec("der", toy), toy, tmp_path / "runs")[1]
 
 
 def huge_state(run: Path) -> None:
@@ -240,8 +240,8 @@ def test_predictions_are_small_integers_or_nothing(name: str, tmp_path: Path) ->
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_partial_folder_with_a_bomb_in_it_is_not_gone_on_from(name: str, toy, tmp_path: Path) -> None:
     """Its checksums agree: whoever made it made them too."""
-    cell, out = interrupted()
-    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    spec, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), spec.id)
     task = folder.partial / "tasks" / "0"
     (task / "predictions.npz").write_bytes(BOMBS[name])
     record = json.loads((task / "record.json").read_text())
@@ -250,7 +250,7 @@ def test_a_partial_folder_with_a_bomb_in_it_is_not_gone_on_from(name: str, toy, 
     (task / "record.json").write_text(json.dumps(record))
     watch = Silent()
     with little_memory(2**30):
-        outcome, _ = run(cell, toy, tmp_path / "runs", reporter=watch)
+        outcome, _ = run(spec, toy, tmp_path / "runs", reporter=watch)
     assert outcome == Outcome("done")
     assert watch.begun == Resumed(done=0, damaged=2)
 
@@ -272,8 +272,8 @@ UNREADABLE_ARRAYS = {
 
 @pytest.mark.parametrize("name", UNREADABLE_ARRAYS)
 def test_what_no_library_can_read_is_damaged(name: str, toy, tmp_path: Path) -> None:
-    cell, out = interrupted()
-    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    spec, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), spec.id)
     task = folder.partial / "tasks" / "1"
     (task / "predictions.npz").write_bytes(UNREADABLE_ARRAYS[name])
     write_json(task / "record.json", predictions_sha256=hashlib.sha256(UNREADABLE_ARRAYS[name]).hexdigest())
@@ -300,14 +300,14 @@ IN_THE_WAY: dict[str, Callable[[Path], None]] = {
 )
 def test_what_is_no_file_or_too_large_is_not_read(name: str, kind: str, toy, tmp_path: Path) -> None:
     """A pipe would be waited for for ever."""
-    cell, out = interrupted()
-    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), cell.id)
+    spec, out = interrupted()
+    folder = RunFolder(shutil.copytree(out, tmp_path / "runs"), spec.id)
     IN_THE_WAY[kind](folder.partial / name)
     if name.startswith("tasks") and kind != "a folder":  # whoever made it made the record too
         record = json.loads((folder.partial / "tasks/1/record.json").read_text())["record"]
         write_json(folder.partial / "tasks/1/record.json", record=record | {"sealed_bytes": TIB})
     with little_memory(2**30):
-        outcome, final = run(cell, toy, tmp_path / "runs")
+        outcome, final = run(spec, toy, tmp_path / "runs")
     assert outcome == Outcome("done")
     assert audit(final) == []
 
@@ -329,15 +329,15 @@ def test_no_name_is_more_than_text_in_a_report(tmp_path: Path) -> None:
     """Method, data set, classes, heads, settings, versions: everywhere a run folder may say something."""
     make_runs(tmp_path / "runs", Grid(methods=(METHODS[0], METHODS[2]), budgets_bytes=(49_152,), seeds=(1, 2)))
     for number, path in enumerate(sorted((tmp_path / "runs").glob("*/cell.json"))):
-        cell = json.loads(path.read_text())
-        request = cell["request"] | {
+        spec = json.loads(path.read_text())
+        request = spec["request"] | {
             "dataset": HOSTILE,
             "recipe": HOSTILE,
             "config": {HOSTILE: {HOSTILE: f"{number} {HOSTILE}"}},
         }
-        card = cell["card"] | {"title": HOSTILE, "arxiv": HOSTILE, "port": HOSTILE, "bibtex": [HOSTILE]}
-        names = [f"{number} {HOSTILE}" for number in range(cell["request"]["classes"])]
-        told = dict.fromkeys(cell["environment"], HOSTILE)
+        card = spec["card"] | {"title": HOSTILE, "arxiv": HOSTILE, "port": HOSTILE, "bibtex": [HOSTILE]}
+        names = [f"{number} {HOSTILE}" for number in range(spec["request"]["classes"])]
+        told = dict.fromkeys(spec["environment"], HOSTILE)
         write_json(
             path, id=f"{number}{HOSTILE.split()[0]}", request=request, card=card, class_names=names, environment=told
         )
@@ -352,8 +352,8 @@ def test_no_name_is_more_than_text_in_a_report(tmp_path: Path) -> None:
         text = path.read_text(encoding="utf-8")
         assert "\x1b" not in text, path
         if path.suffix == ".csv":  # plain text: only a spreadsheet could take it for more
-            cells = [cell for row in csv.reader(text.splitlines()) for cell in row]
-            assert not [cell for cell in cells if cell.startswith(("=", "+", "@", "\t"))], path
+            specs = [spec for row in csv.reader(text.splitlines()) for spec in row]
+            assert not [spec for spec in specs if spec.startswith(("=", "+", "@", "\t"))], path
         elif path.suffix in {".tex", ".bib"}:
             assert "\\input{/etc" not in text, path
         else:

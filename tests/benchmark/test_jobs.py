@@ -14,18 +14,18 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy import CPU, Silent, toy_cell, with_class
+from toy import CPU, Silent, toy_spec, with_class
 
 from cilbench.cli.tables import plan_table, time_lines
 from cilbench.errors import RequestError
-from cilbench.methods.contract import Work
+from cilbench.methods.contract import TrainingCost
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training.machine import remember
 from cilbench.protocol import estimate, jobs
 from cilbench.protocol.jobs import measured_gain
-from cilbench.protocol.sweep import How, _check_writable, _run_one
+from cilbench.protocol.sweep import ExecutionConfig, _check_writable, _run_one
 from cilbench.records.folder import RunFolder, read_json
-from cilbench.request import RunRequest, cells
+from cilbench.request import RunOptions, specs
 
 CILBENCH = [sys.executable, "-c", "from cilbench.cli.main import main; main()"]
 FORKED_ONLY = 0x40  # Linux, PF_FORKNOEXEC: a copy of its parent, nothing loaded yet
@@ -34,7 +34,7 @@ RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--bu
 
 @pytest.fixture
 def scenario(toy):
-    return toy_cell("icarl", toy).scenario
+    return toy_spec("icarl", toy).scenario
 
 
 def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
@@ -101,16 +101,16 @@ def test_processes_are_measured_side_by_side(scenario, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-@pytest.mark.parametrize("how", [[], ["--isolate"], ["--jobs", "2"]], ids=["plain", "isolated", "two jobs"])
-def test_a_signal_ends_a_sweep_with_what_is_kept(tmp_path, number, code, how):
+@pytest.mark.parametrize("options", [[], ["--isolate"], ["--jobs", "2"]], ids=["plain", "isolated", "two jobs"])
+def test_a_signal_ends_a_sweep_with_what_is_kept(tmp_path, number, code, options):
     long = ["--set", "icarl.first_epochs=9999", "--set", "icarl.max_steps=none"]
     process = subprocess.Popen(
-        [*CILBENCH, *RUN, "--out", "runs", *long, *how], cwd=tmp_path, stdout=subprocess.PIPE, text=True
+        [*CILBENCH, *RUN, "--out", "runs", *long, *options], cwd=tmp_path, stdout=subprocess.PIPE, text=True
     )
     limit = time.monotonic() + 120
     while not list(tmp_path.glob("runs/icarl*.partial")) and time.monotonic() < limit:
         time.sleep(0.1)
-    time.sleep(6 if how else 2)  # into the first task; what is kept does not depend on how far
+    time.sleep(6 if options else 2)  # into the first task; what is kept does not depend on how far
     process.send_signal(number)
     said, _ = process.communicate(timeout=120)
     assert process.returncode == code
@@ -125,10 +125,10 @@ LONG = ["--set", "icarl.first_epochs=9999", "--set", "icarl.max_steps=none"]
 
 
 @contextmanager
-def in_a_session(folder: Path, how: list[str], processes: int) -> Iterator[tuple[subprocess.Popen, list[int]]]:
+def in_a_session(folder: Path, options: list[str], processes: int) -> Iterator[tuple[subprocess.Popen, list[int]]]:
     """A long sweep in a process group of its own, and its children once there are so many."""
     with (folder / "said").open("w") as said:
-        command = [*CILBENCH, *RUN, "--out", "runs", *LONG, *how]
+        command = [*CILBENCH, *RUN, "--out", "runs", *LONG, *options]
         process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, start_new_session=True)
     try:
         while len(children := spawned(process.pid)) < processes and process.poll() is None:
@@ -165,7 +165,7 @@ def living(pid: int) -> bool:
 
 
 @pytest.mark.parametrize(
-    ("how", "processes", "number", "code"),
+    ("options", "processes", "number", "code"),
     [
         (["--isolate"], 1, signal.SIGINT, 130),
         (["--jobs", "2"], 2, signal.SIGTERM, 143),
@@ -173,16 +173,16 @@ def living(pid: int) -> bool:
     ],
     ids=["isolated", "two jobs", "two isolated jobs"],
 )
-def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, how, processes, number, code):
+def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, options, processes, number, code):
     """As from a terminal or a job scheduler, while the children still import what they need."""
-    with in_a_session(tmp_path, how, processes) as (process, _):
+    with in_a_session(tmp_path, options, processes) as (process, _):
         os.killpg(process.pid, number)
         assert process.wait(300) == code
     said = (tmp_path / "said").read_text()
     assert "Traceback" not in said
     assert f"\nstopped by {signal.Signals(number).name}: " in said
     assert not list(tmp_path.glob("runs/icarl*/cell.json"))
-    assert "--isolate" not in how or list(tmp_path.glob("runs/*.partial/checkpoint-0.bin"))
+    assert "--isolate" not in options or list(tmp_path.glob("runs/*.partial/checkpoint-0.bin"))
 
 
 def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint(tmp_path):
@@ -198,9 +198,11 @@ def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint
     assert (path.parent / "checkpoint-0.bin").exists()
 
 
-@pytest.mark.parametrize(("how", "processes"), [(["--isolate"], 1), (["--jobs", "2"], 2)], ids=["isolated", "two jobs"])
-def test_no_child_outlives_its_parent(tmp_path, how, processes):
-    with in_a_session(tmp_path, how, processes) as (process, children):
+@pytest.mark.parametrize(
+    ("options", "processes"), [(["--isolate"], 1), (["--jobs", "2"], 2)], ids=["isolated", "two jobs"]
+)
+def test_no_child_outlives_its_parent(tmp_path, options, processes):
+    with in_a_session(tmp_path, options, processes) as (process, children):
         process.kill()
         limit = time.monotonic() + 300
         while any(map(living, children)) and time.monotonic() < limit:
@@ -233,41 +235,43 @@ class Watching(Silent):
 
 def test_a_cell_has_the_layout_that_the_sweep_chose(toy, tmp_path):
     """Not one that this process would measure: with --jobs it may be any of them, on a busy machine."""
-    cell = toy_cell("icarl", toy)
-    folder = RunFolder(tmp_path, cell.id)
-    how = How(
-        tmp_path, CPU, "last", isolate=False, fresh=False, before={cell.id: None}, layouts={cell.id: "channels_last"}
+    spec = toy_spec("icarl", toy)
+    folder = RunFolder(tmp_path, spec.id)
+    execution = ExecutionConfig(
+        tmp_path, CPU, "last", isolate=False, fresh=False, before={spec.id: None}, layouts={spec.id: "channels_last"}
     )
-    assert _run_one(cell, cell.plan(), toy, folder, how, Watching(), alone=True).status == "done"
+    assert _run_one(spec, spec.plan(), toy, folder, execution, Watching(), alone=True).status == "done"
     assert read_json(folder.final / "cell.json")["environment"]["layout"] == "channels_last"
 
 
 def test_a_cell_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path):
     """By another worker of `--jobs`, or by another command: neither a failed one nor, with --fresh, a finished one."""
-    cell = toy_cell("icarl", toy)
-    folder, failing = RunFolder(tmp_path, cell.id), with_class(cell, Crashing)
+    spec = toy_spec("icarl", toy)
+    folder, failing = RunFolder(tmp_path, spec.id), with_class(spec, Crashing)
 
-    def run_one(cell, *, fresh, before):
-        how = How(tmp_path, CPU, "last", isolate=False, fresh=fresh, before={cell.id: before}, layouts={})
+    def run_one(spec, *, fresh, before):
+        execution = ExecutionConfig(
+            tmp_path, CPU, "last", isolate=False, fresh=fresh, before={spec.id: before}, layouts={}
+        )
         watch = Watching()
-        outcome = _run_one(cell, cell.plan(), toy, folder, how, watch, alone=True)
+        outcome = _run_one(spec, spec.plan(), toy, folder, execution, watch, alone=True)
         return outcome.status, watch.notes[-1:] or len(watch.done)
 
     assert run_one(failing, fresh=False, before=None)[0] == "failed"
-    assert run_one(cell, fresh=False, before=None) == ("failed", ["failed already"])
-    assert run_one(cell, fresh=False, before=folder.stamp()) == ("done", 3)
-    assert run_one(cell, fresh=True, before=None) == ("done", ["done already"])
-    assert run_one(cell, fresh=True, before=folder.stamp()) == ("done", 3)
+    assert run_one(spec, fresh=False, before=None) == ("failed", ["failed already"])
+    assert run_one(spec, fresh=False, before=folder.stamp()) == ("done", 3)
+    assert run_one(spec, fresh=True, before=None) == ("done", ["done already"])
+    assert run_one(spec, fresh=True, before=folder.stamp()) == ("done", 3)
 
 
 def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
-    cell = with_class(toy_cell("icarl", toy, seed=5), Crashing)
-    cell = replace(cell, scenario=replace(cell.scenario, base=1, inc=1))  # of which nobody has measured anything
-    assert estimate.seconds(cell, cell.plan(), CPU) is None
-    monkeypatch.setattr(estimate, "seconds", lambda cell, *_, first: None if cell.spec.name == "icarl" else 60.0)
-    asked = [replace(c, scenario=replace(c.scenario, family="cifar")) for c in (toy_cell("der", toy), cell)]
-    assert estimate.told(asked, {c.id: toy_cell("der", toy).plan() for c in asked}, CPU, {c.id: 0 for c in asked}) == [
+    spec = with_class(toy_spec("icarl", toy, seed=5), Crashing)
+    spec = replace(spec, scenario=replace(spec.scenario, base=1, inc=1))  # of which nobody has measured anything
+    assert estimate.seconds(spec, spec.plan(), CPU) is None
+    monkeypatch.setattr(estimate, "seconds", lambda spec, *_, first: None if spec.method.name == "icarl" else 60.0)
+    asked = [replace(c, scenario=replace(c.scenario, family="cifar")) for c in (toy_spec("der", toy), spec)]
+    assert estimate.told(asked, {c.id: toy_spec("der", toy).plan() for c in asked}, CPU, {c.id: 0 for c in asked}) == [
         "training time of icarl: not measured, its first steps end in an error",
         "training will take about 60 s on cpu",
     ]
@@ -275,51 +279,52 @@ def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkey
     texts = dict.fromkeys(("dataset", "method", "backbone"), "x")
     numbers = ("base", "inc", "tasks", "budget_bytes", "exemplars", "model_bytes", "published_bytes", "strict_bytes")
     table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True)
-    assert list(table.columns[-1].cells) == ["not measured"]
+    assert list(table.columns[-1].specs) == ["not measured"]
 
 
 def test_an_estimate_knows_what_cells_gain_side_by_side(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
-    cell = toy_cell("icarl", toy)
-    where = cell.scenario, CPU, "bf16"
+    spec = toy_spec("icarl", toy)
+    where = spec.scenario, CPU, "bf16"
     assert measured_gain(4, *where) == 1
     remember("jobs", jobs._key(*where), {"1": 100.0, "2": 180.0, "4": 250.0, "bytes": 1e9})
     assert [measured_gain(n, *where) for n in (1, 2, 3, 4, 8)] == [1, 1.8, 1.8, 2.5, 2.5]
     monkeypatch.setattr(estimate, "seconds", lambda *_, first: 60.0)
-    cell = replace(cell, scenario=replace(cell.scenario, family="cifar"))
-    lines = estimate.told([cell], {cell.id: toy_cell("icarl", toy).plan()}, CPU, {cell.id: 0}, gain=2.5)
+    spec = replace(spec, scenario=replace(spec.scenario, family="cifar"))
+    lines = estimate.told([spec], {spec.id: toy_spec("icarl", toy).plan()}, CPU, {spec.id: 0}, gain=2.5)
     assert lines == ["training will take about 24 s on cpu"]
 
 
 def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
-    cell = toy_cell("icarl", toy)
+    spec = toy_spec("icarl", toy)
     figures = {"image 0": 1.0, "epoch 0": 0.0, "image 1": 2.0, "epoch 1": 5.0, "image 2": 4.0, "epoch 2": 5.0}
     monkeypatch.setattr(estimate, "_figures", lambda *_: figures)
-    monkeypatch.setattr(cell.spec.base, "work", classmethod(lambda *_: Work(images=10, epochs=2)))
-    assert estimate.seconds(cell, cell.plan(), CPU) == 10 * (1 + 2 + 4) + 2 * (0 + 5 + 5)
-    assert estimate.seconds(cell, cell.plan(), CPU, first=2) == 10 * 4 + 2 * 5
-    growing = replace(cell, scenario=replace(cell.scenario, inc=1))  # six tasks: 6, 8, 10 an image
-    assert estimate.seconds(growing, cell.plan(), CPU) == 10 * (1 + 2 + 4 + 6 + 8 + 10) + 2 * (0 + 5 * 5)
+    monkeypatch.setattr(spec.method.base, "work", classmethod(lambda *_: TrainingCost(images=10, epochs=2)))
+    assert estimate.seconds(spec, spec.plan(), CPU) == 10 * (1 + 2 + 4) + 2 * (0 + 5 + 5)
+    assert estimate.seconds(spec, spec.plan(), CPU, first=2) == 10 * 4 + 2 * 5
+    growing = replace(spec, scenario=replace(spec.scenario, inc=1))  # six tasks: 6, 8, 10 an image
+    assert estimate.seconds(growing, spec.plan(), CPU) == 10 * (1 + 2 + 4 + 6 + 8 + 10) + 2 * (0 + 5 * 5)
 
 
 @pytest.mark.parametrize("name", ["icarl", "der", "foster+cim", "joint", "dgm"])
 def test_what_is_measured_is_the_method_itself(name, toy):
-    cell = toy_cell(name, toy)
-    figures = estimate._measured(cell, cell.plan(), CPU)
+    spec = toy_spec(name, toy)
+    figures = estimate._measured(spec, spec.plan(), CPU)
     assert set(figures) == {f"{what} {task}" for what in ("image", "epoch") for task in range(3)}
     assert all(figures[f"image {task}"] > 0 for task in range(3))
 
 
 def test_work_counts_images_shown(toy):
-    request = RunRequest(methods="icarl,joint,foster,finetune", budget_mb="7.6")
+    request = RunOptions(methods="icarl,joint,foster,finetune", budget_mb="7.6")
     work = {
-        c.spec.name: [c.spec.base.work(c.plan(), c.spec.config, c.scenario, t) for t in (0, 9)] for c in cells(request)
+        c.method.name: [c.method.base.work(c.plan(), c.method.config, c.scenario, t) for t in (0, 9)]
+        for c in specs(request)
     }
     # the published schedule: 200 epochs of 5,000 images, then 170 of 5,000 and 2,000 exemplars
-    assert work["icarl"] == [Work(1_000_000, 200), Work(1_190_000, 170)]
-    assert work["foster"] == [Work(1_000_000, 200), Work(1_190_000 + 910_000, 170)]
-    assert work["finetune"] == [Work(1_000_000, 200), Work(400_000, 80)]
-    assert work["joint"] == [Work(1_000_000, 200), Work(10_000_000, 200)]
+    assert work["icarl"] == [TrainingCost(1_000_000, 200), TrainingCost(1_190_000, 170)]
+    assert work["foster"] == [TrainingCost(1_000_000, 200), TrainingCost(1_190_000 + 910_000, 170)]
+    assert work["finetune"] == [TrainingCost(1_000_000, 200), TrainingCost(400_000, 80)]
+    assert work["joint"] == [TrainingCost(1_000_000, 200), TrainingCost(10_000_000, 200)]
 
 
 @pytest.mark.parametrize(
@@ -331,11 +336,11 @@ def test_durations_in_words(seconds, words):
 
 
 def test_hours_on_a_cpu_are_said_with_a_way_out(toy, monkeypatch):
-    cell = replace(toy_cell("icarl", toy), recipe="published")
-    plan = cell.plan()
-    cell = replace(cell, scenario=replace(cell.scenario, family="cifar"))
+    spec = replace(toy_spec("icarl", toy), recipe="published")
+    plan = spec.plan()
+    spec = replace(spec, scenario=replace(spec.scenario, family="cifar"))
     monkeypatch.setattr(estimate, "seconds", lambda *_, first: 36_000.0)
-    lines = estimate.told([cell], {cell.id: plan}, CPU, {cell.id: 0})
+    lines = estimate.told([spec], {spec.id: plan}, CPU, {spec.id: 0})
     assert lines == [
         "training will take about 10 h on cpu",
         "that is the published recipe on a CPU; --recipe fast takes about 60 min",
@@ -374,10 +379,10 @@ def test_a_plan_measures_once_what_several_budgets_have_in_common(toy, tmp_path,
     monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
     measured = []
     monkeypatch.setattr(
-        estimate, "_measured", lambda cell, *_: measured.append(cell) or {"image 0": 1.0, "epoch 0": 0.0}
+        estimate, "_measured", lambda spec, *_: measured.append(spec) or {"image 0": 1.0, "epoch 0": 0.0}
     )
-    cell = toy_cell("icarl", toy, seed=7)
-    cell = replace(cell, scenario=replace(cell.scenario, base=2, inc=2, dataset="anew"))
-    spent = [estimate.seconds(cell, cell.plan(), CPU, anew=True) for _ in range(3)]
+    spec = toy_spec("icarl", toy, seed=7)
+    spec = replace(spec, scenario=replace(spec.scenario, base=2, inc=2, dataset="anew"))
+    spent = [estimate.seconds(spec, spec.plan(), CPU, refresh=True) for _ in range(3)]
     assert len(measured) == 1
     assert len(set(spent)) == 1

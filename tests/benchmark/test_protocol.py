@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy import EndedAfter, Silent, run, toy_cell, with_class
+from toy import EndedAfter, Silent, run, toy_spec, with_class
 
 from cilbench.budgets import Ledger
 from cilbench.errors import RequestError
@@ -24,10 +24,10 @@ def predictions(folder: Path) -> dict[str, np.ndarray]:
 
 
 def test_a_run_folder_is_complete_and_consistent(toy, tmp_path):
-    cell = toy_cell("icarl", toy)
-    outcome, folder = run(cell, toy, tmp_path)
+    spec = toy_spec("icarl", toy)
+    outcome, folder = run(spec, toy, tmp_path)
     assert (outcome.status, outcome.reason) == ("done", None)
-    assert [p.name for p in tmp_path.iterdir()] == [cell.id]
+    assert [p.name for p in tmp_path.iterdir()] == [spec.id]
     record = json.loads((folder / "cell.json").read_text())
     assert record["request"]["config"]["icarl"]["temperature"] == 2.0
     assert record["card"]["heads"] == ["nme", "head"]
@@ -40,7 +40,7 @@ def test_a_run_folder_is_complete_and_consistent(toy, tmp_path):
         mine = [r for r in rows if int(r["task"]) == task["task"]]
         assert sum(int(r["published_bytes"]) for r in mine) == ledger.published == task["published_bytes"]
         assert sum(int(r["strict_bytes"]) for r in mine) == ledger.strict == task["strict_bytes"]
-        assert ledger.published <= cell.budget.bytes
+        assert ledger.published <= spec.budget.bytes
         assert path.stat().st_size == task["sealed_bytes"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == task["sealed_sha256"]
     assert audit(folder) == []
@@ -55,18 +55,18 @@ def test_what_was_begun_on_other_images_is_not_gone_on_with(toy, tmp_path):
     assert (folder.partial / "log.jsonl").exists()
     (folder.partial / "data_sha256").unlink()  # as in folders of before
     folder.open("b" * 64)
-    cell = toy_cell("icarl", toy)
-    assert run(with_class(cell, Crashing), replace(toy, fingerprint="a" * 64), tmp_path)[0].status == "failed"
-    with pytest.raises(RequestError, match=f"{cell.id} was begun on other images"):
-        run(cell, replace(toy, fingerprint="b" * 64), tmp_path)
-    outcome, final = run(cell, replace(toy, fingerprint="a" * 64), tmp_path)
+    spec = toy_spec("icarl", toy)
+    assert run(with_class(spec, Crashing), replace(toy, fingerprint="a" * 64), tmp_path)[0].status == "failed"
+    with pytest.raises(RequestError, match=f"{spec.id} was begun on other images"):
+        run(spec, replace(toy, fingerprint="b" * 64), tmp_path)
+    outcome, final = run(spec, replace(toy, fingerprint="a" * 64), tmp_path)
     assert outcome.status == "done"
-    assert RunFolder(tmp_path, cell.id).ended_on() == "a" * 64
+    assert RunFolder(tmp_path, spec.id).ended_on() == "a" * 64
     assert not (final / "data_sha256").exists()
 
 
 def test_metrics_follow_from_the_predictions(toy, tmp_path):
-    _, folder = run(toy_cell("icarl", toy), toy, tmp_path)
+    _, folder = run(toy_spec("icarl", toy), toy, tmp_path)
     stored = predictions(folder)
     for row in csv.DictReader((folder / "metrics.csv").open()):
         labels, top5 = stored[f"task{row['task']}/labels"], stored[f"task{row['task']}/{row['head']}"]
@@ -78,7 +78,7 @@ def test_metrics_follow_from_the_predictions(toy, tmp_path):
 
 
 def test_with_few_classes_the_top_five_are_padded(toy, tmp_path):
-    _, folder = run(toy_cell("der", toy), toy, tmp_path)
+    _, folder = run(toy_spec("der", toy), toy, tmp_path)
     first = predictions(folder)["task0/head"]
     assert first.shape == (20, 5)
     assert (first[:, 2:] == -1).all()
@@ -87,8 +87,8 @@ def test_with_few_classes_the_top_five_are_padded(toy, tmp_path):
 
 @pytest.mark.parametrize("name", ["icarl", "dgm", "memo+cim"])
 def test_killed_after_a_task_it_ends_the_same(name, toy, tmp_path):
-    cell = toy_cell(name, toy)
-    _, whole = run(cell, toy, tmp_path / "whole")
+    spec = toy_spec(name, toy)
+    _, whole = run(spec, toy, tmp_path / "whole")
 
     class Killed(BaseException):
         pass
@@ -99,12 +99,12 @@ def test_killed_after_a_task_it_ends_the_same(name, toy, tmp_path):
 
     for _ in range(2):  # killed twice: after the first task, after the second
         with pytest.raises(Killed):
-            run(cell, toy, tmp_path / "killed", reporter=Killer())
-        (tmp_path / "killed" / f"{cell.id}.partial" / "tasks" / "7.writing").mkdir()  # torn while writing
-        with (tmp_path / "killed" / f"{cell.id}.partial" / "log.jsonl").open("a") as log:
+            run(spec, toy, tmp_path / "killed", reporter=Killer())
+        (tmp_path / "killed" / f"{spec.id}.partial" / "tasks" / "7.writing").mkdir()  # torn while writing
+        with (tmp_path / "killed" / f"{spec.id}.partial" / "log.jsonl").open("a") as log:
             log.write('{"task": 9, "epoch"')
     watch = Silent()
-    _, resumed = run(cell, toy, tmp_path / "killed", reporter=watch)
+    _, resumed = run(spec, toy, tmp_path / "killed", reporter=watch)
     assert watch.done == [2]
     expected, found = predictions(whole), predictions(resumed)
     assert expected.keys() == found.keys()
@@ -117,11 +117,11 @@ def test_killed_after_a_task_it_ends_the_same(name, toy, tmp_path):
 @pytest.mark.parametrize("damage", ["state", "record", "gone"])
 @pytest.mark.parametrize("keep", ["all", "last"])
 def test_it_goes_on_from_the_last_good_boundary(damage, keep, toy, tmp_path):
-    cell = toy_cell("icarl", toy)
-    _, whole = run(cell, toy, tmp_path / "whole")
+    spec = toy_spec("icarl", toy)
+    _, whole = run(spec, toy, tmp_path / "whole")
     with pytest.raises(KeyboardInterrupt):
-        run(cell, toy, tmp_path / "killed", keep=keep, reporter=EndedAfter(1))
-    task = tmp_path / "killed" / f"{cell.id}.partial" / "tasks" / "1"
+        run(spec, toy, tmp_path / "killed", keep=keep, reporter=EndedAfter(1))
+    task = tmp_path / "killed" / f"{spec.id}.partial" / "tasks" / "1"
     if damage == "state":
         data = bytearray((task / "state.safetensors").read_bytes())
         data[-1] ^= 1
@@ -131,7 +131,7 @@ def test_it_goes_on_from_the_last_good_boundary(damage, keep, toy, tmp_path):
     else:
         (task / "state.safetensors").unlink()
     watch = Silent()
-    outcome, folder = run(cell, toy, tmp_path / "killed", reporter=watch)
+    outcome, folder = run(spec, toy, tmp_path / "killed", reporter=watch)
     assert outcome.status == "done"
     assert watch.begun.done == (1 if keep == "all" else 0)
     expected, found = predictions(whole), predictions(folder)
@@ -139,11 +139,11 @@ def test_it_goes_on_from_the_last_good_boundary(damage, keep, toy, tmp_path):
 
 
 def test_a_failed_run_is_taken_up_where_it_failed(toy, tmp_path):
-    cell = toy_cell("icarl", toy)
-    _, whole = run(cell, toy, tmp_path / "whole")
-    assert run(with_class(cell, Crashing), toy, tmp_path / "failed")[0].status == "failed"
+    spec = toy_spec("icarl", toy)
+    _, whole = run(spec, toy, tmp_path / "whole")
+    assert run(with_class(spec, Crashing), toy, tmp_path / "failed")[0].status == "failed"
     watch = Silent()
-    outcome, folder = run(cell, toy, tmp_path / "failed", reporter=watch)
+    outcome, folder = run(spec, toy, tmp_path / "failed", reporter=watch)
     assert (outcome.status, watch.begun.done, watch.done) == ("done", 1, [1, 2])
     expected, found = predictions(whole), predictions(folder)
     assert all(np.array_equal(expected[key], found[key]) for key in expected)
@@ -151,13 +151,13 @@ def test_a_failed_run_is_taken_up_where_it_failed(toy, tmp_path):
 
 def test_a_folder_that_cannot_be_written_is_a_failed_cell(toy, tmp_path):
     (tmp_path / "file").write_text("")
-    outcome, _ = run(toy_cell("icarl", toy), toy, tmp_path / "file")
+    outcome, _ = run(toy_spec("icarl", toy), toy, tmp_path / "file")
     assert outcome.status == "failed"
     assert "NotADirectoryError" in outcome.reason
 
 
 def test_peak_memory_is_measured_per_task(toy, tmp_path):
-    _, folder = run(toy_cell("icarl", toy), toy, tmp_path)
+    _, folder = run(toy_spec("icarl", toy), toy, tmp_path)
     record = json.loads((folder / "cell.json").read_text())
     peaks = [task["peak_memory_bytes"] for task in record["tasks"]]
     assert record["timing"]["peak_memory_bytes"] == max(peaks)
@@ -165,15 +165,15 @@ def test_peak_memory_is_measured_per_task(toy, tmp_path):
 
 
 def test_keep_last_keeps_the_last(toy, tmp_path):
-    _, folder = run(toy_cell("der", toy), toy, tmp_path, keep="last")
+    _, folder = run(toy_spec("der", toy), toy, tmp_path, keep="last")
     assert [p.parent.name for p in folder.glob("tasks/*/state.safetensors")] == ["2"]
     assert audit(folder) == []
 
 
 def test_isolated_tasks_give_the_same_bytes(toy, tmp_path):
-    cell = toy_cell("icarl", toy, inc=3)
-    _, here = run(cell, toy, tmp_path / "here")
-    _, there = run(cell, toy, tmp_path / "there", isolate=True)
+    spec = toy_spec("icarl", toy, inc=3)
+    _, here = run(spec, toy, tmp_path / "here")
+    _, there = run(spec, toy, tmp_path / "there", isolate=True)
     for task in range(2):
         name = f"tasks/{task}/state.safetensors"
         assert (here / name).read_bytes() == (there / name).read_bytes()
@@ -194,8 +194,8 @@ class Greedy(ICaRL):
 
 
 def test_over_budget_ends_the_cell_itemised(toy, tmp_path):
-    cell = with_class(toy_cell("icarl", toy, budget_bytes=4_000), Greedy)
-    outcome, folder = run(cell, toy, tmp_path)
+    spec = with_class(toy_spec("icarl", toy, budget_bytes=4_000), Greedy)
+    outcome, folder = run(spec, toy, tmp_path)
     assert outcome.status == "over_budget"
     assert "5,512 B of 4,000 B" in outcome.reason
     assert "exemplars 2,560, backbone 2,952" in outcome.reason or "backbone 2,952, exemplars 2,560" in outcome.reason
@@ -205,7 +205,7 @@ def test_over_budget_ends_the_cell_itemised(toy, tmp_path):
 
 
 def test_a_refused_cell_is_a_folder_with_a_reason(toy, tmp_path):
-    outcome, folder = run(toy_cell("icarl", toy, budget_bytes=100), toy, tmp_path)
+    outcome, folder = run(toy_spec("icarl", toy, budget_bytes=100), toy, tmp_path)
     assert outcome.status == "refused"
     assert json.loads((folder / "cell.json").read_text())["reason"] == outcome.reason
     assert "icarl needs at least" in outcome.reason
@@ -224,14 +224,14 @@ class Diverging(ICaRL):
 
 
 def test_a_crash_is_a_failed_cell_that_keeps_what_it_had(toy, tmp_path):
-    outcome, folder = run(with_class(toy_cell("icarl", toy), Crashing), toy, tmp_path)
+    outcome, folder = run(with_class(toy_spec("icarl", toy), Crashing), toy, tmp_path)
     assert (outcome.status, outcome.reason) == ("failed", "RuntimeError: out of luck")
     assert len(json.loads((folder / "cell.json").read_text())["tasks"]) == 1
     assert "second line" in (folder / "log.jsonl").read_text()
 
 
 def test_divergence_is_a_status_of_its_own(toy, tmp_path):
-    outcome, _ = run(with_class(toy_cell("icarl", toy), Diverging), toy, tmp_path)
+    outcome, _ = run(with_class(toy_spec("icarl", toy), Diverging), toy, tmp_path)
     assert outcome.status == "diverged"
     assert "task 0, epoch 3, step 17, learning rate 0.1" in outcome.reason
 
@@ -255,14 +255,14 @@ DAMAGES = {
     "other tensors": lambda run: (run / "ledger.csv").write_text(
         (run / "ledger.csv").read_text().replace("F32", "F16", 1)
     ),
-    "other sums": lambda run: as_json(run / "cell.json", lambda cell: cell["tasks"][0].update(published_bytes=1)),
-    "no tasks": lambda run: as_json(run / "cell.json", lambda cell: cell.update(tasks=[])),
-    "smaller budget": lambda run: as_json(run / "cell.json", lambda cell: cell["request"].update(budget_bytes=9)),
+    "other sums": lambda run: as_json(run / "cell.json", lambda spec: spec["tasks"][0].update(published_bytes=1)),
+    "no tasks": lambda run: as_json(run / "cell.json", lambda spec: spec.update(tasks=[])),
+    "smaller budget": lambda run: as_json(run / "cell.json", lambda spec: spec["request"].update(budget_bytes=9)),
     "no column": lambda run: (run / "ledger.csv").write_text("kind,item\nbackbone,x\n"),
     "no number": lambda run: (run / "ledger.csv").write_text(
         (run / "ledger.csv").read_text().replace("\n0,", "\nzero,", 1)
     ),
-    "a field short": lambda run: as_json(run / "cell.json", lambda cell: cell["tasks"][0].pop("sealed_bytes")),
+    "a field short": lambda run: as_json(run / "cell.json", lambda spec: spec["tasks"][0].pop("sealed_bytes")),
     "no record": lambda run: (run / "cell.json").write_text("[]"),
     "deep": lambda run: (run / "cell.json").write_text("[" * 200_000),
     "deep header": lambda run: (run / "tasks/2/state.safetensors").write_bytes(
@@ -279,7 +279,7 @@ def flipped(path: Path) -> bytes:
 
 @pytest.mark.parametrize("damage", DAMAGES)
 def test_the_audit_names_what_differs(damage, toy, tmp_path):
-    _, folder = run(toy_cell("der", toy), toy, tmp_path)
+    _, folder = run(toy_spec("der", toy), toy, tmp_path)
     assert audit(folder) == []
     DAMAGES[damage](folder)
     problems = audit(folder)

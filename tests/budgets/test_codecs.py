@@ -32,9 +32,9 @@ def boxed_images(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
     boxes = []
     for _ in range(count):
         box = []
-        for cells in ((height + 1) // 2, (width + 1) // 2):
-            start = draw(st.integers(0, cells - 1))
-            box.append((start, draw(st.integers(0, cells - start))))
+        for specs in ((height + 1) // 2, (width + 1) // 2):
+            start = draw(st.integers(0, specs - 1))
+            box.append((start, draw(st.integers(0, specs - start))))
         (top, box_height), (left, box_width) = box
         boxes.append([top, left, box_height, box_width])
     images = pictures(count, channels, height, width, draw(st.integers(0, 99)))
@@ -51,7 +51,7 @@ def test_box_shows_the_inside_exactly_and_the_rest_at_a_quarter(case: tuple[Tens
         assert torch.equal(picture, decoded_by_hand(image, tuple(box)))
     assert int(encoded.lengths.sum()) == len(encoded.payload)
     assert torch.equal(encoded.lengths, Box().lengths(len(images), boxes, image_shape(images)))
-    assert (encoded.lengths >= Box().least_bytes(image_shape(images))).all()
+    assert (encoded.lengths >= Box().min_bytes(image_shape(images))).all()
 
 
 @settings(max_examples=60, deadline=None)
@@ -77,10 +77,10 @@ def test_box_costs_its_formula_on_even_sides(
 )
 def test_box_of_nothing_and_of_everything(shape: tuple[int, int, int], least: int, whole: int) -> None:
     images = pictures(1, *shape)
-    cells = [(shape[1] + 1) // 2, (shape[2] + 1) // 2]
+    specs = [(shape[1] + 1) // 2, (shape[2] + 1) // 2]
     nothing = Box().encode(images, torch.zeros(1, 4, dtype=torch.int16))
-    everything = Box().encode(images, torch.tensor([[0, 0, *cells]]))
-    assert Box().least_bytes(shape) == len(nothing.payload) == least
+    everything = Box().encode(images, torch.tensor([[0, 0, *specs]]))
+    assert Box().min_bytes(shape) == len(nothing.payload) == least
     assert len(everything.payload) == whole
     assert torch.equal(Box().decode(everything, shape), images)
 
@@ -137,7 +137,7 @@ def test_fixed_codecs_decode_to_the_shape_they_encoded(codec, count, channels, h
     assert encoded.payload.dtype == torch.uint8
     assert int(encoded.lengths.sum()) == encoded.payload.numel()
     if count:
-        assert codec.least_bytes((channels, height, width)) <= int(encoded.lengths.min())
+        assert codec.min_bytes((channels, height, width)) <= int(encoded.lengths.min())
 
 
 def test_lowres_is_the_mean_of_its_blocks() -> None:
@@ -170,7 +170,7 @@ def test_enough_is_enough_for_pictures_of_any_kind() -> None:
     for codec in (Raw(), LowRes(2), Jpeg(50), Jpeg(95)):
         for images in kinds:
             largest = int(codec.encode(images).lengths.max())
-            assert codec.least_bytes((3, 16, 16)) <= largest <= codec.enough_bytes((3, 16, 16))
+            assert codec.min_bytes((3, 16, 16)) <= largest <= codec.enough_bytes((3, 16, 16))
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from cilbench.budgets.planning import Budget
 from cilbench.budgets.size import PUBLISHED_BYTES
 from cilbench.cli.tables import plan_records
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes, build_shared, build_specialised
-from cilbench.request import RunRequest, cells
+from cilbench.request import RunOptions, specs
 
 # (family, name) → parameters of the general layers, of the specialised last stage. MEMO (arXiv 2205.13218) Tables 2-12.
 PARAMETERS = {
@@ -65,10 +65,10 @@ def test_a_model_or_603_exemplars():
 
 @pytest.mark.parametrize(("family", "side"), [("tiny", 8), ("cifar", 32), ("imagenet", 64)])
 def test_every_backbone_makes_the_features_it_announces(family, side):
-    for name, spec in BACKBONES[family].items():
+    for name, method in BACKBONES[family].items():
         net = torch.nn.Sequential(build_shared(family, name, 3), build_specialised(family, name)).eval()
         maps = net(torch.zeros(1, 3, side, side))
-        assert maps.shape[1] == spec.features, name
+        assert maps.shape[1] == method.features, name
 
 
 @pytest.mark.parametrize(("dataset", "label", "row"), ROWS)
@@ -82,7 +82,7 @@ def test_a_published_budget_is_its_backbones_and_2000_images(dataset, label, row
 @pytest.mark.parametrize(("dataset", "label", "row"), ROWS)
 def test_published_exemplar_counts(dataset, label, row):
     *_, expanding, one_backbone, der, memo = row
-    records = {r["method"]: r for r in plan_records(RunRequest("icarl,der,memo", budget_mb=label, dataset=dataset))}
+    records = {r["method"]: r for r in plan_records(RunOptions("icarl,der,memo", budget_mb=label, dataset=dataset))}
     assert {name: r["exemplars"] for name, r in records.items()} == {"icarl": one_backbone, "der": der, "memo": memo}
     assert records["der"]["backbone"] == records["memo"]["backbone"] == expanding
     assert records["icarl"]["backbone"] == ("resnet32" if dataset == "cifar100" else "resnet18")
@@ -90,16 +90,16 @@ def test_published_exemplar_counts(dataset, label, row):
 
 
 def test_the_boundary_keeps_the_published_number_a_class():
-    (cell,) = cells(RunRequest("icarl", budget_mb="7.6"))
-    plan = cell.plan()
-    per_class = [plan.exemplar_bytes[t] // cell.scenario.seen(t) // cell.scenario.image_bytes for t in range(10)]
+    (spec,) = specs(RunOptions("icarl", budget_mb="7.6"))
+    plan = spec.plan()
+    per_class = [plan.exemplar_bytes[t] // spec.scenario.seen(t) // spec.scenario.image_bytes for t in range(10)]
     assert per_class == [2000 // seen for seen in range(10, 101, 10)]
     assert plan.model_bytes + 2000 * 3072 == plan.budget.bytes == 7_998_016
 
 
 def test_labels_mean_their_bytes_only_on_their_protocol():
-    (on,) = cells(RunRequest("icarl", budget_mb="16"))
-    (off,) = cells(RunRequest("icarl", budget_mb="16", inc=20))
+    (on,) = specs(RunOptions("icarl", budget_mb="16"))
+    (off,) = specs(RunOptions("icarl", budget_mb="16", inc=20))
     assert (on.budget, on.budget_label) == (Budget(16_906_880), "16.0")
     assert (off.budget, off.budget_label) == (Budget(16 * 2**20), None)
 
@@ -127,7 +127,7 @@ ALIGNED = {
 @pytest.mark.parametrize("protocol", ALIGNED, ids=str)
 def test_memory_aligned_exemplar_counts(protocol):
     dataset, base, inc = protocol
-    request = RunRequest("icarl,der,memo", align_to="der", dataset=dataset, base=base, inc=inc)
+    request = RunOptions("icarl,der,memo", align_to="der", dataset=dataset, base=base, inc=inc)
     counts = {r["method"]: r["exemplars"] for r in plan_records(request)}
     icarl, memo = ALIGNED[protocol]
     assert counts == {"icarl": icarl, "der": 2000, "memo": memo}
@@ -135,12 +135,12 @@ def test_memory_aligned_exemplar_counts(protocol):
 
 def test_memory_aligned_imagenet1000():
     """MEMO Table 24 (Base-0 Inc-100) prints 20666 for MEMO, which is 20665.53 rounded, not floored."""
-    request = RunRequest("icarl,der,memo", align_to="der", dataset="imagenet1000")
+    request = RunOptions("icarl,der,memo", align_to="der", dataset="imagenet1000")
     counts = {r["method"]: r["exemplars"] for r in plan_records(request)}
     assert (counts["icarl"], counts["der"], counts["memo"]) == (22_672, 20_000, 20_665)
 
 
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
 def test_half_the_bytes_for_the_backbone_are_301_more_exemplars(storage):
-    (record,) = plan_records(RunRequest("icarl", budget_mb="7.6", storage=storage))
+    (record,) = plan_records(RunOptions("icarl", budget_mb="7.6", storage=storage))
     assert (record["exemplars"], record["model_bytes"]) == (2301, 927_008)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_conformance import EVERY
 from torch.nn import functional as F
-from toy import CPU, OVERRIDES, Silent, toy_cell, toy_dataset
+from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.data.datasets import Dataset
@@ -18,12 +18,12 @@ from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.registry import resolve
-from cilbench.methods.training.engine import BareStep, Replayed, numerics
-from cilbench.methods.training.loop import Lesson, Look, fit
-from cilbench.protocol.run import learn_and_seal, predict, revive, run_cell
+from cilbench.methods.training.engine import BareStep, CudaGraphStep, numerics
+from cilbench.methods.training.loop import TaskData, Transform, fit
+from cilbench.protocol.run import learn_and_seal, predict, restore_learner, run_cell
 from cilbench.protocol.sweep import sweep
 from cilbench.records.folder import RunFolder
-from cilbench.request import RunRequest
+from cilbench.request import RunOptions
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -39,24 +39,24 @@ def colour():
 
 
 def sealed_states(name, toy, device):
-    cell, sealed, every = toy_cell(name, toy), None, []
-    for task in stream(toy, cell.scenario, device):
-        sealed = learn_and_seal(cell, cell.plan(), task, sealed, device, lambda r: None, lambda share, count: None)
+    spec, sealed, every = toy_spec(name, toy), None, []
+    for task in stream(toy, spec.scenario, device):
+        sealed = learn_and_seal(spec, spec.plan(), task, sealed, device, lambda r: None, lambda share, count: None)
         every.append(sealed)
-    return cell, every
+    return spec, every
 
 
 @pytest.mark.parametrize("name", [*METHODS, "icarl+cim", "foster+cim"])
 def test_a_cell_on_cuda_seals_to_the_same_shapes_and_is_judged_on_either_device(name, toy):
-    cell, here = sealed_states(name, toy, CPU)
+    spec, here = sealed_states(name, toy, CPU)
     _, there = sealed_states(name, toy, DEVICE)
     for task, (a, b) in enumerate(zip(here, there, strict=True)):
         assert all(torch.isfinite(value).all() for value in unseal(b).values() if value.is_floating_point())
         if name != "dgm" and "cim" not in name:  # whose sizes follow from what was learned
             assert Ledger.of_sealed(a) == Ledger.of_sealed(b)
         for device in (CPU, DEVICE):
-            images, labels = seen_test_images(toy, cell.scenario, task, device)
-            predictions = predict(revive(cell, cell.plan(), b, device), images, cell.spec.card.heads)
+            images, labels = seen_test_images(toy, spec.scenario, task, device)
+            predictions = predict(restore_learner(spec, spec.plan(), b, device), images, spec.method.card.heads)
             assert all(len(top) == len(labels) for top in predictions.values())
 
 
@@ -74,7 +74,7 @@ def trained(wrap: Callable[[BareStep], Callable[[torch.Tensor], None]]) -> dict[
 def test_a_captured_step_learns_what_the_step_as_written_does():
     notes: list[str] = []
     written = trained(lambda bare: bare)
-    captured = trained(lambda bare: Replayed(bare, DEVICE, torch.Generator(DEVICE), notes.append))
+    captured = trained(lambda bare: CudaGraphStep(bare, DEVICE, torch.Generator(DEVICE), notes.append))
     assert not notes, "it was not captured"
     for name, value in written.items():
         torch.testing.assert_close(captured[name], value, rtol=1e-3, atol=1e-4, msg=lambda text, name=name: name + text)
@@ -90,13 +90,13 @@ def fitted(device: torch.device, *, captured: bool) -> tuple[dict[str, torch.Ten
     labels = (torch.arange(75) % 2).to(device)
     lines: list[Mapping[str, Any]] = []
     context = Context(torch.Generator(device).manual_seed(2), lines.append, lambda share, count: None)
-    with numerics(device, "fp32", "contiguous", frugal=not captured):
+    with numerics(device, "fp32", "contiguous", low_memory=not captured):
         net = IncrementalNet(scenario, "convnet2", device)
         net.add_branch()
         net.grow_head(2)
         train_unfrozen(net)
-        look, lesson = Look(scenario, device), Lesson(images, labels, 75)
-        fit(lambda x, y: F.cross_entropy(net(x), y), [net], lesson, schedule, look, context, 0)
+        transform, task_data = Transform(scenario, device), TaskData(images, labels, 75)
+        fit(lambda x, y: F.cross_entropy(net(x), y), [net], task_data, schedule, transform, context, 0)
     state = {name: value.detach().cpu() for name, value in net.state_dict().items()}
     return state, [line["reason"] for line in lines if line.get("event") == "graph_not_captured"]
 
@@ -106,11 +106,13 @@ States = list[dict[str, torch.Tensor]]
 
 def learned_on(name: str, dataset: Dataset, *, captured: bool = True) -> tuple[States, list[str]]:
     """States after two tasks, and why steps were not captured."""
-    cell = replace(toy_cell(name, dataset, 2_000_000), spec=resolve(name, "0.05", OVERRIDES, {}), frugal=not captured)
+    spec = replace(
+        toy_spec(name, dataset, 2_000_000), method=resolve(name, "0.05", OVERRIDES, {}), low_memory=not captured
+    )
     lines: list[Mapping[str, Any]] = []
     sealed, states = None, []
-    for _, task in zip(range(2), stream(dataset, cell.scenario, DEVICE), strict=False):
-        sealed = learn_and_seal(cell, cell.plan(), task, sealed, DEVICE, lines.append, lambda share, count: None)
+    for _, task in zip(range(2), stream(dataset, spec.scenario, DEVICE), strict=False):
+        sealed = learn_and_seal(spec, spec.plan(), task, sealed, DEVICE, lines.append, lambda share, count: None)
         states.append(unseal(sealed))
     return states, [line["reason"] for line in lines if line.get("event") == "graph_not_captured"]
 
@@ -126,8 +128,8 @@ def assert_learned_alike(one: States, other: States) -> None:
 @pytest.mark.parametrize("name", EVERY)
 def test_every_step_of_every_method_is_captured_and_learns_as_written(name, toy, monkeypatch):
     graphs = []
-    capture = Replayed._captured
-    monkeypatch.setattr(Replayed, "_captured", lambda self, *given: graphs.append(self) or capture(self, *given))
+    capture = CudaGraphStep._captured
+    monkeypatch.setattr(CudaGraphStep, "_captured", lambda self, *given: graphs.append(self) or capture(self, *given))
     written, _ = learned_on(name, toy, captured=False)
     assert not graphs
     replayed, reasons = learned_on(name, toy)
@@ -151,13 +153,13 @@ def test_a_capture_that_fails_leaves_a_step_that_learns_on():
         seen.add_(x.sum() + 0 * torch.rand((), device=DEVICE, generator=generator) + 0 * torch.rand((), device=DEVICE))
 
     notes: list[str] = []
-    step = Replayed(work, DEVICE, generator, notes.append)
+    step = CudaGraphStep(work, DEVICE, generator, notes.append)
     for size in [3] * 6 + [5] * 6 + [3] * 6:
         step(torch.ones(size, device=DEVICE))
     assert seen.item() == 3 * 6 + 5 * 6 + 3 * 6
     assert len(notes) == 1
     assert not step.graphs
-    fresh = Replayed(lambda x: seen.add_(x.sum()), DEVICE, generator, notes.append)
+    fresh = CudaGraphStep(lambda x: seen.add_(x.sum()), DEVICE, generator, notes.append)
     for _ in range(6):
         fresh(torch.ones(2, device=DEVICE))
     assert (len(notes), len(fresh.graphs), seen.item()) == (1, 1, 66 + 12)
@@ -168,8 +170,8 @@ def test_a_capture_that_fails_leaves_a_step_that_learns_on():
 )
 def test_fit_learns_the_same_captured_and_as_written(number, monkeypatch):
     device, steps = torch.device("cuda", number), []
-    capture = Replayed._capture
-    monkeypatch.setattr(Replayed, "_capture", lambda self, *given: (capture(self, *given), steps.append(self)))
+    capture = CudaGraphStep._capture
+    monkeypatch.setattr(CudaGraphStep, "_capture", lambda self, *given: (capture(self, *given), steps.append(self)))
     (written, _), (replayed, reasons) = (fitted(device, captured=captured) for captured in (False, True))
     assert not reasons
     assert [len(steps), len(steps[0].graphs)] == [2, 2]  # a graph of the full batches and one of the last
@@ -180,9 +182,9 @@ def test_fit_learns_the_same_captured_and_as_written(number, monkeypatch):
 @pytest.mark.parametrize("layout", ["contiguous", "channels_last"])
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_every_precision_and_layout_seals_finite_float32(precision, layout, colour, tmp_path):
-    cell = replace(toy_cell("der", colour, 2_000_000), precision=precision, layout=layout)
-    folder = RunFolder(tmp_path, cell.id)
-    outcome = run_cell(cell, cell.plan(), colour, folder, DEVICE, Silent())
+    spec = replace(toy_spec("der", colour, 2_000_000), precision=precision, layout=layout)
+    folder = RunFolder(tmp_path, spec.id)
+    outcome = run_cell(spec, spec.plan(), colour, folder, DEVICE, Silent())
     assert outcome.status == "done", outcome.reason
     (path,) = folder.final.glob("tasks/*/state.safetensors")
     backbone = [value for key, value in unseal(path.read_bytes()).items() if key.startswith("backbone/")]
@@ -207,18 +209,18 @@ class Impatient(Silent):
 def test_a_cell_that_is_stopped_on_cuda_goes_on_from_its_checkpoint(colour, tmp_path):
     from cilbench.methods.training.checkpoint import Interrupted
 
-    cell = toy_cell("icarl", colour, 2_000_000)
-    folder = RunFolder(tmp_path, cell.id)
+    spec = toy_spec("icarl", colour, 2_000_000)
+    folder = RunFolder(tmp_path, spec.id)
     with pytest.raises(Interrupted):
-        run_cell(cell, cell.plan(), colour, folder, DEVICE, Impatient(2))
+        run_cell(spec, spec.plan(), colour, folder, DEVICE, Impatient(2))
     assert list(folder.partial.glob("checkpoint-*"))
     reporter = Silent()
-    assert run_cell(cell, cell.plan(), colour, folder, DEVICE, reporter).status == "done"
+    assert run_cell(spec, spec.plan(), colour, folder, DEVICE, reporter).status == "done"
     assert not list(folder.final.glob("checkpoint-*"))
 
 
 def test_runs_side_by_side_on_one_device_are_all_done(tmp_path):
-    request = RunRequest(methods="icarl,replay,der", budget="48KiB", dataset="digits", recipe="smoke")
+    request = RunOptions(methods="icarl,replay,der", budget="48KiB", dataset="digits", recipe="smoke")
     request = replace(request, data_dir=tmp_path / "data")
     assert sweep(request, tmp_path / "runs", str(DEVICE), "last", isolate=False, fresh=False, jobs="3") == 0
     assert len(list((tmp_path / "runs").glob("*/cell.json"))) == 3

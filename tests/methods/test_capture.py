@@ -12,14 +12,14 @@ import torch
 from test_conformance import EVERY, learn_all
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
-from toy import CPU, OVERRIDES, toy_cell, toy_dataset
+from toy import CPU, OVERRIDES, toy_dataset, toy_spec
 
 from cilbench.methods.cim import method as cim
 from cilbench.methods.contract import Augmentation
 from cilbench.methods.dgm import method as dgm
 from cilbench.methods.registry import resolve
 from cilbench.methods.training import loop as training
-from cilbench.methods.training.engine import Replayed
+from cilbench.methods.training.engine import CudaGraphStep
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.bincount}
@@ -62,7 +62,7 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-class Taped(Replayed):
+class Taped(CudaGraphStep):
     """Captures on the CPU."""
 
     WARM_UP = 1
@@ -87,12 +87,12 @@ class Taped(Replayed):
         pass
 
 
-def assert_replayed_as_written(cell, dataset, monkeypatch):
-    lines, written = [], learn_all(cell, dataset, tasks=2)
+def assert_replayed_as_written(spec, dataset, monkeypatch):
+    lines, written = [], learn_all(spec, dataset, tasks=2)
     for module in (training, dgm, cim):
-        monkeypatch.setattr(module, "Replayed", Taped)
+        monkeypatch.setattr(module, "CudaGraphStep", Taped)
     monkeypatch.setattr(Taped, "replays", 0)
-    replayed = learn_all(cell, dataset, tasks=2, log=lines.append)
+    replayed = learn_all(spec, dataset, tasks=2, log=lines.append)
     assert not [line for line in lines if line.get("event") == "graph_not_captured"]
     assert Taped.replays >= 8
     assert replayed == written
@@ -100,16 +100,16 @@ def assert_replayed_as_written(cell, dataset, monkeypatch):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_a_step_that_is_done_again_learns_what_the_step_as_written_does(name, toy, monkeypatch):
-    cell = replace(toy_cell(name, toy), spec=resolve(name, "0.05", OVERRIDES, {}))
-    assert_replayed_as_written(cell, toy, monkeypatch)
+    spec = replace(toy_spec(name, toy), method=resolve(name, "0.05", OVERRIDES, {}))
+    assert_replayed_as_written(spec, toy, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["icarl", "memo", "foster+cim"])
 def test_so_does_one_of_crops_flips_and_brightness_in_bf16(name, monkeypatch):
     colour = toy_dataset(shape=(3, 32, 32))
     colour.card = replace(colour.card, augmentation=Augmentation(padding=4, flip=True, brightness=0.25))
-    cell = replace(toy_cell(name, colour, 2_000_000), spec=resolve(name, "0.03", OVERRIDES, {}), precision="bf16")
-    assert_replayed_as_written(cell, colour, monkeypatch)
+    spec = replace(toy_spec(name, colour, 2_000_000), method=resolve(name, "0.03", OVERRIDES, {}), precision="bf16")
+    assert_replayed_as_written(spec, colour, monkeypatch)
 
 
 def taped_step(step):

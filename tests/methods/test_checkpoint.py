@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from test_conformance import EVERY, ignore, learn_all
-from toy import CPU, Silent, run, toy_cell
+from toy import CPU, Silent, run, toy_spec
 
 from cilbench.methods.registry import components
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Resumable
@@ -37,17 +37,17 @@ def several_epochs(name):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_stopped_again_and_again_it_seals_the_same_bytes(name, toy, tmp_path):
-    cell = toy_cell(name, toy, settings=several_epochs(name))
-    expected = learn_all(cell, toy, tasks=2)
-    sealed, plan, stops = None, cell.plan(), 0
-    for task in itertools.islice(stream(toy, cell.scenario, CPU), 2):
+    spec = toy_spec(name, toy, settings=several_epochs(name))
+    expected = learn_all(spec, toy, tasks=2)
+    sealed, plan, stops = None, spec.plan(), 0
+    for task in itertools.islice(stream(toy, spec.scenario, CPU), 2):
         before = sealed
         for patience in itertools.chain([1, 2, 3, 4, 5, 6, 8, 10], itertools.repeat(10**9)):
             torch.manual_seed(patience)  # what was drawn before must not matter
             kept = Checkpoint(tmp_path / f"{task.index}.bin", After(patience), every_seconds=1e9)
             kept.read()
             try:
-                sealed = learn_and_seal(cell, plan, task, before, CPU, ignore, ignore, kept)
+                sealed = learn_and_seal(spec, plan, task, before, CPU, ignore, ignore, kept)
                 break
             except Interrupted:
                 stops += 1
@@ -56,35 +56,35 @@ def test_stopped_again_and_again_it_seals_the_same_bytes(name, toy, tmp_path):
 
 
 def test_a_checkpoint_is_written_when_it_is_time(toy, tmp_path):
-    cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
+    spec = toy_spec("icarl", toy, settings=several_epochs("icarl"))
     kept = Checkpoint(tmp_path / "0.bin", every_seconds=0)
-    task = next(iter(stream(toy, cell.scenario, CPU)))
-    sealed = learn_and_seal(cell, cell.plan(), task, None, CPU, ignore, ignore, kept)
+    task = next(iter(stream(toy, spec.scenario, CPU)))
+    sealed = learn_and_seal(spec, spec.plan(), task, None, CPU, ignore, ignore, kept)
     again = Checkpoint(tmp_path / "0.bin")
     assert again.read()
     assert again.phases["learning"][1]["epoch"] == 2
-    assert learn_and_seal(cell, cell.plan(), task, None, CPU, ignore, ignore, again) == sealed
+    assert learn_and_seal(spec, spec.plan(), task, None, CPU, ignore, ignore, again) == sealed
 
 
-def interrupted(cell, toy, out):
+def interrupted(spec, toy, out):
     """The folder of a cell that was asked to end inside its first task."""
-    folder, watch = RunFolder(out, cell.id), Silent()
+    folder, watch = RunFolder(out, spec.id), Silent()
     watch.stopping = After(4)
     with pytest.raises(Interrupted):
-        run_cell(cell, cell.plan(), toy, folder, CPU, watch)
+        run_cell(spec, spec.plan(), toy, folder, CPU, watch)
     return folder
 
 
 @pytest.mark.parametrize("harm", ["a byte", "half", "empty"])
 def test_a_damaged_checkpoint_is_said_and_the_task_starts_again(harm, toy, tmp_path):
-    cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
-    _, whole = run(cell, toy, tmp_path / "whole")
-    folder = interrupted(cell, toy, tmp_path / "out")
+    spec = toy_spec("icarl", toy, settings=several_epochs("icarl"))
+    _, whole = run(spec, toy, tmp_path / "whole")
+    folder = interrupted(spec, toy, tmp_path / "out")
     (path,) = folder.partial.glob("checkpoint-*.bin")
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes({"a byte": data, "half": data[: len(data) // 2], "empty": b""}[harm])
-    outcome = run_cell(cell, cell.plan(), toy, folder, CPU, Silent())
+    outcome = run_cell(spec, spec.plan(), toy, folder, CPU, Silent())
     assert outcome.status == "done"
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert '"event": "checkpoint_damaged"' in (folder.final / "log.jsonl").read_text()
@@ -112,15 +112,15 @@ def test_every_generator_of_the_process_is_kept(tmp_path):
 
 def test_a_checkpoint_that_does_not_fit_is_said_and_the_task_starts_again(toy, tmp_path):
     """As another device's, whose generator has a state of another size."""
-    cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
-    _, whole = run(cell, toy, tmp_path / "whole")
-    folder = interrupted(cell, toy, tmp_path / "out")
+    spec = toy_spec("icarl", toy, settings=several_epochs("icarl"))
+    _, whole = run(spec, toy, tmp_path / "whole")
+    folder = interrupted(spec, toy, tmp_path / "out")
     kept = Checkpoint(folder.checkpoint(0))
     kept.read()
     tensors, numbers = kept.phases["learning"]
     kept.hold("learning", tensors | {"random/own": torch.zeros(16, dtype=torch.uint8)}, numbers)
     kept.write()
-    outcome = run_cell(cell, cell.plan(), toy, folder, CPU, watch := Silent())
+    outcome = run_cell(spec, spec.plan(), toy, folder, CPU, watch := Silent())
     assert outcome.status == "done"
     assert any("Unrestorable: RuntimeError: " in note for note in watch.notes)
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
@@ -128,14 +128,14 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_the_task_starts_again(toy, t
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_a_cell_that_was_stopped_inside_a_task_keeps_its_log_and_its_predictions(toy, tmp_path, isolate):
-    cell = toy_cell("icarl", toy, settings=several_epochs("icarl"))
-    _, whole = run(cell, toy, tmp_path / "whole")
-    folder, watch = RunFolder(tmp_path / "out", cell.id), Silent()
+    spec = toy_spec("icarl", toy, settings=several_epochs("icarl"))
+    _, whole = run(spec, toy, tmp_path / "whole")
+    folder, watch = RunFolder(tmp_path / "out", spec.id), Silent()
     watch.stopping = After(9)
     with pytest.raises(Interrupted):
-        run_cell(cell, cell.plan(), toy, folder, CPU, watch)
+        run_cell(spec, spec.plan(), toy, folder, CPU, watch)
     assert list(folder.partial.glob("checkpoint-*.bin"))
-    outcome = run_cell(cell, cell.plan(), toy, folder, CPU, Silent(), isolate=isolate)
+    outcome = run_cell(spec, spec.plan(), toy, folder, CPU, Silent(), isolate=isolate)
     assert outcome.status == "done"
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert not list(folder.final.glob("checkpoint*"))

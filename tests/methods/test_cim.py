@@ -10,15 +10,15 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
-from toy import CPU, toy_cell, toy_dataset
+from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger, seal, unseal
 from cilbench.budgets.codecs import Box
 from cilbench.methods.cim.method import (
     CIM,
     RELU,
-    Masking,
     Rational,
+    TaskMasks,
     activations,
     class_activation_map,
     hybrid,
@@ -28,8 +28,8 @@ from cilbench.methods.cim.method import (
 from cilbench.methods.contract import Augmentation, Context, Scenario
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
 from cilbench.methods.registry import resolve
-from cilbench.methods.training.loop import RECIPES, Lesson, Look, Schedule, apply_recipe
-from cilbench.protocol.run import learn_and_seal, revive
+from cilbench.methods.training.loop import RECIPES, Schedule, TaskData, Transform, apply_recipe
+from cilbench.protocol.run import learn_and_seal, restore_learner
 from cilbench.scenario import stream
 
 Config = CIM.Config
@@ -74,11 +74,11 @@ class Bench:
         train_unfrozen(self.net)
         new = 2 * self.per_class
         labels = torch.cat([torch.tensor([2, 3]).repeat(self.per_class), torch.tensor([0, 1]).repeat(self.old // 2)])
-        self.lesson = Lesson(images_of(new + self.old, self.shape), labels, new)
+        self.task_data = TaskData(images_of(new + self.old, self.shape), labels, new)
         self.records: list[dict[str, object]] = []
         context = Context(torch.Generator().manual_seed(7), lambda record: self.records.append(dict(record)), ignore)
         self.cim = CIM(self.config, sc)
-        self.masking = self.cim.during(self.net, self.lesson, Look(sc, CPU), self.schedule, context, 1)
+        self.masking = self.cim.start_task(self.net, self.task_data, Transform(sc, CPU), self.schedule, context, 1)
 
 
 def ignore(*_: object) -> None:
@@ -202,21 +202,21 @@ def test_mask_steps_move_phi_and_nothing_of_the_network(branches: int) -> None:
 class DoubleLook:
     """No augmentation, float64."""
 
-    def augmented(self, images: Tensor, generator: torch.Generator) -> Tensor:
+    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return images.double() / 255 - 0.4
 
 
-def double_masking(shape: tuple[int, int, int] = (1, 8, 8), *, rate: float) -> Masking:
+def double_masking(shape: tuple[int, int, int] = (1, 8, 8), *, rate: float) -> TaskMasks:
     bench = Bench(shape, branches=2)
     bench.net.double()
     phi = bench.masking.phi.detach().double()
     phi += 0.02 * torch.randn(phi.shape, generator=torch.Generator().manual_seed(1))
-    masking = replace(bench.masking, phi=phi, net=bench.net, look=DoubleLook())  # type: ignore[arg-type]
+    masking = replace(bench.masking, phi=phi, net=bench.net, transform=DoubleLook())  # type: ignore[arg-type]
     masking.rate = torch.tensor(rate, dtype=torch.float64)
     return masking
 
 
-def pair(masking: Masking, inner: Tensor, held_out: Tensor) -> list[Tensor]:
+def pair(masking: TaskMasks, inner: Tensor, held_out: Tensor) -> list[Tensor]:
     return [tensor for images_and_labels in masking.given([inner, held_out]) for tensor in images_and_labels]
 
 
@@ -247,7 +247,7 @@ def test_the_upper_loss_is_the_authors_sum() -> None:
     masking, lr = double_masking(rate=0.05), 0.5
     inner, held_out = torch.arange(6), torch.arange(6, 14)
     total, parts = masking.upper_loss(*pair(masking, inner, held_out))
-    x, labels = DoubleLook().augmented(masking.lesson.images, torch.Generator()), masking.lesson.labels
+    x, labels = DoubleLook().train(masking.task_data.images, torch.Generator()), masking.task_data.labels
     net = masking.net.eval()
     relus = activations(net)
     old = {name: net.get_submodule(name) for name in relus}
@@ -277,7 +277,7 @@ def test_the_upper_loss_is_the_authors_sum() -> None:
 @pytest.mark.parametrize(("classes", "steps"), [(1, 1), (2, 1), (3, 2), (10, 5)])
 def test_half_a_step_for_each_new_class(classes: int, steps: int) -> None:
     bench = Bench()
-    bench.lesson.labels[: bench.lesson.new] = torch.arange(bench.lesson.new) % classes
+    bench.task_data.labels[: bench.task_data.new] = torch.arange(bench.task_data.new) % classes
     assert replace(bench.masking).steps == steps
 
 
@@ -300,9 +300,9 @@ def test_held_out_images_are_others_new_and_old() -> None:
     for _ in range(20):
         inner, held_out = masking.draw()
         assert len(inner) == len(held_out) == 16
-        assert (inner < masking.lesson.new).all()
+        assert (inner < masking.task_data.new).all()
         assert not torch.isin(inner, held_out).any()
-        seen_old += int((held_out >= masking.lesson.new).sum())
+        seen_old += int((held_out >= masking.task_data.new).sum())
     assert seen_old > 0
 
 
@@ -311,10 +311,12 @@ def test_held_out_images_are_others_new_and_old() -> None:
 
 def test_new_images_are_shown_as_stored_at_a_tenth_more_at_each_renewal() -> None:
     bench = Bench(per_class=30, config=Config(mask="full", renew_every=2))
-    masking, lesson = bench.masking, bench.lesson
-    stored = Box().decode(Box().encode(lesson.images, torch.zeros(len(lesson.images), 4, dtype=torch.int16)), (1, 8, 8))
-    positions = torch.arange(len(lesson.images)).repeat(60)
-    batch, is_new = lesson.images[positions], positions < lesson.new
+    masking, task_data = bench.masking, bench.task_data
+    stored = Box().decode(
+        Box().encode(task_data.images, torch.zeros(len(task_data.images), 4, dtype=torch.int16)), (1, 8, 8)
+    )
+    positions = torch.arange(len(task_data.images)).repeat(60)
+    batch, is_new = task_data.images[positions], positions < task_data.new
     for epoch, probability in [(0, 0.0), (1, 0.0), (2, 0.1), (3, 0.1), (4, 0.2), (6, 0.3)]:
         masking.before_epoch(epoch, 0.1)
         shown = masking.show(batch, positions)
@@ -341,33 +343,33 @@ def test_one_record_an_epoch_says_what_the_mask_does() -> None:
 @pytest.mark.parametrize("shape", [(1, 8, 8), (3, 9, 7), (3, 32, 32)])
 def test_every_mask_gives_boxes_inside_the_image(mask: str, shape: tuple[int, int, int]) -> None:
     bench = Bench(shape, config=Config(mask=mask))  # type: ignore[arg-type]
-    boxes = bench.masking.boxes(bench.lesson.images, bench.lesson.labels).long()
-    cells = torch.tensor([(shape[1] + 1) // 2, (shape[2] + 1) // 2])
-    assert boxes.shape == (len(bench.lesson.images), 4)
+    boxes = bench.masking.boxes(bench.task_data.images, bench.task_data.labels).long()
+    specs = torch.tensor([(shape[1] + 1) // 2, (shape[2] + 1) // 2])
+    assert boxes.shape == (len(bench.task_data.images), 4)
     assert (boxes >= 0).all()
-    assert (boxes[:, :2] + boxes[:, 2:] <= cells).all()
+    assert (boxes[:, :2] + boxes[:, 2:] <= specs).all()
     if mask == "full":
         assert not boxes[:, 2:].any()
     elif mask in ("centre", "random"):
-        assert (boxes[:, 2:] == (0.6 * cells).round().long()).all()
+        assert (boxes[:, 2:] == (0.6 * specs).round().long()).all()
         assert len(boxes.unique(dim=0)) == 1 or mask == "random"
     else:
         assert (boxes[:, 2:] > 0).all()
     assert bool(bench.cim.export(bench.net)) == (mask == "learned")
-    encoded = bench.masking.encode(bench.lesson.images, bench.lesson.labels)
-    assert Box().decode(encoded, shape).shape == bench.lesson.images.shape
+    encoded = bench.masking.encode(bench.task_data.images, bench.task_data.labels)
+    assert Box().decode(encoded, shape).shape == bench.task_data.images.shape
 
 
 def test_a_centre_box_lies_in_the_centre() -> None:
     bench = Bench((3, 32, 32), config=Config(mask="centre"))
-    assert bench.masking.boxes(bench.lesson.images[:1], bench.lesson.labels[:1]).tolist() == [[3, 3, 10, 10]]
+    assert bench.masking.boxes(bench.task_data.images[:1], bench.task_data.labels[:1]).tolist() == [[3, 3, 10, 10]]
 
 
 def test_a_recipe_shortens_what_is_counted_in_epochs() -> None:
     assert apply_recipe(Config(), RECIPES["fast"]) == replace(Config(), renew_every=4)
     assert apply_recipe(Config(), RECIPES["published"]).renew_every == 40
-    spec = resolve("icarl+cim", "published", {}, {"cim.mask": "centre", "cim.tau": "0.5"})
-    assert spec.configs["cim"] == Config(mask="centre", tau=0.5)
+    method = resolve("icarl+cim", "published", {}, {"cim.mask": "centre", "cim.tau": "0.5"})
+    assert method.configs["cim"] == Config(mask="centre", tau=0.5)
 
 
 # --------------------------------------------------------------------------------------------- over the task boundary
@@ -390,17 +392,17 @@ def test_phi_of_a_new_branch_starts_at_relu_and_the_old_ones_stay() -> None:
 @pytest.mark.parametrize("name", ["icarl+cim", "der+cim", "memo+cim"])
 def test_what_was_planned_holds_what_is_sealed(name: str, accounting: str) -> None:
     data = toy_dataset(per_class=40)
-    cell = toy_cell(name, data, budget_bytes=14_000, accounting=accounting)
-    plan, sealed = cell.plan(), None
-    for task in stream(data, cell.scenario, CPU):
-        sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+    spec = toy_spec(name, data, budget_bytes=14_000, accounting=accounting)
+    plan, sealed = spec.plan(), None
+    for task in stream(data, spec.scenario, CPU):
+        sealed = learn_and_seal(spec, plan, task, sealed, CPU, ignore, ignore)
         ledger, state = Ledger.of_sealed(sealed), unseal(sealed)
         assert 0 < ledger.published <= plan.published_bytes[task.index]
         assert 0 < ledger.strict <= plan.strict_bytes[task.index]
         assert ledger.total(accounting) <= 14_000  # type: ignore[arg-type]
-        assert state["other/phi"].shape == (len(activations(revive(cell, plan, sealed, CPU).net)), 10)
-        memory, overhead = revive(cell, plan, sealed, CPU).memory, 8 if accounting == "strict" else 0
-        share = plan.exemplar_bytes[task.index] // cell.scenario.seen(task.index)
+        assert state["other/phi"].shape == (len(activations(restore_learner(spec, plan, sealed, CPU).net)), 10)
+        memory, overhead = restore_learner(spec, plan, sealed, CPU).memory, 8 if accounting == "strict" else 0
+        share = plan.exemplar_bytes[task.index] // spec.scenario.seen(task.index)
         assert all(len(c.payload) + overhead * len(c) <= share for c in memory.classes)
         assert all(len(c) > 0 for c in memory.classes)
 
@@ -409,10 +411,10 @@ def test_small_boxes_keep_more_exemplars_in_the_same_bytes() -> None:
     data = toy_dataset(per_class=110)
     kept = {}
     for name, chosen in [("icarl", {}), ("icarl+cim", {}), ("icarl+cim", {"cim.mask": "full"})]:
-        cell = toy_cell(name, data, budget_bytes=12_000, settings=chosen)
-        plan, sealed = cell.plan(), None
-        for task in stream(data, cell.scenario, CPU):
-            sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+        spec = toy_spec(name, data, budget_bytes=12_000, settings=chosen)
+        plan, sealed = spec.plan(), None
+        for task in stream(data, spec.scenario, CPU):
+            sealed = learn_and_seal(spec, plan, task, sealed, CPU, ignore, ignore)
         assert sealed is not None
         counts = unseal(sealed)["labels/images_per_class"]
         kept[name + str(chosen)] = int(counts.sum())
@@ -424,10 +426,10 @@ def test_small_boxes_keep_more_exemplars_in_the_same_bytes() -> None:
 @pytest.mark.parametrize("name", ["icarl+cim", "der+cim"])
 def test_a_class_that_runs_out_of_images_is_kept_whole(name: str) -> None:
     data = toy_dataset(per_class=5)
-    cell = toy_cell(name, data, budget_bytes=40_000, inc=1)  # one class a task, too
-    plan, sealed = cell.plan(), None
-    for task in stream(data, cell.scenario, CPU):
-        sealed = learn_and_seal(cell, plan, task, sealed, CPU, ignore, ignore)
+    spec = toy_spec(name, data, budget_bytes=40_000, inc=1)  # one class a task, too
+    plan, sealed = spec.plan(), None
+    for task in stream(data, spec.scenario, CPU):
+        sealed = learn_and_seal(spec, plan, task, sealed, CPU, ignore, ignore)
     assert sealed is not None
     assert unseal(sealed)["labels/images_per_class"].tolist() == [5] * 6
 
@@ -435,11 +437,11 @@ def test_a_class_that_runs_out_of_images_is_kept_whole(name: str) -> None:
 def test_stored_exemplars_show_what_boxes_say() -> None:
     """Sealed bytes and boxes alone give images that agree with real ones inside the box and on every even pixel."""
     data = toy_dataset(per_class=20)
-    cell = toy_cell("icarl+cim", data)
-    plan = cell.plan()
-    first = next(iter(stream(data, cell.scenario, CPU)))
-    sealed = learn_and_seal(cell, plan, first, None, CPU, ignore, ignore)
-    method = revive(cell, plan, sealed, CPU)
+    spec = toy_spec("icarl+cim", data)
+    plan = spec.plan()
+    first = next(iter(stream(data, spec.scenario, CPU)))
+    sealed = learn_and_seal(spec, plan, first, None, CPU, ignore, ignore)
+    method = restore_learner(spec, plan, sealed, CPU)
     images, labels = method.memory.decoded(CPU)
     boxes = unseal(sealed)["boxes/exemplars"].long()
     for image, label, (top, left, height, width) in zip(images, labels, boxes.tolist(), strict=True):

@@ -8,14 +8,14 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import CPU, toy_cell, toy_dataset
+from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
 from cilbench.methods import COMPRESSIONS
 from cilbench.methods.contract import Context
 from cilbench.methods.registry import known_methods, load_class, resolve
-from cilbench.protocol.run import learn_and_seal, revive
+from cilbench.protocol.run import learn_and_seal, restore_learner
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 METHODS = known_methods()  # those of other distributions too
@@ -35,59 +35,59 @@ def ignore(*_):
     return None
 
 
-def learn_all(cell, dataset, tasks=None, log=ignore):
+def learn_all(spec, dataset, tasks=None, log=ignore):
     """Sealed bytes after each task."""
-    plan, sealed, every = cell.plan(), None, []
-    for task in stream(dataset, cell.scenario, CPU):
+    plan, sealed, every = spec.plan(), None, []
+    for task in stream(dataset, spec.scenario, CPU):
         if tasks is not None and task.index >= tasks:
             break
-        sealed = learn_and_seal(cell, plan, task, sealed, CPU, log, ignore)
+        sealed = learn_and_seal(spec, plan, task, sealed, CPU, log, ignore)
         every.append(sealed)
     return every
 
 
-def weighed(cell, sealed):
-    return Ledger.of_sealed(sealed, cell.scenario.allowance)
+def weighed(spec, sealed):
+    return Ledger.of_sealed(sealed, spec.scenario.allowance)
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_sealed_and_rebuilt_it_scores_the_same(name, toy):
-    cell = toy_cell(name, toy)
-    plan, sealed = cell.plan(), None
-    for task in stream(toy, cell.scenario, CPU):
+    spec = toy_spec(name, toy)
+    plan, sealed = spec.plan(), None
+    for task in stream(toy, spec.scenario, CPU):
         torch.manual_seed(task.index)
-        method = revive(cell, plan, sealed, CPU) if sealed else cell.spec.build(plan, cell.scenario, CPU)
+        method = restore_learner(spec, plan, sealed, CPU) if sealed else spec.method.build(plan, spec.scenario, CPU)
         method.learn(task, Context(torch.Generator().manual_seed(task.index), ignore, ignore))
         sealed = seal(method.state())
-        images, _ = seen_test_images(toy, cell.scenario, task.index, CPU)
+        images, _ = seen_test_images(toy, spec.scenario, task.index, CPU)
         with torch.no_grad():
-            before, after = method.scores(images), revive(cell, plan, sealed, CPU).scores(images)
-        assert tuple(before) == cell.spec.card.heads
+            before, after = method.scores(images), restore_learner(spec, plan, sealed, CPU).scores(images)
+        assert tuple(before) == spec.method.card.heads
         for head, scores_BK in before.items():
-            assert scores_BK.shape == (len(images), cell.scenario.seen(task.index))
+            assert scores_BK.shape == (len(images), spec.scenario.seen(task.index))
             assert torch.equal(scores_BK, after[head]), head
-        assert seal(revive(cell, plan, sealed, CPU).state()) == sealed
+        assert seal(restore_learner(spec, plan, sealed, CPU).state()) == sealed
 
 
 @pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("accounting", ["published", "strict"])
 def test_planned_covers_sealed_at_every_boundary(name, accounting, toy):
-    cell = toy_cell(name, toy, accounting=accounting)
-    plan = cell.plan()
-    for task, sealed in enumerate(learn_all(cell, toy)):
-        ledger = weighed(cell, sealed)
+    spec = toy_spec(name, toy, accounting=accounting)
+    plan = spec.plan()
+    for task, sealed in enumerate(learn_all(spec, toy)):
+        ledger = weighed(spec, sealed)
         assert ledger.published <= plan.published_bytes[task], task
         assert ledger.strict <= plan.strict_bytes[task], task
-        assert ledger.total(accounting) <= cell.budget.bytes
+        assert ledger.total(accounting) <= spec.budget.bytes
     planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
-    assert max(planned) <= cell.budget.bytes
+    assert max(planned) <= spec.budget.bytes
 
 
 @pytest.mark.parametrize("name", EVERY)
 def test_same_seed_same_bytes_other_seed_other_weights(name, toy):
-    first, again = (learn_all(toy_cell(name, toy), toy, tasks=2) for _ in range(2))
+    first, again = (learn_all(toy_spec(name, toy), toy, tasks=2) for _ in range(2))
     assert first == again
-    other = unseal(learn_all(toy_cell(name, toy, seed=2), toy, tasks=1)[0])
+    other = unseal(learn_all(toy_spec(name, toy, seed=2), toy, tasks=1)[0])
     weights = [key for key, value in unseal(first[0]).items() if key.startswith("backbone/") and value.dim() > 1]
     assert weights
     assert not any(torch.equal(unseal(first[0])[key], other[key]) for key in weights)
@@ -104,13 +104,13 @@ def test_other_orders_bring_other_classes(toy):
 @pytest.mark.parametrize("accounting", ["published", "strict"])
 def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
     with pytest.raises(BudgetTooSmall) as refusal:
-        toy_cell(name, toy, budget_bytes=1, accounting=accounting).plan()
+        toy_spec(name, toy, budget_bytes=1, accounting=accounting).plan()
     smallest = refusal.value.smallest_bytes
     assert f"{smallest:,} B" in str(refusal.value)
-    plan = toy_cell(name, toy, budget_bytes=smallest, accounting=accounting).plan()
+    plan = toy_spec(name, toy, budget_bytes=smallest, accounting=accounting).plan()
     assert plan.budget.bytes == smallest
     with pytest.raises(BudgetTooSmall) as again:
-        toy_cell(name, toy, budget_bytes=smallest - 1, accounting=accounting).plan()
+        toy_spec(name, toy, budget_bytes=smallest - 1, accounting=accounting).plan()
     assert again.value.smallest_bytes == smallest
 
 
@@ -119,11 +119,11 @@ def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
 @given(budget_bytes=st.integers(9_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
 def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
     scenario = make_scenario(toy.card, 0, 2, 0)
-    spec = resolve(name, "smoke", toy.card.overrides, {})
-    plan = spec.plan(Budget(budget_bytes, accounting), scenario)
+    method = resolve(name, "smoke", toy.card.overrides, {})
+    plan = method.plan(Budget(budget_bytes, accounting), scenario)
     planned = plan.published_bytes if accounting == "published" else plan.strict_bytes
     assert 0 < max(planned) <= budget_bytes
-    richer = spec.plan(Budget(budget_bytes + 1_000, accounting), scenario)
+    richer = method.plan(Budget(budget_bytes + 1_000, accounting), scenario)
     if richer.backbone == plan.backbone:
         assert richer.exemplars >= plan.exemplars
 
@@ -131,24 +131,24 @@ def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
 @pytest.mark.parametrize("name", BOUNDED)
 def test_a_smallest_budget_is_enough_to_run(name, toy):
     with pytest.raises(BudgetTooSmall) as refusal:
-        toy_cell(name, toy, budget_bytes=1).plan()
-    cell = toy_cell(name, toy, budget_bytes=refusal.value.smallest_bytes)
-    assert weighed(cell, learn_all(cell, toy)[-1]).published <= cell.budget.bytes
+        toy_spec(name, toy, budget_bytes=1).plan()
+    spec = toy_spec(name, toy, budget_bytes=refusal.value.smallest_bytes)
+    assert weighed(spec, learn_all(spec, toy)[-1]).published <= spec.budget.bytes
 
 
 @pytest.mark.parametrize("name", BOUNDED)
 def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
-    cell = toy_cell(name, toy)
-    plan = cell.plan()
-    task = next(iter(stream(toy, cell.scenario, CPU)))
-    method = cell.spec.build(plan, cell.scenario, CPU)
+    spec = toy_spec(name, toy)
+    plan = spec.plan()
+    task = next(iter(stream(toy, spec.scenario, CPU)))
+    method = spec.method.build(plan, spec.scenario, CPU)
     method.learn(task, Context(torch.Generator().manual_seed(0), ignore, ignore))
-    method = revive(cell, plan, seal(method.state()), CPU)
+    method = restore_learner(spec, plan, seal(method.state()), CPU)
     images = weakref.ref(task.images)
     del task
     gc.collect()
     assert images() is None
-    assert all(v.untyped_storage().nbytes() <= 4 * cell.budget.bytes for v in method.state().values())
+    assert all(v.untyped_storage().nbytes() <= 4 * spec.budget.bytes for v in method.state().values())
 
 
 @pytest.mark.parametrize("name", EVERY)
@@ -164,18 +164,18 @@ def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
 )
 def test_small_and_odd_data(name, data, inc, budget_bytes):
     dataset = toy_dataset(**data)
-    cell = toy_cell(name, dataset, budget_bytes=budget_bytes, inc=inc)
-    sealed = learn_all(cell, dataset, tasks=2)
-    images, _ = seen_test_images(dataset, cell.scenario, 1, CPU)
+    spec = toy_spec(name, dataset, budget_bytes=budget_bytes, inc=inc)
+    sealed = learn_all(spec, dataset, tasks=2)
+    images, _ = seen_test_images(dataset, spec.scenario, 1, CPU)
     with torch.no_grad():
-        scores = revive(cell, cell.plan(), sealed[-1], CPU).scores(images)
+        scores = restore_learner(spec, spec.plan(), sealed[-1], CPU).scores(images)
     assert all(torch.isfinite(s).all() for s in scores.values())
 
 
 @pytest.mark.parametrize("name", BOUNDED)
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
 def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, storage, toy):
-    full, half = toy_cell(name, toy), toy_cell(name, toy, storage=storage)
+    full, half = toy_spec(name, toy), toy_spec(name, toy, storage=storage)
     plan = half.plan()
     for task, sealed in enumerate(learn_all(half, toy)):
         ledger = weighed(half, sealed)
@@ -185,7 +185,7 @@ def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, sto
             entry.dtype not in {"BF16", "F16"} for entry in ledger.entries if entry.kind in {"head", "statistics"}
         )
         assert ledger.published <= plan.published_bytes[task] <= half.budget.bytes
-        assert seal(revive(half, plan, sealed, CPU).state(), storage) == sealed
+        assert seal(restore_learner(half, plan, sealed, CPU).state(), storage) == sealed
     if name in REHEARSAL and full.plan().backbone == plan.backbone:
         assert plan.exemplars >= full.plan().exemplars + full.plan().model_bytes // 2 // full.scenario.image_bytes - 1
 
@@ -193,16 +193,16 @@ def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, sto
 @pytest.mark.parametrize("name", [*REHEARSAL, "icarl+lowres:2"])
 def test_adaptive_fill_spends_early_what_the_models_need_later(name):
     toy = toy_dataset(per_class=80)
-    published, adaptive = (toy_cell(name, toy, budget_bytes=9_000, fill=fill) for fill in ("published", "adaptive"))
+    published, adaptive = (toy_spec(name, toy, budget_bytes=9_000, fill=fill) for fill in ("published", "adaptive"))
     kept = []
-    for cell in (published, adaptive):
-        plan, every = cell.plan(), learn_all(cell, toy)
-        ledgers = [weighed(cell, sealed) for sealed in every]
-        assert all(ledger.published <= cell.budget.bytes for ledger in ledgers)
+    for spec in (published, adaptive):
+        plan, every = spec.plan(), learn_all(spec, toy)
+        ledgers = [weighed(spec, sealed) for sealed in every]
+        assert all(ledger.published <= spec.budget.bytes for ledger in ledgers)
         assert all(ledger.published <= planned for ledger, planned in zip(ledgers, plan.published_bytes, strict=True))
         kept.append([int(unseal(sealed)["labels/images_per_class"].sum()) for sealed in every])
     early, late = (kept[1][t] - kept[0][t] for t in (0, -1))
-    expanding = load_class(name.partition("+")[0]).layout.expanding
+    expanding = load_class(name.partition("+")[0]).growth.expanding
     assert late == 0
     assert early > 0 if expanding else early == 0
 
@@ -211,10 +211,10 @@ def test_jpeg_exemplars_are_counted_as_they_encode():
     dataset = toy_dataset(shape=(3, 32, 32), per_class=30)
     counts = {}
     for name in ("icarl", "icarl+jpeg:30", "icarl+jpeg:90"):
-        cell = toy_cell(name, dataset, budget_bytes=250_000)
-        plan, sealed = cell.plan(), learn_all(cell, dataset)[-1]
-        state, ledger = unseal(sealed), weighed(cell, sealed)
-        assert ledger.published <= plan.published_bytes[-1] <= cell.budget.bytes
+        spec = toy_spec(name, dataset, budget_bytes=250_000)
+        plan, sealed = spec.plan(), learn_all(spec, dataset)[-1]
+        state, ledger = unseal(sealed), weighed(spec, sealed)
+        assert ledger.published <= plan.published_bytes[-1] <= spec.budget.bytes
         assert ledger.strict <= plan.strict_bytes[-1]
         counts[name] = int(state["labels/images_per_class"].sum())
         if "jpeg" in name:
@@ -236,13 +236,13 @@ def test_jpeg_exemplars_are_counted_as_they_encode():
     ),
 )
 def test_planned_covers_sealed_whatever_is_asked(name, budget_bytes, protocol, terms, toy):
-    cell = toy_cell(name, toy, budget_bytes, base=protocol[0], inc=protocol[1], **terms)
+    spec = toy_spec(name, toy, budget_bytes, base=protocol[0], inc=protocol[1], **terms)
     try:
-        plan = cell.plan()
+        plan = spec.plan()
     except BudgetTooSmall:
         return
-    for task, sealed in enumerate(learn_all(cell, toy)):
-        ledger = weighed(cell, sealed)
+    for task, sealed in enumerate(learn_all(spec, toy)):
+        ledger = weighed(spec, sealed)
         assert 0 <= ledger.published <= plan.published_bytes[task]
         assert 0 <= ledger.strict <= plan.strict_bytes[task]
         assert ledger.total(terms["accounting"]) <= budget_bytes or name in UNBOUNDED
@@ -250,11 +250,11 @@ def test_planned_covers_sealed_whatever_is_asked(name, budget_bytes, protocol, t
 
 @pytest.mark.parametrize("budget_bytes", [1, 3_000])
 def test_joint_training_keeps_and_weighs_every_image_whatever_the_budget(budget_bytes, toy):
-    cell = toy_cell("joint", toy, budget_bytes=budget_bytes)
-    plan = cell.plan()
-    for task, sealed in enumerate(learn_all(cell, toy)):
-        state, ledger = unseal(sealed), weighed(cell, sealed)
-        seen = torch.tensor(cell.scenario.class_order[: cell.scenario.seen(task)])
+    spec = toy_spec("joint", toy, budget_bytes=budget_bytes)
+    plan = spec.plan()
+    for task, sealed in enumerate(learn_all(spec, toy)):
+        state, ledger = unseal(sealed), weighed(spec, sealed)
+        seen = torch.tensor(spec.scenario.class_order[: spec.scenario.seen(task)])
         kept = state["exemplars/payload"].reshape(-1, 1, 8, 8)
         theirs = [torch.from_numpy(toy.train.images[toy.train.labels == int(c)]) for c in seen]
         assert torch.equal(kept, torch.cat(theirs))
@@ -264,7 +264,7 @@ def test_joint_training_keeps_and_weighs_every_image_whatever_the_budget(budget_
 
 
 def test_finetuning_carries_no_image(toy):
-    for sealed in learn_all(toy_cell("finetune", toy), toy):
+    for sealed in learn_all(toy_spec("finetune", toy), toy):
         assert {key.partition("/")[0] for key in unseal(sealed)} == {"backbone", "statistics", "head"}
 
 
@@ -275,11 +275,11 @@ def test_what_no_budget_binds_cannot_compete():
 
 @pytest.mark.parametrize("name", EVERY)
 def test_what_is_remembered_can_be_looked_at(name, toy):
-    cell = toy_cell(name, toy)
-    sealed = learn_all(cell, toy, tasks=2)[-1]
-    images, labels = revive(cell, cell.plan(), sealed, CPU).remembered(3, torch.Generator().manual_seed(0))
+    spec = toy_spec(name, toy)
+    sealed = learn_all(spec, toy, tasks=2)[-1]
+    images, labels = restore_learner(spec, spec.plan(), sealed, CPU).stored_samples(3, torch.Generator().manual_seed(0))
     assert images.dtype == torch.uint8
-    assert images.shape == (len(labels), *cell.scenario.image_shape)
+    assert images.shape == (len(labels), *spec.scenario.image_shape)
     if name == "finetune":
         assert not len(images)
     else:
@@ -294,6 +294,6 @@ def test_what_is_remembered_can_be_looked_at(name, toy):
     fill=st.sampled_from(["published", "adaptive"]),
 )
 def test_one_exemplar_more_would_not_fit(name, budget_bytes, fill, toy):
-    plan = toy_cell(name, toy, budget_bytes, fill=fill).plan()
+    plan = toy_spec(name, toy, budget_bytes, fill=fill).plan()
     one = 16 if "lowres" in name else 64
     assert plan.model_bytes + one * plan.exemplars <= budget_bytes < plan.model_bytes + one * (plan.exemplars + 1)

@@ -28,7 +28,7 @@ from cilbench.methods.dgm.generator import (
 )
 from cilbench.methods.dgm.method import DGM, resized
 from cilbench.methods.registry import UnknownMethod, components, resolve
-from cilbench.methods.training.images import Stored
+from cilbench.methods.training.images import DiskImages
 from cilbench.methods.training.loop import Diverged
 
 CPU = torch.device("cpu")
@@ -478,13 +478,13 @@ def test_what_is_dropped_stays_dropped() -> None:
 
 def test_short_names_bring_settings_and_legends_of_their_own() -> None:
     names = ("dgm", "dgmw", "dgma", "dgm+exemplars")
-    specs = {name: resolve(name, "published", {"dgm.z_dim": 77}, {"dgm.lr": "0.5"}) for name in names}
-    configs = {name: spec.configs["dgm"] for name, spec in specs.items()}
+    methods = {name: resolve(name, "published", {"dgm.z_dim": 77}, {"dgm.lr": "0.5"}) for name in names}
+    configs = {name: method.configs["dgm"] for name, method in methods.items()}
     assert all(config.lr == 0.5 and config.z_dim == 77 for config in configs.values())
     assert configs["dgm"] == configs["dgmw"] == replace(configs["dgm+exemplars"], exemplars=False)
     assert configs["dgm+exemplars"].exemplars
     assert (configs["dgma"].variant, configs["dgma"].s_max, configs["dgma"].sparsity) == ("dgma", 1e5, 0.01)
-    assert [spec.card.name for spec in specs.values()] == ["DGM", "DGMw", "DGMa", "DGM+exemplars"]
+    assert [method.card.name for method in methods.values()] == ["DGM", "DGMw", "DGMa", "DGM+exemplars"]
     assert resolve("dgma", "published", {}, {"dgm.s_max": "7"}).configs["dgm"].s_max == 7  # what is asked for holds
     assert components("dgm") == components("dgmw")
     assert len({components(name) for name in names}) == 3
@@ -503,13 +503,13 @@ def test_what_is_remembered_is_generated(shape: tuple[int, int, int], exemplars:
     config = replace(KEEPING, width=2, exemplars=exemplars)
     plan = DGM.plan(PLENTY, scenario, config)
     learner = loaded(plan, config, scenario, learned(plan, config, scenario, 2)[-1])
-    images, labels = learner.remembered(5, torch.Generator().manual_seed(1))
+    images, labels = learner.stored_samples(5, torch.Generator().manual_seed(1))
     assert images.shape == (20, *shape)
     assert images.dtype == torch.uint8
     assert labels.tolist() == [k for k in range(4) for _ in range(5)]
     first = learner.replay(labels[:10], 0, torch.Generator().manual_seed(1))
     assert torch.equal(images[:10], resized(first, shape[1:]))
-    again, _ = learner.remembered(5, torch.Generator().manual_seed(1))
+    again, _ = learner.stored_samples(5, torch.Generator().manual_seed(1))
     assert torch.equal(images, again)
 
 
@@ -583,7 +583,7 @@ def test_images_that_stay_in_their_file_are_learned_alike(size: int, tmp_path: P
     config = replace(KEEPING, width=2)
     plan, task = DGM.plan(PLENTY, scenario, config), toy_task(scenario, 0)
     np.save(tmp_path / "images.npy", task.images.numpy())
-    stored = Stored(tmp_path / "images.npy", torch.arange(len(task.labels)), CPU)
+    stored = DiskImages(tmp_path / "images.npy", torch.arange(len(task.labels)), CPU)
     sealed = []
     for images in (task.images, stored):
         torch.manual_seed(0)

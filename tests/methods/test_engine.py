@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conformance import EVERY, ignore, learn_all
-from toy import CPU, run, toy_cell, toy_dataset
+from toy import CPU, run, toy_dataset, toy_spec
 
 from cilbench.budgets.codecs import Box
 from cilbench.device.choose import in_precision, laid_out
@@ -18,11 +18,11 @@ from cilbench.errors import RequestError
 from cilbench.methods.cim.method import as_stored
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.training import engine, machine
-from cilbench.methods.training.engine import Replayed, numerics, pick_layout, pick_precision
-from cilbench.methods.training.images import Joined, Stored, fed, forget, joined
+from cilbench.methods.training.engine import CudaGraphStep, numerics, pick_layout, pick_precision
+from cilbench.methods.training.images import ConcatImages, DiskImages, concat_images, iter_batches, release
 from cilbench.methods.training.loop import recipe_named
 from cilbench.protocol.run import learn_and_seal
-from cilbench.request import RunRequest, cells
+from cilbench.request import RunOptions, specs
 from cilbench.scenario import stream
 
 
@@ -38,19 +38,19 @@ def on_disk(tmp_path):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_images_in_a_file_give_the_same_bytes_as_images_on_the_device(name, on_disk, monkeypatch):
-    cell = toy_cell(name, on_disk)
-    resident = learn_all(cell, on_disk, tasks=2)
+    spec = toy_spec(name, on_disk)
+    resident = learn_all(spec, on_disk, tasks=2)
     monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
-    assert isinstance(next(iter(stream(on_disk, cell.scenario, CPU))).images, Stored)
-    assert learn_all(cell, on_disk, tasks=2) == resident
+    assert isinstance(next(iter(stream(on_disk, spec.scenario, CPU))).images, DiskImages)
+    assert learn_all(spec, on_disk, tasks=2) == resident
 
 
 @pytest.mark.parametrize("isolate", [False, True])
 def test_a_streamed_cell_predicts_what_a_resident_one_does(on_disk, tmp_path, monkeypatch, isolate):
-    cell = toy_cell("icarl", on_disk)
-    _, resident = run(cell, on_disk, tmp_path / "resident")
+    spec = toy_spec("icarl", on_disk)
+    _, resident = run(spec, on_disk, tmp_path / "resident")
     monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
-    outcome, streamed = run(cell, on_disk, tmp_path / "streamed", isolate=isolate)
+    outcome, streamed = run(spec, on_disk, tmp_path / "streamed", isolate=isolate)
     assert outcome.status == "done"
     assert (streamed / "predictions.npz").read_bytes() == (resident / "predictions.npz").read_bytes()
 
@@ -64,22 +64,22 @@ def test_stored_and_resident_images_under_one_numbering(tmp_path_factory, stored
     rows = torch.from_numpy(np.random.default_rng(seed).permutation(25)[:stored])
     exemplars = torch.randint(0, 256, (resident, 1, 3, 2), dtype=torch.uint8)
     together, expected = (
-        joined(Stored(path, rows, CPU), exemplars),
+        concat_images(DiskImages(path, rows, CPU), exemplars),
         torch.cat([torch.from_numpy(pixels)[rows], exemplars]),
     )
-    assert isinstance(together, Joined)
+    assert isinstance(together, ConcatImages)
     assert (len(together), together.shape) == (len(expected), expected.shape)
     assert torch.equal(torch.cat(list(together.split(size))), expected)
     order = list(torch.randperm(len(expected)).split(size))
-    assert torch.equal(torch.cat(list(fed(together, order))), expected[torch.cat(order)])
+    assert torch.equal(torch.cat(list(iter_batches(together, order))), expected[torch.cat(order)])
     assert torch.equal(together[1:-1], expected[1:-1])
 
 
 def test_what_is_forgotten_shows_nothing(on_disk, monkeypatch):
     monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
-    images = next(iter(stream(on_disk, toy_cell("icarl", on_disk).scenario, CPU))).images
+    images = next(iter(stream(on_disk, toy_spec("icarl", on_disk).scenario, CPU))).images
     before = len(images)
-    forget(images)
+    release(images)
     assert (before, len(images)) == (40, 0)
     with pytest.raises(IndexError):
         images[torch.tensor([0])]
@@ -87,13 +87,13 @@ def test_what_is_forgotten_shows_nothing(on_disk, monkeypatch):
 
 @pytest.mark.parametrize("name", EVERY)
 def test_bf16_learns_the_same_to_its_precision(name, toy):
-    exact, rounded = toy_cell(name, toy), replace(toy_cell(name, toy), precision="bf16", layout="channels_last")
+    exact, rounded = toy_spec(name, toy), replace(toy_spec(name, toy), precision="bf16", layout="channels_last")
     assert exact.id != rounded.id
     losses = []
-    for cell in (exact, rounded):
+    for spec in (exact, rounded):
         lines = []
-        task = next(iter(stream(toy, cell.scenario, CPU)))
-        learn_and_seal(cell, cell.plan(), task, None, CPU, lines.append, ignore)
+        task = next(iter(stream(toy, spec.scenario, CPU)))
+        learn_and_seal(spec, spec.plan(), task, None, CPU, lines.append, ignore)
         losses.append([line["loss"] for line in lines if "loss" in line])
     assert losses[0] == pytest.approx(losses[1], rel=0.05, abs=0.02)
     assert (losses[0] == losses[1]) == name.startswith("dgm")  # which stays in float32
@@ -102,13 +102,13 @@ def test_bf16_learns_the_same_to_its_precision(name, toy):
 def test_the_same_seed_gives_the_same_bytes_in_bf16_as_well():
     """As most users have it: a network that is measured for its precision, channels-last."""
     colour = toy_dataset(per_class=20, shape=(3, 32, 32))
-    cell = replace(toy_cell("icarl", colour, 2_000_000), precision="bf16", layout="channels_last")
-    assert learn_all(cell, colour, tasks=2) == learn_all(cell, colour, tasks=2)
+    spec = replace(toy_spec("icarl", colour, 2_000_000), precision="bf16", layout="channels_last")
+    assert learn_all(spec, colour, tasks=2) == learn_all(spec, colour, tasks=2)
 
 
 def test_the_memory_layout_is_not_part_of_the_result(toy):
-    cell = toy_cell("icarl", toy)
-    assert replace(cell, layout="channels_last").id == cell.id
+    spec = toy_spec("icarl", toy)
+    assert replace(spec, layout="channels_last").id == spec.id
 
 
 @settings(max_examples=60, deadline=None)
@@ -152,11 +152,11 @@ def test_a_device_that_is_full_before_anything_is_chosen_is_told_in_one_line(tmp
 
     machine._measured_here.cache_clear()
     monkeypatch.setattr(engine, "_measured", full)
-    request = RunRequest(methods="icarl", budget_mb="7.6")
+    request = RunOptions(methods="icarl", budget_mb="7.6")
     with pytest.raises(RequestError, match="--device cpu: not enough free memory for one training step"):
         in_precision(request, CPU)
     with pytest.raises(RequestError, match="--device cpu: not enough free memory"):
-        laid_out(cell := cells(request)[0], cell.plan(), CPU)
+        laid_out(spec := specs(request)[0], spec.plan(), CPU)
 
 
 def test_a_measurement_leaves_random_numbers_as_they_were():
@@ -184,7 +184,7 @@ def test_numerics_end_with_their_block():
 
 def test_without_cuda_a_step_runs_as_it_is_written():
     total, said = torch.zeros(()), []
-    step = Replayed(lambda x: total.add_(x.sum()), CPU, torch.Generator(), said.append)
+    step = CudaGraphStep(lambda x: total.add_(x.sum()), CPU, torch.Generator(), said.append)
     for n in range(6):
         step(torch.full((n + 1,), 1.0))
     assert (total.item(), said) == (21.0, [])
@@ -202,12 +202,12 @@ def test_a_recipe_that_is_none(text):
 
 
 def test_a_run_leaves_what_is_remembered_and_the_norms_of_its_classifier(toy, tmp_path):
-    cell = toy_cell("der", toy)
-    _, folder = run(cell, toy, tmp_path)
-    with np.load(folder / "remembered.npz", allow_pickle=False) as remembered:
-        assert str(remembered["kind"]) == "exemplars"
-        assert remembered["images"].shape == (len(remembered["labels"]), 1, 8, 8)
-        assert np.bincount(remembered["labels"], minlength=6).max() <= 8
+    spec = toy_spec("der", toy)
+    _, folder = run(spec, toy, tmp_path)
+    with np.load(folder / "remembered.npz", allow_pickle=False) as stored_samples:
+        assert str(stored_samples["kind"]) == "exemplars"
+        assert stored_samples["images"].shape == (len(stored_samples["labels"]), 1, 8, 8)
+        assert np.bincount(stored_samples["labels"], minlength=6).max() <= 8
     lines = (folder / "head_norms.csv").read_text().splitlines()
     assert lines[0] == "task,class,norm"
     assert len(lines) == 1 + 2 + 4 + 6

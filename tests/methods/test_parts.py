@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
-from toy import CPU, toy_cell, toy_dataset
+from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.foster import FOSTER, balanced_kd_loss, boosting_loss, effective_number_weights
@@ -15,9 +15,9 @@ from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_he
 from cilbench.methods.training.loop import (
     RECIPES,
     Diverged,
-    Lesson,
-    Look,
     SgdConfig,
+    TaskData,
+    Transform,
     apply_recipe,
     batches,
     fit,
@@ -102,7 +102,7 @@ def test_nearest_mean_of_exemplars():
 
 
 def grown_net(tasks: int, share_general: bool = False) -> IncrementalNet:
-    scenario = toy_cell("der", toy_dataset()).scenario
+    scenario = toy_spec("der", toy_dataset()).scenario
     net = IncrementalNet(scenario, "tinyconv4", CPU, share_general=share_general)
     for task in range(tasks):
         net.add_branch()
@@ -166,15 +166,17 @@ def test_random_crops_are_windows_of_the_padded_image_each_its_own():
 
 
 def test_augmentation_flips_half_and_brightens_within_bounds():
-    scenario = toy_cell("icarl", toy_dataset()).scenario
-    look = Look(scenario, CPU)
-    look.augmentation = Augmentation(padding=0, flip=True, brightness=0.0)
+    scenario = toy_spec("icarl", toy_dataset()).scenario
+    transform = Transform(scenario, CPU)
+    transform.augmentation = Augmentation(padding=0, flip=True, brightness=0.0)
     ramp = torch.arange(8, dtype=torch.uint8).expand(400, 1, 8, 8).contiguous()
-    flipped = (look.augmented(ramp, torch.Generator().manual_seed(1))[:, 0, 0, 0] > look.plain(ramp)[0, 0, 0, 0]).sum()
+    flipped = (
+        transform.train(ramp, torch.Generator().manual_seed(1))[:, 0, 0, 0] > transform.eval(ramp)[0, 0, 0, 0]
+    ).sum()
     assert 150 < flipped < 250
-    look.augmentation = Augmentation(padding=0, flip=False, brightness=0.25)
+    transform.augmentation = Augmentation(padding=0, flip=False, brightness=0.25)
     grey = torch.full((400, 1, 8, 8), 100, dtype=torch.uint8)
-    factor = (look.augmented(grey, torch.Generator().manual_seed(1)) * 0.3 + 0.3)[:, 0, 0, 0] / (100 / 255)
+    factor = (transform.train(grey, torch.Generator().manual_seed(1)) * 0.3 + 0.3)[:, 0, 0, 0] / (100 / 255)
     assert 0.75 <= factor.min() < 0.78
     assert 1.22 < factor.max() <= 1.25001
 
@@ -200,15 +202,15 @@ def test_schedule_and_recipes():
 
 
 def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
-    scenario, model = toy_cell("icarl", toy_dataset()).scenario, nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
+    scenario, model = toy_spec("icarl", toy_dataset()).scenario, nn.Sequential(nn.Flatten(), nn.Linear(64, 2))
     torch.manual_seed(0)
     labels = torch.arange(40) % 2
-    lesson = Lesson((40 + 160 * labels).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), labels, 40)
+    task_data = TaskData((40 + 160 * labels).to(torch.uint8)[:, None, None, None].repeat(1, 1, 8, 8), labels, 40)
     schedule = SgdConfig(batch_size=8, lr=0.01, first_epochs=20, first_milestones=()).schedule(0)
     losses = []
     context = Context(torch.Generator().manual_seed(0), lambda r: losses.append(r["loss"]), lambda a, b: None)
-    look = Look(scenario, CPU)
-    fit(lambda x, y: F.cross_entropy(model(x), y), [model], lesson, schedule, look, context, 0)
+    transform = Transform(scenario, CPU)
+    fit(lambda x, y: F.cross_entropy(model(x), y), [model], task_data, schedule, transform, context, 0)
     assert losses[-1] < 0.5 * losses[0]
     steps = []
 
@@ -217,7 +219,7 @@ def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
         return model(x).sum() * (torch.inf if len(steps) == 9 else torch.nan if len(steps) > 9 else 0.0)
 
     with pytest.raises(Diverged, match=r"task 4, epoch 1, step 3, learning rate 0.01"):  # of five steps an epoch
-        fit(bad_from_the_fourth_step_on, [model], lesson, schedule, look, silent(), 4)
+        fit(bad_from_the_fourth_step_on, [model], task_data, schedule, transform, silent(), 4)
 
 
 def test_effective_number_weights():

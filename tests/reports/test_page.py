@@ -343,9 +343,9 @@ def _page_of_texts(folder: Path, text: str) -> Path:
 
 @given(st.integers(0, 0xFFFFFF))
 def test_every_colour_is_made_legible_on_both_pages(colour: int) -> None:
-    look = page._look(styles.Style(f"#{colour:06x}", "o"))
-    assert page._contrast(look.light, page._LIGHT_CARD) >= 3
-    assert page._contrast(look.dark, page._DARK_CARD) >= 3
+    transform = page._look(styles.Style(f"#{colour:06x}", "o"))
+    assert page._contrast(transform.light, page._LIGHT_CARD) >= 3
+    assert page._contrast(transform.dark, page._DARK_CARD) >= 3
 
 
 def test_contrast_is_that_of_wcag() -> None:

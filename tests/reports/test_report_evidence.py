@@ -202,7 +202,7 @@ def test_any_byte_of_an_archive_may_be_another(name: str, pack: Callable[..., No
         path.write_bytes(whole[:at] + bytes([other]) + whole[at + 1 :])
         assert {item.folder for item in reports.close_up(runs.cells, runs.tests).left_out} <= {path}
 
-    fuzzed(check, 150, anew=False)()
+    fuzzed(check, 150, refresh=False)()
 
 
 def test_one_run_of_each_method_at_one_budget_is_looked_at(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.training.checkpoint import Checkpoint
 from cilbench.methods.training.engine import numerics
-from cilbench.methods.training.loop import Lesson, Look, fit
+from cilbench.methods.training.loop import TaskData, Transform, fit
 from cilbench.methods.training.losses import expansion_loss, herd, kd_loss
 from cilbench.scenario import make_scenario
 from tools.speed import accuracy as bench_accuracy
@@ -121,10 +121,10 @@ def test_the_losses_are_those_of_the_methods(twenty):
 
 
 def test_both_see_an_image_alike_where_nothing_is_drawn(twenty):
-    loop, look = loop_of(twenty), Look(make_scenario(twenty.card, 0, 10, 1993), CPU)
+    loop, transform = loop_of(twenty), Transform(make_scenario(twenty.card, 0, 10, 1993), CPU)
     images = torch.from_numpy(twenty.train.images[:5])
     loader = loop.reading(images.permute(0, 2, 3, 1).contiguous().numpy(), np.zeros(5, np.int64))
-    assert torch.allclose(next(iter(loader))[0], look.plain(images), atol=1e-5)
+    assert torch.allclose(next(iter(loader))[0], transform.eval(images), atol=1e-5)
 
 
 def test_what_workers_are_given_can_be_sent_to_them(twenty):
@@ -168,7 +168,7 @@ def test_from_the_same_weights_on_the_same_batches_both_learn_the_same(twenty, l
     scenario = replace(make_scenario(twenty.card, 0, 10, 1993), augmentation=NOTHING_DRAWN)
     schedule = ICaRL.Config(first_epochs=2, first_milestones=(1,), batch_size=16).schedule(0)
     images, labels = torch.from_numpy(twenty.train.images[:75].copy()), torch.arange(75) % 10
-    look, epochs = Look(scenario, CPU), [list(torch.randperm(75).split(16)) for _ in range(2)]
+    transform, epochs = Transform(scenario, CPU), [list(torch.randperm(75).split(16)) for _ in range(2)]
     drawn = iter(epochs)
     monkeypatch.setattr("cilbench.methods.training.loop.batches", lambda *_: next(drawn))
     theirs = bench_reference.Net(twenty.card)
@@ -183,12 +183,22 @@ def test_from_the_same_weights_on_the_same_batches_both_learn_the_same(twenty, l
         before = theirs.head.weight.clone()
         train_unfrozen(ours)
         context = Context(torch.Generator(), lambda line: None, lambda share, images: None, Checkpoint())
-        fit(lambda x, y: F.cross_entropy(ours(x), y), [ours], Lesson(images, labels, 75), schedule, look, context, 0)
+        fit(
+            lambda x, y: F.cross_entropy(ours(x), y),
+            [ours],
+            TaskData(images, labels, 75),
+            schedule,
+            transform,
+            context,
+            0,
+        )
     optimizer = bench_reference._sgd([theirs], bench_reference.FIRST_DECAY)
     falls = torch.optim.lr_scheduler.MultiStepLR(optimizer, [1], bench_reference.LR_DECAY)
     loss = bench_reference.distilled(theirs.train(), None, 0)
     for order in epochs:
-        bench_reference._epoch(loop_of(twenty), loss, optimizer, [(look.plain(images[b]), labels[b]) for b in order])
+        bench_reference._epoch(
+            loop_of(twenty), loss, optimizer, [(transform.eval(images[b]), labels[b]) for b in order]
+        )
         falls.step()
     assert not torch.allclose(theirs.head.weight, before, atol=0.01)
     for mine, other in zip(ours.state_dict().values(), theirs.state_dict().values(), strict=True):
@@ -198,22 +208,24 @@ def test_from_the_same_weights_on_the_same_batches_both_learn_the_same(twenty, l
 def test_both_see_an_image_in_the_same_ways(twenty):
     """Every place of the crop and both sides, and brightness of the same spread; one image, drawn 1,500 times."""
     image = torch.randint(1, 128, (1, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(1))
-    how = Augmentation(padding=1, flip=True, brightness=0.2)
-    card = replace(twenty.card, augmentation=how)
+    execution = Augmentation(padding=1, flip=True, brightness=0.2)
+    card = replace(twenty.card, augmentation=execution)
     many = image.repeat(1500, 1, 1, 1)
     pixels = many.permute(0, 2, 3, 1).contiguous().numpy()
 
-    def seen(look: Look, x: torch.Tensor) -> torch.Tensor:
-        return (x * look.std_C11 + look.mean_C11) * 255
+    def seen(transform: Transform, x: torch.Tensor) -> torch.Tensor:
+        return (x * transform.std_C11 + transform.mean_C11) * 255
 
-    def both(how: Augmentation) -> tuple[torch.Tensor, torch.Tensor]:
+    def both(execution: Augmentation) -> tuple[torch.Tensor, torch.Tensor]:
         torch.manual_seed(2)
-        look = Look(replace(make_scenario(card, 0, 10, 1993), augmentation=how), CPU)
-        loop = bench_reference.Loop(replace(card, augmentation=how), CPU, 500, 0)
+        transform = Transform(replace(make_scenario(card, 0, 10, 1993), augmentation=execution), CPU)
+        loop = bench_reference.Loop(replace(card, augmentation=execution), CPU, 500, 0)
         theirs = torch.cat([x for x, _ in loop.training(pixels, np.zeros(1500, np.int64))])
-        return seen(look, look.augmented(many, torch.Generator().manual_seed(3))), seen(look, theirs)
+        return seen(transform, transform.train(many, torch.Generator().manual_seed(3))), seen(transform, theirs)
 
-    placed = [{tuple(x.round().int().flatten().tolist()) for x in batch} for batch in both(replace(how, brightness=0))]
+    placed = [
+        {tuple(x.round().int().flatten().tolist()) for x in batch} for batch in both(replace(execution, brightness=0))
+    ]
     assert placed[0] == placed[1]
     assert len(placed[0]) == 3 * 3 * 2
     shares = [np.sort(x.sum((1, 2, 3)) / image.sum()) for x in both(replace(NOTHING_DRAWN, brightness=0.2))]
@@ -224,7 +236,7 @@ def test_both_see_an_image_in_the_same_ways(twenty):
 
 def test_both_learn_at_the_same_rates(twenty, monkeypatch):
     """Ten epochs a task: the published 200 and 170, in proportion."""
-    config = bench_accuracy.two_tasks(twenty, replace(QUICK, epochs=10), CPU).cell.spec.config
+    config = bench_accuracy.two_tasks(twenty, replace(QUICK, epochs=10), CPU).spec.method.config
     ours = [config.schedule(task).lr_at(epoch) for task in (0, 1) for epoch in range(10)]
     first, later = [0.1] * 3 + [1e-2] * 3 + [1e-3] * 2 + [1e-4] * 2, [0.1] * 5 + [1e-2] * 2 + [1e-3] * 3
     assert ours == pytest.approx(first + later)

@@ -13,7 +13,7 @@ from make_runs import METHODS, Grid, make_runs
 from cilbench.budgets.size import PUBLISHED_BYTES
 from cilbench.reports import summarise
 from cilbench.reports.load import read_runs
-from cilbench.request import RunRequest, cells
+from cilbench.request import RunOptions, specs
 from tools import reproduction
 from tools.reproduction import (
     Ours,
@@ -98,13 +98,13 @@ def test_what_is_asked_for_weighs_what_was_published(entry, tmp_path):
     options = {words[i].removeprefix("--").replace("-", "_"): words[i + 1] for i in range(0, len(words), 2)}
     protocol = entry["dataset"], entry["base"], entry["inc"]
     methods = ",".join(reproduction.NAMES[name] for name in entry["values"])
-    asked = cells(RunRequest(methods=methods, dataset=protocol[0], base=protocol[1], inc=protocol[2], **options))
+    asked = specs(RunOptions(methods=methods, dataset=protocol[0], base=protocol[1], inc=protocol[2], **options))
     label = f"{entry['budget_mb']:g}" if "budget_mb" in entry else None
     expected = PUBLISHED_BYTES[protocol][label] if label else entry["budget_bytes"]
-    assert {cell.budget.bytes for cell in asked} == {expected}
+    assert {spec.budget.bytes for spec in asked} == {expected}
     if "2000 exemplars" in entry["source"]:
-        for cell in asked:
-            assert cell.plan().exemplars == 2000
+        for spec in asked:
+            assert spec.plan().exemplars == 2000
 
 
 # ------------------------------------------------------------------------------------------------ collect

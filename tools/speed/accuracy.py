@@ -90,7 +90,7 @@ def float32_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int 
 def _engine_run(path: str, asked: Job) -> Run:
     with tempfile.TemporaryDirectory() as out:
         whole = whole_cell(asked, Path(out))
-    return Run(path, asked.cell.precision, asked.cell.seed, whole.top1, whole.seconds)
+    return Run(path, asked.spec.precision, asked.spec.seed, whole.top1, whole.seconds)
 
 
 def reference_run(dataset: Dataset, scale: Scale, device: torch.device, seed: int = 1) -> Run:

@@ -31,7 +31,7 @@ from cilbench.errors import RequestError
 from cilbench.methods.contract import Task
 from cilbench.methods.dgm.method import DGM
 from cilbench.methods.training.machine import device_name
-from cilbench.protocol.run import environment, revive
+from cilbench.protocol.run import environment, restore_learner
 from cilbench.scenario import stream
 from tools.speed import accuracy, reference
 from tools.speed.engine import Job, Whole, images_per_second, job, sealed_after, whole_cell
@@ -107,7 +107,7 @@ def cell_rows(bench: Bench) -> list[Row]:
     for warm_up in (accuracy.engine_run, accuracy.reference_run):
         warm_up(some_classes(2 * INC, small, None), small, bench.device)
     pairs = alternately(ours, theirs, scale.rounds, warm=False)
-    what = f"iCaRL, 10 + 10 classes, {scale.epochs} epochs, {asked.cell.precision} {asked.cell.layout}"
+    what = f"iCaRL, 10 + 10 classes, {scale.epochs} epochs, {asked.spec.precision} {asked.spec.layout}"
     rows = [faster("cell", what, "s", pairs, bench.end_to_end)]
     for part in ("train", "herd", "evaluate", "seal", "other"):
         shares = [(getattr(whole, part), whole.seconds) for whole in wholes]
@@ -118,10 +118,10 @@ def cell_rows(bench: Bench) -> list[Row]:
 def icarl_rows(bench: Bench) -> list[Row]:
     """Training steps with a teacher: iCaRL's second task."""
     asked = bench.icarl()
-    lesson = _lesson(asked, 1, bench.scale.exemplars)
+    task_data = _lesson(asked, 1, bench.scale.exemplars)
 
     def theirs() -> float:
-        return reference.icarl_images_per_second(bench.loop(asked.dataset), *lesson, bench.scale.steps)
+        return reference.icarl_images_per_second(bench.loop(asked.dataset), *task_data, bench.scale.steps)
 
     return [_steps("icarl", "iCaRL with teacher", asked, 1, theirs, bench.scale)]
 
@@ -141,10 +141,10 @@ def dgm_rows(bench: Bench) -> list[Row]:
     sealed = sealed_after(1, asked.brief(epochs=1, max_steps=1))
     assert sealed is not None
     given = as_arrays(_task(asked, 1))
-    loop = bench.loop(asked.dataset, asked.cell.spec.config.batch_size)
+    loop = bench.loop(asked.dataset, asked.spec.method.config.batch_size)
 
     def theirs() -> float:
-        learner = cast(DGM, revive(asked.cell, asked.plan, sealed, bench.device))
+        learner = cast(DGM, restore_learner(asked.spec, asked.plan, sealed, bench.device))
         return reference.dgm_images_per_second(loop, learner, *given, bench.scale.steps)
 
     return [_steps("dgm", "DGM at task 2", asked, 1, theirs, bench.scale, sealed)]
@@ -153,11 +153,11 @@ def dgm_rows(bench: Bench) -> list[Row]:
 def _expanding(bench: Bench, method: str, name: str, *, share_general: bool) -> Row:
     data = some_classes((LATE_TASK + 1) * INC, bench.scale, bench.cifar100)
     asked = bench.stepping(method, data, LATE_TASK + 1, batch_size=bench.scale.batch)
-    lesson = _lesson(asked, LATE_TASK, bench.scale.exemplars)
+    task_data = _lesson(asked, LATE_TASK, bench.scale.exemplars)
 
     def theirs() -> float:
         return reference.expanding_images_per_second(
-            bench.loop(data), *lesson, bench.scale.steps, LATE_TASK + 1, INC, share_general=share_general
+            bench.loop(data), *task_data, bench.scale.steps, LATE_TASK + 1, INC, share_general=share_general
         )
 
     return _steps(method, name, asked, LATE_TASK, theirs, bench.scale)
@@ -179,12 +179,12 @@ def _steps(
     def ours() -> float:
         return images_per_second(asked, task, sealed, scale.timed_epochs)
 
-    what = f"{name}, {asked.plan.backbone}, {asked.cell.precision} {asked.cell.layout}"
+    what = f"{name}, {asked.plan.backbone}, {asked.spec.precision} {asked.spec.layout}"
     return faster(section, what, "images/s", alternately(ours, theirs, scale.rounds))
 
 
 def _task(asked: Job, index: int) -> Task:
-    return next(stream(asked.dataset, asked.cell.scenario, torch.device("cpu"), index))
+    return next(stream(asked.dataset, asked.spec.scenario, torch.device("cpu"), index))
 
 
 def _lesson(asked: Job, task: int, exemplars: int) -> tuple[reference.Pixels, reference.Labels]:

@@ -25,7 +25,7 @@ from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.engine import Precision, pick_precision, wait_for
 from cilbench.protocol.run import learn_and_seal, run_cell
 from cilbench.records.folder import Resumed, RunFolder, TaskRecord
-from cilbench.request import Cell
+from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario, stream
 from tools.speed.rows import INC, ORDER
 
@@ -34,16 +34,16 @@ from tools.speed.rows import INC, ORDER
 class Job:
     """A cell that can be run: where, on what, and as planned."""
 
-    cell: Cell
+    spec: RunSpec
     plan: Plan
     dataset: Dataset
     device: torch.device
 
     def brief(self, **settings: object) -> "Job":
         """The same with other settings of the method; its states fit this one."""
-        changed = replace(self.cell.spec.config, **settings)
-        spec = replace(self.cell.spec, configs={self.cell.spec.name: changed})
-        return replace(self, cell=replace(self.cell, spec=spec))
+        changed = replace(self.spec.method.config, **settings)
+        method = replace(self.spec.method, configs={self.spec.method.name: changed})
+        return replace(self, spec=replace(self.spec, method=method))
 
 
 def job(
@@ -61,20 +61,20 @@ def job(
     """
     card = dataset.card
     precision = precision or pick_precision(device, card.family, card.single_backbone, card.image_shape[0])
-    spec = resolve(method, "published", settings, {})
+    method = resolve(method, "published", settings, {})
     scenario = make_scenario(card, 0, INC, ORDER, backbone)
-    cell = Cell(spec, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)
-    plan = cell.plan()
-    return Job(laid_out(cell, plan, device), plan, dataset, device)
+    spec = RunSpec(method, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)
+    plan = spec.plan()
+    return Job(laid_out(spec, plan, device), plan, dataset, device)
 
 
 def sealed_after(tasks: int, job: Job) -> bytes | None:
     """The state a job's learner hands on after so many tasks; None after none."""
     sealed = None
-    for task in stream(job.dataset, job.cell.scenario, job.device):
+    for task in stream(job.dataset, job.spec.scenario, job.device):
         if task.index == tasks:
             break
-        sealed = learn_and_seal(job.cell, job.plan, task, sealed, job.device, _unheard, _unheard)
+        sealed = learn_and_seal(job.spec, job.plan, task, sealed, job.device, _unheard, _unheard)
     return sealed
 
 
@@ -165,14 +165,14 @@ class Whole:
 
 def whole_cell(job: Job, out: Path) -> Whole:
     """Run a cell from nothing to its run folder below `out`. Raises RuntimeError where it is not done."""
-    folder, listener = RunFolder(out, job.cell.id), Listener()
+    folder, listener = RunFolder(out, job.spec.id), Listener()
     folder.discard()
     started = time.perf_counter()
     with _clocked(ExemplarMemory, "keep") as herding:
-        outcome = run_cell(job.cell, job.plan, job.dataset, folder, job.device, listener)
+        outcome = run_cell(job.spec, job.plan, job.dataset, folder, job.device, listener)
     seconds = time.perf_counter() - started
     if outcome.status != "done":
-        raise RuntimeError(f"{job.cell.spec.name}: {outcome.status}: {outcome.reason}")
+        raise RuntimeError(f"{job.spec.method.name}: {outcome.status}: {outcome.reason}")
     timing = json.loads((folder.final / "cell.json").read_text())["timing"]
     lines = map(json.loads, (folder.final / "log.jsonl").read_text().splitlines())
     return Whole(
@@ -186,9 +186,9 @@ def whole_cell(job: Job, out: Path) -> Whole:
 
 
 def _learn(job: Job, task: int, sealed: bytes | None, progress: Any) -> None:
-    given = next(stream(job.dataset, job.cell.scenario, job.device, task))
+    given = next(stream(job.dataset, job.spec.scenario, job.device, task))
     with suppress(_Enough):
-        learn_and_seal(job.cell, job.plan, given, sealed, job.device, _unheard, progress)
+        learn_and_seal(job.spec, job.plan, given, sealed, job.device, _unheard, progress)
 
 
 def _unheard(*_: object) -> None:

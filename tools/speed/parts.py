@@ -23,7 +23,7 @@ from cilbench.methods.rehearsal.memory import Plain
 from cilbench.methods.training.engine import numerics, wait_for
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.losses import herd
-from cilbench.protocol.run import revive
+from cilbench.protocol.run import restore_learner
 from cilbench.scenario import stream
 from tools.speed import reference
 from tools.speed.engine import Job, images_per_second, step_costs
@@ -83,7 +83,7 @@ def codec_rows(side: int, count: int, rounds: int) -> list[Row]:
     quarter = torch.tensor([[side // 8, side // 8, side // 4, side // 4]], dtype=torch.int16).repeat(count, 1)
 
     def batch(codec: Codec) -> Callable[[], object]:
-        boxes = quarter if codec.beside == "boxes" else None
+        boxes = quarter if codec.side_info == "boxes" else None
         return lambda: codec.decode(codec.encode(images, boxes), shape)
 
     pairs: dict[str, tuple[Callable[[], object], Callable[[], object]]] = {
@@ -111,16 +111,16 @@ def herding_rows(job: Job, sealed: bytes, loop: reference.Loop, rounds: int) -> 
 
     Raises RuntimeError where what is chosen is not the greedy's, to the last place.
     """
-    task = next(stream(job.dataset, job.cell.scenario, job.device))
-    count = job.plan.exemplar_bytes[0] // len(job.cell.scenario.new(0)) // job.cell.scenario.image_bytes
+    task = next(stream(job.dataset, job.spec.scenario, job.device))
+    count = job.plan.exemplar_bytes[0] // len(job.spec.scenario.new(0)) // job.spec.scenario.image_bytes
     images, labels = as_arrays(task)
     learner, toolbox = _learner(job, sealed), reference.ICaRL(loop, job.plan.exemplars, epochs=0)
     toolbox.net.to(job.device)
-    classes = job.cell.scenario.new(0)
+    classes = job.spec.scenario.new(0)
 
     def ours() -> None:
         learner.memory.classes = []
-        with numerics(job.device, job.cell.precision, job.cell.layout):
+        with numerics(job.device, job.spec.precision, job.spec.layout):
             learner.memory.keep(task, classes, learner.features, Plain(Raw()).encode)
 
     def theirs() -> None:
@@ -128,7 +128,7 @@ def herding_rows(job: Job, sealed: bytes, loop: reference.Loop, rounds: int) -> 
             of_class = images[labels == label]
             reference.herded(toolbox.vectors(of_class, label), of_class, count)
 
-    with numerics(job.device, job.cell.precision, job.cell.layout):
+    with numerics(job.device, job.spec.precision, job.spec.layout):
         features_ND = in_batches(learner.features, task.images).float()
     of_class = [features_ND[task.labels == label] for label in classes]
     vectors = [reference.normalised(features.cpu().numpy()) for features in of_class]
@@ -180,7 +180,7 @@ def seal_rows(job: Job, sealed: bytes, folder: Path, rounds: int) -> list[Row]:
         file.write_bytes(seal(learner.state()))
 
     def load() -> None:
-        revive(job.cell, job.plan, source.read_bytes(), job.device)
+        restore_learner(job.spec, job.plan, source.read_bytes(), job.device)
 
     def bytes_per_second(function: Callable[[], object]) -> Callable[[], float]:
         return _rate(function, len(sealed), job.device)
@@ -198,14 +198,14 @@ def seal_rows(job: Job, sealed: bytes, folder: Path, rounds: int) -> list[Row]:
 def ceiling_rows(job: Job, epochs: int, rounds: int) -> list[Row]:
     """Training steps of the first task beside a large matrix product in their precision and a large copy."""
     flops, moved_bytes = step_costs(job, 0, None)
-    matmul, copy = _large_matmul(job.device, job.cell.precision), _large_copy(job.device)
+    matmul, copy = _large_matmul(job.device, job.spec.precision), _large_copy(job.device)
 
     def trained(cost: float) -> Callable[[], float]:
         return lambda: cost * images_per_second(job, 0, None, epochs)
 
     arithmetic = alternately(trained(flops), matmul, rounds)
     traffic = alternately(trained(moved_bytes), copy, rounds)
-    step = f"training step, {job.cell.precision} {job.cell.layout}"
+    step = f"training step, {job.spec.precision} {job.spec.layout}"
     return [
         share("ceiling", f"{step}: arithmetic of a matrix product", "GFLOP/s", arithmetic),
         share("ceiling", f"{step}: traffic of a copy", "MB/s", traffic),
@@ -259,7 +259,7 @@ def as_arrays(task: Task) -> tuple[reference.Pixels, reference.Labels]:
 
 
 def _learner(job: Job, sealed: bytes) -> ICaRL:
-    learner = cast(ICaRL, revive(job.cell, job.plan, sealed, job.device))
+    learner = cast(ICaRL, restore_learner(job.spec, job.plan, sealed, job.device))
     learner.net.eval()
     return learner
 

@@ -64,10 +64,12 @@ class Loop:
     workers: int
 
     def augmented(self) -> transforms.Compose:
-        how = self.card.augmentation
-        flip = [transforms.RandomHorizontalFlip()] if how.flip else []
-        crop = transforms.RandomCrop(self.card.image_shape[1:], padding=how.padding)
-        return transforms.Compose([crop, *flip, transforms.ColorJitter(brightness=how.brightness), *self._plain()])
+        execution = self.card.augmentation
+        flip = [transforms.RandomHorizontalFlip()] if execution.flip else []
+        crop = transforms.RandomCrop(self.card.image_shape[1:], padding=execution.padding)
+        return transforms.Compose(
+            [crop, *flip, transforms.ColorJitter(brightness=execution.brightness), *self._plain()]
+        )
 
     def plain(self) -> transforms.Compose:
         return transforms.Compose(self._plain())
