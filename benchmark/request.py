@@ -19,8 +19,8 @@ from cilbench.data import datasets
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
+from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.engine import MemoryFormat, Precision
-from cilbench.methods.training.loop import recipe_named
 from cilbench.scenario import make_scenario
 
 

@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, new_head, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
-from cilbench.methods.training.loop import Count, SgdConfig, Weight, fit, in_epochs
+from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
+from cilbench.methods.training.loop import fit
 from cilbench.methods.training.losses import expansion_loss, weight_align
 
 

@@ -14,7 +14,8 @@ from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
 from cilbench.methods.rehearsal.memory import Compression
-from cilbench.methods.training.loop import Count, SgdConfig, fit, in_epochs
+from cilbench.methods.training.config import Count, SgdConfig, in_epochs
+from cilbench.methods.training.loop import fit
 
 
 class Finetune(Rehearsal):

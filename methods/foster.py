@@ -23,17 +23,8 @@ from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task,
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import ShowOnly
-from cilbench.methods.training.loop import (
-    Count,
-    Positive,
-    Rate,
-    SgdConfig,
-    TaskCompression,
-    TaskData,
-    Weight,
-    fit,
-    in_epochs,
-)
+from cilbench.methods.training.config import Count, Positive, Rate, SgdConfig, Weight, in_epochs
+from cilbench.methods.training.loop import TaskCompression, TaskData, fit
 from cilbench.methods.training.losses import kd_loss
 
 

@@ -16,8 +16,10 @@ from torch.nn import functional as F
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
-from cilbench.methods.training.loop import Count, Positive, SgdConfig, Weight, fit, in_batches, in_epochs
-from cilbench.methods.training.losses import class_means, kd_loss, nearest_mean_scores
+from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
+from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
+from cilbench.methods.training.loop import fit, in_batches
+from cilbench.methods.training.losses import kd_loss
 
 
 class ICaRL(Rehearsal):

@@ -14,7 +14,8 @@ from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task,
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
 from cilbench.methods.rehearsal.memory import Compression
-from cilbench.methods.training.loop import SgdConfig, fit
+from cilbench.methods.training.config import SgdConfig
+from cilbench.methods.training.loop import fit
 
 
 class Joint(Rehearsal):

@@ -24,7 +24,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
 from cilbench.methods.contract import Method, MethodCard, Plan, Scenario
 from cilbench.methods.rehearsal.memory import Compression, Plain
-from cilbench.methods.training.loop import apply_recipe, recipe_named
+from cilbench.methods.training.config import apply_recipe, recipe_named
 
 
 class UnknownMethod(ValueError):

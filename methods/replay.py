@@ -11,7 +11,8 @@ from torch.nn import functional as F
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
-from cilbench.methods.training.loop import Count, SgdConfig, fit, in_epochs
+from cilbench.methods.training.config import Count, SgdConfig, in_epochs
+from cilbench.methods.training.loop import fit
 
 
 class Replay(Rehearsal):

@@ -14,7 +14,7 @@ import torch
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
-from cilbench.methods.training.loop import recipe_named
+from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.machine import measured_on, recall, remember
 from cilbench.protocol.run import learn_and_seal
 from cilbench.request import RunSpec

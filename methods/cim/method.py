@@ -31,19 +31,11 @@ from cilbench.budgets.codecs import Box, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.training.augment import Transform
+from cilbench.methods.training.config import Count, Positive, Schedule, Share, Weight, in_epochs
 from cilbench.methods.training.engine import CudaGraphStep, full_precision
 from cilbench.methods.training.images import TaskDataImages, iter_batches
-from cilbench.methods.training.loop import (
-    Count,
-    Positive,
-    Schedule,
-    Share,
-    TaskData,
-    Transform,
-    Weight,
-    in_epochs,
-    not_captured,
-)
+from cilbench.methods.training.loop import TaskData, not_captured
 
 PARTS = ("held_out", "own", "sparsity", "inner", "mask_area")  # of the upper level's loss, as they are logged
 CHUNK = 256  # images at a time where boxes are drawn: bounds memory, changes no number
@@ -360,7 +352,7 @@ class TaskMasks:
         return class_activation_map(maps_BDhw, theta["head.weight"][labels_B]), logits_BK
 
     def draw(self) -> tuple[Tensor, Tensor]:
-        """Positions of new images for the hybrid batch, and of others of the lesson, new and old, that are held out."""
+        """Positions of new images for the hybrid batch, and of others of the task, new and old, that are held out."""
         size, generator, device = self.config.meta_batch, self.context.generator, self.task_data.images.device
         inner = torch.randperm(self.task_data.new, generator=generator, device=device)[:size]
         order = torch.randperm(len(self.task_data.images), generator=generator, device=device)

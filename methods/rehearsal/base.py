@@ -18,7 +18,8 @@ from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, Training
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
-from cilbench.methods.training.loop import TaskData, Transform
+from cilbench.methods.training.augment import Transform
+from cilbench.methods.training.loop import TaskData
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Rehearsal:
         return model_bytes + scenario.base_exemplars * image_bytes
 
     def prepare_task(self, task: Task) -> TaskData:
-        """Grow the network for a task's classes; the lesson is its images and all exemplars."""
+        """Grow the network for a task's classes; what it learns from is its images and all exemplars."""
         if self.growth.expanding or not self.net.branches:
             self.net.add_branch()
         self.net.grow_head(self.scenario.seen(task.index))

@@ -15,9 +15,11 @@ from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, Scenario, Task
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.rehearsal.herding import herd
+from cilbench.methods.training.augment import Transform
+from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.images import concat_images
-from cilbench.methods.training.loop import Schedule, TaskCompression, TaskData, Transform, in_batches
-from cilbench.methods.training.losses import herd
+from cilbench.methods.training.loop import TaskCompression, TaskData, in_batches
 
 
 class Compression(Protocol):

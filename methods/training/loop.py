@@ -1,6 +1,6 @@
-"""The epoch loop, written once: images as uint8, augmented on the device in batches, SGD with step decay.
+"""The epoch loop, written once: batches augmented on the device, SGD down a schedule.
 
-    fit(loss, learner, lesson, schedule, look, context, task)
+    fit(loss, learner, task_data, schedule, transform, context, task)
 
 A method brings its loss as a function of a batch; everything a toolbox would hide in a trainer is an argument here.
 """
@@ -8,17 +8,17 @@ A method brings its loss as a function of a batch; everything a toolbox would hi
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Encoded
-from cilbench.methods.contract import Augmentation, Context, Scenario
+from cilbench.methods.contract import Context
+from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Resumable, Stateful
+from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.engine import CudaGraphStep, evaluation_batch, full_precision
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 
@@ -29,171 +29,6 @@ class Diverged(RuntimeError):
     def __init__(self, task: int, epoch: int, step: int, lr: float, what: str = "the loss is") -> None:
         self.where = task, epoch, step, lr, what
         super().__init__(f"{what} not finite in task {task}, epoch {epoch}, step {step}, learning rate {lr:g}")
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What a setting may be; `str` says it."""
-
-    least: float = -math.inf
-    above: float = -math.inf
-    most: float = math.inf
-    below: float = math.inf
-
-    def allow(self, value: float) -> bool:
-        return self.least <= value <= self.most and self.above < value < self.below
-
-    def __str__(self) -> str:
-        words = {"at least": self.least, "above": self.above, "at most": self.most, "below": self.below}
-        return " and ".join(f"{word} {bound:g}" for word, bound in words.items() if math.isfinite(bound))
-
-
-Count = Annotated[int, Limits(least=1, most=10**6)]
-Positive = Annotated[float, Limits(above=0, below=1e12)]
-Weight = Annotated[float, Limits(least=0, below=1e12)]  # of a term of a loss, or of decay
-Share = Annotated[float, Limits(above=0, most=1)]
-Rate = Annotated[float, Limits(least=0, below=1)]  # momentum, a moving average's β
-
-
-def in_epochs(value: int | tuple[int, ...]) -> Any:
-    """A `Config` field counted in epochs: a recipe shortens it."""
-    return field(default=value, metadata={"unit": "epochs"})
-
-
-@dataclass(frozen=True)
-class SgdConfig:
-    """SGD as the CIFAR-100 protocol has it: PyCIL `models/*.py`, the same in the survey's code (arXiv 2302.03648)."""
-
-    batch_size: Count = 128
-    lr: Positive = 0.1
-    momentum: Rate = 0.9
-    lr_decay: Share = 0.1
-    first_epochs: Count = in_epochs(200)
-    first_milestones: tuple[Count, ...] = in_epochs((60, 120, 170))
-    first_weight_decay: Weight = 5e-4
-    epochs: Count = in_epochs(170)
-    milestones: tuple[Count, ...] = in_epochs((80, 120))
-    weight_decay: Weight = 2e-4
-    cosine: bool = False  # a half cosine in place of the milestones
-    max_steps: Count | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
-
-    def schedule(self, task: int) -> "Schedule":
-        """First tasks are trained longer than later ones."""
-        first = task == 0
-        return Schedule(
-            epochs=self.first_epochs if first else self.epochs,
-            milestones=self.first_milestones if first else self.milestones,
-            weight_decay=self.first_weight_decay if first else self.weight_decay,
-            lr=self.lr,
-            momentum=self.momentum,
-            lr_decay=self.lr_decay,
-            batch_size=self.batch_size,
-            cosine=self.cosine,
-            max_steps=self.max_steps,
-        )
-
-
-@dataclass(frozen=True)
-class Schedule:
-    """One training run: learning rate × `lr_decay` at each milestone (epochs), or down a half cosine to zero."""
-
-    epochs: int
-    milestones: tuple[int, ...]
-    weight_decay: float
-    lr: float
-    momentum: float
-    lr_decay: float
-    batch_size: int
-    cosine: bool = False
-    max_steps: int | None = None
-
-    def images(self, count: int) -> int:
-        """How many are shown in all epochs of a lesson of `count`."""
-        return self.epochs * min(count, count if self.max_steps is None else self.max_steps * self.batch_size)
-
-    def lr_at(self, epoch: int) -> float:
-        if self.cosine:
-            return self.lr * (1 + math.cos(math.pi * epoch / self.epochs)) / 2
-        return self.lr * self.lr_decay ** sum(epoch >= milestone for milestone in self.milestones)
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How much of the published schedule is run: every field counted in epochs is scaled; `max_steps` caps an epoch."""
-
-    epochs: float
-    max_steps: int | None = None
-
-
-RECIPES = {"published": Recipe(1.0), "fast": Recipe(0.1), "smoke": Recipe(0.0, max_steps=4)}
-
-
-def recipe_named(text: str) -> Recipe:
-    """A recipe of the table, or a share of the published epochs in (0, 1). Raises ValueError that says what is allowed.
-
-    Written one way each, so that one schedule is not two recipes: "0.3", not ".30".
-    """
-    if text in RECIPES:
-        return RECIPES[text]
-    with suppress(ValueError):
-        share = float(text)
-        if 0 < share < 1 and text == f"{share:g}" and share != RECIPES["fast"].epochs:
-            return Recipe(share)
-    raise ValueError(f"allowed are {', '.join(RECIPES)}, or a share of the published epochs such as 0.3")
-
-
-def apply_recipe(config: Any, recipe: Recipe) -> Any:
-    """A method's `Config` with its epochs scaled, at least one each; a milestone may fall behind the end."""
-
-    def scaled(value: Any) -> Any:
-        if isinstance(value, tuple):
-            return tuple(scaled(v) for v in value)
-        return value if recipe.epochs == 1 else max(1, round(value * recipe.epochs))
-
-    changes = {f.name: scaled(getattr(config, f.name)) for f in fields(config) if f.metadata.get("unit") == "epochs"}
-    if recipe.max_steps is not None:
-        changes |= {f.name: recipe.max_steps for f in fields(config) if f.name == "max_steps"}
-    return replace(config, **changes)
-
-
-class Transform:
-    """uint8 images as the network sees them: augmented for training, plain for everything else."""
-
-    def __init__(self, scenario: Scenario, device: torch.device) -> None:
-        self.augmentation = scenario.augmentation
-        self.mean_C11 = torch.tensor(scenario.mean, device=device).reshape(-1, 1, 1)
-        self.std_C11 = torch.tensor(scenario.std, device=device).reshape(-1, 1, 1)
-
-    def eval(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] → normalised float32."""
-        return (images.float() / 255 - self.mean_C11) / self.std_C11
-
-    def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
-        """uint8 [B, C, H, W] → cropped, flipped, brightened (each image its own draw), normalised float32."""
-        execution: Augmentation = self.augmentation
-        images = random_crop(images, execution.padding, generator)
-        if execution.flip:
-            coin_B = torch.rand(len(images), device=images.device, generator=generator) < 0.5
-            images = torch.where(coin_B[:, None, None, None], images.flip(3), images)
-        x_BCHW = images.float() / 255
-        if execution.brightness:
-            draw_B = torch.rand(len(images), device=images.device, generator=generator)
-            factor_B = 1 + execution.brightness * (2 * draw_B - 1)
-            x_BCHW = (x_BCHW * factor_B[:, None, None, None]).clamp(max=1)
-        return (x_BCHW - self.mean_C11) / self.std_C11
-
-
-def random_crop(images: Tensor, padding: int, generator: torch.Generator) -> Tensor:
-    """Pad with zeros and cut [H, W] back out at a place of each image's own: uint8 [B, C, H, W]."""
-    if not padding:
-        return images
-    batch, _, height, width = images.shape
-    padded = F.pad(images, (padding,) * 4)
-    top_B, left_B = torch.randint(0, 2 * padding + 1, (2, batch), device=images.device, generator=generator)
-    y_BH = top_B[:, None] + torch.arange(height, device=images.device)
-    x_BW = left_B[:, None] + torch.arange(width, device=images.device)
-    b_B11 = torch.arange(batch, device=images.device)[:, None, None]
-    return padded[b_B11, :, y_BH[:, :, None], x_BW[:, None, :]].permute(0, 3, 1, 2)
 
 
 @dataclass
@@ -209,7 +44,7 @@ class TaskCompression(Stateful, Protocol):
     """A compression at work in one task."""
 
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
-        """Images as the network is to meet them: uint8 [B, C, H, W] → same; `positions` are those in the lesson."""
+        """Images as the network is to meet them: uint8 [B, C, H, W] → same; `positions` are those in the task's data."""
         ...
 
     def before_epoch(self, epoch: int, lr: float) -> None: ...
@@ -233,7 +68,7 @@ def fit(
 ) -> None:
     """Train what is not frozen in `learner` on `loss(x_BCHW, labels_B)` for the whole schedule.
 
-    `compressing` has its turn before every epoch and may show a batch as it will look once stored. Where a task is
+    `compressor` has its turn before every epoch and may show a batch as it will look once stored. Where a task is
     learned in several phases, `phase` names this one in the log and `part` is its share of the task, (from, to). Goes
     on from the context's checkpoint. Raises Diverged, Interrupted.
     """

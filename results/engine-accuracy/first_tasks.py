@@ -19,8 +19,10 @@ from torch import Tensor, nn
 
 from cilbench.data.datasets import Dataset
 from cilbench.methods.contract import Context
+from cilbench.methods.training.augment import Transform
+from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.engine import numerics
-from cilbench.methods.training.loop import Schedule, TaskData, Transform, batches, fit
+from cilbench.methods.training.loop import TaskData, batches, fit
 from cilbench.protocol.run import learn_and_seal, restore_learner, task_seed
 from cilbench.scenario import seen_test_images, stream
 from tools.speed import reference

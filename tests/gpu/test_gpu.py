@@ -18,8 +18,9 @@ from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.registry import resolve
+from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.engine import BareStep, CudaGraphStep, numerics
-from cilbench.methods.training.loop import TaskData, Transform, fit
+from cilbench.methods.training.loop import TaskData, fit
 from cilbench.protocol.run import learn_and_seal, predict, restore_learner, run_cell
 from cilbench.protocol.sweep import sweep
 from cilbench.records.folder import RunFolder

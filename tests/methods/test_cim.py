@@ -28,7 +28,9 @@ from cilbench.methods.cim.method import (
 from cilbench.methods.contract import Augmentation, Context, Scenario
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
 from cilbench.methods.registry import resolve
-from cilbench.methods.training.loop import RECIPES, Schedule, TaskData, Transform, apply_recipe
+from cilbench.methods.training.augment import Transform
+from cilbench.methods.training.config import RECIPES, Schedule, apply_recipe
+from cilbench.methods.training.loop import TaskData
 from cilbench.protocol.run import learn_and_seal, restore_learner
 from cilbench.scenario import stream
 

@@ -18,9 +18,9 @@ from cilbench.errors import RequestError
 from cilbench.methods.cim.method import as_stored
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.training import engine, machine
+from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.engine import CudaGraphStep, numerics, pick_layout, pick_precision
 from cilbench.methods.training.images import ConcatImages, DiskImages, concat_images, iter_batches, release
-from cilbench.methods.training.loop import recipe_named
 from cilbench.protocol.run import learn_and_seal
 from cilbench.request import RunOptions, specs
 from cilbench.scenario import stream

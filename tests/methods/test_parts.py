@@ -12,25 +12,11 @@ from toy import CPU, toy_dataset, toy_spec
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.foster import FOSTER, balanced_kd_loss, boosting_loss, effective_number_weights
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
-from cilbench.methods.training.loop import (
-    RECIPES,
-    Diverged,
-    SgdConfig,
-    TaskData,
-    Transform,
-    apply_recipe,
-    batches,
-    fit,
-    random_crop,
-)
-from cilbench.methods.training.losses import (
-    class_means,
-    expansion_loss,
-    herd,
-    kd_loss,
-    nearest_mean_scores,
-    weight_align,
-)
+from cilbench.methods.rehearsal.herding import class_means, herd, nearest_mean_scores
+from cilbench.methods.training.augment import Transform, random_crop
+from cilbench.methods.training.config import RECIPES, SgdConfig, apply_recipe
+from cilbench.methods.training.loop import Diverged, TaskData, batches, fit
+from cilbench.methods.training.losses import expansion_loss, kd_loss, weight_align
 
 
 def brute_force_herding(features: np.ndarray, count: int) -> list[int]:
@@ -57,7 +43,7 @@ def test_herding_is_the_greedy_of_the_paper(seed, images, width):
 
 @pytest.mark.parametrize("pairs", [2**25, 30**2, 1], ids=["together", "one by one", "without products of all pairs"])
 def test_classes_herded_together_are_herded_as_each_alone(monkeypatch, pairs):
-    monkeypatch.setattr("cilbench.methods.training.losses.PAIRS", pairs)
+    monkeypatch.setattr("cilbench.methods.rehearsal.herding.PAIRS", pairs)
     rng = np.random.default_rng(0)
     classes = [rng.normal(size=(n, 6)) for n in (30, 4, 25, 1, 17)]
     orders = herd([torch.tensor(c) for c in classes], 20)

@@ -23,10 +23,12 @@ from cilbench.data.datasets import DatasetError
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.rehearsal.herding import herd
+from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Checkpoint
 from cilbench.methods.training.engine import numerics
-from cilbench.methods.training.loop import TaskData, Transform, fit
-from cilbench.methods.training.losses import expansion_loss, herd, kd_loss
+from cilbench.methods.training.loop import TaskData, fit
+from cilbench.methods.training.losses import expansion_loss, kd_loss
 from cilbench.scenario import make_scenario
 from tools.speed import accuracy as bench_accuracy
 from tools.speed import bench

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from cilbench.data.datasets import Dataset
 from cilbench.methods.contract import Scenario
 from cilbench.methods.icarl import ICaRL
+from cilbench.methods.training.config import Recipe, apply_recipe
 from cilbench.methods.training.engine import Precision, wait_for
-from cilbench.methods.training.loop import Recipe, apply_recipe
 from cilbench.protocol.run import task_seed
 from cilbench.reports.statistics import interval
 from cilbench.scenario import make_scenario, seen_test_images, stream

@@ -19,10 +19,10 @@ from cilbench.budgets.codecs import Box, Codec, Jpeg, LowRes, Raw
 from cilbench.budgets.sealed import seal
 from cilbench.methods.contract import Task
 from cilbench.methods.icarl import ICaRL
+from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.rehearsal.memory import Plain
 from cilbench.methods.training.engine import numerics, wait_for
 from cilbench.methods.training.loop import in_batches
-from cilbench.methods.training.losses import herd
 from cilbench.protocol.run import restore_learner
 from cilbench.scenario import stream
 from tools.speed import reference
