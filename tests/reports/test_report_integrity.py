@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from make_runs import METHODS, Grid, add_checksums, make_run
-from toy import run, toy_cell
+from toy import run, toy_spec
 
 from cilbench import reports
 from cilbench.reports import evidence
@@ -46,7 +46,7 @@ def made(folder: Path, number: int = 0, **terms: Any) -> Path:
 @pytest.fixture(scope="module")
 def real(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder as the harness writes it."""
-    return run(toy_cell("icarl", toy), toy, tmp_path_factory.mktemp("real"))[1]
+    return run(toy_spec("icarl", toy), toy, tmp_path_factory.mktemp("real"))[1]
 
 
 @pytest.fixture
