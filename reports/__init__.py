@@ -11,8 +11,9 @@ behind each number.
 if __name__ == "reports":  # imported from the repository root: a second copy beside the installed package
     raise ImportError("import cilbench.reports, not reports: the folder is only where that package's files lie")
 
-from cilbench.reports.changes import Compared, compare, write_comparison
-from cilbench.reports.comparability import MixedComparisonError, UnknownAspectError
+from cilbench.reports.before_after import Compared, compare, write_comparison
+from cilbench.reports.comparability import MixedComparisonError, MixedRunsError, UnknownAspectError
+from cilbench.reports.comparison import Comparison
 from cilbench.reports.evidence import CloseUp, Evidence, close_up, representatives
 from cilbench.reports.figures.charts import (
     accuracy_over_classes,
@@ -27,7 +28,6 @@ from cilbench.reports.figures.closeups import confusion_matrices, remembered_ima
 from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, load, load_published, read_runs
 from cilbench.reports.report import ReportResult, write_report
-from cilbench.reports.summarise import Comparison, MixedRunsError
 
 __all__ = [
     "CloseUp",

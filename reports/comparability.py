@@ -7,17 +7,23 @@ figures and captions say it. `refuse` is the strict form: nothing may differ but
 """
 
 from collections import Counter
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import pandas as pd
 
-from cilbench.reports import summarise
 from cilbench.reports.wording import budget_text
+
+# What two numbers must share to be compared at all: nothing is averaged, ranked or drawn together across these.
+PROTOCOL = ["dataset", "base", "inc", "classes", "image_shape"]
+GROUP = [*PROTOCOL, "recipe", "accounting", "precision", "storage", "fill", "augmentation"]
+METHOD = [*GROUP, "method", "name", "competes"]
+REPETITION = ["seed", "order"]
 
 # What may differ → the columns of a run that say it. The order is that of a refusal.
 ASPECTS: Mapping[str, tuple[str, ...]] = {
-    "protocol": tuple(summarise.PROTOCOL),
+    "protocol": tuple(PROTOCOL),
     "accounting": ("accounting",),
     "recipe": ("recipe",),
     "precision": ("precision",),
@@ -30,6 +36,10 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
 }
 _WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
 _NONE = {"settings": "the recipe's own"}  # how "" is called; "the data set's own" elsewhere
+
+
+class MixedRunsError(ValueError):
+    """Runs that must not be compared were put together; the message says in what they differ."""
 
 
 class MixedComparisonError(ValueError):
@@ -50,6 +60,25 @@ class Difference:
     def text(self) -> str:
         """`backbone: convnet2 (DER, MEMO), resnet32 (iCaRL)`."""
         return f"{self.aspect}: " + ", ".join(f"{value} ({', '.join(names)})" for value, names in self.values.items())
+
+
+def groups(frame: pd.DataFrame) -> Iterator[tuple[dict[str, Any], pd.DataFrame]]:
+    """Each set of runs that may be compared, with what its runs share (the columns of `GROUP`)."""
+    for key, part in parts(frame, GROUP):
+        yield dict(zip(GROUP, key, strict=True)), part
+
+
+def require_one_group(frame: pd.DataFrame) -> None:
+    """Raises MixedRunsError where the rows differ in anything two numbers must share to be compared."""
+    if differ := [column for column in GROUP if frame[column].nunique(dropna=False) > 1]:
+        found = "; ".join(f"{column}: {', '.join(map(str, sorted(frame[column].unique())))}" for column in differ)
+        raise MixedRunsError(f"these runs are not comparable, they differ in {found}")
+
+
+def parts(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[tuple[tuple[Any, ...], pd.DataFrame]]:
+    """Rows that agree in `columns`, with the values they share, in their order."""
+    for key, part in frame.groupby(list(columns), sort=True, dropna=False):
+        yield key if isinstance(key, tuple) else (key,), part
 
 
 def differences(cells: pd.DataFrame) -> list[Difference]:

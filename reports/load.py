@@ -18,7 +18,7 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports import summarise
+from cilbench.reports import comparability, measures
 
 STATUSES = ("done", "failed", "refused", "over_budget", "diverged")
 KINDS = ("backbone", "generator", "masks", "exemplars", "other", "head", "statistics", "labels", "boxes")
@@ -102,8 +102,8 @@ class Runs:
 
     @property
     def stages(self) -> pd.DataFrame:
-        """A row per run, stage and head (`summarise.stages`); a run without accuracies has one row with a status."""
-        return summarise.stages(self.cells, self.boundaries, self.tests)
+        """A row per run, stage and head (`measures.stages`); a run without accuracies has one row with a status."""
+        return measures.stages(self.cells, self.boundaries, self.tests)
 
 
 def load(*folders: str | Path) -> pd.DataFrame:
@@ -130,7 +130,7 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
             run = _read_run(folder)
             if run.cell["run"] in digests:
                 raise NotARunError(f"the run {run.cell['run']} is in the report already")
-            setting = tuple(run.cell[column] for column in (*summarise.GROUP, *_SETTING))
+            setting = tuple(run.cell[column] for column in (*comparability.GROUP, *_SETTING))
             if setting in settings:
                 raise NotARunError(f"the same cell as the run {settings[setting]}, which is in the report already")
         except NotARunError as error:
@@ -423,7 +423,7 @@ def _distinct_names(cells: pd.DataFrame) -> pd.Series:
     they differ.
     """
     names: dict[int, str] = {}
-    for (*_, name), same_name in summarise.parts(cells, [*summarise.GROUP, "name"]):
+    for (*_, name), same_name in comparability.parts(cells, [*comparability.GROUP, "name"]):
         several = same_name["method"].nunique() > 1
         for method, same_method in same_name.groupby("method", sort=False):
             settings = {i: _flat(c) | {"backbone": b} for i, c, b in _settings(same_method)}
@@ -439,9 +439,9 @@ def _untaken(cells: pd.DataFrame) -> pd.Series:
     """Names with a number where a group has the name for something else: `1` and `"1"`, say, are written the same."""
     owners: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     names = []
-    columns = ["name", *summarise.GROUP, "method", "config", "requested_backbone", "competes"]
+    columns = ["name", *comparability.GROUP, "method", "config", "requested_backbone", "competes"]
     for name, *rest in cells[columns].itertuples(index=False, name=None):
-        group, owner = tuple(rest[: len(summarise.GROUP)]), tuple(rest[len(summarise.GROUP) :])
+        group, owner = tuple(rest[: len(comparability.GROUP)]), tuple(rest[len(comparability.GROUP) :])
         number, numbered = 1, name
         while owners.setdefault((*group, numbered), owner) != owner:
             number += 1

@@ -17,8 +17,8 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
+from cilbench.reports import aggregate, comparison, evidence
 from cilbench.reports import comparability as lint
-from cilbench.reports import evidence, summarise
 from cilbench.reports.figures import charts as figures
 from cilbench.reports.figures import closeups
 from cilbench.reports.figures.drawing import Drawing, draw, getting_ready
@@ -141,7 +141,7 @@ def _groups(runs: Runs, published: bool) -> list["_Group"]:
     overlay = load_published() if published else None
     return [
         _Group(group, frame, runs, slugs.of(group), styles_by_name(frame, methods), overlay)
-        for group, frame in summarise.groups(runs.stages)
+        for group, frame in lint.groups(runs.stages)
     ]
 
 
@@ -168,14 +168,14 @@ class _Group:
         self.title = f"{protocol_text(group)}; {conditions_text(group)}"
         self.cells = runs.cells[runs.cells["run"].isin(frame["run"])]
         self.ledger = runs.ledger[runs.ledger["run"].isin(frame["run"])]
-        self.spending = summarise.spending(self.cells, self.ledger)
+        self.spending = aggregate.spending(self.cells, self.ledger)
         tests = runs.tests[runs.tests["run"].isin(frame["run"])]
         self.close_up = evidence.close_up(evidence.representatives(self.cells), tests)
         self.published, self.without_published = self._published(published)
 
     @cached_property
-    def comparison(self) -> summarise.Comparison:
-        return summarise.Comparison(self.frame.drop(columns=_UNDRAWN)).complete()
+    def comparison(self) -> comparison.Comparison:
+        return comparison.Comparison(self.frame.drop(columns=_UNDRAWN)).complete()
 
     @cached_property
     def tables(self) -> list[tables.Table]:

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import pandas as pd
 
-from cilbench.reports import summarise
+from cilbench.reports import measures
 from cilbench.reports.load import load_published, read_runs
 from cilbench.reports.wording import budget_text, status_text
 
@@ -107,7 +107,7 @@ def collect(
 def _run_rows(stages: pd.DataFrame) -> pd.DataFrame:
     """A row per run and head (`RUN_COLUMNS`); avg and last in %, empty where a run is not done."""
     last_stages = stages.sort_values("task").groupby(["run", "head"], dropna=False, sort=False).tail(1)
-    found = summarise.measures(stages)[["run", "head", "avg", "last"]]
+    found = measures.measures(stages)[["run", "head", "avg", "last"]]
     rows = last_stages.merge(found, on=["run", "head"], how="left")
     rows = rows.assign(exemplars=rows["exemplars"].astype("Int64"), seconds=rows["wall_seconds"].astype(float))
     return rows[list(RUN_COLUMNS)].round({"avg": 4, "last": 4, "seconds": 1})

@@ -1,6 +1,6 @@
 """The figures of a report. Every function takes ONE group of comparable runs and returns a matplotlib Figure.
 
-`frame` is a table as `load` returns it, or a `summarise.Comparison` of one, which computes every number once for all
+`frame` is a table as `load` returns it, or a `comparison.Comparison` of one, which computes every number once for all
 figures. MixedRunsError is raised for runs of more than one group.
 
 Axes are in % and in KiB or MB (2**20 B); bands are 95 % intervals (`statistics.interval`), drawn where there is more
@@ -21,8 +21,9 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from cilbench.reports import aggregate
 from cilbench.reports import comparability as lint
-from cilbench.reports import summarise
+from cilbench.reports.comparison import Comparison
 from cilbench.reports.figures.layout import (
     LABEL_OFFSET,
     POINT,
@@ -55,7 +56,6 @@ from cilbench.reports.figures.styles import (
     styles_by_name,
 )
 from cilbench.reports.load import KINDS
-from cilbench.reports.summarise import Comparison
 from cilbench.reports.wording import budget_text, status_text, unit_of
 
 
@@ -117,7 +117,7 @@ def accuracy_over_classes(
     with paper_style():
         figure, panels = panel_grid(len(budgets), paper_columns, height_inches=1.95)
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
-            for (name,), line in summarise.parts(references, ["name"]):
+            for (name,), line in lint.parts(references, ["name"]):
                 axes.plot(
                     line["seen"], line["top1"], color=FAINT, dashes=dashes(name, references), linewidth=1, label=name
                 )
@@ -167,7 +167,7 @@ def old_and_new_classes(
 def forgetting_and_transfer(
     frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
 ) -> Figure:
-    """Forgetting, backward transfer and intransigence (points) against the budget; definitions stand in `summarise`.
+    """Forgetting, backward transfer and intransigence (points) against the budget; definitions stand in `measures`.
 
     Intransigence is drawn where the set holds `joint` runs of the same seeds and class orders.
     """
@@ -199,7 +199,7 @@ def rank_over_memory(
     frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
 ) -> Figure:
     """Rank by average and by last accuracy at each budget. A marker is open where the paired comparisons leave other
-    ranks (`summarise.ranks`), or where one repetition can tell nothing; bars, of up to six methods, reach over them.
+    ranks (`contrasts.ranks`), or where one repetition can tell nothing; bars, of up to six methods, reach over them.
     """
     one = Comparison.of(frame)
     styles = styles or styles_by_name(one.frame)
@@ -233,8 +233,8 @@ def bytes_by_kind(
     `cells` and `ledger` as in `Runs`. A cell without a ledger is a hatched bar with its status; methods that do not
     compete for bytes are left out.
     """
-    summarise.require_one_group(cells)
-    spent = summarise.spending(cells[cells["competes"]], ledger)
+    lint.require_one_group(cells)
+    spent = aggregate.spending(cells[cells["competes"]], ledger)
     budgets = budgets_of(cells)
     names = sorted(map(str, spent["name"].unique()), key=str.casefold, reverse=True)
     unit, scale = unit_of(max(size for size, _ in budgets))
@@ -268,13 +268,13 @@ def bytes_by_kind(
 
 
 def changes_of_cells(changes: pd.DataFrame, paper_columns: PaperColumns = 2) -> Figure:
-    """Change of average and last accuracy of every cell, after − before, a row each (`changes.compare`).
+    """Change of average and last accuracy of every cell, after − before, a row each (`before_after.compare`).
 
     Filled: beyond noise, or beyond the yardstick where one repetition leaves noise unknown (a thin bar around zero).
     """
     shown = changes[changes["difference"].notna()]
-    several = shown.drop_duplicates(summarise.GROUP).shape[0] > 1
-    cells = shown.drop_duplicates([*summarise.GROUP, "name", "budget_bytes"])
+    several = shown.drop_duplicates(lint.GROUP).shape[0] > 1
+    cells = shown.drop_duplicates([*lint.GROUP, "name", "budget_bytes"])
     with paper_style():
         figure = _canvas((WIDTH_INCHES[paper_columns], 0.16 * len(cells) + 0.75))
         panels = figure.subplots(1, 2, sharey=True)
@@ -374,7 +374,7 @@ def _side_labelled(
 def _lines(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping[str, Style]) -> None:
     """A line for every name in `means`, with its interval as a band; bands of many lines are fainter."""
     alpha = 0.18 if means["name"].nunique() <= 5 else 0.1
-    for (name,), line in summarise.parts(means, ["name"]):
+    for (name,), line in lint.parts(means, ["name"]):
         style = styles[name]
         low, high = line[f"{measure}_low"], line[f"{measure}_high"]
         if low.notna().any():
@@ -417,7 +417,7 @@ def _rank_lines(
 ) -> dict[str, tuple[float, str]]:
     """Lines through ranks, open markers where the comparisons leave others; where each ends and its colour."""
     ends: dict[str, tuple[float, str]] = {}
-    lines = list(summarise.parts(ranks, ["name"]))
+    lines = list(lint.parts(ranks, ["name"]))
     for number, ((name,), line) in enumerate(lines):
         done, style = line.sort_values("budget_bytes"), styles[name]
         x, y = done["budget_bytes"].map(xs).to_numpy(dtype=float), done["rank"].to_numpy(dtype=float)
@@ -446,11 +446,10 @@ def _memory_lines(
     """Draw every method that competes; for each the height at which its line ends and its colour."""
     done = means[means[measure].notna()].sort_values("budget_bytes")
     _lines(axes, done.assign(x=done["budget_bytes"].map(xs)), "x", measure, styles)
-    for (name,), points in summarise.parts(published, ["method"]):
+    for (name,), points in lint.parts(published, ["method"]):
         _published_line(axes, points, str(name), styles[name])
     return {
-        str(name): (float(line[measure].iloc[-1]), styles[name].colour)
-        for (name,), line in summarise.parts(done, ["name"])
+        str(name): (float(line[measure].iloc[-1]), styles[name].colour) for (name,), line in lint.parts(done, ["name"])
     }
 
 
@@ -483,7 +482,7 @@ def _outside(
     the edge.
     """
     ends, over, under = _references(axes, references, measure)
-    absent = list(summarise.parts(competing[competing[measure].isna()], ["name"]))
+    absent = list(lint.parts(competing[competing[measure].isna()], ["name"]))
     _make_room(axes, height_inches, above=len(over), below=len(under) + len(absent))
     row = ROW / (height_inches / POINT)
     for texts, edge, step, side in ((over, 1.0, -row, "top"), (under, 0.01, row, "bottom")):
@@ -572,7 +571,7 @@ def _bars(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: in
     """A stacked bar per convention, or the outline of one with the status where there is no ledger."""
     if own.empty:
         return
-    for convention, shift in zip(summarise.CONVENTIONS, (_BAR / 2, -_BAR / 2), strict=True):
+    for convention, shift in zip(aggregate.CONVENTIONS, (_BAR / 2, -_BAR / 2), strict=True):
         start = 0.0
         charged = own[own["convention"] == convention].set_index("kind")["charged_bytes"] / scale
         for kind in [kind for kind in KINDS if kind in charged.index]:

@@ -24,8 +24,8 @@ import pandas as pd
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.markers import MarkerStyle
 
+from cilbench.reports import aggregate, measures
 from cilbench.reports import comparability as lint
-from cilbench.reports import summarise
 from cilbench.reports.figures.styles import Style, styles_by_name
 from cilbench.reports.load import LeftOut
 from cilbench.reports.statistics import TIED, UNTESTED
@@ -307,7 +307,7 @@ def _section_data(section: Section, book: _Book) -> dict[str, Any]:
         {
             "text": budget_text(int(size), label),
             "bytes": int(size),
-            "mb": number_text(size / summarise.MB),
+            "mb": number_text(size / measures.MB),
             "x": float(label) if labelled else size / scale,
         }
         for size, label in zip(sizes["budget_bytes"], sizes["budget_label"], strict=True)
@@ -367,8 +367,8 @@ def _curves(
     runs = summary.set_index(keys)[["published_head", "runs"]].to_dict("index")
     curves = []
     for head, frame in stages[stages["head"].notna()].groupby("head", sort=True):
-        means = summarise.curves(frame.assign(published_head=True)).assign(head=head)
-        for key, curve in summarise.parts(means, keys):
+        means = aggregate.curves(frame.assign(published_head=True)).assign(head=head)
+        for key, curve in lint.parts(means, keys):
             row = dict(zip(keys, key, strict=True)) | runs[key] | {"n": curve["n"].iloc[0]}
             columns = {"seen": "seen", "mean": "top1", "low": "top1_low", "high": "top1_high"}
             values = {ours: [_rounded(value) for value in curve[theirs]] for ours, theirs in columns.items()}
@@ -712,7 +712,7 @@ def _run_columns(book: _Book, sections: Sequence[Section]) -> dict[str, list[Tab
 
 def _reached(sections: Sequence[Section]) -> dict[str, tuple[float, float]]:
     """avg and last (%) of every finished run, from its published head."""
-    measured = [summarise.measures(section.stages) for section in sections if section.stages is not None]
+    measured = [measures.measures(section.stages) for section in sections if section.stages is not None]
     own = [frame[frame["published_head"]] for frame in measured]
     return {run: (avg, last) for frame in own for run, avg, last in frame[["run", "avg", "last"]].to_numpy()}
 

@@ -259,7 +259,7 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
 
 def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFrame) -> Table:
     """A row per competing method: its rank by average accuracy at each budget, in brackets the ranks that the paired
-    comparisons leave open. `ranks` as of `summarise.ranks`, of one group.
+    comparisons leave open. `ranks` as of `contrasts.ranks`, of one group.
     """
     own = ranks[ranks["measure"] == "avg"]
     budgets = own.drop_duplicates("budget_bytes").sort_values("budget_bytes")
@@ -299,7 +299,7 @@ def _mean_rank(row: TableRow) -> float:
 
 
 def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.DataFrame) -> Table:
-    """A row per pair of methods whose average accuracies cross, and where. `crossings` as of `summarise.crossings`."""
+    """A row per pair of methods whose average accuracies cross, and where. `crossings` as of `contrasts.crossings`."""
     shown = crossings[crossings["measure"] == "avg"].sort_values(["at_mb", "better_below", "better_above"])
     unit, scale = ("KiB", 1024.0) if shown["at_mb"].max() < 1 else ("MB", 1.0)
     rows = [

@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from make_runs import METHODS, REFERENCES, Grid, make_runs
 
 from cilbench import reports
-from cilbench.reports import summarise
+from cilbench.reports import aggregate, comparability
 from cilbench.reports.figures import styles
 from cilbench.reports.page import page
 from cilbench.reports.tables.tables import Table, TableCell, TableRow
@@ -40,15 +40,15 @@ def write_page(runs_folder: Path, out: Path, *, stages: bool = True) -> Path:
             title=str(group["dataset"]),
             conditions="fast",
             chips=(("recipe", "fast"),),
-            summary=summarise.summary(frame),
+            summary=aggregate.summary(frame),
             figures=tuple(
                 page.PageFigure(SVG, SVG, f"The {kind}.", f"group-{number}-{kind}")
                 for kind in ("memory", "classes", "bytes")
             ),
-            tables=(results(summarise.summary(frame)),),
+            tables=(results(aggregate.summary(frame)),),
             stages=frame if stages else None,
         )
-        for number, (group, frame) in enumerate(summarise.groups(runs.stages))
+        for number, (group, frame) in enumerate(comparability.groups(runs.stages))
     ]
     text = page.render_page(sections, runs.cells, runs.left_out, "@misc{x}", {"Command": "cilbench report"}, out)
     out.mkdir(parents=True, exist_ok=True)
@@ -261,7 +261,7 @@ def test_points_and_curves_are_the_numbers_of_the_tables(written: Path) -> None:
     data = data_of(written)
     (section,) = data["sections"]
     frame = reports.load(written.parent.parent / "runs")
-    summary = summarise.summary(frame)
+    summary = aggregate.summary(frame)
     assert len(section["points"]) == len(summary)
     for point, row in zip(section["points"], summary.to_dict("records"), strict=True):
         assert data["methods"][point["method"]]["name"] == row["name"]

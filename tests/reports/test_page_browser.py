@@ -13,7 +13,7 @@ from make_runs import METHODS, REFERENCES, Grid, make_runs
 from test_page import BUDGETS, HOSTILE, SEEDS, hostile_page, write_page
 
 from cilbench import reports
-from cilbench.reports import summarise
+from cilbench.reports import aggregate
 from cilbench.reports.figures import styles
 from cilbench.reports.page import page
 
@@ -185,7 +185,7 @@ def test_a_point_names_its_cell(visit: Any, written: Path, name: str, budget: in
     view.mouse.move(point["x"], point["y"])
     said = view.locator(".cell")
     said.wait_for()
-    frame = summarise.summary(reports.load(written.parent.parent / "runs"))
+    frame = aggregate.summary(reports.load(written.parent.parent / "runs"))
     row = frame[(frame["name"] == name) & (frame["budget_bytes"] == BUDGETS[budget]) & frame["published_head"]].iloc[0]
     text = said.inner_text()
     for part in (
@@ -276,7 +276,7 @@ def test_published_values_are_open_markers_with_their_source(
 
 def test_measure_and_head_choose_what_is_drawn(visit: Any, written: Path) -> None:
     view = visit(written)
-    frame = summarise.summary(reports.load(written.parent.parent / "runs"))
+    frame = aggregate.summary(reports.load(written.parent.parent / "runs"))
     own = frame[(frame["name"] == "iCaRL") & (frame["budget_bytes"] == BUDGETS[1])].set_index("head")
     memory = view.locator("[data-kind=memory]")
     for measure, head, expected in (

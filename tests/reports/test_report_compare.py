@@ -11,7 +11,7 @@ import pytest
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
 
 from cilbench import reports
-from cilbench.reports import changes
+from cilbench.reports import before_after
 
 BUDGET = 49_152
 
@@ -42,7 +42,7 @@ def verdicts(a: Path, b: Path, measure: str = "last") -> dict[str, str]:
 
 
 def test_the_same_runs_are_identical(sides: tuple[Path, Path]) -> None:
-    assert set(verdicts(*sides).values()) == {changes.SAME}
+    assert set(verdicts(*sides).values()) == {before_after.SAME}
 
 
 def test_a_shift_of_every_seed_is_beyond_noise_and_scatter_is_not(sides: tuple[Path, Path]) -> None:
@@ -53,9 +53,9 @@ def test_a_shift_of_every_seed_is_beyond_noise_and_scatter_is_not(sides: tuple[P
     for path, by in zip(sorted(b.glob("digits-icarl-*")), (2.0, -2.5, 1.0), strict=True):
         shifted(path, lambda top1, d=by: top1 + d + rng.normal(0, 0.1))
     found = verdicts(a, b)
-    assert found["DER"] == changes.MOVED
-    assert found["iCaRL"] == changes.WITHIN
-    assert found["CIM (on iCaRL)"] == changes.SAME
+    assert found["DER"] == before_after.MOVED
+    assert found["iCaRL"] == before_after.WITHIN
+    assert found["CIM (on iCaRL)"] == before_after.SAME
     row = (
         reports.compare(reports.read_runs([a]), reports.read_runs([b]))
         .query("name == 'DER' and measure == 'last'")
@@ -66,7 +66,9 @@ def test_a_shift_of_every_seed_is_beyond_noise_and_scatter_is_not(sides: tuple[P
     assert row["n"] == 3
 
 
-@pytest.mark.parametrize(("by", "verdict"), [(-40.0, changes.BEYOND), (-1.0, changes.BELOW), (0.0, changes.SAME)])
+@pytest.mark.parametrize(
+    ("by", "verdict"), [(-40.0, before_after.BEYOND), (-1.0, before_after.BELOW), (0.0, before_after.SAME)]
+)
 def test_one_seed_is_held_against_binomial_noise(tmp_path: Path, by: float, verdict: str) -> None:
     for side in ("a", "b"):
         make_run(tmp_path / side, Grid(), METHODS[2], BUDGET, 1)
@@ -89,14 +91,14 @@ def test_a_cell_of_one_side_says_so(sides: tuple[Path, Path]) -> None:
         cell["request"]["seed"] += 10
         (path / "cell.json").write_text(json.dumps(cell))
     found = verdicts(a, b)
-    assert found["DER"] == changes.ONE_SIDED
-    assert found["iCaRL"] == changes.UNPAIRED
+    assert found["DER"] == before_after.ONE_SIDED
+    assert found["iCaRL"] == before_after.UNPAIRED
 
 
 def test_a_cell_that_was_refused_twice_says_so(tmp_path: Path) -> None:
     for side in ("a", "b"):
         make_run(tmp_path / side, Grid(), METHODS[4], BUDGET, 1)
-    assert verdicts(tmp_path / "a", tmp_path / "b") == {"DGM": changes.NEITHER}
+    assert verdicts(tmp_path / "a", tmp_path / "b") == {"DGM": before_after.NEITHER}
 
 
 def test_a_cell_that_was_made_otherwise_says_in_what_and_a_label_makes_no_other_cell(sides: tuple[Path, Path]) -> None:
@@ -108,8 +110,8 @@ def test_a_cell_that_was_made_otherwise_says_in_what_and_a_label_makes_no_other_
         (path / "cell.json").write_text(json.dumps(cell))
     frame = reports.compare(reports.read_runs([a]), reports.read_runs([b]))
     own = frame[frame["name"] == "DER"]
-    assert set(own["verdict"]) == {changes.SAME}
-    assert changes._kept(own.iloc[0].to_dict()) == (
+    assert set(own["verdict"]) == {before_after.SAME}
+    assert before_after._kept(own.iloc[0].to_dict()) == (
         f"backbone {own['backbone_before'].iloc[0]} → resnet32; settings of the recipe → der.lr=0.05"
     )
 

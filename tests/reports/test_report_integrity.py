@@ -15,7 +15,7 @@ from toy import run, toy_spec
 
 from cilbench import reports
 from cilbench.reports import evidence
-from cilbench.reports.summarise import Comparison
+from cilbench.reports.comparison import Comparison
 from cilbench.reports.tables.latex import latex_text
 
 BUDGET = 49_152

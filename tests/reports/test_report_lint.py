@@ -11,8 +11,8 @@ from make_runs import METHODS, Grid, make_run
 
 from cilbench import reports
 from cilbench.cli.main import main as cli
+from cilbench.reports import aggregate
 from cilbench.reports import comparability as lint
-from cilbench.reports import summarise
 from cilbench.reports.tables import tables
 
 DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
@@ -46,7 +46,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
 def test_what_differs_is_apart_and_strict_names_it(tmp_path: Path, aspect: str) -> None:
     runs = reports.read_runs([two_runs(tmp_path, **DIFFERENT[aspect])])
     assert runs.left_out == ()
-    assert len(list(summarise.groups(runs.stages))) == 2
+    assert len(list(lint.groups(runs.stages))) == 2
     with pytest.raises(
         reports.MixedComparisonError, match=rf"differ in {aspect}: .*DER.*MEMO|differ in {aspect}: .*MEMO.*DER"
     ):
@@ -67,8 +67,8 @@ def test_what_differs_within_a_table_is_a_footnote_a_caption_and_refused(tmp_pat
         )
     runs = reports.read_runs([tmp_path])
     odd = runs.cells.loc[runs.cells["run"] == other.name, "name"].iloc[0]
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = lint.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     own, usual = ("resnet14", "tinyconv12") if aspect == "backbone" else ("nme", "head")
     (mark,) = (mark for mark, text in table.notes if text == f"{aspect} {own}, where most rows have {usual}")
     assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {odd}
@@ -84,8 +84,8 @@ def test_settings_of_ones_own_are_a_footnote_a_caption_and_refused(tmp_path: Pat
     other = make_run(tmp_path, Grid(), METHODS[3], 49_152, 1)
     edit(other, lambda cell: cell.update(settings={"memo.lr": 0.05, "memo.epochs": 5}))
     runs = reports.read_runs([tmp_path])
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = lint.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     assert "Settings that are not the recipe's: memo.epochs=5, memo.lr=0.05 (MEMO)." in table.caption
     (mark,) = (mark for mark, text in table.notes if text.startswith("settings that are not the recipe's: memo.epochs"))
     assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {"MEMO"}
@@ -115,7 +115,7 @@ def test_runs_that_differ_in_nothing_pass(tmp_path: Path) -> None:
 def report(*arguments: str, monkeypatch: pytest.MonkeyPatch) -> int:
     monkeypatch.setattr(sys, "argv", ["cilbench", "report", *arguments])
     with pytest.raises(SystemExit) as exit_:
-        cli.main()
+        cli()
     return int(exit_.value.code or 0)
 
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cilbench import reports
-from cilbench.reports import statistics, summarise
+from cilbench.reports import aggregate, comparability, comparison, measures, statistics
 from cilbench.reports.tables import tables
 
 Floats = NDArray[np.float64]
@@ -23,7 +23,7 @@ few = st.lists(st.floats(0, 100), min_size=2, max_size=9)
 def table(columns: dict[str, list[float]]) -> pd.DataFrame:
     """[(seed, order), method]: a seed and an order of its own for each value."""
     n = len(next(iter(columns.values())))
-    index = pd.MultiIndex.from_arrays([range(n), range(n)], names=summarise.REPETITION)
+    index = pd.MultiIndex.from_arrays([range(n), range(n)], names=comparability.REPETITION)
     return pd.DataFrame(columns, index=index)
 
 
@@ -201,7 +201,7 @@ def test_a_crossing_lies_in_its_interval_and_swapping_the_methods_changes_only_w
 
 
 @pytest.fixture(scope="module")
-def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> summarise.Comparison:
+def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> comparison.Comparison:
     folder = tmp_path_factory.mktemp("runs")
     make_runs(folder, Grid(methods=METHODS + REFERENCES, seeds=(1, 2, 3)))
     return reports.Comparison(reports.load(folder))
@@ -214,11 +214,11 @@ def accuracies(lines: list[list[float]]) -> pd.DataFrame:
 
 
 def test_backward_transfer_by_hand() -> None:
-    found = summarise.backward_transfer(accuracies([[90], [60, 80], [70, 50, 100]]))
+    found = measures.backward_transfer(accuracies([[90], [60, 80], [70, 50, 100]]))
     assert found["backward_transfer"].tolist() == [60 - 90, ((70 - 90) + (50 - 80)) / 2]
 
 
-def test_old_and_new_classes_by_hand(three_seeds: summarise.Comparison) -> None:
+def test_old_and_new_classes_by_hand(three_seeds: comparison.Comparison) -> None:
     last = three_seeds.frame[(three_seeds.frame["task"] == 4) & (three_seeds.frame["name"] == "DER")].iloc[0]
     assert last["top1"] == pytest.approx(0.8 * last["old_top1"] + 0.2 * last["new_top1"])
     first = three_seeds.frame[three_seeds.frame["task"] == 0]
@@ -226,7 +226,7 @@ def test_old_and_new_classes_by_hand(three_seeds: summarise.Comparison) -> None:
     assert (first["new_top1"] == first["top1"]).all()
 
 
-def test_intransigence_is_the_distance_to_joint_on_the_same_seed_and_order(three_seeds: summarise.Comparison) -> None:
+def test_intransigence_is_the_distance_to_joint_on_the_same_seed_and_order(three_seeds: comparison.Comparison) -> None:
     frame = three_seeds.frame
     own = frame[(frame["name"] == "DER") & (frame["seed"] == 2) & (frame["budget_bytes"] == 98_304)]
     joint = frame[(frame["key"] == "joint") & (frame["seed"] == 2)].groupby("task")["new_top1"].mean()
@@ -243,26 +243,26 @@ def test_without_joint_there_is_no_intransigence_and_the_table_says_so(
     folder = tmp_path_factory.mktemp("runs")
     make_runs(folder, Grid(methods=METHODS[:2], budgets_bytes=(49_152,)))
     runs = reports.read_runs([folder])
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.transfer_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.transfer_table(group, aggregate.summary(frame), runs.cells)
     assert {row.cells[4].text for row in table.rows} == {"–"}
     assert "not all are here" in table.caption
 
 
-def test_the_best_is_marked_with_what_is_not_distinguishable_from_it(three_seeds: summarise.Comparison) -> None:
+def test_the_best_is_marked_with_what_is_not_distinguishable_from_it(three_seeds: comparison.Comparison) -> None:
     shown = three_seeds.summary[three_seeds.summary["published_head"] & three_seeds.summary["competes"]]
     for _, part in shown[shown["n"] > 0].groupby("budget_bytes"):
         best = part.loc[part["avg"].idxmax()]
         assert best["avg_verdict"] == "best"
         assert set(part["avg_verdict"]) <= {"best", "tied", "worse"}
         finished = three_seeds.finished[three_seeds.finished["published_head"]]
-        values = summarise.by_method(finished[finished["budget_bytes"] == best["budget_bytes"]], "avg")
+        values = aggregate.by_method(finished[finished["budget_bytes"] == best["budget_bytes"]], "avg")
         for item in part[part["avg_verdict"] == "worse"].to_dict("records"):
             assert stats.ttest_rel(values[best["name"]], values[item["name"]]).pvalue < 0.05
     assert three_seeds.summary.loc[~three_seeds.summary["competes"], "avg_verdict"].isna().all()
 
 
-def test_ranks_and_crossings_name_their_runs(three_seeds: summarise.Comparison) -> None:
+def test_ranks_and_crossings_name_their_runs(three_seeds: comparison.Comparison) -> None:
     known = set(three_seeds.frame["run"])
     for frame in (three_seeds.ranks, three_seeds.crossings, three_seeds.comparisons, three_seeds.curves):
         assert len(frame)

@@ -18,7 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation, Text
 
 from cilbench import reports
-from cilbench.reports import summarise, wording
+from cilbench.reports import aggregate, comparability, measures, wording
 from cilbench.reports.figures import layout, styles
 from cilbench.reports.tables import tables
 
@@ -49,21 +49,21 @@ def test_accuracy_over_all_seen_classes_weighs_tasks_by_their_images(three_seeds
     cells = three_seeds.cells.head(1).assign(run="a", head="head")
     boundaries = three_seeds.boundaries.head(0)
     tests = accuracies([[100], [80, 20]], images=(30, 10, 10))
-    stages = summarise.stages(cells, boundaries, tests)
+    stages = measures.stages(cells, boundaries, tests)
     assert stages["top1"].tolist() == [100, (80 * 30 + 20 * 10) / 40]
 
 
 def test_avg_last_and_forgetting_by_hand(three_seeds: reports.Runs) -> None:
     cells = three_seeds.cells[three_seeds.cells["status"] == "done"].head(1).assign(run="a", head="head")
     tests = accuracies([[90], [60, 80], [70, 50, 100]])
-    row = summarise.measures(summarise.stages(cells, three_seeds.boundaries.head(0), tests)).iloc[0]
+    row = measures.measures(measures.stages(cells, three_seeds.boundaries.head(0), tests)).iloc[0]
     assert row["avg"] == pytest.approx((90 + 70 + 220 / 3) / 3)
     assert row["last"] == pytest.approx(220 / 3)
     assert row["forgetting"] == pytest.approx(((90 - 70) + (80 - 50)) / 2)
 
 
 def test_forgetting_is_negative_where_an_old_task_gets_better() -> None:
-    assert summarise.forgetting(accuracies([[50], [60, 90]]))["forgetting"].tolist() == [-10]
+    assert measures.forgetting(accuracies([[50], [60, 90]]))["forgetting"].tolist() == [-10]
 
 
 def test_auc_reproduces_all_published_areas() -> None:
@@ -77,7 +77,7 @@ def test_auc_reproduces_all_published_areas() -> None:
             & (published["method"] == area.method)
             & (published["measure"] == {"auc_a": "avg", "auc_l": "last"}[str(area.measure)])
         ]
-        assert summarise.auc(list(curve["budget_mb"]), list(curve["value"])) == pytest.approx(area.value, rel=0.005)
+        assert measures.auc(list(curve["budget_mb"]), list(curve["value"])) == pytest.approx(area.value, rel=0.005)
 
 
 def test_published_numbers_say_how_far_to_trust_them() -> None:
@@ -91,8 +91,8 @@ def test_auc_and_apm_of_runs_by_hand(tmp_path: Path) -> None:
     grid = Grid(methods=METHODS[2:3], budgets_bytes=tuple(labels), labels=labels, seeds=(1, 2))
     make_runs(tmp_path, grid)
     frame = reports.load(tmp_path)
-    means = summarise.summary(frame).set_index("budget_bytes")
-    area = summarise.aucs(frame).iloc[0]
+    means = aggregate.summary(frame).set_index("budget_bytes")
+    area = aggregate.aucs(frame).iloc[0]
     first, second = means.loc[7_998_016, "avg"], means.loc[13_018_240, "avg"]
     assert area["auc_a"] == pytest.approx((12.4 - 7.6) * (first + second) / 2 / 100)
     assert area["auc_a_normalised"] == pytest.approx((first + second) / 2)
@@ -101,31 +101,31 @@ def test_auc_and_apm_of_runs_by_hand(tmp_path: Path) -> None:
 
 
 def test_a_method_that_lacks_a_budget_has_no_auc_and_says_which(three_seeds: reports.Runs) -> None:
-    area = summarise.aucs(three_seeds.stages).set_index("method").loc["dgm"]
+    area = aggregate.aucs(three_seeds.stages).set_index("method").loc["dgm"]
     assert math.isnan(area["auc_a"])
     assert area["reason"] == "no result at 49,152 B (refused)"
 
 
 def test_one_repetition_has_no_interval_and_says_so(tmp_path: Path) -> None:
     make_runs(tmp_path, Grid(methods=METHODS[:2]))
-    row = summarise.summary(reports.load(tmp_path)).iloc[0]
+    row = aggregate.summary(reports.load(tmp_path)).iloc[0]
     assert row["n"] == 1
     assert math.isnan(row["avg_low"])
     assert math.isnan(row["avg_high"])
 
 
 def test_refused_cells_are_rows_with_their_reason(three_seeds: reports.Runs) -> None:
-    row = summarise.summary(three_seeds.stages).query("method == 'dgm' and budget_bytes == 49152").iloc[0]
+    row = aggregate.summary(three_seeds.stages).query("method == 'dgm' and budget_bytes == 49152").iloc[0]
     assert (row["status"], row["n"]) == ("refused", 0)
     assert row["reason"] == "dgm needs at least 60,000 B and has 49,152 B"
     assert len(row["runs"].split()) == 3
 
 
 def test_spending_adds_up_to_what_was_charged(three_seeds: reports.Runs) -> None:
-    spent = summarise.spending(three_seeds.cells, three_seeds.ledger)
+    spent = aggregate.spending(three_seeds.cells, three_seeds.ledger)
     sums = spent.groupby(["convention", "method", "budget_bytes"])["charged_bytes"].sum()
     final = three_seeds.boundaries.query("task == 4").merge(three_seeds.cells, on="run")
-    for convention in summarise.CONVENTIONS:
+    for convention in aggregate.CONVENTIONS:
         expected = final.groupby(["method", "budget_bytes"])[f"{convention}_bytes"].mean()
         for (method, budget_bytes), total in expected.items():
             assert sums[convention, method, budget_bytes] == pytest.approx(total)
@@ -150,7 +150,7 @@ def test_figures_refuse_runs_that_cannot_be_compared(tmp_path: Path, draw: "obje
     make_runs(tmp_path, Grid(methods=METHODS[:1]))
     make_runs(tmp_path, Grid(methods=METHODS[:1], accounting="published"))
     frame = reports.load(tmp_path)
-    assert len(list(summarise.groups(frame))) == 2
+    assert len(list(comparability.groups(frame))) == 2
     with pytest.raises(reports.MixedRunsError, match="accounting: published, strict"):
         draw(frame)  # type: ignore[operator]
 
@@ -188,7 +188,7 @@ def test_accuracy_over_classes_has_a_panel_per_budget_and_a_line_per_method(thre
     assert [labels_of(axes) for axes in panels(figure)] == [everything - {"DGM"}, everything, everything]
     assert [[text.get_text() for text in axes.texts] for axes in panels(figure)] == [["refused: DGM"], [], []]
     lines = {line.get_label(): line for line in panels(figure)[1].get_lines()}
-    expected = summarise.curves(three_seeds.stages).query("method == 'der' and budget_bytes == 98304")
+    expected = aggregate.curves(three_seeds.stages).query("method == 'der' and budget_bytes == 98304")
     np.testing.assert_allclose(lines["DER"].get_ydata(), expected["top1"])
     np.testing.assert_allclose(lines["DER"].get_xdata(), [2, 4, 6, 8, 10])
     assert {text.get_text() for text in figure.legends[0].get_texts()} == everything
@@ -228,7 +228,7 @@ def test_accuracy_over_memory_has_paper_width_and_names_that_do_not_overlap(
 def test_accuracy_over_memory_prints_areas_and_marks_absences(three_seeds: reports.Runs) -> None:
     average = panels(reports.accuracy_over_memory(three_seeds.stages))[0]
     texts = [text.get_text() for text in average.texts if isinstance(text, Annotation)]
-    area = summarise.aucs(three_seeds.stages).set_index("method").loc["der", "auc_a"]
+    area = aggregate.aucs(three_seeds.stages).set_index("method").loc["der", "auc_a"]
     assert f"{area:#.4g}" in texts
     assert texts.count("×") == 1
     assert "DGM: refused" in texts
@@ -330,8 +330,8 @@ def test_areas_are_marked_where_they_cannot_be_told_from_the_best(tmp_path: Path
     near = replace(METHODS[2], method="wa", name="WA", cite="zhao2020wa")
     make_runs(tmp_path, Grid((METHODS[0], METHODS[2], near), BUDGETS, seeds=(1, 2, 3)))
     runs = reports.read_runs([tmp_path])
-    ((group, frame),) = summarise.groups(runs.stages)
-    areas = summarise.aucs(frame)
+    ((group, frame),) = comparability.groups(runs.stages)
+    areas = aggregate.aucs(frame)
     for measure in ("auc_a", "auc_l"):
         found = areas.set_index("name")[f"{measure}_verdict"]
         assert found[areas.set_index("name")[measure].idxmax()] == "best"
@@ -351,7 +351,7 @@ def test_bytes_are_those_after_the_last_task_where_a_run_got_there(tmp_path: Pat
     (path / "ledger.csv").write_text("\n".join([rows[0], *(row for row in rows[1:] if row[0] in "01")]) + "\n")
     runs = reports.read_runs([tmp_path])
     assert len(runs.cells) == 3
-    spent = summarise.spending(runs.cells, runs.ledger)
+    spent = aggregate.spending(runs.cells, runs.ledger)
     done = runs.cells[runs.cells["status"] == "done"]
     last = runs.ledger[(runs.ledger["task"] == 4) & runs.ledger["run"].isin(done["run"])]
     own = spent[spent["convention"] == "strict"]

@@ -17,7 +17,7 @@ from conftest import Count
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
 
 from cilbench import reports
-from cilbench.reports import report, summarise
+from cilbench.reports import aggregate, comparability, report
 from cilbench.reports.page import page
 from cilbench.reports.tables import bibtex, latex, tables
 
@@ -285,8 +285,8 @@ def test_bibtex_is_rewritten_once_per_key() -> None:
 def test_results_table_sets_references_apart_and_marks_the_best(tmp_path: Path) -> None:
     make_runs(tmp_path, Grid(methods=METHODS[:3] + REFERENCES, budgets_bytes=(49_152,)))
     runs = reports.read_runs([tmp_path])
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     competing = [row for row in table.rows if row.competes]
     assert [row.cells[1].text for row in table.rows if not row.competes] == ["Joint training", "Fine-tuning"]
     assert [row.competes for row in table.rows] == [True, True, True, False, False]
@@ -305,8 +305,8 @@ def test_a_method_over_budget_under_strict_alone_is_marked(tmp_path: Path) -> No
     (path / "ledger.csv").write_text(text)
     edit(path, lambda cell: [task.update(strict_bytes=task["strict_bytes"] + 9000) for task in cell["tasks"]])
     runs = reports.read_runs([tmp_path])
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     strict = {row.cells[1].text: row.cells[8].marks for row in table.rows}
     assert strict == {"iCaRL": ("†",), "DER": ()}
     assert ("†", tables.STRICT_NOTE) in table.notes
@@ -316,15 +316,15 @@ def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
     path = make_run(tmp_path, Grid(), METHODS[0], 49_152, 1)
     edit(path, lambda cell: cell.update(events={"growth_clipped": 3}))
     runs = reports.read_runs([tmp_path])
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     assert any("growth was clipped at the budget, 3 times" in note for _, note in table.notes)
 
 
 def test_runs_stored_or_filled_differently_are_groups_apart(tmp_path: Path) -> None:
     for seed, terms in enumerate(({}, {"storage": "bf16"}, {"fill": "adaptive"})):
         edit(make_run(tmp_path, Grid(), METHODS[0], 49_152, seed), lambda cell, t=terms: cell["request"].update(t))
-    groups = [group for group, _ in summarise.groups(reports.read_runs([tmp_path]).stages)]
+    groups = [group for group, _ in comparability.groups(reports.read_runs([tmp_path]).stages)]
     assert sorted((group["storage"], group["fill"]) for group in groups) == [
         ("bf16", "published"),
         ("fp32", "adaptive"),
@@ -339,13 +339,13 @@ def test_every_status_is_a_row_with_its_reason_in_every_table(tmp_path: Path, st
     edit(path, lambda cell: cell.update(status=status, reason="it was the disk"))
     (path / "metrics.csv").unlink()
     runs = reports.read_runs([tmp_path / "runs"])
-    ((group, frame),) = summarise.groups(runs.stages)
-    table = tables.results_table(group, summarise.summary(frame), runs.cells)
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     words = status.replace("_", " ")
     for text in (tables.to_markdown(table), tables.to_latex(table, "x")):
         assert words in text
         assert f"DER at 48 KiB, {words}: it was the disk" in text
-    assert status in tables.write_csv(summarise.summary(frame), tmp_path / "r.csv").read_text()
+    assert status in tables.write_csv(aggregate.summary(frame), tmp_path / "r.csv").read_text()
 
 
 # ------------------------------------------------------------------------------------------------ the report
@@ -488,7 +488,7 @@ def test_groups_have_sections_of_their_own(tmp_path: Path, monkeypatch: pytest.M
 
 def test_verdicts_say_how_sure_they_are(tmp_path: Path) -> None:
     make_runs(tmp_path, Grid(methods=METHODS, budgets_bytes=(49_152,)))
-    ((budget, winner, why),) = page.verdicts(summarise.summary(reports.load(tmp_path)))
+    ((budget, winner, why),) = page.verdicts(aggregate.summary(reports.load(tmp_path)))
     assert (budget, winner) == ("48 KiB", "CIM (on iCaRL)")
     assert "n = 1" in why
     assert "points ahead of iCaRL" in why

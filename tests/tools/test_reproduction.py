@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from make_runs import METHODS, Grid, make_runs
 
 from cilbench.budgets.size import PUBLISHED_BYTES
-from cilbench.reports import summarise
+from cilbench.reports import measures
 from cilbench.reports.load import read_runs
 from cilbench.request import RunOptions, specs
 from tools import reproduction
@@ -114,7 +114,7 @@ def test_what_is_collected_is_what_the_runs_say(tmp_path):
     results = collected(tmp_path, seeds=(1993, 1994))
     rows = pd.read_csv(results / "gpu" / "runs.csv", dtype={"budget_label": str})
     runs = read_runs([tmp_path / "runs-gpu"])
-    expected = summarise.measures(runs.stages).set_index(["run", "head"])
+    expected = measures.measures(runs.stages).set_index(["run", "head"])
     assert len(rows) == len(expected) == 2 * 2 * 2 + 2 * 2  # iCaRL has two heads
     for _, row in rows.iterrows():
         of = expected.loc[(row["run"], row["head"])]

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cilbench.reports import statistics, summarise
+from cilbench.reports import aggregate, statistics
+from cilbench.reports.comparability import METHOD, REPETITION, groups
 from cilbench.reports.figures.charts import changes_of_cells
 from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, read_runs
@@ -26,7 +27,7 @@ from cilbench.reports.tables.tables import Table, TableCell, TableRow
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, status_text
 
 MEASURES = ("avg", "last")
-_CELL = [*summarise.METHOD, "budget_bytes"]
+_CELL = [*METHOD, "budget_bytes"]
 _KEPT = ("published_bytes", "strict_bytes", "exemplars")
 _HOW = ("backbone", "head", "settings")  # what may differ between the two sides of a cell, and is said then
 
@@ -74,7 +75,7 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
     changes = compare(first, second)
     digests = f"before sha256 {first.inputs_sha256}, after sha256 {second.inputs_sha256}"
     stamp = tables.one_line(f"{command}; {made_with()}; {digests}")
-    made = [comparison_table(group, part) for group, part in summarise.groups(changes)]
+    made = [comparison_table(group, part) for group, part in groups(changes)]
     out.mkdir(parents=True, exist_ok=True)
     left_out = (*first.left_out, *second.left_out)
     texts = {
@@ -145,7 +146,7 @@ _COLUMNS = [
 
 def _cells(runs: Runs) -> pd.DataFrame:
     """A row per method and budget: status, what was kept, runs."""
-    summary = summarise.summary(runs.stages)
+    summary = aggregate.summary(runs.stages)
     own = summary[summary["published_head"]].rename(columns={"exemplars_max": "exemplars"})
     settings = runs.cells.groupby(_CELL, dropna=False)["settings"].agg(lambda found: "; ".join(sorted(set(found))))
     own = own.merge(settings.reset_index(), on=_CELL, how="left")
@@ -160,7 +161,7 @@ def _values(runs: Runs) -> pd.DataFrame:
     own = stages[(stages["status"] == "done") & stages["published_head"] & stages["task"].notna()]
     share = own["top1"] / 100
     own = own.assign(error=100 * np.sqrt(share * (1 - share) / own["images"])).sort_values(["run", "task"])
-    keys = [*_CELL, *summarise.REPETITION]
+    keys = [*_CELL, *REPETITION]
     return own.groupby(keys, sort=False, dropna=False).agg(
         avg=("top1", "mean"),
         last=("top1", "last"),
