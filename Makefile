@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 LOCKED := build/locked
 UV     := build/uv
 
-.PHONY: demo test test-locked lock lint types bench soak gpu reproduction clean
+.PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu reproduction clean
 
 # Five methods on real digits, then the report. The budgets are made up as the published ones are: from about one backbone and 20
 # images a class to five of them and as many images.
@@ -53,22 +53,33 @@ types: $(READY)
 # On a quiet machine; docs/bench.md says what the rows mean. `make bench BENCH="--only herding,codecs"` is a part of it.
 bench: $(READY)  ## speed, as ratios measured in one run
 	mkdir -p build
-	$(BIN)/python -m tools.speed.bench --out build/bench.json $(BENCH)
+	$(BIN)/python -m tools bench speed --out build/bench.json $(BENCH)
 
 soak: $(READY)   ## long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak --durations=30
 
-# Runs from a tree of links, so that a machine without a network needs nothing installed:
-# make gpu GPU_PYTHON=python3 CAMPAIGN="--zips DIR --work DIR --bring-home DIR"
+# tools/campaign.toml says what is run. `make campaign CAMPAIGN="--work DIR --threads 2"`; SIGTERM keeps a checkpoint.
+campaign: $(READY)   ## the queue of published configurations: goes on where it stopped
+	exec $(BIN)/python -m tools campaign run $(CAMPAIGN)
+
+campaign-status: $(READY)   ## where each of its runs stands; `make campaign-status CAMPAIGN="--work DIR"`
+	@$(BIN)/python -m tools campaign status $(CAMPAIGN)
+
+# The same queue on a GPU, after the tests that need one, for as long as it is at hand. From a tree of links, so that a
+# machine without a network needs nothing installed: make gpu GPU_PYTHON=python3 GPU_MINUTES=9 CAMPAIGN="--work DIR"
 GPU_PYTHON ?= $(BIN)/python
-gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))   ## GPU tests, then as much of the published comparison as fits in 9 minutes
+GPU_MINUTES ?= 9
+gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))   ## GPU tests, then the queue on the GPU
 	rm -rf build/gpu && mkdir -p build/gpu
 	cp -rs "$(CURDIR)/benchmark" build/gpu/cilbench
 	cp -rs "$(CURDIR)/methods" "$(CURDIR)/budgets" "$(CURDIR)/reports" build/gpu/cilbench/
-	PYTHONPATH="$(CURDIR)/build/gpu:$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}" $(GPU_PYTHON) -m tools.campaign $(CAMPAIGN)
+	export PYTHONPATH="$(CURDIR)/build/gpu:$(CURDIR)$${PYTHONPATH:+:$$PYTHONPATH}"; \
+	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider -rs $$(grep -rl "mark.gpu" tests --include="test_*.py"); code=$$?; \
+	timeout --signal=TERM --kill-after=60 $(GPU_MINUTES)m $(GPU_PYTHON) -m tools campaign run --device cuda $(CAMPAIGN) \
+		|| [ $$? -eq 124 ] || code=1; exit $$code
 
 reproduction: $(READY)   ## REPRODUCTION.md from results/
-	$(BIN)/python -m tools.reproduction write --results results --out REPRODUCTION.md
+	$(BIN)/python -m tools reproduction write --results results --out REPRODUCTION.md
 
 $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cilbench needs Python 3.11 or newer")'

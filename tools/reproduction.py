@@ -1,316 +1,139 @@
-"""What was published, what we found: run folders → results/ → REPRODUCTION.md. No number is typed in.
+"""What was published, what we found: results/ → REPRODUCTION.md and a figure beside each result. No number is typed in.
 
-    python -m tools.reproduction collect RUNS… --into results/SLUG --command 'cilbench …' --date YYYY-MM-DD
-    python -m tools.reproduction write --results results --out REPRODUCTION.md
+    python -m tools reproduction collect RUNS… --into results/SLUG --command 'cilbench …' --date YYYY-MM-DD
+    python -m tools reproduction write
 
-results/README.md says what lies in a folder of results. The same results give the same bytes.
+The same results give the same bytes.
 """
 
-import argparse
-import json
 import math
 import os
-import sys
-import tomllib
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import date
-from importlib.resources import files
+from datetime import datetime
 from itertools import permutations
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
+import numpy as np
 import pandas as pd
+import typer
 
-from cilbench.reports import measures
-from cilbench.reports.load import load_published, read_runs
+from cilbench.errors import RequestError
 from cilbench.reports.wording import budget_text, status_text
-
-RUN_COLUMNS = (
-    *("run", "method", "dataset", "base", "inc", "classes", "tasks", "budget_bytes", "budget_label", "accounting"),
-    *("storage", "fill", "recipe", "precision", "requested_backbone", "backbone", "seed", "order"),
-    *("head", "published_head", "avg", "last", "status", "reason", "exemplars", "seconds"),
-    *("device", "python", "torch", "cilbench", "commit"),
-)
-STAGE_COLUMNS = ("run", "head", "task", "seen", "top1")
+from tools import curves as figures
+from tools import published
+from tools.published import ANY, BENCHMARK, METHODS, UNBOUND, Curve, Place, Published
+from tools.results import Folder, one_line, read_results
+from tools.results import collect as collect_runs
 
 TOLERANCE = 1.5  # points of avg; published repeats of one configuration differ by 1.7
-
-# As papers call them → as cilbench does.
-NAMES = {
-    "Finetune": "finetune",
-    "Replay": "replay",
-    "iCaRL": "icarl",
-    "FOSTER": "foster",
-    "DER": "der",
-    "MEMO": "memo",
-    "CIM": "cim",
-    "DGMw": "dgm",
-    "DGMa": "dgma",
-}
-METHODS = ("finetune", "replay", "icarl", "foster", "der", "memo", "cim", "dgm", "joint")
-UNBOUND = frozenset({"finetune", "joint"})  # no budget binds them
+TASK_TOLERANCE = 3.0  # points at any task
 SAME = {"foster+cim": "cim"}
-ANY = "any"  # the budget of a row that has none
-
-
-class ResultsError(ValueError):
-    """Runs or results that are not as agreed; the message is one line."""
-
-
-# ------------------------------------------------------------------------------------------------ runs → results/SLUG
-
-
-def collect(
-    runs: Sequence[Path],
-    into: Path,
-    commands: Sequence[str],
-    day: str,
-    *,
-    title: str = "",
-    purpose: str = "",
-    cores: int | None = None,
-    commit: str = "",
-) -> list[str]:
-    """Add runs to a folder of results, in place of rows of the same run; what a person wrote in about.toml stays.
-
-    Returns what was left out, a line each. Raises ResultsError where there is no run, or what is there cannot be read.
-    """
-    read = read_runs(runs)
-    left_out = [f"{item.folder.name}: {item.reason}" for item in read.left_out if not item.folder.is_file()]
-    if read.cells.empty:
-        raise ResultsError(
-            f"no run that is over in {', '.join(map(str, runs))}" + "".join(f"; {line}" for line in left_out[:1])
-        )
-    stages = read.stages.assign(commit=lambda frame: frame["git_commit"].replace("", commit))
-    rows = _merged(into / "runs.csv", _run_rows(stages), ["run", "head"])
-    judged = stages[stages["task"].notna()].astype({"task": int, "seen": int}).round({"top1": 4})
-    whole = _merged(into / "stages.csv", judged[list(STAGE_COLUMNS)], ["run", "head", "task"])
-    about = _about(into)
-    machine = {column: _distinct(rows[column]) for column in ("device", "python", "torch", "cilbench", "commit")}
-    known = about.get("machine", {}) | {"cores": cores} if cores else about.get("machine", {})
-    about |= {
-        "title": title or about.get("title", into.name),
-        "purpose": purpose or about.get("purpose", ""),
-        "date": day,
-        "commands": list(dict.fromkeys([*about.get("commands", []), *commands])),
-        "machine": known | machine,
-    }
-    into.mkdir(parents=True, exist_ok=True)
-    rows.to_csv(into / "runs.csv", index=False, lineterminator="\n")
-    whole.to_csv(into / "stages.csv", index=False, lineterminator="\n")
-    (into / "about.toml").write_text(_toml(about), encoding="utf-8")
-    return left_out
-
-
-def _run_rows(stages: pd.DataFrame) -> pd.DataFrame:
-    """A row per run and head (`RUN_COLUMNS`); avg and last in %, empty where a run is not done."""
-    last_stages = stages.sort_values("task").groupby(["run", "head"], dropna=False, sort=False).tail(1)
-    found = measures.measures(stages)[["run", "head", "avg", "last"]]
-    rows = last_stages.merge(found, on=["run", "head"], how="left")
-    rows = rows.assign(exemplars=rows["exemplars"].astype("Int64"), seconds=rows["wall_seconds"].astype(float))
-    return rows[list(RUN_COLUMNS)].round({"avg": 4, "last": 4, "seconds": 1})
-
-
-def _merged(path: Path, new: pd.DataFrame, order: Sequence[str]) -> pd.DataFrame:
-    """Rows beside those of other runs that are there already; all as text, so that no number is rounded twice."""
-    rows = new.astype(object).where(new.notna(), "").map(str)
-    if path.exists():
-        there = pd.read_csv(path, dtype=str, keep_default_na=False)
-        rows = pd.concat([there[~there["run"].isin(rows["run"])], rows])
-    return rows.sort_values(list(order), key=lambda c: c.astype(int) if c.name == "task" else c, ignore_index=True)
-
-
-def _distinct(column: "pd.Series[str]") -> str:
-    return ", ".join(sorted({text for text in column if text}))
-
-
-def _about(folder: Path) -> dict[str, Any]:
-    """about.toml as a dictionary; empty where there is none. Raises ResultsError."""
-    path = folder / "about.toml"
-    if not path.exists():
-        return {}
-    try:
-        return tomllib.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ResultsError(f"{path}: cannot be read ({error})") from None
-
-
-def _toml(about: Mapping[str, Any]) -> str:
-    """Texts, numbers, lists of texts, then tables of them."""
-    plain = {key: value for key, value in about.items() if not isinstance(value, dict)}
-    tables = {key: value for key, value in about.items() if isinstance(value, dict)}
-    lines = [f"{key} = {_toml_value(value)}" for key, value in plain.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]"] + [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in table.items()]
-    return "\n".join(lines) + "\n"
-
-
-def _toml_value(value: Any) -> str:
-    if isinstance(value, list):
-        return "[\n" + "".join(f"  {_toml_value(item)},\n" for item in value) + "]"
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # where TOML is stricter than JSON
+# What a run that stands beside published numbers has; `seed` is free. The class order is PyCIL's.
+USUAL = {"recipe": "published", "accounting": "published", "fill": "published", "storage": "fp32", "order": 1993}
 
 
 # ------------------------------------------------------------------------------------------------ what is compared
 
 
 @dataclass(frozen=True)
-class Place:
-    """Where a number belongs. `budget`: a label in MB ("7.6"), bytes ("7998016B") or ANY."""
-
-    dataset: str
-    base: int
-    inc: int
-    budget: str
-    method: str
-
-    @property
-    def protocol(self) -> tuple[str, int, int]:
-        return self.dataset, self.base, self.inc
-
-
-@dataclass(frozen=True)
-class Published:
-    """A published number, in %; NaN where only the other is printed. `ask` is how cilbench is asked for the budget."""
-
-    avg: float
-    last: float
-    ask: str
-    confidence: str
-    source: str
-
-
-def published() -> dict[Place, list[Published]]:
-    """Every published number of a method that we have: printed tables before plots."""
-    found: dict[Place, list[Published]] = {}
-    document = tomllib.loads(files("cilbench.reports").joinpath("published.toml").read_text(encoding="utf-8"))
-    for entry in document["reproduction"]:
-        label, size = entry.get("budget_mb"), entry.get("budget_bytes")
-        budget = _label(label) if label else f"{size}B" if size else ANY
-        for name, values in entry["values"].items():
-            avg, last = (math.nan if value < 0 else float(value) for value in values)
-            place = Place(entry["dataset"], entry["base"], entry["inc"], budget, NAMES[name])
-            number = Published(avg, last, entry.get("ask", ""), entry["confidence"], entry["source"])
-            found.setdefault(place, []).append(number)
-    curves = load_published().query("budget_mb.notna()")
-    for key, part in curves.groupby(["dataset", "base", "inc", "method", "budget_mb"], sort=False):
-        dataset, base, inc, name, budget_mb = cast(tuple[str, int, int, str, float], key)
-        if name in NAMES:
-            values = dict(zip(part["measure"], part["value"], strict=True))
-            place = Place(dataset, base, inc, _label(budget_mb), NAMES[name])
-            first, ask = part.iloc[0], f"--budget-mb {_label(budget_mb)}"
-            number = Published(values["avg"], values["last"], ask, first["confidence"], first["source"])
-            found.setdefault(place, []).append(number)
-    return found
-
-
-def _label(budget_mb: float) -> str:
-    """A label as `budgets` writes it: 7.6, 16.0, 329."""
-    return f"{budget_mb:.1f}" if budget_mb < 100 else f"{budget_mb:.0f}"
-
-
-def places(numbers: Mapping[Place, Sequence[Published]]) -> dict[Place, list[Published]]:
-    """The published ones, and where budgets have labels every method at the smallest and the largest of them."""
-    every = {place: list(values) for place, values in numbers.items()}
-    labels: dict[tuple[str, int, int], set[str]] = {}
-    for place in numbers:
-        if place.budget != ANY and not place.budget.endswith("B"):
-            labels.setdefault(place.protocol, set()).add(place.budget)
-    for protocol, known in labels.items():
-        ends = [label for label in (min(known, key=float), max(known, key=float)) if len(known) > 1]
-        for method in METHODS:
-            for budget in dict.fromkeys([ANY] if method in UNBOUND else ends):
-                every.setdefault(Place(*protocol, budget, method), [])
-    return every
-
-
-@dataclass(frozen=True)
-class Folder:
-    """One folder of results. `rows` has a row per run, of the head that its method is published with."""
-
-    path: Path
-    title: str
-    about: Mapping[str, Any]
-    rows: pd.DataFrame | None
-
-    def why(self, key: str) -> str:
-        text = self.about.get("why", {}).get(key, "")
-        return _one_line(str(text))
-
-
-def read_results(results: Path) -> list[Folder]:
-    """Every folder in `results`, by name. Raises ResultsError."""
-    if not results.is_dir():
-        raise ResultsError(f"--results {results}: there is no such folder")
-    return [_read_folder(path) for path in sorted(results.iterdir()) if path.is_dir()]
-
-
-def _read_folder(path: Path) -> Folder:
-    about = _about(path)
-    title = str(about.get("title") or _first_line(path / "README.md") or path.name)
-    if not (path / "runs.csv").exists():
-        return Folder(path, _one_line(title), about, None)
-    try:
-        rows = pd.read_csv(path / "runs.csv", dtype={"budget_label": str, "reason": str, "commit": str, "torch": str})
-    except ValueError as error:
-        raise ResultsError(f"{path / 'runs.csv'}: no table ({_one_line(str(error))})") from None
-    missing = [column for column in RUN_COLUMNS if column not in rows]
-    if missing:
-        raise ResultsError(f"{path / 'runs.csv'} lacks the column {missing[0]}: `collect` writes it")
-    rows = rows[rows["published_head"].astype(bool)]
-    places = pd.Series([_place(row) for _, row in rows.iterrows()], index=rows.index, dtype=object)
-    return Folder(path, _one_line(title), about, rows.assign(place=places))
-
-
-def _place(row: "pd.Series[Any]") -> Place:
-    method = SAME.get(row["method"], row["method"])
-    label = row["budget_label"]
-    budget = ANY if method in UNBOUND else f"{row['budget_bytes']}B" if pd.isna(label) else _label(float(label))
-    return Place(row["dataset"], int(row["base"]), int(row["inc"]), budget, method)
-
-
-def _first_line(path: Path) -> str:
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    return next((line.lstrip("# ").strip() for line in lines if line.strip()), "")
-
-
-def as_published(folder: Folder, numbers: Mapping[Place, Sequence[Published]]) -> "pd.Series[bool]":
-    """Which rows may stand beside published numbers: nothing was shortened, set, stored or charged otherwise."""
-    rows = folder.rows
-    assert rows is not None
-    usual = {"recipe": "published", "accounting": "published", "fill": "published", "storage": "fp32"}
-    same = pd.Series(True, index=rows.index)
-    for column, value in usual.items():
-        same &= rows[column].eq(value)
-    wanted = [_backbone(numbers.get(place, ())) for place in rows["place"]]
-    untouched = not any("--set" in command for command in folder.about.get("commands", []))
-    return same & rows["requested_backbone"].eq(pd.Series(wanted, index=rows.index)) & untouched
-
-
-def _backbone(numbers: Sequence[Published]) -> str:
-    """The `--backbone` that is asked for at a place."""
-    words = numbers[0].ask.split() if numbers else []
-    return words[words.index("--backbone") + 1] if "--backbone" in words else "auto"
-
-
-@dataclass(frozen=True)
 class Ours:
-    """Repetitions of one configuration: means in %, `seeds` of those that are done."""
+    """Repetitions of one configuration, one head of them: means in %, `top1` task by task, `seeds` of what is done."""
 
+    head: str
+    published_head: bool
     avg: float
     last: float
-    runs: int
+    top1: tuple[float, ...]
     seeds: tuple[int, ...]
     precision: str
+    backbone: str
     status: str
     reason: str
     folder: Folder
 
 
-def ours(folders: Iterable[Folder], numbers: Mapping[Place, Sequence[Published]]) -> dict[Place, list[Ours]]:
-    """What was found with the published recipe, by place: an entry per folder and precision.
+@dataclass(frozen=True)
+class Comparison:
+    """Ours less theirs, in points; NaN where theirs is not known. `task`, from 1, is where `furthest` is."""
+
+    avg: float = math.nan
+    last: float = math.nan
+    furthest: float = math.nan
+    task: int = 0
+
+    @property
+    def known(self) -> bool:
+        return not all(math.isnan(value) for value in (self.avg, self.last, self.furthest))
+
+    @property
+    def beyond(self) -> list[str]:
+        """What is further from the published than repeats are; `last` counts where no average is published."""
+        found = [("avg", self.avg, TOLERANCE), (f"task {self.task}", self.furthest, TASK_TOLERANCE)]
+        found += [("last", self.last, TOLERANCE)] if math.isnan(self.avg) else []
+        return [f"{what} {_signed(gap)}" for what, gap, most in found if abs(gap) > most]
+
+
+def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) -> Comparison:
+    """With the number of the same kind of experiment, never the nearest, and with the mean of the public runs of it.
+
+    A head that papers print no number of is held against the public runs alone.
+    """
+    alike = published.comparable(curves, numbers[0] if numbers else None, found.head, found.backbone)
+    theirs = np.mean([curve.top1 for curve in alike], axis=0) if alike else np.array([])
+    avg, last = (float(theirs.mean()), float(theirs[-1])) if alike else (math.nan, math.nan)
+    if found.published_head and numbers:
+        avg, last = numbers[0].avg, numbers[0].last
+    if len(theirs) != len(found.top1):
+        return Comparison(found.avg - avg, found.last - last)
+    gaps = np.array(found.top1) - theirs
+    task = int(np.abs(gaps).argmax())
+    return Comparison(found.avg - avg, found.last - last, float(gaps[task]), task + 1)
+
+
+def verdict(place: Place, found: Ours | None, compared: Comparison) -> str:
+    """`reproduced`, `differs (where): why`, `port` (nothing is published to compare with), `not run yet`, or how it
+    ended.
+    """
+    if found is None:
+        return "not run yet"
+    why = found.folder.why(f"{place.method}/{place.budget}", place.method)
+    if not found.seeds:
+        return f"{found.status}: {why or found.reason}"
+    if not compared.known:
+        return "port: nothing is published here" + (f"; {why}" if why else "")
+    if compared.beyond:
+        return f"differs ({', '.join(compared.beyond)}): {why or 'not explained yet'}"
+    return "reproduced" + (f"; {why}" if why else "")
+
+
+def as_published(folder: Folder, numbers: published.Numbers) -> "pd.Series[bool]":
+    """Which rows may stand beside published numbers: nothing was shortened, set, stored or charged otherwise."""
+    rows = folder.rows
+    assert rows is not None
+    same = pd.Series(True, index=rows.index)
+    for column, value in USUAL.items():
+        same &= rows[column].eq(value)
+    untouched = rows["settings"].isna() & (not any("--set" in command for command in folder.about.get("commands", [])))
+    wanted = [_asked_backbone(numbers.get(_place(row), ())) for _, row in rows.iterrows()]
+    return same & untouched & rows["requested_backbone"].eq(pd.Series(wanted, index=rows.index, dtype=object))
+
+
+def _asked_backbone(numbers: Sequence[Published]) -> str:
+    words = numbers[0].ask.split() if numbers else []
+    return words[words.index("--backbone") + 1] if "--backbone" in words else "auto"
+
+
+def _place(row: "pd.Series[Any]") -> Place:
+    method, label = SAME.get(row["method"], row["method"]), row["budget_label"]
+    size = f"{row['budget_bytes']}B" if pd.isna(label) else published.budget_label(float(label))
+    return Place(row["dataset"], int(row["base"]), int(row["inc"]), ANY if method in UNBOUND else size, method)
+
+
+def ours(folders: Iterable[Folder], numbers: published.Numbers) -> dict[Place, list[Ours]]:
+    """What was found with the published recipe: an entry per folder, precision and head, the published head first.
 
     A number that was published without a budget is held against ours at any.
     """
@@ -318,53 +141,46 @@ def ours(folders: Iterable[Folder], numbers: Mapping[Place, Sequence[Published]]
     for folder in folders:
         if folder.rows is None:
             continue
-        rows = folder.rows[as_published(folder, numbers)]
-        for key, part in rows.groupby(["place", "precision"], sort=False):
-            place, precision = cast(tuple[Place, str], key)
+        for place, part in _by_place(folder.rows[as_published(folder, numbers)]):
             anywhere = replace(place, budget=ANY)
             where = anywhere if place not in numbers and anywhere in numbers else place
-            found.setdefault(where, []).append(_repetitions(part, precision, folder))
+            for _, of_precision in part.groupby("precision", sort=False):
+                found.setdefault(where, []).extend(_heads(of_precision, folder))
     return found
 
 
-def _repetitions(part: pd.DataFrame, precision: str, folder: Folder) -> Ours:
-    done = part[part["status"] == "done"]
-    counts = Counter(part["status"]).most_common()
+def _by_place(rows: pd.DataFrame) -> list[tuple[Place, pd.DataFrame]]:
+    places = pd.Series([_place(row) for _, row in rows.iterrows()], index=rows.index, dtype=object)
+    return [(cast(Place, place), part) for place, part in rows.groupby(places, sort=False)]
+
+
+def _heads(part: pd.DataFrame, folder: Folder) -> list[Ours]:
+    """Repetitions by head; one entry that says how they ended where none is done."""
+    done = part[part["status"].eq("done")].sort_values("published_head", ascending=False, kind="stable")
+    by_head = [rows for _, rows in done.groupby("head", sort=False)] or [part]
+    ends = Counter(part.drop_duplicates("run")["status"]).most_common()
+    status = ", ".join(f"{count} {status_text(str(end))}" for end, count in ends if end != "done")
+    reason = next((one_line(text) for text in part["reason"].dropna()), "")
+    return [_of_head(rows, folder, status, reason) for rows in by_head]
+
+
+def _of_head(rows: pd.DataFrame, folder: Folder, status: str, reason: str) -> Ours:
+    first, seeds = rows.iloc[0], rows.loc[rows["status"].eq("done"), "seed"].astype(int)
+    assert folder.stages is not None
+    stages = folder.stages[folder.stages["run"].isin(rows["run"]) & folder.stages["head"].eq(first["head"])]
     return Ours(
-        avg=float(done["avg"].mean()),
-        last=float(done["last"].mean()),
-        runs=len(done),
-        seeds=tuple(sorted(set(done["seed"].astype(int)))),
-        precision=precision,
-        status=", ".join(f"{n} {status_text(str(status))}" for status, n in counts if status != "done"),
-        reason=next((_one_line(str(reason)) for reason in part["reason"].dropna()), ""),
+        head="" if pd.isna(first["head"]) else str(first["head"]),
+        published_head=bool(first["published_head"]),
+        avg=float(rows["avg"].mean()),
+        last=float(rows["last"].mean()),
+        top1=tuple(stages.groupby("task")["top1"].mean()),
+        seeds=tuple(sorted(set(seeds))),
+        precision=str(first["precision"]),
+        backbone=str(first["backbone"]),
+        status=status,
+        reason=reason,
         folder=folder,
     )
-
-
-def difference(found: Ours, numbers: Sequence[Published]) -> float:
-    """Points to the nearest published avg; of last where no avg is published; NaN where nothing is."""
-    for measure in ("avg", "last"):
-        gaps: list[float] = [getattr(found, measure) - getattr(number, measure) for number in numbers]
-        known = [gap for gap in gaps if not math.isnan(gap)]
-        if known:
-            return min(known, key=abs)
-    return math.nan
-
-
-def verdict(place: Place, found: Ours | None, numbers: Sequence[Published]) -> str:
-    """`reproduced`, `differs: why`, `port` (nothing is published to compare with), `not run yet`, or how it ended."""
-    if found is None:
-        return "not run yet"
-    why = found.folder.why(f"{place.method}/{place.budget}") or found.folder.why(place.method)
-    if not found.runs:
-        return f"{found.status}: {why or found.reason}"
-    if not numbers:
-        return "port: nothing is published here" + (f"; {why}" if why else "")
-    gap = difference(found, numbers)
-    if abs(gap) <= TOLERANCE:
-        return "reproduced" + (f"; {why}" if why else "")
-    return f"differs: {why or 'not explained yet'}"
 
 
 @dataclass(frozen=True)
@@ -380,21 +196,19 @@ class Swap:
     why: str
 
 
-def swaps(numbers: Mapping[Place, Sequence[Published]], found: Mapping[Place, Sequence[Ours]]) -> list[Swap]:
-    """Every pair at one budget whose order by avg is not the published one. Several published numbers: their mean."""
-    means = {
-        place: sum(n.avg for n in known) / len(known)
-        for place, values in numbers.items()
-        if (known := [n for n in values if not math.isnan(n.avg)])
-    }
-    run = {place: entries[0] for place, entries in found.items() if entries[0].runs and place in means}
+def swaps(numbers: published.Numbers, found: Mapping[Place, Sequence[Ours]]) -> list[Swap]:
+    """Every pair at one budget whose order by avg is not the published one, where one kind of experiment has both."""
+    run = {place: entries[0] for place, entries in found.items() if entries[0].seeds and place in numbers}
     result = []
     for a, b in permutations(run, 2):
-        gap, our_gap = means[a] - means[b], run[a].avg - run[b].avg
-        if (*a.protocol, a.budget) == (*b.protocol, b.budget) and gap > TOLERANCE and our_gap <= 0:
-            why = run[a].folder.why(f"{a.method}>{b.method}/{a.budget}") or run[b].folder.why(
-                f"{a.method}>{b.method}/{a.budget}"
-            )
+        if (*a.protocol, a.budget) != (*b.protocol, b.budget):
+            continue
+        kinds = [{number.variant: number.avg for number in numbers[place]} for place in (a, b)]
+        both = [variant for variant in kinds[0] if variant in kinds[1]]
+        gap, our_gap = kinds[0][both[0]] - kinds[1][both[0]] if both else 0.0, run[a].avg - run[b].avg
+        if gap > TOLERANCE and our_gap <= 0:
+            key = f"{a.method}>{b.method}/{a.budget}"
+            why = run[a].folder.why(key) or run[b].folder.why(key)
             result.append(Swap(a.protocol, a.budget, a.method, b.method, gap, our_gap, why))
     return sorted(result, key=lambda s: (_protocol_order(s.protocol), _budget_order(s.budget), s.ahead, s.behind))
 
@@ -407,79 +221,126 @@ Written by `make reproduction` from `results/` and `reports/published.toml`; not
 [How results come about](LINK/README.md).
 
 Accuracies are top-1 in %: *avg* is the mean over all stages, *last* is after the last one. Ours is the mean over
-the seeds, with the published recipe, accounting `published`, nothing set otherwise. The difference is to the nearest
-published avg, or last where no avg is printed. **Reproduced**: within {TOLERANCE} points of it; published repeats of
-one configuration differ by 1.7 themselves. **Differs**: not within, and why. **Port**: we ran it, and nothing is
-published to hold it against. A method that no budget binds has none."""
+the seeds, with the published recipe, class order 1993, accounting `published`, nothing set otherwise. It is held
+against the published number of the same kind of experiment: the table of {BENCHMARK} where it has the configuration,
+else the memory-aligned ones, else the figure. What the others say stands behind it in brackets. Where runs of the
+unmodified published code are public, ours is held against their mean task by task as well.
+**Reproduced**: avg within {TOLERANCE} points (last, where no avg is printed) and no task further than
+{TASK_TOLERANCE:g}; published repeats of one configuration differ by 1.7 themselves. **Differs**: not so, and why.
+**Port**: we ran it, and nothing is published to hold it against. A method that no budget binds has none."""
+
+COLUMNS = ("Method", "Budget", "Head", "Published avg / last", "Ours avg / last")
+COLUMNS += ("Difference avg / last", "Furthest task", "Seeds", "Command", "Status")
 
 
-def document(results: Path, out: Path) -> str:
-    """REPRODUCTION.md as it lies at `out`. Raises ResultsError."""
-    folders = read_results(results)
-    numbers = published()
-    rows, found = places(numbers), ours(folders, numbers)
-    for place in found:
-        rows.setdefault(place, [])
+@dataclass(frozen=True)
+class Book:
+    """All that the document is made of, and where it will lie."""
+
+    folders: Sequence[Folder]
+    numbers: published.Numbers
+    curves: published.Curves
+    found: Mapping[Place, Sequence[Ours]]
+    link: str
+
+    @property
+    def places(self) -> dict[Place, list[Published]]:
+        return published.places(self.numbers) | {p: [] for p in self.found if p not in published.places(self.numbers)}
+
+    @property
+    def sources(self) -> dict[str, str]:
+        """Source → how far to trust it, in the order in which they are numbered."""
+        every = [number for values in self.places.values() for number in values]
+        return {item.source: item.confidence for item in (*every, *(c for cs in self.curves.values() for c in cs))}
+
+    def cite(self, source: str) -> str:
+        return f"[{list(self.sources).index(source) + 1}]"
+
+    def rows(self, place: Place) -> list[tuple[Ours | None, Comparison]]:
+        """A row per head of ours, one where there is none."""
+        numbers, curves = self.numbers.get(place, ()), self.curves.get(place, ())
+        return [(o, compare(o, numbers, curves)) for o in self.found.get(place, ())] or [(None, Comparison())]
+
+
+def read_book(results: Path, out: Path) -> Book:
+    """Raises RequestError."""
+    folders, numbers = read_results(results), published.numbers()
     link = Path(os.path.relpath(results, out.parent)).as_posix()
-    sources = list(dict.fromkeys(number.source for values in rows.values() for number in values))
-    parts = [HEAD.replace("LINK", link), _counts(rows, found)]
-    for protocol in sorted({place.protocol for place in rows}, key=_protocol_order):
-        here = sorted((p for p in rows if p.protocol == protocol), key=_place_order)
-        lines = [line for place in here for line in _lines(place, rows[place], _entries(place, found), sources, link)]
+    return Book(folders, numbers, published.curves(), ours(folders, numbers), link)
+
+
+def write(results: Path, out: Path) -> None:
+    """REPRODUCTION.md, and a figure beside the results wherever ours has public runs to be held against."""
+    book = read_book(results, out)
+    for place, path in _figures(book).items():
+        figures.draw(_place_text(place), book.curves[place], book.found[place], results / path)
+    out.write_text(document(book), encoding="utf-8")
+
+
+def _figures(book: Book) -> dict[Place, str]:
+    """Where the figure of a place lies in results/: beside the first of ours."""
+    return {
+        place: f"{found[0].folder.path.name}/{'-'.join(map(str, (place.method, *place.protocol, place.budget)))}.svg"
+        for place, found in book.found.items()
+        if place in book.curves and found[0].seeds
+    }
+
+
+def document(book: Book) -> str:
+    """The text of REPRODUCTION.md."""
+    places = book.places
+    parts = [HEAD.replace("LINK", book.link), _counts(book)]
+    for protocol in sorted({place.protocol for place in places}, key=_protocol_order):
+        here = sorted((place for place in places if place.protocol == protocol), key=_place_order)
+        lines = [line for place in here for line in _lines(book, place, places[place])]
         parts.append(f"## {_protocol_text(protocol)}\n\n" + _table(COLUMNS, lines))
-    parts += [_swaps_part(numbers, found), _shortened_part(folders, numbers, link), _other_part(folders, link)]
-    parts.append("## Sources\n\n" + "\n".join(_source_line(i, source, rows) for i, source in enumerate(sources, 1)))
+    parts += [_tasks_part(book), _swaps_part(book), _shortened_part(book), _other_part(book)]
+    sources = enumerate(book.sources.items(), 1)
+    parts.append("## Sources\n\n" + "\n".join(f"{i}. {s} ({trust.replace('-', ' ')})" for i, (s, trust) in sources))
     return "\n\n".join(part for part in parts if part) + "\n"
 
 
-COLUMNS = ("Method", "Budget", "Published avg / last", "Ours avg / last", "Difference", "Seeds", "Command", "Status")
-
-
-def _counts(rows: Mapping[Place, Sequence[Published]], found: Mapping[Place, Sequence[Ours]]) -> str:
+def _counts(book: Book) -> str:
+    """Configurations, not heads: each by its published head."""
     words = [
-        verdict(place, entry, values).partition(":")[0].partition(";")[0]
-        for place, values in rows.items()
+        verdict(place, entry, compared).partition(":")[0].partition(";")[0].partition(" (")[0]
+        for place, values in book.places.items()
         if values
-        for entry in _entries(place, found)
+        for entry, compared in book.rows(place)
+        if entry is None or entry.published_head
     ]
     counts = ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
-    absent = [m for m in METHODS if not any(place.method == m and values for place, values in rows.items())]
+    absent = [m for m in METHODS if not any(place.method == m for place in book.numbers)]
     nothing = f" Nothing published was found for: {', '.join(absent)}." if absent else ""
     return f"{len(words)} configurations of ours have published numbers: {counts}.{nothing}"
 
 
-def _entries(place: Place, found: Mapping[Place, Sequence[Ours]]) -> Sequence[Ours | None]:
-    """What we have of a place; None where that is nothing."""
-    return found.get(place) or [None]
-
-
-def _lines(
-    place: Place, numbers: Sequence[Published], found: Sequence[Ours | None], sources: Sequence[str], link: str
-) -> list[tuple[str, ...]]:
-    """The rows of one place: one, or one per folder and precision that has it."""
-    said = "; ".join(f"{_pair(n.avg, n.last)} [{sources.index(n.source) + 1}]" for n in numbers) or "–"
-    start = (place.method, _budget_text(place.budget), said)
+def _lines(book: Book, place: Place, numbers: Sequence[Published]) -> list[tuple[str, ...]]:
+    said = [f"{_pair(n.avg, n.last)} {book.cite(n.source)}" for n in numbers]
+    theirs = "; ".join(said[:1]) + (f" ({'; '.join(said[1:])})" if said[1:] else "") or "–"
     command = f"`{_command(place, numbers)}`" if _command(place, numbers) else "–"
-    lines: list[tuple[str, ...]] = []
-    for entry in found:
-        mine, gap, seeds = "–", "–", "–"
-        if entry is not None and entry.runs:
-            mine = f"{_pair(entry.avg, entry.last)}, {entry.precision}, [{_slug(entry)}]({link}/{_slug(entry)})"
-            points = difference(entry, numbers)
-            gap = "–" if math.isnan(points) else _signed(points)
+    lines = []
+    for entry, compared in book.rows(place):
+        mine, gap, furthest, seeds = "–", "–", "–", "–"
+        if entry is not None and entry.seeds:
+            slug = entry.folder.path.name
+            mine = f"{_pair(entry.avg, entry.last)}, {entry.precision}, [{slug}]({book.link}/{slug})"
+            gap = f"{_signed(compared.avg)} / {_signed(compared.last)}" if compared.known else "–"
+            furthest = f"{_signed(compared.furthest)} at {compared.task}" if compared.task else "–"
             seeds = ", ".join(map(str, entry.seeds))
-        lines.append((*start, mine, gap, seeds, command, verdict(place, entry, numbers)))
+        head, of_head = ("–", theirs) if entry is None or not entry.head else (entry.head, theirs)
+        if entry is not None and not entry.published_head:
+            of_head = "–"  # papers print the published head's
+        ended = verdict(place, entry, compared)
+        lines.append(
+            (place.method, _budget_text(place.budget), head, of_head, mine, gap, furthest, seeds, command, ended)
+        )
     return lines
-
-
-def _slug(entry: Ours) -> str:
-    return entry.folder.path.name
 
 
 def _command(place: Place, numbers: Sequence[Published]) -> str:
     """What runs a place; empty where no budget is known."""
-    label = not place.budget.endswith("B") and place.budget != ANY
-    ask = next((n.ask for n in numbers if n.ask), f"--budget-mb {place.budget}" if label else "")
+    ask = next((n.ask for n in numbers if n.ask), f"--budget-mb {place.budget}" if place.labelled else "")
     if place.method in UNBOUND:
         ask = "--align-to der"  # binds nothing, but a budget has to be given
     if place.budget.endswith("B") and not ask:
@@ -488,7 +349,31 @@ def _command(place: Place, numbers: Sequence[Published]) -> str:
     return f"cilbench run {protocol} {ask} --methods {place.method}" if ask else ""
 
 
-def _swaps_part(numbers: Mapping[Place, Sequence[Published]], found: Mapping[Place, Sequence[Ours]]) -> str:
+def _tasks_part(book: Book) -> str:
+    """Public runs and ours, task by task."""
+    drawn, parts = _figures(book), []
+    for place in sorted(book.curves, key=lambda place: (_protocol_order(place.protocol), *_place_order(place))):
+        lines = []
+        for curve in book.curves[place]:
+            kind = f"{curve.variant}, {curve.backbone}, recipe {curve.recipe}"
+            lines.append((curve.head, f"{book.cite(curve.source)} {kind}", *_stages(curve.top1)))
+        for entry in book.found.get(place, ()):
+            who = f"**ours**, {entry.precision}, {entry.folder.path.name}"
+            lines += [(entry.head, who, *_stages(entry.top1))] if entry.seeds else []
+        tasks = max(len(curve.top1) for curve in book.curves[place])
+        columns = ("Head", "Run", *map(str, range(1, tasks + 1)), "avg")
+        title = _place_text(place)
+        figure = [f"![{title}]({book.link}/{drawn[place]})"] if place in drawn else []
+        parts.append("\n\n".join([f"### {title}", *figure, _table(columns, sorted(lines, key=lambda line: line[0]))]))
+    intro = "Top-1 in % on all classes seen, after each task. Public runs of the published code are of one seed."
+    return "\n\n".join([f"## Task by task\n\n{intro}", *parts]) if parts else ""
+
+
+def _stages(top1: Sequence[float]) -> list[str]:
+    return [f"{value:.2f}" for value in (*top1, float(np.mean(top1)))]
+
+
+def _swaps_part(book: Book) -> str:
     lines = [
         (
             f"{_protocol_text(swap.protocol)}, {_budget_text(swap.budget)}",
@@ -497,71 +382,62 @@ def _swaps_part(numbers: Mapping[Place, Sequence[Published]], found: Mapping[Pla
             _signed(swap.our_gap),
             swap.why or "not explained yet",
         )
-        for swap in swaps(numbers, found)
+        for swap in swaps(book.numbers, book.found)
     ]
-    if not lines:
-        return ""
     title = f"## Orders that did not come out\n\nPairs that were published more than {TOLERANCE} points apart.\n\n"
-    return title + _table(("Where", "Expected", "Published gap", "Our gap", "Why"), lines)
-
-
-def _shortened_part(folders: Sequence[Folder], numbers: Mapping[Place, Sequence[Published]], link: str) -> str:
-    """Runs that must not stand beside published numbers: by folder, with their commands and what they are for."""
-    parts = []
-    for folder in folders:
-        rows = None if folder.rows is None else folder.rows[~as_published(folder, numbers)]
-        if rows is None or rows.empty:
-            continue
-        about, lines = folder.about, _shortened_lines(folder, rows)
-        machine = about.get("machine", {})
-        cores = f", {machine['cores']} cores" if "cores" in machine else ""
-        made = f"{about.get('date', '')}; {machine.get('device', '')}{cores}; torch {machine.get('torch', '')}"
-        commands = "\n".join(f"    {command}" for command in about.get("commands", []))
-        texts = [f"### [{folder.title}]({link}/{folder.path.name})", about.get("purpose", ""), _one_line(made)]
-        texts += [commands, _table(SHORT_COLUMNS, lines), about.get("notes", "")]
-        parts.append("\n\n".join(text for text in texts if text))
-    if not parts:
-        return ""
-    intro = "Not comparable with published numbers: fewer epochs, other data, other settings. The command says which."
-    return "\n\n".join([f"## Shortened runs\n\n{intro}", *parts])
+    return title + _table(("Where", "Expected", "Published gap", "Our gap", "Why"), lines) if lines else ""
 
 
 SHORT_COLUMNS = ("Protocol", "Budget", "Method", "Recipe", "Network", "Exemplars", "Avg", "Last", "Seeds", "Remark")
 
 
+def _shortened_part(book: Book) -> str:
+    """Runs that must not stand beside published numbers: by folder, with their commands and what they are for."""
+    parts = []
+    for folder in book.folders:
+        rows = None if folder.rows is None else folder.rows[~as_published(folder, book.numbers)]
+        if rows is None or rows.empty:
+            continue
+        about, machine = folder.about, folder.about.get("machine", {})
+        cores = f", {machine['cores']} cores" if "cores" in machine else ""
+        made = f"{about.get('date', '')}; {machine.get('device', '')}{cores}; torch {machine.get('torch', '')}"
+        commands = "\n".join(f"    {command}" for command in about.get("commands", []))
+        texts = [f"### [{folder.title}]({book.link}/{folder.path.name})", about.get("purpose", ""), one_line(made)]
+        texts += [commands, _table(SHORT_COLUMNS, _shortened_lines(folder, rows)), about.get("notes", "")]
+        parts.append("\n\n".join(text for text in texts if text))
+    intro = "Not comparable with published numbers: fewer epochs, other data, other settings. The command says which."
+    return "\n\n".join([f"## Shortened runs\n\n{intro}", *parts]) if parts else ""
+
+
 def _shortened_lines(folder: Folder, rows: pd.DataFrame) -> list[tuple[str, ...]]:
-    keys = ["place", "budget_bytes", "recipe", "precision", "accounting", "backbone"]
+    """A row per configuration, by its published head."""
+    keys = ["budget_bytes", "recipe", "precision", "accounting", "backbone"]
     groups = [
-        (cast(tuple[Place, int, str, str, str, str], key), part)
-        for key, part in rows.groupby(keys, dropna=False, sort=False)
+        (place, part)
+        for place, of_place in _by_place(rows[rows["published_head"].astype(bool)])
+        for _, part in of_place.groupby(keys, dropna=False, sort=False)
     ]
     lines: list[tuple[str, ...]] = []
-    for (place, size, recipe, precision, accounting, backbone), part in sorted(
-        groups, key=lambda group: _place_order(group[0][0])
-    ):
-        done = part[part["status"] == "done"]
-        entry = _repetitions(part, precision, folder)
-        label = None if place.budget == ANY or place.budget.endswith("B") else place.budget
-        budget = "–" if place.budget == ANY else budget_text(size, label)
-        exemplars = "/".join(sorted({f"{int(n):,}" for n in done["exemplars"].dropna()})) or "–"
-        remark = folder.why(f"{place.method}/{place.budget}") or folder.why(place.method)
+    for place, part in sorted(groups, key=lambda group: _place_order(group[0])):
+        entry, first = _heads(part, folder)[0], part.iloc[0]
+        label = place.budget if place.labelled else None
+        budget = "–" if place.budget == ANY else budget_text(first["budget_bytes"], label)
+        kept = part.loc[part["status"].eq("done"), "exemplars"].dropna()
+        exemplars = "/".join(sorted({f"{int(n):,}" for n in kept})) or "–"
+        remark = folder.why(f"{place.method}/{place.budget}", place.method)
         ended = f"{entry.status}: {entry.reason}" if entry.status else ""
-        conditions = f"{recipe}, {precision}" + ("" if accounting == "published" else f", {accounting} accounting")
+        accounting = "" if first["accounting"] == "published" else f", {first['accounting']} accounting"
+        conditions = f"{first['recipe']}, {entry.precision}{accounting}"
+        measures = [f"{value:.2f}" if entry.seeds else "–" for value in (entry.avg, entry.last)]
         seeds = ", ".join(map(str, entry.seeds)) or "–"
-        measures = [f"{value:.2f}" if entry.runs else "–" for value in (entry.avg, entry.last)]
-        start = (_protocol_text(place.protocol), budget, place.method, conditions, str(backbone), exemplars)
+        start = (_protocol_text(place.protocol), budget, place.method, conditions, entry.backbone, exemplars)
         lines.append((*start, *measures, seeds, "; ".join(filter(None, (ended, remark)))))
     return lines
 
 
-def _other_part(folders: Sequence[Folder], link: str) -> str:
-    listed = [f"- [{f.path.name}]({link}/{f.path.name}): {f.title}" for f in folders if f.rows is None]
+def _other_part(book: Book) -> str:
+    listed = [f"- [{f.path.name}]({book.link}/{f.path.name}): {f.title}" for f in book.folders if f.rows is None]
     return "## Other evidence\n\n" + "\n".join(listed) if listed else ""
-
-
-def _source_line(number: int, source: str, rows: Mapping[Place, Sequence[Published]]) -> str:
-    confidence = next(n.confidence for values in rows.values() for n in values if n.source == source)
-    return f"{number}. {source} ({confidence.replace('-', ' ')})"
 
 
 def _table(columns: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -574,18 +450,21 @@ def _pair(avg: float, last: float) -> str:
 
 
 def _signed(points: float) -> str:
-    return f"{points:+.2f}".replace("-", "−")
+    return "–" if math.isnan(points) else f"{points:+.2f}".replace("-", "−")
 
 
 def _budget_text(budget: str) -> str:
-    if budget == ANY:
-        return "–"
-    return f"{int(budget[:-1]):,} B" if budget.endswith("B") else f"{budget} MB"
+    return "–" if budget == ANY else f"{int(budget[:-1]):,} B" if budget.endswith("B") else f"{budget} MB"
 
 
 def _protocol_text(protocol: tuple[str, int, int]) -> str:
     dataset, base, inc = protocol
     return f"{dataset}, Base-{base} Inc-{inc}"
+
+
+def _place_text(place: Place) -> str:
+    budget = "" if place.budget == ANY else f", {_budget_text(place.budget)}"
+    return f"{place.method}, {_protocol_text(place.protocol)}{budget}"
 
 
 def _protocol_order(protocol: tuple[str, int, int]) -> tuple[bool, bool, tuple[str, int, int]]:
@@ -603,56 +482,34 @@ def _place_order(place: Place) -> tuple[float, int, str]:
     return _budget_order(place.budget), known, place.method
 
 
-def _one_line(text: str) -> str:
-    return " ".join(text.split())
+# ------------------------------------------------------------------------------------------------ commands
+
+app = typer.Typer(no_args_is_help=True)
 
 
-# ------------------------------------------------------------------------------------------------ command line
+@app.command("collect")
+def _collect(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders, or folders of them.")],
+    into: Annotated[Path, typer.Option("--into", metavar="results/SLUG")],
+    command: Annotated[list[str], typer.Option("--command", help="What made the runs; repeatable.")],
+    date: Annotated[datetime, typer.Option("--date", formats=["%Y-%m-%d"])],
+    title: Annotated[str, typer.Option("--title", help="One line, in place of the folder's name.")] = "",
+    purpose: Annotated[str, typer.Option("--purpose", help="What the runs are for.")] = "",
+    cores: Annotated[int | None, typer.Option("--cores", help="CPU cores of the machine.")] = None,
+    commit: Annotated[str, typer.Option("--commit", help="For runs that do not know their commit.")] = "",
+) -> None:
+    """Run folders → results/SLUG."""
+    if not all(text.strip() for text in command):
+        raise RequestError("--command is empty: give the command that made the runs")
+    day = date.date().isoformat()
+    for line in collect_runs(runs, into, command, day, title=title, purpose=purpose, cores=cores, commit=commit):
+        typer.echo(f"left out: {line}", err=True)
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """0 done, 2 a request that is wrong: one line."""
-    options = _parser().parse_args(arguments)
-    try:
-        if options.what == "write":
-            options.out.write_text(document(options.results, options.out), encoding="utf-8")
-            return 0
-        if not all(command.strip() for command in options.command):
-            raise ResultsError("--command is empty: give the command that made the runs")
-        left_out = collect(
-            options.runs,
-            options.into,
-            options.command,
-            options.date.isoformat(),
-            title=options.title,
-            purpose=options.purpose,
-            cores=options.cores,
-            commit=options.commit,
-        )
-    except (ResultsError, OSError) as error:
-        sys.stderr.write(f"reproduction: {_one_line(str(error))}\n")
-        return 2
-    sys.stderr.write("".join(f"left out: {line}\n" for line in left_out))
-    return 0
-
-
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.reproduction", description="Published and ours.")
-    actions = parser.add_subparsers(dest="what", required=True)
-    gather = actions.add_parser("collect", help="run folders → results/SLUG")
-    gather.add_argument("runs", nargs="+", type=Path, metavar="RUNS", help="run folders, or folders of them")
-    gather.add_argument("--into", type=Path, required=True, metavar="results/SLUG")
-    gather.add_argument("--command", action="append", required=True, help="what made the runs; repeatable")
-    gather.add_argument("--date", type=date.fromisoformat, required=True, metavar="YYYY-MM-DD")
-    gather.add_argument("--title", default="", help="one line, in place of the folder's name")
-    gather.add_argument("--purpose", default="", help="what the runs are for")
-    gather.add_argument("--cores", type=int, help="CPU cores of the machine")
-    gather.add_argument("--commit", default="", help="for runs that do not know their commit")
-    writing = actions.add_parser("write", help="results → REPRODUCTION.md")
-    writing.add_argument("--results", type=Path, default=Path("results"))
-    writing.add_argument("--out", type=Path, default=Path("REPRODUCTION.md"))
-    return parser
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+@app.command("write")
+def _write(
+    results: Annotated[Path, typer.Option("--results")] = Path("results"),
+    out: Annotated[Path, typer.Option("--out")] = Path("REPRODUCTION.md"),
+) -> None:
+    """results/ → REPRODUCTION.md, and figures beside the results."""
+    write(results, out)

@@ -30,6 +30,7 @@ from cilbench.methods.training.engine import numerics
 from cilbench.methods.training.loop import TaskData, fit
 from cilbench.methods.training.losses import expansion_loss, kd_loss
 from cilbench.scenario import make_scenario
+from tools.__main__ import main
 from tools.speed import accuracy as bench_accuracy
 from tools.speed import bench
 from tools.speed import reference as bench_reference
@@ -326,24 +327,6 @@ def test_every_section_and_what_is_written(quick, tmp_path):
     assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12}
 
 
-def test_what_was_measured_on_this_machine_is_not_measured_again(quick, tmp_path, monkeypatch):
-    out, console = tmp_path / "bench.json", Console(record=True, width=160)
-    assert bench.measure(quick, ["seal"], out, console, go_on=True) == 0
-    seal = json.loads(out.read_text())["rows"]
-    sections = dict(bench.SECTIONS)
-    monkeypatch.setitem(bench.SECTIONS, "seal", lambda bench: pytest.fail("measured again"))
-    assert bench.measure(quick, ["seal", "codecs"], out, console, go_on=True) == 0
-    told = json.loads(out.read_text())
-    assert told["rows"][: len(seal)] == seal
-    assert {row["section"] for row in told["rows"]} == {"seal", "codecs"}
-    monkeypatch.setitem(bench.SECTIONS, "seal", sections["seal"])
-    other_machine, other_source = {"machine": told["machine"] | {"threads": 99}}, {"source_sha256": "0"}
-    for elsewhere in (told | other_machine, told | other_source, [], {"format": 1}):
-        out.write_text(json.dumps(elsewhere))
-        bench.measure(quick, ["codecs"], out, console, go_on=True)
-        assert {row["section"] for row in json.loads(out.read_text())["rows"]} == {"codecs"}
-
-
 def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch):
     def fails(bench):
         raise RuntimeError("no room\nhere")
@@ -365,7 +348,7 @@ def test_accuracies_of_all_paths_are_written_with_what_they_depend_on(quick, tmp
     keys = {(row["path"], row["seed"], row["task"], row["head"]) for row in rows}
     assert len(rows) == len(keys) == 3 * 2 * 2 * 2
     about = tomllib.loads((into / "about.toml").read_text())
-    assert about["commands"] == ["python -m tools.speed.bench accuracy --seeds 1,2 --epochs 1 --device cpu"]
+    assert about["commands"] == ["python -m tools bench accuracy --seeds 1,2 --epochs 1 --device cpu"]
     assert about["machine"]["torch"] == torch.__version__
     assert len(about["summary"]) == 4
     mean = {
@@ -380,29 +363,25 @@ def test_accuracies_of_all_paths_are_written_with_what_they_depend_on(quick, tmp
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "icarl,speed"], "--only speed: allowed are cell, icarl,"),
-        (["--device", "tpu"], "--device tpu: this machine has cpu"),
-        (["--data", "/nowhere"], "/nowhere has no cifar100; allowed are auto, synthetic"),
-        (["--rounds", "0"], "'0': allowed is a whole number from 1"),
-        (["accuracy", "--epochs", "201"], "'201': allowed is a whole number from 1 to 200"),
+        (["speed", "--only", "icarl,speed"], "--only speed: allowed are cell, icarl,"),
+        (["speed", "--device", "tpu"], "--device tpu: this machine has cpu"),
+        (["speed", "--data", "/nowhere"], "/nowhere has no cifar100; allowed are auto, synthetic"),
+        (["speed", "--rounds", "0"], "'--rounds'"),
+        (["accuracy", "--epochs", "201"], "'--epochs'"),
         (["accuracy", "--seeds", "1,1"], "write different whole numbers"),
         (["accuracy", "--seeds", ""], "write different whole numbers"),
     ],
 )
-def test_a_wrong_request_is_a_line(arguments, said, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench", *arguments])
-    with pytest.raises(SystemExit) as refusal:
-        bench.main()
-    assert refusal.value.code == 2
-    assert said in capsys.readouterr().err.splitlines()[-1]
+def test_a_wrong_request_is_a_line(arguments, said, capsys):
+    assert main(["bench", *arguments]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert said in line
 
 
-def test_a_part_of_it_from_the_command_line(tmp_path, monkeypatch, capsys):
+def test_a_part_of_it_from_the_command_line(tmp_path, capsys):
     out = tmp_path / "bench.json"
-    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--only", "seal, codecs", "--rounds", "2", "--out", str(out)])
-    with pytest.raises(SystemExit) as end:
-        bench.main()
-    assert end.value.code == 0
+    asked = ["bench", "speed", "--quick", "--only", "seal, codecs", "--rounds", "2", "--out", str(out)]
+    assert main(asked) == 0
     told = json.loads(out.read_text())
     assert list(dict.fromkeys(row["section"] for row in told["rows"])) == ["seal", "codecs"]
     assert told["scale"]["rounds"] == 2
@@ -410,11 +389,8 @@ def test_a_part_of_it_from_the_command_line(tmp_path, monkeypatch, capsys):
 
 
 def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(sys, "argv", ["bench", "--quick", "--out", str(tmp_path / "nowhere" / "bench.json")])
     monkeypatch.setitem(bench.SECTIONS, "cell", lambda _: pytest.fail("measured"))
-    with pytest.raises(SystemExit) as refusal:
-        bench.main()
-    assert refusal.value.code == 1
+    assert main(["bench", "speed", "--quick", "--out", str(tmp_path / "nowhere" / "bench.json")]) == 1
     assert capsys.readouterr().err.endswith("bench.json: No such file or directory\n")
 
 
@@ -424,6 +400,6 @@ def test_images_of_a_folder_that_has_none():
 
 
 def test_the_command_starts():
-    done = subprocess.run([sys.executable, "-m", "tools.speed.bench", "--help"], capture_output=True, text=True)
+    done = subprocess.run([sys.executable, "-m", "tools", "bench", "speed", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert "--only" in done.stdout

@@ -1,14 +1,12 @@
 """`make bench`: how fast the engine is, every figure a ratio measured in one run, each pair in turn.
 
-    python -m tools.speed.bench [--only icarl,herding] [--device cuda] [--data DIR] [--out bench.json] [--quick]
-    python -m tools.speed.bench accuracy --seeds 1,2,3 --into results/engine-accuracy
+    python -m tools bench speed [--only icarl,herding] [--device cuda] [--data DIR] [--out bench.json] [--quick]
+    python -m tools bench accuracy --seeds 1,2,3 --into results/engine-accuracy
 
 docs/bench.md says what every row of the table means.
 """
 
-import argparse
 import datetime
-import hashlib
 import json
 import os
 import sys
@@ -16,12 +14,13 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Annotated, Any, cast
 
 import numpy as np
 import torch
+import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -235,17 +234,14 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
 # ------------------------------------------------------------------------------------------- the command
 
 
-def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console, *, go_on: bool = False) -> int:
-    """Every section in turn, the JSON written anew after each; 1 where one failed, which stops no other.
-
-    `go_on`: what the file has of this machine and scale stays, and its sections are not measured again.
-    """
+def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console) -> int:
+    """Every section in turn, the JSON written anew after each; 1 where one failed, which stops no other."""
     out.touch()  # what cannot be written is said now
     failed: dict[str, str] = {}
     about = {"format": FORMAT, "date": _now(), "machine": machine(bench.device), "scale": asdict(bench.scale)}
-    about |= {"images": "cifar100" if bench.cifar100 else "synthetic", "source_sha256": source_sha256()}
-    rows = _measured_before(out, about) if go_on else []
-    for section in [s for s in sections if s not in {row.section for row in rows}]:
+    about |= {"images": "cifar100" if bench.cifar100 else "synthetic"}
+    rows: list[Row] = []
+    for section in sections:
         console.print(f"{section} …")
         try:
             rows += SECTIONS[section](bench)
@@ -256,31 +252,6 @@ def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console, 
         out.write_text(json.dumps(told, indent=1) + "\n")
     console.print(table(rows))
     return 1 if failed else 0
-
-
-def _measured_before(out: Path, about: Mapping[str, Any]) -> list[Row]:
-    """The rows of a file that says the same of itself as this one will, but for the date and the load."""
-
-    def what(told: Mapping[str, Any]) -> Any:
-        told = {**told, "machine": {k: v for k, v in told["machine"].items() if k != "load_before"}}
-        return json.loads(json.dumps([told[key] for key in ("format", "machine", "scale", "images", "source_sha256")]))
-
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError):
-        told = json.loads(out.read_text())
-        if what(told) == what(about):
-            return [Row(**{key: value for key, value in row.items() if key != "reached"}) for row in told["rows"]]
-    return []
-
-
-def source_sha256() -> str:
-    """Over every Python file of the package and of its tests, by name: what a commit would say."""
-    digest, root = hashlib.sha256(), Path(__file__).resolve().parents[2]  # of the checkout
-    for folder in ("benchmark", "methods", "budgets", "reports", "tools", "tests"):
-        for path in sorted((root / folder).rglob("*.py")):
-            digest.update(
-                f"{path.relative_to(root).as_posix()} {hashlib.sha256(path.read_bytes()).hexdigest()}\n".encode()
-            )
-    return digest.hexdigest()
 
 
 def machine(device: torch.device) -> dict[str, Any]:
@@ -332,7 +303,7 @@ def compare_accuracy(bench: Bench, seeds: Sequence[int], into: Path, console: Co
         "purpose": "iCaRL on the same two tasks by the engine, in its own precision and in float32, and by the"
         " reference loop, from several seeds.",
         "date": _now()[:10],
-        "commands": [f"python -m tools.speed.bench accuracy {asked}"],
+        "commands": [f"python -m tools bench accuracy {asked}"],
         "notes": f"Ten and ten classes of {images}, {bench.scale.backbone}, {bench.scale.exemplars} exemplars,"
         f" {bench.scale.epochs} epochs a task, batch {bench.scale.batch}; the reference: benchmark/bench_reference.py.",
         "machine": machine(bench.device),
@@ -347,43 +318,6 @@ def compare_accuracy(bench: Bench, seeds: Sequence[int], into: Path, console: Co
         console.print(line)
 
 
-def _arguments() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m tools.speed.bench", description=__doc__.partition("\n")[0])
-    commands = parser.add_subparsers(dest="command")
-    same = commands.add_parser("accuracy", help="does speed cost accuracy? every path from several seeds")
-    for each in (parser, same):
-        each.add_argument("--device", default="cpu", help="auto, cpu, cuda, cuda:1 or mps")
-        each.add_argument(
-            "--data", default="auto", help="a folder with a cache of cifar100, synthetic, or auto: what is there"
-        )
-        each.add_argument(
-            "--quick", action="store_true", help="every line of it on tiny networks: no figure means anything"
-        )
-    parser.add_argument("--only", default=",".join(SECTIONS), help=f"of {','.join(SECTIONS)}")
-    parser.add_argument("--rounds", type=_count, help="pairs of whole cells and of steps")
-    parser.add_argument("--out", type=Path, default=Path("bench.json"))
-    parser.add_argument("--go-on", action="store_true", help="measure only what --out does not have of this machine")
-    same.add_argument("--seeds", type=_whole_numbers, default=[1, 2, 3])
-    same.add_argument(
-        "--epochs", type=partial(_count, most=200), help="a task; the published milestones move with them"
-    )
-    same.add_argument("--into", type=Path, default=Path("results/engine-accuracy"))
-    return parser
-
-
-def _count(text: str, most: int = 1000) -> int:
-    if not text.isdecimal() or not 1 <= int(text) <= most:
-        raise argparse.ArgumentTypeError(f"{text!r}: allowed is a whole number from 1 to {most}")
-    return int(text)
-
-
-def _whole_numbers(text: str) -> list[int]:
-    numbers = [int(part) for part in text.split(",") if part.isdecimal()]
-    if len(numbers) < len(text.split(",")) or len(set(numbers)) < len(numbers) or max(numbers) >= 2**32:
-        raise argparse.ArgumentTypeError(f"{text!r}: write different whole numbers below 2**32, e.g. 1,2,3")
-    return numbers
-
-
 def _chosen(text: str) -> list[str]:
     """Sections in their order. Raises RequestError."""
     wanted = {part.strip() for part in text.split(",")}
@@ -392,28 +326,62 @@ def _chosen(text: str) -> list[str]:
     return [section for section in SECTIONS if section in wanted]
 
 
-def main() -> None:
-    parser = _arguments()
-    asked = parser.parse_args()
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
-    try:
-        device, cifar100 = pick_device(asked.device), find_cifar100(asked.data)
-        sections = [] if asked.command else _chosen(asked.only)
-    except (RequestError, DatasetError) as error:
-        parser.error(str(error))
-    scale = QUICK if asked.quick else CUDA if device.type == "cuda" else CPU
-    try:
-        with tempfile.TemporaryDirectory() as folder:
-            if asked.command:
-                bench = Bench(accuracy.lengthened(scale, asked.epochs), device, cifar100, Path(folder))
-                compare_accuracy(bench, asked.seeds, asked.into, console)
-                return
-            scale = scale if asked.rounds is None else replace(scale, rounds=asked.rounds)
-            whole = Bench(scale, device, cifar100, Path(folder))
-            sys.exit(measure(whole, sections, asked.out, console, go_on=asked.go_on))
-    except OSError as error:
-        parser.exit(1, f"{parser.prog}: {error.filename}: {error.strerror}\n")
+def _seeds(text: str) -> list[int]:
+    numbers = [int(part) for part in text.split(",") if part.isdecimal()]
+    if len(numbers) < len(text.split(",")) or len(set(numbers)) < len(numbers) or max(numbers) >= 2**32:
+        raise RequestError(f"--seeds {text!r}: write different whole numbers below 2**32, e.g. 1,2,3")
+    return numbers
 
 
-if __name__ == "__main__":
-    main()
+# ------------------------------------------------------------------------------------------- commands
+
+app = typer.Typer(no_args_is_help=True)
+Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
+Data = Annotated[str, typer.Option("--data", help="A folder that has cifar100, synthetic, or auto: what is there.")]
+Quick = Annotated[bool, typer.Option("--quick", help="Every line of it on tiny networks: no figure means anything.")]
+
+
+def _bench(device: str, data: str, quick: bool, folder: str, **changes: int | None) -> Bench:
+    """Raises RequestError."""
+    where = pick_device(device)
+    try:
+        cifar100 = find_cifar100(data)
+    except DatasetError as error:
+        raise RequestError(f"--data: {error}") from None
+    scale = QUICK if quick else CUDA if where.type == "cuda" else CPU
+    given = {name: value for name, value in changes.items() if value is not None}
+    return Bench(replace(scale, **given), where, cifar100, Path(folder))
+
+
+def _console() -> Console:
+    return Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+
+
+@app.command("speed")
+def _speed(
+    device: Device = "cpu",
+    data: Data = "auto",
+    quick: Quick = False,
+    only: Annotated[str, typer.Option("--only", help=f"Of {','.join(SECTIONS)}.")] = ",".join(SECTIONS),
+    rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Pairs of whole cells and of steps.")] = None,
+    out: Annotated[Path, typer.Option("--out")] = Path("bench.json"),
+) -> None:
+    """Ratios of the engine and the reference loop, measured in turn."""
+    with tempfile.TemporaryDirectory() as folder:
+        raise typer.Exit(measure(_bench(device, data, quick, folder, rounds=rounds), _chosen(only), out, _console()))
+
+
+@app.command("accuracy")
+def _accuracy(
+    device: Device = "cpu",
+    data: Data = "auto",
+    quick: Quick = False,
+    seeds: Annotated[str, typer.Option("--seeds")] = "1,2,3",
+    epochs: Annotated[
+        int | None, typer.Option("--epochs", min=1, max=200, help="A task; the published milestones move with them.")
+    ] = None,
+    into: Annotated[Path, typer.Option("--into")] = Path("results/engine-accuracy"),
+) -> None:
+    """Does speed cost accuracy? Every path from several seeds."""
+    with tempfile.TemporaryDirectory() as folder:
+        compare_accuracy(_bench(device, data, quick, folder, epochs=epochs), _seeds(seeds), into, _console())

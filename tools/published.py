@@ -1,0 +1,136 @@
+"""Published numbers (reports/published.toml) by the configuration that they belong to."""
+
+import math
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from typing import Any, cast
+
+from cilbench.reports.load import load_published
+
+# As papers call them → as cilbench does.
+NAMES = {name.lower(): name.lower() for name in ("Finetune", "Replay", "iCaRL", "FOSTER", "DER", "MEMO", "CIM", "DGMa")}
+NAMES |= {"dgmw": "dgm"}
+METHODS = ("finetune", "replay", "icarl", "foster", "der", "memo", "cim", "dgm", "joint")
+UNBOUND = frozenset({"finetune", "joint"})  # no budget binds them
+ANY = "any"  # the budget of a number that has none
+
+# Kinds of experiments; where several have a configuration, ours is held against the first. The benchmark of 2000
+# exemplars has the network and the exemplars of its budget whatever it is compared with; figures are read off.
+BENCHMARK, ALIGNED, PRINTED, SWEEP = "2000 exemplars", "memory-aligned", "as printed", "budget sweep"
+VARIANTS = (BENCHMARK, ALIGNED, PRINTED, SWEEP)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a number belongs. `budget`: a label in MB ("7.6"), bytes ("7998016B") or ANY."""
+
+    dataset: str
+    base: int
+    inc: int
+    budget: str
+    method: str
+
+    @property
+    def protocol(self) -> tuple[str, int, int]:
+        return self.dataset, self.base, self.inc
+
+    @property
+    def labelled(self) -> bool:
+        return self.budget != ANY and not self.budget.endswith("B")
+
+
+@dataclass(frozen=True)
+class Published:
+    """A published number, in %; NaN where only the other is printed. `ask` is how cilbench is asked for the budget."""
+
+    avg: float
+    last: float
+    ask: str
+    confidence: str
+    source: str
+    variant: str
+
+
+@dataclass(frozen=True)
+class Curve:
+    """A public run of one head: top-1 in % on all classes seen, task by task."""
+
+    head: str
+    top1: tuple[float, ...]
+    backbone: str
+    recipe: str
+    variant: str
+    confidence: str
+    source: str
+
+
+Numbers = Mapping[Place, Sequence[Published]]  # each place's own number first
+Curves = Mapping[Place, Sequence[Curve]]
+
+
+def numbers() -> dict[Place, list[Published]]:
+    """Every published number of a method that we have."""
+    found: dict[Place, list[Published]] = {}
+    for entry in _document()["reproduction"]:
+        for name, values in entry["values"].items():
+            avg, last = (math.nan if value < 0 else float(value) for value in values)
+            number = Published(avg, last, entry.get("ask", ""), entry["confidence"], entry["source"], entry["variant"])
+            found.setdefault(_place(entry, name), []).append(number)
+    sweep = load_published().query("budget_mb.notna()")
+    for key, part in sweep.groupby(["dataset", "base", "inc", "method", "budget_mb"], sort=False):
+        dataset, base, inc, name, budget_mb = cast(tuple[str, int, int, str, float], key)
+        if name.lower() in NAMES:
+            values = dict(zip(part["measure"], part["value"], strict=True))
+            place = Place(dataset, base, inc, budget_label(budget_mb), NAMES[name.lower()])
+            first, ask = part.iloc[0], f"--budget-mb {place.budget}"
+            number = Published(values["avg"], values["last"], ask, first["confidence"], first["source"], SWEEP)
+            found.setdefault(place, []).append(number)
+    return {place: sorted(known, key=lambda n: VARIANTS.index(n.variant)) for place, known in found.items()}
+
+
+def curves() -> dict[Place, list[Curve]]:
+    """Every public run of a method that we have."""
+    found: dict[Place, list[Curve]] = {}
+    for entry in _document()["runs"]:
+        for head, top1 in entry["heads"].items():
+            said = {key: entry[key] for key in ("backbone", "recipe", "variant", "confidence", "source")}
+            found.setdefault(_place(entry, entry["method"]), []).append(Curve(head, tuple(top1), **said))
+    return found
+
+
+def comparable(known: Sequence[Curve], own: Published | None, head: str, backbone: str) -> list[Curve]:
+    """The runs of a place that ours repeats: same head and network, published recipe, kind of its own number."""
+    wanted = (head, backbone, "published", own.variant if own is not None else BENCHMARK)
+    return [c for c in known if (c.head, c.backbone, c.recipe, c.variant) == wanted]
+
+
+def _document() -> dict[str, Any]:
+    return tomllib.loads(files("cilbench.reports").joinpath("published.toml").read_text(encoding="utf-8"))
+
+
+def _place(entry: Mapping[str, Any], name: str) -> Place:
+    label, size = entry.get("budget_mb"), entry.get("budget_bytes")
+    budget = budget_label(label) if label else f"{size}B" if size else ANY
+    return Place(entry["dataset"], entry["base"], entry["inc"], budget, NAMES[name.lower()])
+
+
+def budget_label(budget_mb: float) -> str:
+    """As `budgets` writes it: 7.6, 16.0, 329."""
+    return f"{budget_mb:.1f}" if budget_mb < 100 else f"{budget_mb:.0f}"
+
+
+def places(known: Numbers) -> dict[Place, list[Published]]:
+    """The published ones, and where budgets have labels every method at the smallest and the largest of them."""
+    every = {place: list(values) for place, values in known.items()}
+    labels: dict[tuple[str, int, int], set[str]] = {}
+    for place in known:
+        if place.labelled:
+            labels.setdefault(place.protocol, set()).add(place.budget)
+    for protocol, budgets in labels.items():
+        ends = (min(budgets, key=float), max(budgets, key=float)) if len(budgets) > 1 else ()
+        for method in METHODS:
+            for budget in dict.fromkeys([ANY] if method in UNBOUND else ends):
+                every.setdefault(Place(*protocol, budget, method), [])
+    return every
