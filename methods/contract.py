@@ -126,8 +126,9 @@ class TrainingCost(NamedTuple):
 class MethodCard:
     """Who a method is. `name` stands in legends.
 
-    `heads`: the predictions it makes, the published one first. `port`: what is not as in the paper. Who does not
-    compete may be unbounded: a ceiling that ignores the budget, weighed all the same.
+    `heads`: the predictions it makes, the published one first. `unsealed`: predictions of a larger learner that exists
+    at the end of a task and is not carried on, by name, and the head of that learner that makes each. `port`: what is
+    not as in the paper. Who does not compete may be unbounded: a ceiling that ignores the budget, weighed all the same.
     """
 
     key: str
@@ -137,6 +138,7 @@ class MethodCard:
     bibtex: tuple[str, ...]
     heads: tuple[str, ...]
     rehearsal: bool
+    unsealed: Mapping[str, str] = field(default_factory=dict)
     port: str = ""
     competes: bool = True  # False for a floor or ceiling that is drawn as a line
     bounded: bool = True  # False: no budget binds it
@@ -203,4 +205,11 @@ class Method(Protocol):
 
     def load(self, state: State) -> None:
         """Become the learner that `state` was taken from; the object is fresh."""
+        ...
+
+    def unsealed_state(self) -> State:
+        """What the learner that `card.unsealed` names would have to keep; asked for after `learn`, nowhere else.
+
+        The harness weighs it, judges a learner that is built from it, and drops it: the next task starts from `state`.
+        """
         ...

@@ -38,7 +38,7 @@ class DER(Rehearsal):
   note = {arXiv:2103.16788}
 }""",
         ),
-        heads=("head",),
+        heads=("head", "nme"),
         rehearsal=True,
         port="without the paper's channel pruning, as in the published comparisons",
     )

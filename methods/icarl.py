@@ -16,9 +16,8 @@ from torch.nn import functional as F
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
-from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
-from cilbench.methods.training.loop import fit, in_batches
+from cilbench.methods.training.loop import fit
 from cilbench.methods.training.losses import kd_loss
 
 
@@ -51,7 +50,6 @@ class ICaRL(Rehearsal):
         port="cross-entropy and distillation in place of the paper's binary cross-entropy, as in later comparisons",
     )
     config: Config
-    means_KD: Tensor | None = None
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
@@ -75,11 +73,3 @@ class ICaRL(Rehearsal):
         fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, compressor)
         self.net.eval()
         self.memory.keep(task, self.scenario.new(task.index), self.features, compressor.encode)
-
-    def scores(self, images: Tensor) -> dict[str, Tensor]:
-        self.net.eval()
-        if self.means_KD is None:  # once after loading: nothing of it is stored
-            exemplars, labels = self.memory.decoded(self.device)
-            self.means_KD = class_means(in_batches(self.features, exemplars), labels, self.net.seen)
-        features_BD = self.features(images)
-        return {"nme": nearest_mean_scores(features_BD, self.means_KD), "head": self.net.logits(features_BD)}

@@ -43,7 +43,7 @@ class MEMO(Rehearsal):
   note = {arXiv:2205.13218}
 }""",
         ),
-        heads=("head",),
+        heads=("head", "nme"),
         rehearsal=True,
     )
     config: Config

@@ -40,7 +40,7 @@ class Replay(Rehearsal):
   year = {1990}
 }""",
         ),
-        heads=("head",),
+        heads=("head", "nme"),
         rehearsal=True,
     )
     config: Config

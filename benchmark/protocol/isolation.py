@@ -36,6 +36,7 @@ class Learned:
     """What came out of a task: sealed bytes, images trained on, peak of working memory in bytes.
 
     `earlier_seconds` went into it before the process was last interrupted; `seal_seconds` into loading and sealing.
+    `unsealed` are the bytes of a larger learner that is judged and not carried on (`MethodCard.unsealed`).
     """
 
     sealed: bytes
@@ -43,6 +44,7 @@ class Learned:
     peak_memory_bytes: int
     earlier_seconds: float
     seal_seconds: float
+    unsealed: bytes | None = None
 
 
 class ChildOutOfMemory(MemoryError):
@@ -78,7 +80,8 @@ def learn_in_subprocess(
         arguments = (spec, plan, task.index, *arrays, sealed, str(device), checkpoint.absolute())
         said = _in_a_process(_learn, folder, arguments, watcher.stopping)
         lines += said["lines"]
-        return Learned((Path(folder) / "state").read_bytes(), *said["learned"])
+        unsealed = (Path(folder) / "unsealed").read_bytes() if spec.method.card.unsealed else None
+        return Learned((Path(folder) / "state").read_bytes(), *[*said["learned"], unsealed])
 
 
 def evaluate_in_subprocess(
@@ -199,6 +202,8 @@ def _learn(
             raise
         raise ChildOutOfMemory(str(error), peak_memory_bytes(there)) from None
     (folder / "state").write_bytes(learned.sealed)
+    if learned.unsealed is not None:
+        (folder / "unsealed").write_bytes(learned.unsealed)
     figures = learned.images, peak_memory_bytes(there), learned.earlier_seconds, learned.seal_seconds
     return {"lines": lines, "learned": figures}
 

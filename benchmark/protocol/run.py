@@ -161,6 +161,12 @@ def _tasks(
         exemplars = _exemplars(sealed)
         judging = time.perf_counter()
         predictions = _evaluated(spec, plan, sealed, dataset, index, device, isolate)
+        unsealed = Ledger(())
+        if learned.unsealed is not None:  # weighed and judged as if it were kept; nothing of it goes on
+            unsealed = Ledger.of_sealed(learned.unsealed, spec.scenario.allowance)
+            same = learned.unsealed == sealed
+            larger = predictions if same else _evaluated(spec, plan, learned.unsealed, dataset, index, device, isolate)
+            predictions |= {name: larger[head] for name, head in spec.method.card.unsealed.items()}
         judge_seconds = time.perf_counter() - judging
         metrics = _metrics(predictions, spec, index)
         record = TaskRecord(
@@ -177,9 +183,11 @@ def _tasks(
             peak_memory_bytes=max(learned.peak_memory_bytes, peak_memory_bytes(device)),
             judge_seconds=judge_seconds,
             seal_seconds=learned.seal_seconds,
+            unsealed_published_bytes=unsealed.published,
+            unsealed_strict_bytes=unsealed.strict,
         )
         folder.add_task(record, ledger, sealed, predictions, metrics, head_norms(sealed), keep)
-        reporter.task_done(record, {head: _overall(metrics, head) for head in spec.method.card.heads})
+        reporter.task_done(record, {head: _overall(metrics, head) for head in predictions if head != "labels"})
     if sealed is not None:  # again where the process was killed while it was written
         _show_remembered(spec, plan, sealed, folder, device)
 
@@ -313,9 +321,9 @@ def learn_resumably(
     found = kept.found
     lines += found.get("lines", [])
     trained.append(found.get("images", 0))
-    timing: dict[str, float] = {}
+    timing, unsealed = dict[str, float](), list[bytes]()
     try:
-        result = learn_and_seal(spec, plan, task, sealed, device, lines.append, progressed, kept, timing)
+        result = learn_and_seal(spec, plan, task, sealed, device, lines.append, progressed, kept, timing, unsealed)
     except Interrupted:
         lines.clear()  # the checkpoint has them
         raise
@@ -323,7 +331,7 @@ def learn_resumably(
         checkpoint.unlink()
         lines[:] = [{"task": task.index, "event": "checkpoint_damaged", "reason": _in_one_line(error)}]
         return learn_resumably(spec, plan, task, sealed, device, checkpoint, stopping, lines, progress)
-    return Learned(result, sum(trained), 0, found.get("seconds", 0.0), timing["seal"])
+    return Learned(result, sum(trained), 0, found.get("seconds", 0.0), timing["seal"], *unsealed)
 
 
 def _evaluated(
@@ -383,10 +391,12 @@ def learn_and_seal(
     progress: Callable[[float, int], None],
     checkpoint: Checkpoint | None = None,
     timing: dict[str, float] | None = None,
+    unsealed: list[bytes] | None = None,
 ) -> bytes:
     """One task's learning, sealed bytes to sealed bytes. Random numbers depend on seed and task alone.
 
-    `timing` is told the seconds of loading and sealing together, as "seal".
+    `timing` is told the seconds of loading and sealing together, as "seal". `unsealed` is given the bytes of the larger
+    learner that the method does not carry on, where its card names one.
     """
     seed = task_seed(spec.seed, task.index)
     torch.manual_seed(seed)
@@ -404,6 +414,8 @@ def learn_and_seal(
         result = seal(method.state(), spec.budget.storage)
         if timing is not None:
             timing["seal"] = learning - loading + time.perf_counter() - sealing
+        if unsealed is not None and spec.method.card.unsealed:
+            unsealed.append(seal(method.unsealed_state(), spec.budget.storage))
         return result
 
 

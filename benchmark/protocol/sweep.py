@@ -268,7 +268,13 @@ class _Watch:
         assert self.spec is not None
         budget = self.spec.budget
         spent = record.published_bytes if budget.accounting == "published" else record.strict_bytes
-        scores = ", ".join(f"{head} {value:.2f} %" for head, value in top1.items())
+        unsealed, larger = self.spec.method.card.unsealed, record.unsealed_published_bytes
+        if budget.accounting == "strict":
+            larger = record.unsealed_strict_bytes
+        scores = ", ".join(f"{head} {value:.2f} %" for head, value in top1.items() if head not in unsealed)
+        if unsealed:
+            scores += "; not sealed: " + ", ".join(f"{head} {top1[head]:.2f} %" for head in unsealed)
+            scores += f" at {larger:,} B" + (", over budget" if larger > budget.bytes else "")
         self.say(
             f"task {record.task + 1}/{self.spec.scenario.tasks}, {record.seen} classes: {scores};"
             f" {spent:,} of {budget.bytes:,} B, {record.exemplars} exemplars, {record.wall_seconds:.1f} s,"

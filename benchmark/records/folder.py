@@ -88,6 +88,9 @@ class TaskRecord:
     peak_memory_bytes: int
     judge_seconds: float = 0.0  # of wall_seconds; seal_seconds of train_seconds, loading included
     seal_seconds: float = 0.0
+    # of a larger learner that is judged and not sealed (`MethodCard.unsealed`); 0 where there is none
+    unsealed_published_bytes: int = 0
+    unsealed_strict_bytes: int = 0
 
 
 class RunFolder:

@@ -17,9 +17,10 @@ from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
 from cilbench.methods.training.augment import Transform
-from cilbench.methods.training.loop import TaskData
+from cilbench.methods.training.loop import TaskData, in_batches
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Rehearsal:
 
     card: ClassVar[MethodCard]
     growth: ClassVar[NetworkGrowth]
+    means_KD: Tensor | None = None
 
     def __init__(
         self,
@@ -82,14 +84,30 @@ class Rehearsal:
         return self.net.features(self.transform.eval(images))
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
+        """Of each head the card names: the linear head, and the nearest mean of exemplars (iCaRL §3.2)."""
         self.net.eval()
-        return {"head": self.net(self.transform.eval(images))}
+        features_BD = self.features(images)
+        scores = {"head": self.net.logits(features_BD)}
+        if "nme" in self.card.heads:
+            scores["nme"] = nearest_mean_scores(features_BD, self._class_means())
+        return {head: scores[head] for head in self.card.heads}
+
+    def _class_means(self) -> Tensor:
+        """Of the exemplars as they are stored; once after loading, none of it is kept."""
+        if self.means_KD is None:
+            exemplars, labels = self.memory.decoded(self.device)
+            self.means_KD = class_means(in_batches(self.features, exemplars), labels, self.net.seen)
+        return self.means_KD
 
     def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         return self.memory.first(per_class)
 
     def state(self) -> State:
         return self.net.export() | self.memory.export() | self.compression.export(self.net)
+
+    def unsealed_state(self) -> State:
+        """Nothing more than `state`, unless a method says otherwise."""
+        return self.state()
 
     def load(self, state: State) -> None:
         self.net.load(state)

@@ -44,7 +44,7 @@ class TaskCompression(Stateful, Protocol):
     """A compression at work in one task."""
 
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
-        """Images as the network is to meet them: uint8 [B, C, H, W] → same; `positions` are those in the task's data."""
+        """Images as the network is to meet them: uint8 [B, C, H, W] → same; `positions` are those in the task data."""
         ...
 
     def before_epoch(self, epoch: int, lr: float) -> None: ...
