@@ -28,7 +28,7 @@ test-locked:       ## the same for the locked releases, in an environment of the
 	$(LOCKED)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(LOCKED)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" tests/benchmark/test_golden.py tests/budgets \
-		tests/benchmark/test_protocol.py tests/benchmark/test_datasets.py tests/reports/test_reports_files.py
+		tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py tests/benchmark/test_data_import.py tests/reports/test_reports_files.py
 
 # Names, versions and hashes of every release that pyproject.toml leads to, on CPython from 3.11 on, whatever the system; no
 # addresses, so that it can be installed from any index: `pip install --require-hashes -r requirements.lock`.

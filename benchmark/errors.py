@@ -3,3 +3,8 @@
 
 class RequestError(ValueError):
     """The request is wrong. The message is one line: the option, the value, what is allowed. Exit code 2."""
+
+
+def printable(text: str) -> str:
+    """`text` with every character escaped that a terminal would act on: file names and values are somebody else's."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)

@@ -8,14 +8,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
-from pathlib import Path
 from typing import Any, get_args
 
 from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
 from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, parse_budget_mb, parse_bytes
-from cilbench.data import datasets
+from cilbench.cli.options import RunOptions
+from cilbench.data import cache
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
@@ -23,28 +23,7 @@ from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.engine import MemoryFormat, Precision
 from cilbench.scenario import make_scenario
 
-
-@dataclass(frozen=True)
-class RunOptions:
-    """The command line of `run` and `plan`, as typed; None where the data set's default holds."""
-
-    methods: str
-    budget_mb: str | None = None
-    budget: str | None = None
-    dataset: str = "cifar100"
-    base: int | None = None
-    inc: int | None = None
-    seeds: str = "1993"
-    orders: str = "1993"
-    recipe: str | None = None
-    backbone: str = "auto"
-    accounting: str = "published"
-    storage: str = "fp32"
-    fill: str = "published"
-    align_to: str | None = None
-    precision: str = "auto"
-    settings: tuple[str, ...] = ()
-    data_dir: Path | None = None
+__all__ = ["RunOptions", "RunSpec", "check_feasible", "chosen_settings", "specs"]
 
 
 @dataclass(frozen=True)
@@ -114,7 +93,7 @@ def specs(request: RunOptions) -> list[RunSpec]:
     What does not compete is a line in every figure and runs once, at the largest budget. A precision of "auto" is the
     device's to choose (`sweep`); until then it is float32.
     """
-    card = datasets.card(request.dataset, request.data_dir or datasets.default_data_dir())
+    card = cache.card(request.dataset, request.data_dir or cache.default_data_dir())
     base = card.base if request.base is None else request.base
     inc = card.inc if request.inc is None else request.inc
     recipe = card.recipe if request.recipe is None else request.recipe

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from cilbench.data.datasets import Dataset, DatasetCard, Images
+from cilbench.data.cards import DatasetCard
+from cilbench.data.download import Dataset, Images
 from cilbench.methods.contract import Scenario, Task
 from cilbench.methods.networks.backbones import BACKBONES
 from cilbench.methods.training.images import DiskImages

@@ -33,13 +33,13 @@ class Weight:
         return self.bytes / other.bytes
 
 
-def weigh(thing: nn.Module | Mapping[str, Tensor] | Path) -> Weight:
+def weigh(thing: nn.Module | Mapping[str, Tensor] | Path | str) -> Weight:
     """The weight of a module (parameters alone, as `published` counts them), of tensors, or of a safetensors file.
 
     Of a file only the header is read. Raises LedgerError for one that is no safetensors file, OSError for none.
     """
-    if isinstance(thing, Path):
-        shapes = [(shape, tensor_bytes(dtype, shape)) for _, dtype, shape in read_header(thing).tensors]
+    if isinstance(thing, Path | str):
+        shapes = [(shape, tensor_bytes(dtype, shape)) for _, dtype, shape in read_header(Path(thing)).tensors]
         return Weight(sum(math.prod(shape) for shape, _ in shapes), sum(size for _, size in shapes))
     tensors = list(thing.parameters()) if isinstance(thing, nn.Module) else list(thing.values())
     return Weight(sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors))

@@ -178,7 +178,7 @@ def write_tiny(data_dir: Path, seed: int = 0) -> None:
     import numpy as np
     from PIL import Image
 
-    from cilbench.data.datasets import import_folder
+    from cilbench.data.folders import import_folder
 
     random = np.random.default_rng(seed)
     with tempfile.TemporaryDirectory() as source:

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 
 from cilbench.budgets.planning import Budget, BudgetTooSmall
-from cilbench.data.datasets import Dataset, DatasetCard, Images
+from cilbench.data.cards import DatasetCard
+from cilbench.data.download import Dataset, Images
 from cilbench.methods.contract import Augmentation
 from cilbench.methods.registry import resolve
 from cilbench.protocol.run import run_cell

@@ -30,7 +30,7 @@ from rich.console import Console
 from rich.table import Table
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.data.datasets import default_data_dir
+from cilbench.data.cache import default_data_dir
 from cilbench.errors import RequestError
 from cilbench.protocol.estimate import duration
 from cilbench.reports.load import read_runs

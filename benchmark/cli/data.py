@@ -7,58 +7,68 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cilbench.cli.options import a_path
+from cilbench.cli.terminal import console, say
+
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from cilbench.data.datasets import DatasetCard, Progress
+    from cilbench.data.cards import DatasetCard
+    from cilbench.data.folders import Progress
 
 app = typer.Typer(help="Data sets: list, fetch, import.", no_args_is_help=True, add_completion=False)
 
 DataDir = Annotated[
-    Path | None, typer.Option("--data-dir", metavar="DIR", help="Where caches lie.", envvar="CILBENCH_DATA")
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Where caches lie.", envvar="CILBENCH_DATA", parser=a_path),
 ]
 
 
 @app.command("list")
 def list_datasets(data_dir: DataDir = None) -> None:
     """Show every data set and check, byte by byte, those that are there. Exit code 1 where one is damaged."""
-    from rich.console import Console
-
     table, damaged = _inventory(_folder(data_dir))
-    Console(width=None if _is_terminal() else 160).print(table)
+    console(160).print(table)
     for line in damaged:
-        typer.echo(line, err=True)
+        say(line, err=True)
     raise typer.Exit(1 if damaged else 0)
 
 
 @app.command()
 def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], data_dir: DataDir = None) -> None:
     """Download a data set (digits: unpack scikit-learn's), or build a damaged one again."""
-    from cilbench.data import datasets
+    from cilbench.data import download
 
-    _report(datasets.fetch(name, _folder(data_dir)), _folder(data_dir))
+    _report(download.fetch(name, _folder(data_dir)), _folder(data_dir))
 
 
 @app.command("import")
 def import_dataset(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What --dataset will call it.")],
-    source: Annotated[Path, typer.Argument(metavar="DIR-or-ZIP", help="Class folders under train/ and test/ or val/.")],
+    source: Annotated[
+        Path,
+        typer.Argument(metavar="DIR-or-ZIP", help="Class folders under train/ and test/ or val/.", parser=a_path),
+    ],
     size: Annotated[int | None, typer.Option(metavar="S", help="Shorter side to S pixels, centre crop S × S.")] = None,
+    replace: Annotated[bool, typer.Option("--replace", help="Let other images stand for a built-in data set.")] = False,
     data_dir: DataDir = None,
 ) -> None:
     """Build a data set from image files in class folders, or from a zip of them; any format Pillow reads."""
-    from cilbench.data import datasets
+    from cilbench.data.folders import import_folder
 
+    notes: list[str] = []
     with _bar() as progress:
-        card = datasets.import_folder(name, source, _folder(data_dir), size, progress)
+        card = import_folder(name, source, _folder(data_dir), size, progress, replace=replace, note=notes.append)
+    for line in notes:
+        say(line, err=True)
     _report(card, _folder(data_dir))
 
 
 def _report(card: "DatasetCard", data_dir: Path) -> None:
-    from cilbench.data import datasets
+    from cilbench.data.cache import verify
 
-    train, test, size_bytes = datasets.verify(card.name, data_dir)
-    typer.echo(
+    train, test, size_bytes = verify(card.name, data_dir)
+    say(
         f"{card.name}: {card.classes} classes of {_shape(card)}, {train:,} training and {test:,} test images, "
         f"{size_bytes:,} B in {data_dir / card.name}"
     )
@@ -67,23 +77,25 @@ def _report(card: "DatasetCard", data_dir: Path) -> None:
 def _inventory(data_dir: Path) -> "tuple[Table, list[str]]":
     from rich.table import Table
 
-    from cilbench.data import datasets
+    from cilbench.data import cache
+    from cilbench.data.cards import DatasetError, builtin_cards
 
     table = Table("name", "classes", "C×H×W", "state", title=f"Data sets in {data_dir}", title_justify="left")
     for heading in ("train", "test", "bytes"):
         table.add_column(heading, justify="right")
     table.add_column("title")
     damaged = []
-    for name in dict.fromkeys([*datasets.builtin_cards(), *datasets.cached_names(data_dir)]):
+    for name in dict.fromkeys([*builtin_cards(), *cache.cached_names(data_dir)]):
         try:
-            card = datasets.card(name, data_dir)
+            card = cache.card(name, data_dir)
             specs = [name, str(card.classes), _shape(card)]
-            if name in datasets.cached_names(data_dir):
-                counts = [f"{count:,}" for count in datasets.verify(name, data_dir)]
-                table.add_row(*specs, "ready", *counts, card.title)
+            if name in cache.cached_names(data_dir):
+                counts = [f"{count:,}" for count in cache.verify(name, data_dir)]
+                other = card.fingerprint not in (None, cache.fingerprint(name, data_dir))
+                table.add_row(*specs, "other images" if other else "ready", *counts, card.title)
             else:
                 table.add_row(*specs, "to import" if card.fetch is None else "to fetch", "", "", "", card.title)
-        except datasets.DatasetError as error:
+        except DatasetError as error:
             table.add_row(name, "", "", "damaged", "", "", "", "")
             damaged.append(str(error))
     return table, damaged
@@ -94,25 +106,18 @@ def _shape(card: "DatasetCard") -> str:
 
 
 def _folder(data_dir: Path | None) -> Path:
-    from cilbench.data import datasets
+    from cilbench.data.cache import default_data_dir
 
-    return data_dir or datasets.default_data_dir()
-
-
-def _is_terminal() -> bool:
-    from rich.console import Console
-
-    return Console().is_terminal
+    return data_dir or default_data_dir()
 
 
 @contextmanager
 def _bar() -> "Iterator[Progress]":
     """A progress bar on standard error where that is a terminal, nothing elsewhere."""
-    from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(stderr=True)
+    there = console(stderr=True)
     columns = (TextColumn("importing"), BarColumn(), MofNCompleteColumn(), TextColumn("images"), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=there, transient=True, disable=not there.is_terminal) as bar:
         task = bar.add_task("importing", total=None)
         yield lambda done, total: bar.update(task, completed=done, total=total)

@@ -1,6 +1,7 @@
 """`cilbench weigh`: a backbone by name, a safetensors file, or a folder of images under a codec."""
 
 import difflib
+import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,9 @@ FAMILIES: dict[Family, str] = {"tiny": "tiny", "cifar": "CIFAR", "imagenet": "Im
 
 def report_on(thing: str, codec: str) -> list[str]:
     """Lines about one thing. Raises RequestError for what is none of the three."""
-    path = Path(thing)
+    if not thing:
+        raise RequestError("THING is empty: name a backbone, a safetensors file or a folder of images")
+    path = Path(os.path.expanduser(thing))
     try:
         encoder = fixed_codec(*codec.partition(":")[::2])
     except ValueError as error:

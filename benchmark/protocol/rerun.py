@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import typer
 
-from cilbench.data import datasets
+from cilbench.data.cache import fingerprint
 from cilbench.device.choose import laid_out, pick_device
 from cilbench.errors import RequestError
 from cilbench.protocol.run import environment
@@ -37,7 +37,7 @@ def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Ca
     there = pick_device(device)
     here = environment(there) | {
         "layout": laid_out(spec, check_feasible([spec])[spec.id], there).layout,
-        "data_sha256": datasets.fingerprint(spec.scenario.dataset, data_dir),
+        "data_sha256": fingerprint(spec.scenario.dataset, data_dir),
     }
     for line in [*first.not_said(spec), *first.differences(here)]:
         typer.echo(line)

@@ -29,7 +29,7 @@ from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import format_bytes, human_bytes
-from cilbench.data.datasets import Dataset
+from cilbench.data.download import Dataset
 from cilbench.methods.contract import Context, Method, Plan, Task
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Unrestorable
 from cilbench.methods.training.engine import is_out_of_memory, numerics

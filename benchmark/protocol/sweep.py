@@ -1,7 +1,6 @@
 """`cilbench run`: every cell of a request, one after another, each left finished."""
 
 import signal
-import sys
 import tempfile
 import time
 from collections import Counter
@@ -18,9 +17,9 @@ from rich.text import Text
 
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import format_bytes, human_bytes
+from cilbench.cli import terminal
 from cilbench.cli.tables import announce
-from cilbench.data import datasets
-from cilbench.data.datasets import Dataset
+from cilbench.data.download import Dataset, load
 from cilbench.device.choose import in_precision, laid_out, pick_device
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan
@@ -51,7 +50,7 @@ def sweep(
     request: RunOptions, out: Path, device: str, keep: Keep, *, isolate: bool, fresh: bool, jobs: str = "auto"
 ) -> int:
     """Run what is not done yet; 0 if every cell is done in the end, else 1. Raises RequestError before it starts."""
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
+    console = terminal.console(160)
     there = pick_device(device)
     request = in_precision(request, there)
     asked = specs(request)
@@ -61,7 +60,7 @@ def sweep(
     ended = {} if fresh else {spec.id: folders[spec.id].outcome() for spec in asked}  # what is in the way shows here
     open_ = [spec for spec in asked if ended.get(spec.id) is None]
     stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
-    dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
+    dataset = load(request.dataset, request.data_dir)
     for cell_id, outcome in ended.items():
         if outcome is None or outcome.status not in FINAL:
             folders[cell_id].check_images(dataset.fingerprint)
@@ -121,7 +120,7 @@ def _work(number: int, request: RunOptions, execution: ExecutionConfig, threads:
     with stoppable(patient=True) as stop:
         asked = specs(request)
         folders = {spec.id: RunFolder(execution.out, spec.id) for spec in asked}
-        dataset = datasets.load(request.dataset, request.data_dir or datasets.default_data_dir())
+        dataset = load(request.dataset, request.data_dir)
         with _watch(Console(width=160, force_terminal=False, highlight=False), len(asked), stop) as watch:
             _run_all(asked, check_feasible(asked), dataset, folders, execution, watch, alone=False)
 

@@ -17,7 +17,7 @@ from unittest.mock import patch
 import torch
 from torch import Tensor, nn
 
-from cilbench.data.datasets import Dataset
+from cilbench.data.download import Dataset
 from cilbench.methods.contract import Context
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Schedule

@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from cilbench.budgets import Budget
-from cilbench.data import datasets
+from cilbench.data.cache import default_data_dir
+from cilbench.data.download import load
 from cilbench.methods.contract import Context, Task
 from cilbench.methods.dgm.generator import Discriminator
 from cilbench.methods.dgm.method import DGM
@@ -49,7 +50,7 @@ class Finetuned(DGM):
 
 def accuracies(seed: int, data_dir: Path) -> list[dict[str, object]]:
     """A row for every class seen after every task, as metrics.csv has them."""
-    dataset = datasets.load("mnist5x500", data_dir)
+    dataset = load("mnist5x500", data_dir)
     scenario = make_scenario(dataset.card, 0, 1, ORDER)
     learner = Finetuned(DGM.plan(BUDGET, scenario, CONFIG), CONFIG, scenario, CPU)
     rows: list[dict[str, object]] = []
@@ -76,7 +77,7 @@ def begin(seed: int, task: Task) -> torch.Generator:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seeds", nargs="+", type=int)
-    parser.add_argument("--data-dir", type=Path, default=datasets.default_data_dir())
+    parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     asked = parser.parse_args()
     table = [row for seed in asked.seeds for row in accuracies(seed, asked.data_dir)]
     writer = csv.DictWriter(sys.stdout, fieldnames=list(table[0]), lineterminator="\n")

@@ -12,7 +12,7 @@ from PIL import Image
 from torchvision.utils import make_grid
 
 from cilbench.budgets import Budget, unseal
-from cilbench.data import datasets
+from cilbench.data.cache import card, default_data_dir
 from cilbench.methods.dgm.method import DGM
 from cilbench.scenario import make_scenario
 
@@ -23,8 +23,8 @@ def rebuilt(run: Path, data_dir: Path) -> DGM:
     """The learner of a finished run, from its sealed bytes."""
     request = json.loads((run / "cell.json").read_text())["request"]
     config = DGM.Config(**request["config"]["dgm"])
-    card = datasets.card(request["dataset"], data_dir)
-    scenario = make_scenario(card, request["base"], request["inc"], request["order"])
+    scenario_card = card(request["dataset"], data_dir)
+    scenario = make_scenario(scenario_card, request["base"], request["inc"], request["order"])
     budget = Budget(request["budget_bytes"], request["accounting"], request["storage"], request["fill"])
     learner = DGM(DGM.plan(budget, scenario, config), config, scenario, torch.device("cpu"))
     *_, last = sorted(run.glob("tasks/*/state.safetensors"), key=lambda path: int(path.parent.name))
@@ -36,7 +36,7 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("run", type=Path)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--data-dir", type=Path, default=datasets.default_data_dir())
+    parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     parser.add_argument("--per-class", type=int, default=12)
     asked = parser.parse_args()
     images, _ = rebuilt(asked.run, asked.data_dir).stored_samples(asked.per_class, torch.Generator().manual_seed(0))

@@ -27,7 +27,9 @@ from nursery import Fault, Kind, nursery
 from test_kill import ALL, evidence, goes_on, request, several, whole
 from toy import EndedAfter, Silent, run, toy_dataset, toy_spec, with_class
 
-from cilbench.data.datasets import FILES, DatasetError, load
+from cilbench.data.cache import FILES
+from cilbench.data.cards import DatasetError
+from cilbench.data.download import load
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training import loop as training
 from cilbench.methods.training.checkpoint import Checkpoint, Resumable

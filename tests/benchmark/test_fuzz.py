@@ -21,17 +21,18 @@ from hypothesis import strategies as st
 from make_runs import METHODS, Grid, make_run
 from nursery import nursery
 from safetensors.torch import load as load_safetensors
-from test_datasets import encoded, small_tree
 from test_faults import damaged, finished
 from test_kill import whole
+from trees import encoded, small_tree
 
 from cilbench.budgets.ledger import Ledger, LedgerError
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.sealed import unseal
 from cilbench.budgets.size import format_bytes, parse_budget_mb, parse_bytes
 from cilbench.cli.main import main
-from cilbench.data import datasets
-from cilbench.data.datasets import DatasetError, import_folder
+from cilbench.data.cache import verify
+from cilbench.data.cards import DatasetError
+from cilbench.data.folders import import_folder
 from cilbench.errors import RequestError
 from cilbench.protocol.rerun import LABEL, Recorded
 from cilbench.records.folder import RunFolder, audit
@@ -406,7 +407,7 @@ def any_tree_of_images(draw: st.DataObject) -> None:
             assert not (Path(folder) / "data").exists() or list((Path(folder) / "data").iterdir()) == []
         else:
             assert made.classes >= 2
-            assert datasets.verify("mine", Path(folder) / "data")[0] == made.train_images
+            assert verify("mine", Path(folder) / "data")[0] == made.train_images
 
 
 CHECKS: dict[Check, tuple[int, int]] = {  # → examples in `make test`, in `make soak`

@@ -18,17 +18,18 @@ from pathlib import Path
 import numpy as np
 import pytest
 from make_runs import METHODS, Grid, make_run, make_runs
-from test_datasets import GOOD, encoded, small_tree, write_folder
 from test_faults import interrupted
 from test_fuzz import called, one_line
 from toy import Silent, run, toy_spec
+from trees import GOOD, encoded, small_tree, write_folder
 from typer.testing import CliRunner
 
 from cilbench import reports
 from cilbench.budgets.ledger import Ledger, LedgerError
 from cilbench.cli.main import app
-from cilbench.data import datasets
-from cilbench.data.datasets import DatasetError, import_folder
+from cilbench.data.cards import DatasetError
+from cilbench.data.download import load
+from cilbench.data.folders import import_folder
 from cilbench.errors import RequestError
 from cilbench.records.folder import Outcome, Resumed, RunFolder, audit, read_predictions
 
@@ -466,7 +467,7 @@ def test_a_data_set_of_somebody_elses_is_as_large_as_it_says(tmp_path: Path) -> 
     path = tmp_path / "data" / "mine" / "train_images.npy"
     sparse(path)
     with little_memory(), pytest.raises(DatasetError, match="is damaged"):
-        datasets.load("mine", tmp_path / "data")
+        load("mine", tmp_path / "data")
 
 
 def test_a_header_of_gigabytes_is_not_read() -> None:

@@ -12,7 +12,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 from test_kill import TINY
 
-from cilbench.data.datasets import fingerprint
+from cilbench.data.cache import fingerprint
 from cilbench.protocol.rerun import compared
 from cilbench.records.folder import read_json
 

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger, unseal
-from cilbench.data.datasets import Dataset
+from cilbench.data.download import Dataset
 from cilbench.methods import METHODS
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL

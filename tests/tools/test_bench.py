@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from toy import CPU
 
 from cilbench.budgets.sealed import unseal
-from cilbench.data.datasets import DatasetError
+from cilbench.data.cards import DatasetError
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cilbench.data.datasets import Dataset
+from cilbench.data.download import Dataset
 from cilbench.methods.contract import Scenario
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training.config import Recipe, apply_recipe

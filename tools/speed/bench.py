@@ -24,7 +24,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cilbench.data.datasets import Dataset, DatasetError
+from cilbench.data.cards import DatasetError
+from cilbench.data.download import Dataset
 from cilbench.device.choose import pick_device
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Task

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 from torch.utils.flop_counter import FlopCounterMode
 
 from cilbench.budgets.planning import Budget
-from cilbench.data.datasets import Dataset
+from cilbench.data.download import Dataset
 from cilbench.device.choose import laid_out
 from cilbench.methods.contract import Plan
 from cilbench.methods.registry import resolve

@@ -29,7 +29,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from cilbench.data.datasets import DatasetCard
+from cilbench.data.cards import DatasetCard
 from cilbench.methods.dgm.generator import Discriminator, batch_scale, compensation, epoch_scale, sparsity
 from cilbench.methods.dgm.method import DGM
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised

@@ -10,8 +10,9 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cilbench.data import datasets
-from cilbench.data.datasets import Dataset, DatasetError, Images
+from cilbench.data.cache import default_data_dir
+from cilbench.data.cards import DatasetError, builtin_cards
+from cilbench.data.download import Dataset, Images, load
 from cilbench.methods.contract import Family
 from cilbench.methods.networks.backbones import backbone_bytes
 from cilbench.scenario import class_order
@@ -137,12 +138,12 @@ def find_cifar100(data: str) -> Dataset | None:
     """
     if data == "synthetic":
         return None
-    folder = datasets.default_data_dir() if data == "auto" else Path(data)
+    folder = default_data_dir() if data == "auto" else Path(data)
     if not (folder / "cifar100").is_dir():
         if data == "auto":
             return None
         raise DatasetError(f"{folder} has no cifar100; allowed are auto, synthetic, or a folder that has it")
-    return datasets.load("cifar100", folder)
+    return load("cifar100", folder)
 
 
 def some_classes(classes: int, scale: Scale, cifar100: Dataset | None) -> Dataset:
@@ -158,7 +159,7 @@ def some_classes(classes: int, scale: Scale, cifar100: Dataset | None) -> Datase
         train, test = _first(cifar100.train, chosen, scale.per_class), _first(cifar100.test, chosen, 100)
         name, names = "cifar100", tuple(cifar100.class_names[c] for c in chosen)
     card = replace(
-        datasets.builtin_cards()["cifar100"],
+        builtin_cards()["cifar100"],
         name=f"{name}-{classes}",
         classes=classes,
         image_shape=(3, scale.side, scale.side),

@@ -1,0 +1,237 @@
+"""Cards: what is known of a data set without its data, enough to plan a run. One entry a data set."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import TYPE_CHECKING
+
+from cilbench.errors import RequestError, printable
+
+if TYPE_CHECKING:
+    from cilbench.methods.contract import Augmentation, Family
+
+EXEMPLARS_PER_CLASS = 20  # of an imported data set; the published protocols keep 20 a class (2000 on CIFAR-100)
+
+
+class DatasetError(RequestError):
+    """A data set that is not there, not whole or not allowed. The message is one printable line."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
+
+@dataclass(frozen=True)
+class DatasetCard:
+    """What is known of a data set without its data: enough to plan.
+
+    `image_shape` (C, H, W); `base` and `inc` the default protocol, `recipe` the default recipe; `mean` and `std` per
+    channel of pixels in [0, 1]; `overrides` are settings this data set needs in place of a method's own ("batch_size")
+    or of one method's ("dgm.z_dim"); `train_images` is how many there are to learn from; `fetch` is a torchvision
+    class, "sklearn", or None where only an import will do; `fingerprint` (`cache.fingerprint`) is that of the cache
+    which `fetch` builds, where it is the same everywhere.
+    """
+
+    name: str
+    title: str
+    bibtex: str
+    classes: int
+    image_shape: tuple[int, int, int]
+    family: "Family"
+    single_backbone: str
+    base: int
+    inc: int
+    recipe: str
+    base_exemplars: int
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    augmentation: "Augmentation"
+    train_images: int
+    overrides: Mapping[str, object] = field(default_factory=dict)
+    fetch: str | None = None
+    fingerprint: str | None = None
+
+
+@cache
+def builtin_cards() -> dict[str, DatasetCard]:
+    """The data sets known by name. A function, so that importing this module does not import torch."""
+    from cilbench.methods.contract import Augmentation
+
+    digits = DatasetCard(
+        name="digits",
+        title="Optical Recognition of Handwritten Digits (scikit-learn's part)",
+        bibtex="""@misc{alpaydin1998optical,
+  author = {Alpaydin, Ethem and Kaynak, Cenk},
+  title = {Optical Recognition of Handwritten Digits},
+  howpublished = {UCI Machine Learning Repository},
+  year = {1998},
+  doi = {10.24432/C50P49}
+}""",
+        classes=10,
+        image_shape=(1, 8, 8),
+        family="tiny",
+        single_backbone="tinyconv12",
+        base=0,
+        inc=2,
+        recipe="fast",
+        base_exemplars=200,
+        mean=(0.3058,),
+        std=(0.3764,),
+        augmentation=Augmentation(padding=1, flip=False, brightness=0.0),
+        train_images=1438,
+        overrides={"batch_size": 32, "dgm.z_dim": 16, "dgm.epochs": 200, "dgm.lr": 5e-3},
+        fetch="sklearn",
+        fingerprint="cbf9c88df713f4462013be7a270d92932bc5c128fa021d826be8e4a62037b067",
+    )
+    cifar100 = DatasetCard(
+        name="cifar100",
+        title="CIFAR-100",
+        bibtex="""@techreport{krizhevsky2009learning,
+  author = {Krizhevsky, Alex},
+  title = {Learning Multiple Layers of Features from Tiny Images},
+  institution = {University of Toronto},
+  year = {2009}
+}""",
+        classes=100,
+        image_shape=(3, 32, 32),
+        family="cifar",
+        single_backbone="resnet32",
+        base=0,
+        inc=10,
+        recipe="published",
+        base_exemplars=2000,
+        mean=(0.5071, 0.4867, 0.4408),
+        std=(0.2675, 0.2565, 0.2761),
+        augmentation=Augmentation(),
+        train_images=50_000,
+        fetch="CIFAR100",
+    )
+    cifar10 = replace(
+        cifar100,
+        name="cifar10",
+        title="CIFAR-10",
+        classes=10,
+        inc=2,
+        mean=(0.4914, 0.4822, 0.4465),
+        std=(0.2470, 0.2435, 0.2616),
+        fetch="CIFAR10",
+    )
+    svhn = replace(
+        cifar10,
+        name="svhn",
+        title="Street View House Numbers (cropped)",
+        bibtex="""@inproceedings{netzer2011reading,
+  author = {Netzer, Yuval and Wang, Tao and Coates, Adam and Bissacco, Alessandro and Wu, Bo and Ng, Andrew Y.},
+  title = {Reading Digits in Natural Images with Unsupervised Feature Learning},
+  booktitle = {NIPS Workshop on Deep Learning and Unsupervised Feature Learning},
+  year = {2011}
+}""",
+        recipe="fast",
+        base_exemplars=200,
+        mean=(0.4377, 0.4438, 0.4728),
+        std=(0.1980, 0.2010, 0.1970),
+        augmentation=Augmentation(flip=False),
+        train_images=73_257,
+        fetch="SVHN",
+    )
+    mnist = replace(
+        svhn,
+        name="mnist",
+        title="MNIST",
+        bibtex="""@article{lecun1998gradient,
+  author = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
+  title = {Gradient-Based Learning Applied to Document Recognition},
+  journal = {Proceedings of the IEEE},
+  volume = {86},
+  number = {11},
+  pages = {2278--2324},
+  year = {1998}
+}""",
+        image_shape=(1, 28, 28),
+        mean=(0.1307,),
+        std=(0.3081,),
+        train_images=60_000,
+        fetch="MNIST",
+    )
+    imagenet100 = DatasetCard(
+        name="imagenet100",
+        title="ImageNet-100",
+        bibtex="""@article{russakovsky2015imagenet,
+  author = {Russakovsky, Olga and Deng, Jia and Su, Hao and Krause, Jonathan and Satheesh, Sanjeev and Ma, Sean and
+            Huang, Zhiheng and Karpathy, Andrej and Khosla, Aditya and Bernstein, Michael and Berg, Alexander C. and
+            Fei-Fei, Li},
+  title = {{ImageNet} Large Scale Visual Recognition Challenge},
+  journal = {International Journal of Computer Vision},
+  volume = {115},
+  number = {3},
+  pages = {211--252},
+  year = {2015}
+}""",
+        classes=100,
+        image_shape=(3, 224, 224),
+        family="imagenet",
+        single_backbone="resnet18",
+        base=50,
+        inc=5,
+        recipe="published",
+        base_exemplars=2000,
+        mean=(0.485, 0.456, 0.406),
+        std=(0.229, 0.224, 0.225),
+        augmentation=Augmentation(),
+        train_images=130_000,
+    )
+    imagenet1000 = replace(
+        imagenet100,
+        name="imagenet1000",
+        title="ImageNet-1000 (ILSVRC 2012)",
+        classes=1000,
+        base=0,
+        inc=100,
+        base_exemplars=20_000,
+        train_images=1_281_167,
+        # The general layers stay as they are, as in MEMO's own scripts for this protocol; a z with room for noise.
+        overrides={"memo.train_general": "no", "dgm.z_dim": 1128},
+    )
+    return {card.name: card for card in (digits, mnist, svhn, cifar10, cifar100, imagenet100, imagenet1000)}
+
+
+def default_inc(classes: int) -> int:
+    """Default increment of an imported data set: the divisor that comes nearest to five to ten tasks, then the largest.
+
+    One class a task only where nothing else divides. 100 → 20, 40 → 8, 10 → 2, 6 → 2, 4 → 2, 22 → 2, 7 → 1.
+    """
+    divisors = [inc for inc in range(1, classes // 2 + 1) if classes % inc == 0]
+    several = [inc for inc in divisors if inc > 1] or divisors
+    return min(several, key=lambda inc: (max(5 - classes // inc, classes // inc - 10, 0), -inc))
+
+
+def imported_card(
+    name: str,
+    class_names: tuple[str, ...],
+    image_shape: tuple[int, int, int],
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    train_images: int,
+) -> DatasetCard:
+    """The card of an imported data set: equal tasks, and the networks made for images of its shorter side."""
+    from cilbench.methods.contract import Augmentation
+
+    side, classes = min(image_shape[1:]), len(class_names)
+    families: tuple[tuple[Family, str], ...] = (("tiny", "tinyconv12"), ("cifar", "resnet32"), ("imagenet", "resnet18"))
+    family, single_backbone = families[(side > 16) + (side > 64)]
+    return DatasetCard(
+        name=name,
+        title=name,
+        bibtex="",
+        classes=classes,
+        image_shape=image_shape,
+        family=family,
+        single_backbone=single_backbone,
+        base=0,
+        inc=default_inc(classes),
+        recipe="fast",
+        base_exemplars=EXEMPLARS_PER_CLASS * classes,
+        mean=mean,
+        std=std,
+        augmentation=Augmentation(),
+        train_images=train_images,
+    )

@@ -1,0 +1,135 @@
+"""Where image files come from: a folder, or a zip that is read in place. Nothing is extracted, nothing is trusted."""
+
+import io
+import os
+import stat
+import threading
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path, PurePosixPath
+from typing import IO, Protocol
+
+from cilbench.data.cards import DatasetError
+
+FILE_BYTES_LIMIT = 2**29  # of one image file: 8 B a pixel at the limit of `pixels`
+ZIP_BYTES_LIMIT = 2**40  # declared by a whole zip
+ZIP_RATIO_LIMIT = 100  # declared bytes / bytes of the zip; image files hardly compress
+ZIP_RATIO_FREE_BYTES = 2**28  # a zip that declares less may have any ratio
+UNPACKED_BY_THE_PIECE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # of bzip2 and LZMA, zipfile unpacks all at once
+JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found"}
+
+
+def is_junk(part: str) -> bool:
+    """Is this a file or folder that systems and their file managers leave, such as thumbnails? Hidden ones are."""
+    return part.startswith(".") or part.lower() in JUNK
+
+
+class Source(Protocol):
+    """Files by name; `str()` is where they are."""
+
+    def names(self) -> list[str]:
+        """Paths below the source with "/" between; a folder ends in "/"."""
+        ...
+
+    def open(self, name: str) -> IO[bytes]: ...
+
+
+@contextmanager
+def open_source(path: Path) -> Iterator[Source]:
+    """The files at `path`, a folder or a zip. Raises DatasetError where it is neither, or a zip that looks hostile."""
+    if os.path.isdir(path):
+        yield _Folder(path)
+    elif path.is_file() and zipfile.is_zipfile(path):
+        try:
+            archive = zipfile.ZipFile(path)
+        except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError) as error:
+            raise DatasetError(f"{path} is not a whole zip ({error})") from error
+        with archive:
+            yield _Zip(path, archive)
+    elif os.path.exists(path):
+        raise DatasetError(f"{path} is neither a folder nor a zip that can be read")
+    else:
+        raise DatasetError(f"{path} is not there; give a folder or a zip of class folders under train/ and test/")
+
+
+class _Folder:
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def __str__(self) -> str:
+        return str(self.root)
+
+    def names(self) -> list[str]:
+        """Only what is below the splits, so that a folder with much else in it is not walked."""
+        names: list[str] = []
+        try:
+            tops = [entry.name for entry in os.scandir(self.root) if entry.is_dir() and not is_junk(entry.name)]
+            above = self.root / tops[0] if len(tops) == 1 and "train" not in tops else self.root
+            for split in ("train", "test", "val"):
+                names += self._below(above / split) if (above / split).is_dir() else []
+        except OSError as error:
+            raise DatasetError(f"{error.filename} cannot be read: {error.strerror}") from error
+        return names
+
+    def _below(self, folder: Path) -> Iterator[str]:
+        """Links are followed, but for one to a folder that it lies in."""
+        waiting = [(folder, frozenset({os.path.realpath(folder)}))]  # with the real paths of what it lies in
+        while waiting:
+            folder, inside = waiting.pop()
+            below = PurePosixPath(folder.relative_to(self.root).as_posix())
+            yield f"{below}/"
+            for entry in os.scandir(folder):
+                if not entry.is_dir():
+                    yield f"{below}/{entry.name}"
+                elif (real := os.path.realpath(entry.path)) not in inside:
+                    waiting.append((folder / entry.name, inside | {real}))
+
+    def open(self, name: str) -> IO[bytes]:
+        status = os.stat(self.root / name)
+        if not stat.S_ISREG(status.st_mode):
+            raise ValueError("not a regular file")
+        if status.st_size > FILE_BYTES_LIMIT:
+            raise ValueError(f"{status.st_size:,} B; allowed are at most {FILE_BYTES_LIMIT:,} B")
+        return open(self.root / name, "rb")
+
+
+class _Zip:
+    def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
+        self.path = path
+        self.archive = archive
+        self.lock = threading.Lock()
+        self.members: dict[str, zipfile.ZipInfo] = {}
+        for member in archive.infolist():
+            name = member.filename.replace("\\", "/")
+            if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
+                raise DatasetError(f"{path}: member {name} would escape the folder it is unpacked in; not allowed")
+            if name in self.members:
+                raise DatasetError(f"{path}: member {name} is there twice")
+            if member.compress_type not in UNPACKED_BY_THE_PIECE:
+                raise DatasetError(
+                    f"{path}: member {name} is packed otherwise than by deflate; pack it again, or unpack"
+                )
+            if member.file_size > FILE_BYTES_LIMIT:
+                limit = f"allowed are at most {FILE_BYTES_LIMIT:,} B a file"
+                raise DatasetError(f"{path}: member {name} declares {member.file_size:,} B; {limit}")
+            self.members[name] = member
+        declared, packed = sum(member.file_size for member in self.members.values()), path.stat().st_size
+        if declared > ZIP_BYTES_LIMIT or declared > max(ZIP_RATIO_FREE_BYTES, ZIP_RATIO_LIMIT * packed):
+            limit = f"allowed are {ZIP_RATIO_LIMIT} times its size and {ZIP_BYTES_LIMIT:,} B"
+            raise DatasetError(f"{path} of {packed:,} B declares {declared:,} B, like a zip bomb; {limit}")
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        return list(self.members)
+
+    def open(self, name: str) -> IO[bytes]:
+        """At most the declared bytes, their CRC checked. One thread at a time: ZipFile counts its readers unguarded."""
+        member = self.members[name]
+        with self.lock, self.archive.open(member) as packed:
+            content = packed.read(member.file_size)  # ZipFile.read unpacks all there is before it cuts
+        if len(content) < member.file_size:
+            raise ValueError(f"{len(content):,} B of {member.file_size:,} B declared")
+        return io.BytesIO(content)
