@@ -7,12 +7,12 @@ be read is as good as none; one that cannot be written costs a measurement in th
 import json
 import os
 import platform
-import sys
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import torch
 
 
@@ -34,13 +34,11 @@ def device_name(device: torch.device) -> str:
 
 def machine_file() -> Path:
     """$CILBENCH_CACHE/machine.json, or in the platform's cache folder."""
-    if os.environ.get("CILBENCH_CACHE"):
-        return Path(os.environ["CILBENCH_CACHE"]) / "machine.json"
-    if sys.platform == "darwin":
-        return Path.home() / "Library" / "Caches" / "cilbench" / "machine.json"
-    if sys.platform == "win32":
-        return Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData" / "Local") / "cilbench" / "machine.json"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "cilbench" / "machine.json"
+    try:
+        cache = platformdirs.user_cache_dir("cilbench", appauthor=False, opinion=False)
+    except RuntimeError:  # no home folder: nothing can be kept
+        cache = os.devnull
+    return Path(os.path.expanduser(os.environ.get("CILBENCH_CACHE") or cache)) / "machine.json"
 
 
 def recall(section: str, key: str, *, here: bool = False) -> dict[str, float] | None:
