@@ -8,7 +8,7 @@ Deviation  the paper's channel pruning is left out, as in the published comparis
 from dataclasses import dataclass
 
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.networks.incremental import freeze, new_head, train_unfrozen
+from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
@@ -48,11 +48,11 @@ class DER(Rehearsal):
         known = self.net.seen
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
-        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         for branch in self.net.branches[:-1]:
             freeze(branch)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         new = self.scenario.new(task.index)
-        auxiliary_head = new_head(self.net.branch_features, len(new) + 1).to(self.device)
+        auxiliary_head = self.net.new_head(self.net.branch_features, len(new) + 1)
 
         train_unfrozen(self.net)
         loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
@@ -61,4 +61,4 @@ class DER(Rehearsal):
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()
-        self.memory.keep(task, new, self.features, compressor.encode)
+        self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)

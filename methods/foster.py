@@ -29,7 +29,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
-from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import ShowOnly
 from cilbench.methods.training.config import Count, Positive, Rate, SgdConfig, Weight, in_epochs
@@ -95,7 +95,7 @@ class FOSTER(Rehearsal):
         task_data = self.memory.task_data(task)
         schedule = self.config.schedule(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
-        branch_head = new_head(self.net.branch_features, self.net.seen).to(self.device)
+        branch_head = self.net.new_head(self.net.branch_features, self.net.seen)
 
         train_unfrozen(self.net)
         weights_K = self._weights(task_data, self._beta1(task.index), task.index)
@@ -112,7 +112,7 @@ class FOSTER(Rehearsal):
             self.boosted = both
             self.net = self._compressed(old, task_data, context, task.index, compressor)
         self.net.eval()
-        self.memory.keep(task, self.scenario.new(task.index), features, compressor.encode)
+        self.memory.keep(task, self.scenario.new(task.index), features, compressor.encode, compressor.herded)
 
     def unsealed_state(self) -> State:
         """The two branches and the exemplars; the learner itself after a first task, which has one branch."""

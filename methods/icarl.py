@@ -72,4 +72,4 @@ class ICaRL(Rehearsal):
         train_unfrozen(self.net)
         fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, compressor)
         self.net.eval()
-        self.memory.keep(task, self.scenario.new(task.index), self.features, compressor.encode)
+        self.memory.keep(task, self.scenario.new(task.index), self.features, compressor.encode, compressor.herded)

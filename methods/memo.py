@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.networks.incremental import freeze, new_head, train_unfrozen
+from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
@@ -52,13 +52,13 @@ class MEMO(Rehearsal):
         known = self.net.seen
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
-        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         for branch in self.net.branches[:-1]:
             freeze(branch)
         if known and not self._general_learns():
             freeze(self.net.shared)
+        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         new = self.scenario.new(task.index)
-        auxiliary_head = new_head(self.net.branch_features, len(new) + 1).to(self.device)
+        auxiliary_head = self.net.new_head(self.net.branch_features, len(new) + 1)
 
         train_unfrozen(self.net)
         loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
@@ -67,7 +67,7 @@ class MEMO(Rehearsal):
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()
-        self.memory.keep(task, new, self.features, compressor.encode)
+        self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)
 
     def _general_learns(self) -> bool:
         if self.config.train_general == "auto":

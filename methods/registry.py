@@ -134,7 +134,9 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
         raise UnknownMethod(f"{name!r}: {base_name} has no exemplars that can be compressed")
     learned, codec = _compression_of(compression_name)
     compression = load_compression(learned) if learned else None
-    configs = {base_name: base.Config()} | ({learned: compression.Config()} if compression else {})
+    configs = {base_name: base.Config()} | (
+        {learned: compression.Config(**compression.by_base.get(base_name, {}))} if compression else {}
+    )
     settings = own_settings | dict(settings)
     for component, config in configs.items():
         suited = replace(config, **_overrides_of(component, config, overrides))

@@ -210,8 +210,13 @@ BACKBONES: dict[Family, dict[str, BackboneSpec]] = {
 }
 
 
-def init_weights(module: nn.Module) -> None:
-    """He initialisation of convolutions (fan out), BatchNorm at (1, 0), as the CIL toolboxes have it."""
+def init_weights(module: nn.Module, name: str) -> None:
+    """He initialisation of convolutions (fan out), BatchNorm at (1, 0), as the CIL toolboxes have it.
+
+    MEMO's ConvNets are as PyTorch makes them (the survey's convs/conv_cifar.py, conv_imagenet.py).
+    """
+    if name.startswith("convnet"):
+        return
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:  # shapes alone need no draw, and it is slow there
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
@@ -220,14 +225,14 @@ def init_weights(module: nn.Module) -> None:
 def build_shared(family: Family, name: str, channels: int) -> nn.Sequential:
     """The general layers of a backbone for images of `channels` channels."""
     module = BACKBONES[family][name].shared(channels)
-    init_weights(module)
+    init_weights(module, name)
     return module
 
 
 def build_specialised(family: Family, name: str) -> nn.Sequential:
     """The last stage of a backbone."""
     module = BACKBONES[family][name].specialised()
-    init_weights(module)
+    init_weights(module, name)
     return module
 
 

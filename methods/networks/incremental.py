@@ -22,8 +22,17 @@ class IncrementalNet(nn.Module):
     `add_branch` and `grow_head` make them, or `load`. Weights are drawn on the CPU: every device starts from the same.
     """
 
-    def __init__(self, scenario: Scenario, backbone: str, device: torch.device, *, share_general: bool = False) -> None:
+    def __init__(
+        self,
+        scenario: Scenario,
+        backbone: str,
+        device: torch.device,
+        *,
+        share_general: bool = False,
+        head_bias: bool = True,
+    ) -> None:
         super().__init__()
+        self.head_bias = head_bias
         self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
         self.branch_features = BACKBONES[self.family][backbone].features
         self.device, self.memory_format = device, memory_format()
@@ -48,11 +57,16 @@ class IncrementalNet(nn.Module):
 
     def grow_head(self, seen: int) -> None:
         """Make the head [seen, D·branches]; rows and columns it had keep their weights, the others start anew."""
-        old, self.head = self.head, new_head(self.branch_features * len(self.branches), seen).to(self.device)
+        old, self.head = self.head, self.new_head(self.branch_features * len(self.branches), seen)
         if old is not None:
             with torch.no_grad():
                 self.head.weight[: old.out_features, : old.in_features] = old.weight
-                self.head.bias[: old.out_features] = old.bias
+                if self.head_bias:
+                    self.head.bias[: old.out_features] = old.bias
+
+    def new_head(self, features: int, classes: int) -> nn.Linear:
+        """Another head of this net's kind, on its device."""
+        return new_head(features, classes, bias=self.head_bias).to(self.device)
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
         """Last feature maps of all branches: [B, D·branches, h, w]. What is frozen runs without a graph."""
@@ -115,11 +129,12 @@ class IncrementalNet(nn.Module):
         return module.to(self.device).to(memory_format=self.memory_format)
 
 
-def new_head(features: int, classes: int) -> nn.Linear:
+def new_head(features: int, classes: int, *, bias: bool = True) -> nn.Linear:
     """A linear classifier as PyCIL draws it: Kaiming uniform with gain 1, bias 0."""
-    head = nn.Linear(features, classes)
+    head = nn.Linear(features, classes, bias=bias)
     nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
-    nn.init.zeros_(head.bias)
+    if bias:
+        nn.init.zeros_(head.bias)
     return head
 
 

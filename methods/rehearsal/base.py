@@ -48,7 +48,13 @@ class Rehearsal:
     ) -> None:
         compression = compression or Plain(Raw())
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
-        self.net = IncrementalNet(scenario, plan.backbone, device, share_general=self.growth.share_general)
+        self.net = IncrementalNet(
+            scenario,
+            plan.backbone,
+            device,
+            share_general=self.growth.share_general,
+            head_bias=compression.head_bias,
+        )
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
         self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
         self.transform = Transform(scenario, device)
@@ -193,7 +199,8 @@ def _model_states(
     """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
     with meta:
-        net = IncrementalNet(scenario, backbone, meta, share_general=growth.share_general)
+        share_general, head_bias = growth.share_general, compression.head_bias
+        net = IncrementalNet(scenario, backbone, meta, share_general=share_general, head_bias=head_bias)
     for task in range(scenario.tasks):
         seen = scenario.seen(task)
         with meta:

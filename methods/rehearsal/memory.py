@@ -6,7 +6,7 @@ After a task every class may keep ⌊exemplar bytes / seen classes⌋ bytes. Wit
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -19,13 +19,14 @@ from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.images import concat_images
-from cilbench.methods.training.loop import TaskCompression, TaskData, in_batches
+from cilbench.methods.training.loop import Loss, TaskCompression, TaskData, in_batches
 
 
 class Compression(Protocol):
     """How a rehearsal method's exemplars are compressed; `start_task` makes what one task needs of it."""
 
     codec: Codec
+    head_bias: ClassVar[bool]  # of the method's classifier
 
     def start_task(
         self,
@@ -49,6 +50,8 @@ class Compression(Protocol):
 class Plain:
     """A fixed codec: nothing to learn."""
 
+    head_bias: ClassVar[bool] = True
+
     def __init__(self, codec: Codec) -> None:
         self.codec = codec
 
@@ -66,8 +69,14 @@ class Plain:
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
         return batch
 
-    def before_epoch(self, epoch: int, lr: float) -> None:
+    def before_epoch(self, epoch: int) -> None:
         return None
+
+    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
+        return None
+
+    def herded(self, images: Tensor, labels: Tensor) -> Tensor:
+        return images
 
     def encode(self, images: Tensor, labels: Tensor) -> Encoded:
         return self.codec.encode(images.cpu())
@@ -89,9 +98,12 @@ class ShowOnly:
     """A compression that is no longer learned: images are shown as it made them, for the network that will be kept."""
 
     def __init__(self, compressor: TaskCompression) -> None:
-        self.show, self.encode = compressor.show, compressor.encode
+        self.show, self.encode, self.herded = compressor.show, compressor.encode, compressor.herded
 
-    def before_epoch(self, epoch: int, lr: float) -> None:
+    def before_epoch(self, epoch: int) -> None:
+        return None
+
+    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
         return None
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -128,11 +140,15 @@ class ExemplarMemory:
         new: range,
         features: Callable[[Tensor], Tensor],
         encode: Callable[[Tensor, Tensor], Encoded],
+        herded: Callable[[Tensor, Tensor], Tensor] = lambda images, labels: images,
     ) -> None:
-        """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit."""
+        """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit.
+
+        `herded` makes of images and labels the images whose features are herded.
+        """
         share_bytes = self.exemplar_bytes[task.index] // new.stop
         self.classes = [c.within(share_bytes, self.overhead_bytes) for c in self.classes]
-        features_ND = in_batches(features, task.images)
+        features_ND = in_batches(lambda batch, labels: features(herded(batch, labels)), task.images, task.labels)
         of_class = [(task.labels == label).nonzero()[:, 0] for label in new]
         orders = herd([features_ND[positions] for positions in of_class], share_bytes // self.min_bytes)
         for label, positions, order in zip(new, of_class, orders, strict=True):

@@ -22,6 +22,8 @@ from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.engine import CudaGraphStep, evaluation_batch, full_precision
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 
+Loss = Callable[[Tensor, Tensor], Tensor]  # normalised images [B, C, H, W] and labels int64 [B] → scalar
+
 
 class Diverged(RuntimeError):
     """The loss, or what was learned from it, is no longer a number. All counts from 0, `step` within the epoch."""
@@ -47,7 +49,15 @@ class TaskCompression(Stateful, Protocol):
         """Images as the network is to meet them: uint8 [B, C, H, W] → same; `positions` are those in the task data."""
         ...
 
-    def before_epoch(self, epoch: int, lr: float) -> None: ...
+    def before_epoch(self, epoch: int) -> None: ...
+
+    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
+        """`lr` and `loss` are those that `fit` has used in this epoch."""
+        ...
+
+    def herded(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Images as herding sees them: uint8 [B, C, H, W] → same."""
+        ...
 
     def encode(self, images: Tensor, labels: Tensor) -> Encoded:
         """Exemplars of the task's classes, uint8 [N, C, H, W] and int64 [N] → bytes."""
@@ -55,7 +65,7 @@ class TaskCompression(Stateful, Protocol):
 
 
 def fit(
-    loss: Callable[[Tensor, Tensor], Tensor],
+    loss: Loss,
     learner: Sequence[nn.Module],
     task_data: TaskData,
     schedule: Schedule,
@@ -68,9 +78,9 @@ def fit(
 ) -> None:
     """Train what is not frozen in `learner` on `loss(x_BCHW, labels_B)` for the whole schedule.
 
-    `compressor` has its turn before every epoch and may show a batch as it will look once stored. Where a task is
-    learned in several phases, `phase` names this one in the log and `part` is its share of the task, (from, to). Goes
-    on from the context's checkpoint. Raises Diverged, Interrupted.
+    `compressor` has its turn before and after every epoch and may show a batch as it will look once stored. Where a
+    task is learned in several phases, `phase` names this one in the log and `part` is its share of the task, (from,
+    to). Goes on from the context's checkpoint. Raises Diverged, Interrupted.
     """
     parameters = [p for module in learner for p in module.parameters() if p.requires_grad]
     step = _Step(loss, parameters, schedule, transform, context.generator, task_data.labels.device)
@@ -91,7 +101,7 @@ def fit(
             midway = {}
         else:
             if compressor is not None:
-                compressor.before_epoch(epoch, lr)
+                compressor.before_epoch(epoch)
             order = batches(len(task_data.labels), schedule.batch_size, schedule.max_steps, context.generator)
         compressed = time.perf_counter()
         for number, batch in enumerate(iter_batches(task_data.images, order[first:]), start=first):
@@ -107,11 +117,15 @@ def fit(
         total_loss, sound_steps = step.sums.tolist()
         if not math.isfinite(total_loss):
             raise Diverged(task, epoch, int(sound_steps), lr)
+        compressing_seconds, trained = compressed - started, time.perf_counter()
+        if compressor is not None:
+            compressor.after_epoch(epoch, lr, loss)
+            compressing_seconds += time.perf_counter() - trained
         mean_loss = total_loss / sum(map(len, order))
         seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
         record = {"task": task, "phase": phase, "epoch": epoch, "loss": mean_loss, "lr": lr}
         speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
-        context.log({**record, **speed, "compressing_seconds": compressed - started})
+        context.log({**record, **speed, "compressing_seconds": compressing_seconds})
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
         if epoch + 1 == schedule.epochs and not all_finite(parameters):  # no later loss would tell
             raise Diverged(task, epoch, len(order) - 1, lr, "the weights are")
@@ -135,7 +149,7 @@ class _Step:
 
     def __init__(
         self,
-        loss: Callable[[Tensor, Tensor], Tensor],
+        loss: Loss,
         parameters: Sequence[nn.Parameter],
         schedule: Schedule,
         transform: Transform,
@@ -178,15 +192,17 @@ def batches(count: int, size: int, max_steps: int | None, generator: torch.Gener
 
 
 @torch.no_grad()
-def in_batches(function: Callable[[Tensor], Tensor], images: Images) -> Tensor:
+def in_batches(function: Callable[..., Tensor], images: Images, *along: Tensor) -> Tensor:
     """`function` over uint8 [N, C, H, W] in batches, results concatenated; nothing is kept for gradients.
 
-    Where the device's memory is not enough for a batch, with smaller ones.
+    It is given the same rows of each of `along` as well. Where the device's memory is not enough for a batch, with
+    smaller ones.
     """
     size = evaluation_batch(images.device)
     while True:
         try:
-            return torch.cat([function(batch) for batch in images.split(size)])
+            parts = zip(images.split(size), *(tensor.split(size) for tensor in along), strict=True)
+            return torch.cat([function(*part) for part in parts])
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

@@ -11,6 +11,7 @@ from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.foster import FOSTER, balanced_kd_loss, boosting_loss, effective_number_weights
+from cilbench.methods.networks.backbones import build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
 from cilbench.methods.rehearsal.herding import class_means, herd, nearest_mean_scores
 from cilbench.methods.training.augment import Transform, random_crop
@@ -242,3 +243,24 @@ def test_foster_soft_targets_are_balanced_by_class():
 def test_a_cosine_schedule_goes_down_to_nothing():
     schedule = FOSTER.Config(epochs=10).schedule(1)
     assert [round(schedule.lr_at(e), 4) for e in (0, 5, 9)] == [0.1, 0.05, 0.0024]
+
+
+@pytest.mark.parametrize(
+    ("family", "name", "stds"),
+    [("cifar", "convnet2", (0.111, 0.024)), ("imagenet", "convnet4", (0.048, 0.017, 0.017, 0.017))],
+)
+def test_convnets_start_as_pytorch_makes_them(family, name, stds):
+    """Uniform within 1/√fan-in, std 1/√(3·fan-in): 27 and 576 inputs; 147, 1152."""
+    torch.manual_seed(0)
+    parts = build_shared(family, name, 3), build_specialised(family, name)
+    convolutions = [layer for part in parts for layer in part.modules() if isinstance(layer, nn.Conv2d)]
+    assert [layer.weight.std().item() for layer in convolutions] == pytest.approx(stds, rel=0.03)
+    for layer in convolutions:
+        bound = (layer.in_channels * layer.kernel_size[0] ** 2) ** -0.5
+        assert 0.95 * bound < layer.weight.abs().max() <= bound
+
+
+def test_resnets_start_at_he_fan_out():
+    torch.manual_seed(0)
+    first = next(layer for layer in build_shared("cifar", "resnet32", 3).modules() if isinstance(layer, nn.Conv2d))
+    assert first.weight.std().item() == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1)
