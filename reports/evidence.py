@@ -4,41 +4,35 @@ The files are untrusted: no pickle is loaded, the size, type and shape of every 
 predictions must agree with the accuracies of metrics.csv.
 """
 
-import csv
 import hashlib
-import struct
-import tokenize
-import zipfile
-import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, get_args
 
 import numpy as np
 import pandas as pd
-from numpy.lib import format as npy
 from numpy.typing import NDArray
 
-from cilbench.reports.load import TABLE_BYTES, LeftOut, NotARunError, checksums
+from cilbench.records.files import BadRecord, read_arrays, read_bytes
+from cilbench.records.schema import (
+    CELL,
+    HEAD_NORMS,
+    LIMITS,
+    PREDICTIONS,
+    REMEMBERED,
+    REMEMBERED_TYPES,
+    NormRow,
+    RememberedKind,
+    prediction_type,
+    read_cell,
+    read_rows,
+)
+from cilbench.reports.load import LeftOut
 
-Kind = Literal["exemplars", "generated"]
-
-FILES = ("predictions.npz", "head_norms.csv", "remembered.npz")
-_ARRAY_BYTES = 256 * 2**20  # larger files, or larger arrays in one, are not what the harness writes
-_LIMITS = dict(zip(FILES, (_ARRAY_BYTES, TABLE_BYTES, _ARRAY_BYTES), strict=True))
+FILES = (PREDICTIONS, HEAD_NORMS, REMEMBERED)
 _CONFUSED_CLASSES = 4_096  # counts of more take more memory than anybody can make out in a figure
 _AGREEMENT = 0.01  # points; metrics.csv has four decimals
-
-# What zipfile and numpy raise over a damaged archive; numpy reads an array's header as Python.
-_DAMAGED = (
-    *(ValueError, TypeError, LookupError, ArithmeticError, AttributeError, RuntimeError, EOFError, MemoryError),
-    *(SyntaxError, tokenize.TokenError, struct.error, zlib.error, zipfile.BadZipFile, zipfile.LargeZipFile),
-)
-
-
-class NotEvidenceError(ValueError):
-    """A file is not what the harness writes; the message is one line and says why."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +41,7 @@ class Remembered:
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int16]
-    kind: Kind
+    kind: RememberedKind
 
 
 @dataclass(frozen=True)
@@ -114,11 +108,11 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
             read[name] = None
             try:
                 if path.is_file():
-                    digest = _digest(path)
-                    read[name] = reader(path, cell, tests)
-                    digests.append(f"{cell['run']} {name} {digest}\n")
-            except (NotEvidenceError, NotARunError) as error:
-                left_out.append(LeftOut(path, str(error)))
+                    data = _as_written(path)
+                    read[name] = reader(data, cell, tests)
+                    digests.append(f"{cell['run']} {name} {hashlib.sha256(data).hexdigest()}\n")
+            except (BadRecord, MemoryError) as error:
+                left_out.append(LeftOut(path, str(error) or "too large for this machine's memory"))
             except OSError as error:
                 left_out.append(LeftOut(path, f"cannot be read: {error.strerror}"))
         found.append(Evidence(cell, *(read[name] for name in FILES)))
@@ -126,112 +120,66 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
     return CloseUp(tuple(found), tuple(left_out), digest)
 
 
-def _digest(path: Path) -> str:
-    """sha256 of a file, held against the one in cell.json where that lists it. Raises NotEvidenceError."""
-    if path.stat().st_size > _LIMITS[path.name]:
-        raise NotEvidenceError(f"larger than {_LIMITS[path.name] // 2**20} MiB")
-    digest = hashlib.sha256(path.read_bytes()).hexdigest()
-    if checksums(path.parent).get(path.name, digest) != digest:
-        raise NotEvidenceError("not as it was written: its checksum differs")
-    return digest
+def _as_written(path: Path) -> bytes:
+    """A file, held against its checksum where cell.json lists one. Raises OSError, BadRecord."""
+    data = read_bytes(path, LIMITS[path.name])
+    digest = hashlib.sha256(data).hexdigest()
+    if read_cell(path.parent / CELL).files.get(path.name, digest) != digest:
+        raise BadRecord("not as it was written: its checksum differs")
+    return data
 
 
 # ------------------------------------------------------------------------------------------------ the three files
 
 
-def _confusion(path: Path, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.int64]:
-    """Counts after the last task. Raises NotEvidenceError."""
+def _confusion(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.int64]:
+    """Counts after the last task. Raises BadRecord."""
     last, classes = cell["tasks"] - 1, cell["classes"]
     if classes > _CONFUSED_CLASSES:
-        raise NotEvidenceError(f"{classes:,} classes; they are told apart up to {_CONFUSED_CLASSES:,}")
-    arrays = _arrays(path, {f"task{last}/labels": ("i2", 1), f"task{last}/{cell['head']}": ("i2", 2)})
-    labels, top = arrays.values()
+        raise BadRecord(f"{classes:,} classes; they are told apart up to {_CONFUSED_CLASSES:,}")
+    labels, top = read_arrays(data, prediction_type, (f"task{last}/labels", f"task{last}/{cell['head']}")).values()
     if top.shape != (len(labels), 5) or not len(labels):
-        raise NotEvidenceError(f"predictions of shape {list(top.shape)} for {len(labels)} labels")
+        raise BadRecord(f"predictions of shape {list(top.shape)} for {len(labels)} labels")
     predicted = top[:, 0]
     if min(labels.min(), predicted.min()) < 0 or max(labels.max(), predicted.max()) >= classes:
-        raise NotEvidenceError(f"a label or prediction is none of the {classes} classes")
+        raise BadRecord(f"a label or prediction is none of the {classes} classes")
     own = tests[(tests["run"] == cell["run"]) & (tests["task"] == last) & (tests["head"] == cell["head"])]
     recorded = float(np.average(own["top1"], weights=own["images"]))
     if abs(100 * float(np.mean(labels == predicted)) - recorded) > _AGREEMENT:
-        raise NotEvidenceError("its predictions disagree with metrics.csv")
+        raise BadRecord("its predictions disagree with metrics.csv")
     counts = np.zeros((classes, classes), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
     return counts
 
 
-def _norms(path: Path, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.float64]:
-    """Norms after the last task. Raises NotEvidenceError."""
+def _norms(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.float64]:
+    """Norms after the last task. Raises BadRecord."""
     del tests  # norms have nothing to agree with
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = ((int(row["task"]), int(row["class"]), float(row["norm"])) for row in csv.DictReader(file))
-            last = {number: norm for task, number, norm in rows if task == cell["tasks"] - 1}
-    except (ValueError, KeyError, TypeError, csv.Error) as error:
-        raise NotEvidenceError("not a table of task, class and norm") from error
+    rows = read_rows(data, NormRow, HEAD_NORMS)
+    last = {row.number: row.norm for row in rows if row.task == cell["tasks"] - 1}
     norms = np.array([last.get(number, np.nan) for number in range(cell["classes"])])
-    if len(last) != cell["classes"] or not np.isfinite(norms).all() or (norms < 0).any():
-        raise NotEvidenceError(f"no norm of each of the {cell['classes']} classes after the last task")
+    if len(last) != cell["classes"] or not np.isfinite(norms).all():
+        raise BadRecord(f"no norm of each of the {cell['classes']} classes after the last task")
     return norms
 
 
-def _remembered(path: Path, cell: Mapping[str, Any], tests: pd.DataFrame) -> Remembered | None:
-    """What is remembered; None for nothing. Raises NotEvidenceError."""
+def _remembered(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> Remembered | None:
+    """What is remembered; None for nothing. Raises BadRecord."""
     del tests
-    arrays = _arrays(path, {"images": ("u1", 4), "labels": ("i2", 1), "kind": ("U", 0)})
-    images, labels, told = arrays.values()
-    kind: Kind | None = next((kind for kind in get_args(Kind) if told == kind), None)
+    arrays = read_arrays(data, REMEMBERED_TYPES.__getitem__, REMEMBERED_TYPES)
+    images, labels = arrays["images"], arrays["labels"]
+    kind: RememberedKind | None = next((kind for kind in get_args(RememberedKind) if arrays["kind"] == kind), None)
     if kind is None:
-        raise NotEvidenceError("its kind is neither exemplars nor generated")
+        raise BadRecord("its kind is neither exemplars nor generated")
     shape = "×".join(map(str, images.shape[1:]))
     fits = images.shape[1] in (1, 3) and 0 not in images.shape[1:] and cell["image_shape"] in ("", shape)
     if len(images) != len(labels) or not fits:
-        raise NotEvidenceError(f"{len(images)} images of {shape} for {len(labels)} labels")
+        raise BadRecord(f"{len(images)} images of {shape} for {len(labels)} labels")
     if not len(labels):
         return None
     if (np.diff(labels) < 0).any() or labels[0] < 0 or labels[-1] >= cell["classes"]:
-        raise NotEvidenceError(f"its labels are not sorted, or none of the {cell['classes']} classes")
+        raise BadRecord(f"its labels are not sorted, or none of the {cell['classes']} classes")
     return Remembered(images, labels, kind)
-
-
-# ------------------------------------------------------------------------------------------------ arrays, checked
-
-
-def _arrays(path: Path, wanted: Mapping[str, tuple[str, int]]) -> dict[str, NDArray[Any]]:
-    """Arrays of an .npz by name: name → (type, dimensions). Raises NotEvidenceError before anything large is read."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            return {name: _array(archive, name, *terms) for name, terms in wanted.items()}
-    except NotEvidenceError:
-        raise
-    except _DAMAGED as error:
-        raise NotEvidenceError("not an archive of arrays") from error
-
-
-def _array(archive: zipfile.ZipFile, name: str, kind: str, dimensions: int) -> NDArray[Any]:
-    """One array: a plain one of little-endian numbers or text, which the header describes to the byte."""
-    try:
-        info = archive.getinfo(f"{name}.npy")
-    except KeyError:
-        raise NotEvidenceError(f"it lacks {name}") from None
-    if info.file_size > _ARRAY_BYTES:
-        raise NotEvidenceError(f"{name} is larger than {_ARRAY_BYTES // 2**20} MiB")
-    if info.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # others unpack all at once
-        raise NotEvidenceError(f"{name} is packed otherwise than by deflate")
-    with archive.open(info) as member:
-        if npy.read_magic(member) != (1, 0):  # its header is at most 64 KiB, that of 2.0 as long as it says
-            raise NotEvidenceError(f"{name} is of an unknown format")
-        shape, fortran, dtype = npy.read_array_header_1_0(member)
-        fits = dtype.kind == kind if kind == "U" else dtype == np.dtype(f"<{kind}")
-        if not fits or dtype.hasobject or fortran or len(shape) != dimensions or min(shape, default=0) < 0:
-            raise NotEvidenceError(f"{name} is {dtype} of {len(shape)} dimensions")
-        size = dtype.itemsize * int(np.prod(shape, dtype=object))
-        if size > info.file_size:
-            raise NotEvidenceError(f"{name} is shorter than its header says")
-        data = member.read(size)
-    if len(data) != size:
-        raise NotEvidenceError(f"{name} is shorter than its header says")
-    return np.frombuffer(data, dtype=dtype).reshape(shape)
 
 
 # ------------------------------------------------------------------------------------------------ tidy

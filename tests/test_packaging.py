@@ -55,7 +55,8 @@ def imported(path: Path) -> set[str]:
     [
         ("budgets", ("cilbench.budgets",)),
         ("methods", ("cilbench.methods", "cilbench.budgets")),
-        ("reports", ("cilbench.reports",)),
+        ("reports", ("cilbench.reports", "cilbench.records")),
+        ("benchmark/records", ("cilbench.records", "cilbench.budgets", "cilbench.errors", "cilbench.locks")),
     ],
 )
 def test_arrows(folder, allowed):
@@ -63,12 +64,13 @@ def test_arrows(folder, allowed):
         ours = {name for name in imported(path) if name == "cilbench" or name.startswith("cilbench.")}
         wrong = {name for name in ours if name != "cilbench" and not name.startswith(allowed)}
         assert not wrong, f"{path.name} imports {wrong}"
-        if folder == "reports":
+        if folder in ("reports", "benchmark/records"):
             assert not any(name.split(".")[0] == "torch" for name in imported(path)), path.name
 
 
-def test_reports_load_without_torch():
-    code = "import sys, cilbench.reports; sys.exit('torch' in sys.modules)"
+@pytest.mark.parametrize("module", ["cilbench.reports", "cilbench.records.folder"])
+def test_a_module_loads_without_torch(module):
+    code = f"import sys, {module}; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd="/").returncode == 0
 
 

@@ -111,7 +111,7 @@ def audit(
     ],
 ) -> None:
     """Re-weigh the sealed states on disk and compare them with the recorded ledger, to the byte."""
-    from cilbench.records.folder import audit as audit_run
+    from cilbench.records.audit import audit as audit_run
 
     folders: list[Path] = []
     for given in runs:

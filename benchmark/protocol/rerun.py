@@ -16,7 +16,9 @@ from cilbench.data.cache import fingerprint
 from cilbench.device.choose import laid_out, pick_device
 from cilbench.errors import RequestError
 from cilbench.protocol.run import environment
-from cilbench.records.folder import FORMAT, UNREADABLE, RunFolder, printable, read_json, read_predictions
+from cilbench.records.files import UNREADABLE, printable
+from cilbench.records.folder import RunFolder
+from cilbench.records.schema import read_cell, read_predictions
 from cilbench.request import RunOptions, RunSpec, check_feasible, specs
 
 LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
@@ -58,29 +60,25 @@ class Recorded:
     def read(cls, path: Path) -> "Recorded":
         """Raises RequestError for what is no whole cell.json."""
         try:
-            content = read_json(path)
-            if content["format"] != FORMAT:
-                raise ValueError(f"format {content['format']}; this version reads {FORMAT}")
-            request, told = dict(content["request"]), dict(content["environment"])
-            json.dumps([request, told], allow_nan=False)
+            cell = read_cell(path)
         except UNREADABLE as error:
-            why = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {error}"
+            why = error.strerror if isinstance(error, OSError) else error
             raise RequestError(printable(f"--from {path}: not a whole cell.json ({why})")) from None
-        return cls(path, request, told)
+        return cls(path, cell.request.model_dump(exclude_unset=True), cell.environment)
 
     def asked(self, data_dir: Path | None) -> RunOptions:
         """The command line that asks for this cell and no other. Raises RequestError."""
         r = self.request
         try:
             request = RunOptions(
-                **{name: _text(r[name]) for name in ("dataset", "recipe", "backbone", "accounting", "storage", "fill")},
-                methods=_text(r["method"]),
-                budget=f"{_whole(r['budget_bytes'])}B",
-                base=_whole(r["base"]),
-                inc=_whole(r["inc"]),
-                seeds=str(_whole(r["seed"])),
-                orders=str(_whole(r["order"])),
-                precision=_text(r["precision"]),
+                **{name: r[name] for name in ("dataset", "recipe", "backbone", "accounting", "storage", "fill")},
+                methods=r["method"],
+                budget=f"{r['budget_bytes']}B",
+                base=r["base"],
+                inc=r["inc"],
+                seeds=str(r["seed"]),
+                orders=str(r["order"]),
+                precision=r["precision"],
                 settings=tuple(_settings(r["config"])),
                 data_dir=data_dir,
             )
@@ -129,18 +127,6 @@ def compared(then: Path, now: Path) -> str:
     images = sum(len(before[name]) for name in heads)
     other = sum(int((before[name][:, 0] != after[name][:, 0]).sum()) for name in heads)
     return f"predictions: {other:,} of {images:,} top-1 differ from {then}"
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
-    return value
-
-
-def _whole(value: Any) -> int:
-    if type(value) is not int:
-        raise TypeError(f"{value!r} is no whole number")
-    return value
 
 
 def _settings(config: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:

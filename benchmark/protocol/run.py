@@ -36,7 +36,9 @@ from cilbench.methods.training.engine import is_out_of_memory, numerics
 from cilbench.methods.training.images import Images, release, reordered
 from cilbench.methods.training.loop import Diverged, in_batches
 from cilbench.protocol.isolation import ChildOutOfMemory, Learned, evaluate_in_subprocess, learn_in_subprocess
-from cilbench.records.folder import FORMAT, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
+from cilbench.records.files import printable
+from cilbench.records.folder import Keep, Outcome, Resumed, RunFolder
+from cilbench.records.schema import FORMAT, TaskRecord
 from cilbench.request import RunSpec, chosen_settings
 from cilbench.scenario import class_names, seen_test_images, stream
 
@@ -126,7 +128,7 @@ def _cell_record(
         "environment": {**environment(device), "layout": spec.layout, "data_sha256": dataset.fingerprint},
         "timing": _timing(records),
         "events": folder.events(),
-        "tasks": [asdict(record) for record in records],
+        "tasks": [record.model_dump() for record in records],
         "class_names": class_names(dataset, spec.scenario),
     }
 

@@ -29,7 +29,9 @@ from cilbench.processes import Stop, end_with_parent, stoppable
 from cilbench.protocol import estimate
 from cilbench.protocol.jobs import measured_gain, pick_jobs, run_workers
 from cilbench.protocol.run import free_cached, run_cell
-from cilbench.records.folder import FINAL, Keep, Outcome, Resumed, RunFolder, TaskRecord, printable
+from cilbench.records.files import printable
+from cilbench.records.folder import Keep, Outcome, Resumed, RunFolder
+from cilbench.records.schema import FINAL, TaskRecord
 from cilbench.request import RunOptions, RunSpec, check_feasible, specs
 
 

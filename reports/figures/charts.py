@@ -21,6 +21,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from matplotlib.transforms import ScaledTranslation
 
+from cilbench.records.schema import KINDS
 from cilbench.reports import aggregate
 from cilbench.reports import comparability as lint
 from cilbench.reports.comparison import Comparison
@@ -55,7 +56,6 @@ from cilbench.reports.figures.styles import (
     paper_style,
     styles_by_name,
 )
-from cilbench.reports.load import KINDS
 from cilbench.reports.wording import budget_text, status_text, unit_of
 
 

@@ -33,7 +33,9 @@ from cilbench.data.download import load
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training import loop as training
 from cilbench.methods.training.checkpoint import Checkpoint, Resumable
-from cilbench.records.folder import Outcome, Resumed, RunFolder, audit, read_json
+from cilbench.records.audit import audit
+from cilbench.records.files import read_json
+from cilbench.records.folder import Outcome, Resumed, RunFolder
 from cilbench.request import RunSpec
 
 # --- disks

@@ -35,7 +35,8 @@ from cilbench.data.cards import DatasetError
 from cilbench.data.folders import import_folder
 from cilbench.errors import RequestError
 from cilbench.protocol.rerun import LABEL, Recorded
-from cilbench.records.folder import RunFolder, audit
+from cilbench.records.audit import audit
+from cilbench.records.folder import RunFolder
 from cilbench.reports import read_runs
 from cilbench.request import specs
 
@@ -188,8 +189,8 @@ def any_setting(draw: st.DataObject) -> None:
     from cilbench.request import RunOptions, specs
 
     method = draw.draw(st.sampled_from(["icarl", "der", "memo", "foster", "dgm", "replay", "cim"]))
-    method = resolve(method, "smoke", {}, {})
-    fields = [f"{component}.{name}" for component, config in method.settings().items() for name in config]
+    chosen = resolve(method, "smoke", {}, {})
+    fields = [f"{component}.{name}" for component, config in chosen.settings().items() for name in config]
     text = f"{draw.draw(st.sampled_from(fields) | odd)}={draw.draw(odd | st.integers(-3, 300).map(str))}"
     request = RunOptions(methods=method, budget="40MiB", dataset="cifar10", recipe="smoke", settings=(text,))
     try:
@@ -197,7 +198,7 @@ def any_setting(draw: st.DataObject) -> None:
         spec.plan()
     except (RequestError, BudgetTooSmall):
         return
-    assert json.loads(json.dumps(spec.request, allow_nan=False))["config"].keys() == method.configs.keys()
+    assert json.loads(json.dumps(spec.request, allow_nan=False))["config"].keys() == chosen.configs.keys()
 
 
 def any_size(draw: st.DataObject) -> None:
@@ -296,7 +297,7 @@ def spoilt(folder: Path) -> None:
         assert line.isprintable()
         assert len(line) < 2000
     runs = read_runs([folder])
-    assert len(runs.specs) + len(runs.left_out) == 1
+    assert len(runs.cells) + len(runs.left_out) == 1
     assert all(item.reason.isprintable() for item in runs.left_out)
     with contextlib.suppress(RequestError):
         RunFolder(folder.parent, folder.name).outcome()

@@ -31,7 +31,9 @@ from cilbench.data.cards import DatasetError
 from cilbench.data.download import load
 from cilbench.data.folders import import_folder
 from cilbench.errors import RequestError
-from cilbench.records.folder import Outcome, Resumed, RunFolder, audit, read_predictions
+from cilbench.records.audit import audit
+from cilbench.records.folder import Outcome, Resumed, RunFolder
+from cilbench.records.schema import read_predictions
 
 TIB = 2**40
 

@@ -24,7 +24,8 @@ from cilbench.methods.training.machine import remember
 from cilbench.protocol import estimate, jobs
 from cilbench.protocol.jobs import measured_gain
 from cilbench.protocol.sweep import ExecutionConfig, _check_writable, _run_one
-from cilbench.records.folder import RunFolder, read_json
+from cilbench.records.files import read_json
+from cilbench.records.folder import RunFolder
 from cilbench.request import RunOptions, specs
 
 CILBENCH = [sys.executable, "-c", "from cilbench.cli.main import main; main()"]

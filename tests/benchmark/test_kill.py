@@ -17,7 +17,7 @@ import pytest
 from conftest import Count
 from nursery import Fault, Kind, nursery
 
-from cilbench.records.folder import audit
+from cilbench.records.audit import audit
 
 TINY = ("run", "--dataset", "tiny", "--inc", "2", "--recipe", "smoke", "--budget", "30KiB", "--device", "cpu")
 ALL = "icarl,der,memo,cim,dgm"

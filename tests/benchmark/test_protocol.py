@@ -15,7 +15,8 @@ from cilbench.errors import RequestError
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training.loop import Diverged
 from cilbench.protocol.run import task_seed
-from cilbench.records.folder import RunFolder, audit
+from cilbench.records.audit import audit
+from cilbench.records.folder import RunFolder
 
 
 def predictions(folder: Path) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from test_kill import TINY
 
 from cilbench.data.cache import fingerprint
 from cilbench.protocol.rerun import compared
-from cilbench.records.folder import read_json
+from cilbench.records.files import read_json
 
 ROOT = Path(__file__).parents[2]
 
@@ -159,7 +159,7 @@ def test_a_damaged_cell_json_is_not_run(first: Path, tmp_path: Path) -> None:
 def test_predictions_that_differ_are_counted(first: Path, tmp_path: Path) -> None:
     import numpy as np
 
-    from cilbench.records.folder import read_predictions
+    from cilbench.records.schema import read_predictions
 
     then = first.parent / "predictions.npz"
     arrays = {name: array.copy() for name, array in read_predictions(then).items()}

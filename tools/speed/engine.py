@@ -24,7 +24,8 @@ from cilbench.methods.registry import resolve
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.engine import Precision, pick_precision, wait_for
 from cilbench.protocol.run import learn_and_seal, run_cell
-from cilbench.records.folder import Resumed, RunFolder, TaskRecord
+from cilbench.records.folder import Resumed, RunFolder
+from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario, stream
 from tools.speed.rows import INC, ORDER
