@@ -7,7 +7,7 @@ import hashlib
 import json
 import math
 import tomllib
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from itertools import groupby
@@ -31,6 +31,7 @@ from cilbench.records.schema import (
     read_rows,
 )
 from cilbench.reports import comparability, measures
+from cilbench.reports.names import clean, distinct_names, telling
 
 CELL_COLUMNS = (
     *(
@@ -71,7 +72,7 @@ TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
 LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_bytes")
 
 _MOST_CLASSES = 100_000
-_TEXT_LENGTH, _SETTINGS_LENGTH = 80, 200
+_SETTINGS_LENGTH = 200
 _TOO_LARGE = 2**62  # for a column of 64-bit integers
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
@@ -149,7 +150,7 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
     everything = "".join(f"{run} {digest}\n" for run, digest in sorted(digests.items()))
     cell_frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS)).sort_values("run", ignore_index=True)
     return Runs(
-        cells=cell_frame.assign(name=_distinct_names(cell_frame)),
+        cells=cell_frame.assign(name=distinct_names(cell_frame)),
         boundaries=_typed(boundaries, BOUNDARY_COLUMNS),
         tests=_typed(tests, TEST_COLUMNS),
         ledger=_typed(ledger, LEDGER_COLUMNS),
@@ -244,7 +245,7 @@ def _read_run(folder: Path) -> _Run:
     ledger = _ledger(raw.get(LEDGER, b""), cell["run"])
     boundaries = [_boundary(task, cell["run"]) for task in record.tasks]
     if done:
-        _check_complete(cell, [_telling(head) for head in record.card.heads], boundaries, tests, ledger)
+        _check_complete(cell, [telling(head) for head in record.card.heads], boundaries, tests, ledger)
     _check_classes(cell)
     everything = "".join(f"{name} {digest}\n" for name, digest in sorted(digests.items()))
     return _Run(cell, boundaries, tests, ledger, hashlib.sha256(everything.encode()).hexdigest())
@@ -253,38 +254,38 @@ def _read_run(folder: Path) -> _Run:
 def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
     """cell.json as one flat row of printable texts and numbers (`CELL_COLUMNS`)."""
     request, card, timing = record.request, record.card, record.timing or Timing()
-    names = tuple(_clean(name, 30) for name in record.class_names)
+    names = tuple(clean(name, 30) for name in record.class_names)
     texts = ("method", "dataset", "recipe", "accounting", "precision", "storage", "fill")
     numbers = ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
     environment = ("cilbench", "python", "torch", "numpy", "platform", "device", "git_commit")
     return {
-        "run": _telling(record.id),
+        "run": telling(record.id),
         "folder": folder,
         "status": record.status,
-        "reason": _clean(record.reason or "", 400),
-        **{column: _telling(getattr(request, column)) for column in texts},
+        "reason": clean(record.reason or "", 400),
+        **{column: telling(getattr(request, column)) for column in texts},
         **{column: getattr(request, column) for column in numbers},
         "image_shape": "×".join(map(str, request.image_shape)),
         "augmentation": _as_text(request.augmentation),
-        "budget_label": None if request.budget_label is None else _clean(request.budget_label),
-        "requested_backbone": _telling(request.backbone),
-        "backbone": _clean(record.plan.backbone) if record.plan else "",
+        "budget_label": None if request.budget_label is None else clean(request.budget_label),
+        "requested_backbone": telling(request.backbone),
+        "backbone": clean(record.plan.backbone) if record.plan else "",
         "growth_clipped": record.events.get("growth_clipped", 0),
         "planned_exemplars": record.plan.exemplars if record.plan else None,
         "config": json.dumps(request.config, sort_keys=True),
         "settings": _set_by_hand(record.settings or {}),
-        "head": _telling(card.heads[0]),
+        "head": telling(card.heads[0]),
         "class_names": names if len(names) == request.classes else (),
-        "name": _telling(card.name).lstrip("_") or _telling(card.key),  # a legend drops names that start with _
-        "key": _telling(card.key),
-        "title": _clean(card.title, 300),
-        "arxiv": _clean(card.arxiv),
+        "name": telling(card.name).lstrip("_") or telling(card.key),  # a legend drops names that start with _
+        "key": telling(card.key),
+        "title": clean(card.title, 300),
+        "arxiv": clean(card.arxiv),
         "bibtex": "\n\n".join(card.bibtex),
         "rehearsal": card.rehearsal,
         "competes": card.competes,
-        "port": _clean(card.port, 400),
+        "port": clean(card.port, 400),
         **{column: getattr(timing, column) for column in ("wall_seconds", "images_per_second", "peak_memory_bytes")},
-        **{column: _clean(str(record.environment.get(column) or "")) for column in environment},
+        **{column: clean(str(record.environment.get(column) or "")) for column in environment},
     }
 
 
@@ -302,9 +303,7 @@ def _boundary(task: TaskRecord, run: str) -> dict[str, Any]:
 
 
 def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
-    rows = [
-        {"run": run, **row.model_dump(), "head": _telling(row.head)} for row in read_rows(data, MetricsRow, METRICS)
-    ]
+    rows = [{"run": run, **row.model_dump(), "head": telling(row.head)} for row in read_rows(data, MetricsRow, METRICS)]
     if len({(row["task"], row["tested_task"], row["head"]) for row in rows}) < len(rows):
         raise BadRecord(f"{METRICS}: a row is there twice")
     return rows
@@ -350,80 +349,15 @@ def _check_complete(
             raise BadRecord(f"ledger.csv and cell.json disagree about the bytes of task {item['task']}")
 
 
-def _distinct_names(cells: pd.DataFrame) -> pd.Series:
-    """Display names that hide no difference: one shared by several methods or configurations of a group says in what
-    they differ.
-    """
-    names: dict[int, str] = {}
-    for (*_, name), same_name in comparability.parts(cells, [*comparability.GROUP, "name"]):
-        several = same_name["method"].nunique() > 1
-        for method, same_method in same_name.groupby("method", sort=False):
-            settings = {i: _flat(c) | {"backbone": b} for i, c, b in _settings(same_method)}
-            keys = sorted({key for setting in settings.values() for key in setting})
-            differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings.values()}) > 1]
-            for index, setting in settings.items():
-                marks = ([str(method)] if several else []) + [f"{key}={setting.get(key)}" for key in differ]
-                names[index] = f"{name} [{_telling(', '.join(marks))}]" if marks else str(name)
-    return _untaken(cells.assign(name=pd.Series(names, dtype=object)))
-
-
-def _untaken(cells: pd.DataFrame) -> pd.Series:
-    """Names with a number where a group has the name for something else: `1` and `"1"`, say, are written the same."""
-    owners: dict[tuple[Any, ...], tuple[Any, ...]] = {}
-    names = []
-    columns = ["name", *comparability.GROUP, "method", "config", "requested_backbone", "competes"]
-    for name, *rest in cells[columns].itertuples(index=False, name=None):
-        group, owner = tuple(rest[: len(comparability.GROUP)]), tuple(rest[len(comparability.GROUP) :])
-        number, numbered = 1, name
-        while owners.setdefault((*group, numbered), owner) != owner:
-            number += 1
-            numbered = f"{name} ({number})"
-        names.append(numbered)
-    return pd.Series(names, dtype=object, index=cells.index)
-
-
-def _settings(cells: pd.DataFrame) -> Iterable[tuple[int, str, str]]:
-    return zip(
-        cells.index.astype(int), cells["config"].astype(str), cells["requested_backbone"].astype(str), strict=True
-    )
-
-
-def _flat(config: str) -> dict[str, Any]:
-    """A nested configuration as `part.field` → value."""
-    flat: dict[str, Any] = {}
-    todo: list[tuple[str, Any]] = [("", json.loads(config))]
-    while todo:
-        prefix, value = todo.pop()
-        if isinstance(value, dict):
-            todo += [(f"{prefix}.{key}" if prefix else str(key), item) for key, item in value.items()]
-        elif prefix:
-            flat[prefix] = value
-    return flat
-
-
 # ------------------------------------------------------------------------------------------------ text for people
 
 
 def _as_text(value: Any) -> str:
     """A setting as one line of text: JSON for what is no text; empty for none, which means the data set's own."""
-    return _telling("" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True))
+    return telling("" if value is None else value if isinstance(value, str) else json.dumps(value, sort_keys=True))
 
 
 def _set_by_hand(settings: Mapping[str, Any]) -> str:
     """`icarl.epochs=5, icarl.lr=0.05`: where a configuration differs from the method's defaults under its recipe."""
     texts = {key: item if isinstance(item, str) else json.dumps(item) for key, item in settings.items()}
-    return _telling(", ".join(f"{key}={text}" for key, text in sorted(texts.items())), _SETTINGS_LENGTH)
-
-
-def _clean(text: str, length: int = _TEXT_LENGTH) -> str:
-    """One line of printable text: control characters and runs of white space become a blank, the end is cut off."""
-    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
-    return line if len(line) <= length else line[: length - 1] + "…"
-
-
-def _telling(text: str, length: int = _TEXT_LENGTH) -> str:
-    """`_clean` for what tells runs apart: where that changes the text, a short hash of the whole ends it."""
-    if (line := _clean(text, length)) == text:
-        return line
-    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
-    return f"{_clean(line, length - len(digest) - 1)}#{digest}"
+    return telling(", ".join(f"{key}={text}" for key, text in sorted(texts.items())), _SETTINGS_LENGTH)

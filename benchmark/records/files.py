@@ -91,14 +91,15 @@ def parse_json(data: bytes, name: str, *, audited: bool = False) -> dict[str, An
     """
     try:
         content = json.loads(data, parse_constant=_no_constant)
+        recorded = content.pop("sha256", None) if isinstance(content, dict) else None
+        digest = None if recorded is None else _digest(content)
     except (ValueError, RecursionError):
         raise BadRecord(f"{name}: not JSON, half-written or damaged") from None
     if not isinstance(content, dict):
         raise BadRecord(f"{name} is missing or of the wrong kind")
-    recorded = content.pop("sha256", None)
     if recorded is None and audited and not content.keys().isdisjoint(LISTS_CHECKSUMS):
         raise BadRecord(f"{name}: its checksum is missing")
-    if recorded not in (None, _digest(content)):
+    if recorded != digest:
         raise BadRecord(f"{name} is not as it was written: its checksum differs")
     return content
 
