@@ -38,7 +38,7 @@ def written(toy, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_columns_and_kinds_are_those_of_the_ledger() -> None:
     (row,) = Ledger.of_tensors([("head/w", "F32", (2, 3))]).rows()
-    assert schema.LEDGER_COLUMNS == ("task", *row)
+    assert ("task", *row) == schema.LEDGER_COLUMNS
     assert tuple(KINDS) == schema.KINDS
 
 
