@@ -53,7 +53,7 @@ types: $(READY)
 # On a quiet machine; docs/bench.md says what the rows mean. `make bench BENCH="--only herding,codecs"` is a part of it.
 bench: $(READY)  ## speed, as ratios measured in one run
 	mkdir -p build
-	$(BIN)/python -m tools bench speed --out build/bench.json $(BENCH)
+	$(BIN)/python -m tools bench --out build/bench.json $(BENCH)
 
 soak: $(READY)   ## long tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak --durations=30

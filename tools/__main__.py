@@ -13,7 +13,7 @@ from tools import campaign, reproduction
 from tools.speed import bench
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
-app.add_typer(bench.app, name="bench", help="Speed and accuracy of the engine against a reference loop.")
+app.command("bench")(bench.command)
 app.add_typer(campaign.app, name="campaign", help="A queue of runs: go on with it, see where it stands, collect.")
 app.add_typer(reproduction.app, name="reproduction", help="Run folders → results/ → REPRODUCTION.md.")
 

@@ -25,6 +25,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -32,6 +33,7 @@ from rich.table import Table
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.cache import default_data_dir
 from cilbench.errors import RequestError
+from cilbench.methods.training.machine import device_name
 from cilbench.protocol.estimate import duration
 from cilbench.reports.load import read_runs
 from cilbench.reports.measures import measures
@@ -76,11 +78,10 @@ class Entry:
 
 @dataclass(frozen=True)
 class Queue:
-    """Runs in the order in which they are wanted, and the folder of results/ that they go to."""
+    """Runs in the order in which they are wanted, the folder of results/ that they go to, and what is said there."""
 
     slug: str
-    title: str
-    purpose: str
+    said: Mapping[str, str]
     entries: tuple[Entry, ...]
 
 
@@ -99,8 +100,8 @@ def read_queue(path: Path) -> Queue:
             raise RequestError(f"{path}: run {number}: {unknown[0]}: allowed are {', '.join(sorted(OPTIONS))}")
         if "methods" not in entry.options:
             raise RequestError(f'{path}: run {number}: methods is missing, e.g. methods = "icarl"')
-    slug = str(document.get("slug", path.stem))
-    return Queue(slug, str(document.get("title", "")), str(document.get("purpose", "")), entries)
+    said = {key: str(document[key]) for key in ("title", "purpose") if key in document}
+    return Queue(str(document.get("slug", path.stem)), said, entries)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -162,10 +163,9 @@ def collect(queue: Queue, work: Path, data_dir: Path | None, results: Path) -> l
     found = [folder for entry in queue.entries for spec in entry.specs(data_dir) if (folder := _finished(spec, work))]
     if not found:
         return ["nothing is finished yet"]
-    into, commands = results / queue.slug, [entry.command for entry in queue.entries]
-    left_out = collect_runs(
-        found, into, commands, date.today().isoformat(), title=queue.title, purpose=queue.purpose, cores=os.cpu_count()
-    )
+    into, today = results / queue.slug, date.today().isoformat()
+    machine = {"cores": os.cpu_count(), "cpu": device_name(torch.device("cpu"))}
+    left_out = collect_runs(found, into, [e.command for e in queue.entries], today, **queue.said, machine=machine)
     reproduction.write(results, results.parent / "REPRODUCTION.md")
     return [f"{len(found) - len(left_out)} runs are in {into}", *(f"left out: {line}" for line in left_out)]
 

@@ -33,10 +33,9 @@ def draw(title: str, curves: Sequence[Curve], ours: Sequence[Measured], path: Pa
         for axes, head in zip(panels, heads, strict=True):
             theirs = [curve for curve in curves if curve.head == head]
             for number, curve in enumerate(theirs):
-                label = f"{curve.source.partition(' (')[0].partition(', LAMDA')[0].partition(', G-U-N')[0]}"
-                tasks = range(1, len(curve.top1) + 1)
-                grey = str(0.15 + 0.5 * number / max(len(theirs), 1))
-                axes.plot(tasks, curve.top1, LINES[number % len(LINES)], color=grey, lw=1, label=label)
+                look = {"color": str(0.15 + 0.5 * number / len(theirs)), "ls": LINES[number % len(LINES)], "lw": 1}
+                label = curve.source.partition(" (")[0]
+                axes.plot(range(1, len(curve.top1) + 1), curve.top1, label=label, **look)
             for entry in ours:
                 if entry.head == head and entry.seeds:
                     label = f"ours, {entry.precision}, {len(entry.seeds)} seed{'s' * (len(entry.seeds) > 1)}"

@@ -37,8 +37,8 @@ class Place:
         return self.dataset, self.base, self.inc
 
     @property
-    def labelled(self) -> bool:
-        return self.budget != ANY and not self.budget.endswith("B")
+    def in_bytes(self) -> bool:
+        return self.budget.endswith("B")
 
 
 @dataclass(frozen=True)
@@ -119,18 +119,3 @@ def _place(entry: Mapping[str, Any], name: str) -> Place:
 def budget_label(budget_mb: float) -> str:
     """As `budgets` writes it: 7.6, 16.0, 329."""
     return f"{budget_mb:.1f}" if budget_mb < 100 else f"{budget_mb:.0f}"
-
-
-def places(known: Numbers) -> dict[Place, list[Published]]:
-    """The published ones, and where budgets have labels every method at the smallest and the largest of them."""
-    every = {place: list(values) for place, values in known.items()}
-    labels: dict[tuple[str, int, int], set[str]] = {}
-    for place in known:
-        if place.labelled:
-            labels.setdefault(place.protocol, set()).add(place.budget)
-    for protocol, budgets in labels.items():
-        ends = (min(budgets, key=float), max(budgets, key=float)) if len(budgets) > 1 else ()
-        for method in METHODS:
-            for budget in dict.fromkeys([ANY] if method in UNBOUND else ends):
-                every.setdefault(Place(*protocol, budget, method), [])
-    return every

@@ -41,19 +41,10 @@ class Folder:
         return next((one_line(self.about["why"][key]) for key in keys if key in self.about.get("why", {})), "")
 
 
-def collect(
-    runs: Sequence[Path],
-    into: Path,
-    commands: Sequence[str],
-    day: str,
-    *,
-    title: str = "",
-    purpose: str = "",
-    cores: int | None = None,
-    commit: str = "",
-) -> list[str]:
+def collect(runs: Sequence[Path], into: Path, commands: Sequence[str], day: str, **said: object) -> list[str]:
     """Add runs to a folder of results, in place of rows of the same run; what a person wrote in about.toml stays.
 
+    `said` stands in about.toml until a person writes something else: title, purpose, machine.
     Returns what was left out, a line each. Raises RequestError where there is no run, or what is there cannot be read.
     """
     read = read_runs(runs)
@@ -61,20 +52,14 @@ def collect(
     if read.cells.empty:
         where = ", ".join(map(str, runs))
         raise RequestError(f"no run that is over in {where}" + "".join(f"; {line}" for line in left_out[:1]))
-    stages = read.stages.assign(commit=lambda frame: frame["git_commit"].replace("", commit))
+    stages = read.stages.rename(columns={"git_commit": "commit"})
     rows = _merged(into / "runs.csv", _run_rows(stages), ["run", "head"])
     tested = stages[stages["task"].notna()].astype({"task": int, "seen": int}).round({"top1": 4})
     whole = _merged(into / "stages.csv", tested[list(STAGE_COLUMNS)], ["run", "head", "task"])
-    about = read_about(into)
+    about = {"title": into.name} | said | read_about(into)
     machine = {column: _distinct(rows[column]) for column in ("device", "python", "torch", "cilbench", "commit")}
-    known = about.get("machine", {}) | ({"cores": cores} if cores else {})
-    about |= {
-        "title": title or about.get("title", into.name),
-        "purpose": purpose or about.get("purpose", ""),
-        "date": day,
-        "commands": list(dict.fromkeys([*about.get("commands", []), *commands])),
-        "machine": known | machine,
-    }
+    about |= {"date": day, "commands": list(dict.fromkeys([*about.get("commands", []), *commands]))}
+    about["machine"] = about.get("machine", {}) | machine
     into.mkdir(parents=True, exist_ok=True)
     rows.to_csv(into / "runs.csv", index=False, lineterminator="\n")
     whole.to_csv(into / "stages.csv", index=False, lineterminator="\n")

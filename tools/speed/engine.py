@@ -10,11 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
-from torch._ops import OpOverload
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_iter
-from torch.utils.flop_counter import FlopCounterMode
 
 from cilbench.budgets.planning import Budget
 from cilbench.data.download import Dataset
@@ -97,38 +92,6 @@ def images_per_second(job: Job, task: int, sealed: bytes | None, epochs: int) ->
     return sum(images for _, images in ticks[1:]) / (ticks[-1][0] - ticks[0][0])
 
 
-def step_costs(job: Job, task: int, sealed: bytes | None) -> tuple[float, float]:
-    """What an image costs while training: floating-point operations of matrix products and convolutions; bytes moved.
-
-    Bytes: every operation reads its arguments and writes its results once, as it does where nothing stays in a cache.
-    """
-    ticks: list[tuple[int, int, int]] = []
-
-    def progress(share: float, images: int) -> None:
-        ticks.append((operations.get_total_flops(), traffic.bytes, images))
-        if len(ticks) == 2:
-            raise _Enough
-
-    traffic = _Traffic()  # type: ignore[no-untyped-call]
-    with FlopCounterMode(display=False) as operations, traffic:
-        _learn(job.brief(max_steps=1), task, sealed, progress)
-    (flops, moved, _), (flops_after, moved_after, images) = ticks
-    return (flops_after - flops) / images, (moved_after - moved) / images
-
-
-class _Traffic(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the sizes of what operations read and write; views and bare allocations move nothing."""
-
-    bytes = 0
-
-    def __torch_dispatch__(self, func: OpOverload, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        if not func.is_view and not str(func).startswith("aten.empty"):
-            touched = (t for t in tree_iter((args, kwargs, result)) if isinstance(t, Tensor))
-            self.bytes += sum(t.numel() * t.element_size() for t in touched)
-        return result
-
-
 @dataclass
 class Listener:
     """A reporter that keeps the accuracies: top-1 in percent by head, task by task."""
@@ -150,14 +113,14 @@ class Listener:
 
 @dataclass(frozen=True)
 class Whole:
-    """Where the time of a whole cell went, in seconds, and what came of it: top-1 in percent by head, task by task."""
+    """What came of a whole run, top-1 in percent by head, task by task, and where its time went, in seconds."""
 
     seconds: float
-    train: float
-    herd: float
-    evaluate: float
-    seal: float
     top1: tuple[Mapping[str, float], ...]
+    train: float = 0.0
+    herd: float = 0.0
+    evaluate: float = 0.0
+    seal: float = 0.0
 
     @property
     def other(self) -> float:
@@ -178,11 +141,11 @@ def whole_cell(job: Job, out: Path) -> Whole:
     lines = map(json.loads, (folder.final / "log.jsonl").read_text().splitlines())
     return Whole(
         seconds=seconds,
+        top1=tuple(listener.top1),
         train=sum(line.get("seconds", 0.0) for line in lines),
         herd=sum(herding),
         evaluate=timing["judge_seconds"],
         seal=timing["seal_seconds"],
-        top1=tuple(listener.top1),
     )
 
 
