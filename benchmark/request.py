@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
 from typing import Any, get_args
@@ -66,7 +66,15 @@ class RunSpec:
             "backbone": self.scenario.backbone,
             "precision": self.precision,
             "config": self.method.settings(),
+            **self._augmentation(),
         }
+
+    def _augmentation(self) -> dict[str, str]:
+        """What the method does to images that the data set's card does not: comparisons are made apart by it."""
+        config, usual = self.method.config, asdict(self.scenario.augmentation)
+        chosen = asdict(config.augmentation(self.scenario)) if hasattr(config, "augmentation") else usual
+        changes = [f"{name} {value}" for name, value in chosen.items() if value != usual[name]]
+        return {"augmentation": ", ".join(changes)} if changes else {}
 
     @cached_property
     def id(self) -> str:

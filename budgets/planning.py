@@ -8,7 +8,7 @@ from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import format_bytes
 
-Fill = Literal["published", "adaptive"]
+Fill = Literal["published", "adaptive", "fixed"]
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class Budget:
 
     `accounting` is the convention they are counted in; `storage` the type backbones and generators are stored as.
     With `fill` "published" exemplars have the same bytes at every boundary, with "adaptive" also what the models do
-    not need yet.
+    not need yet, with "fixed" every class the same share from the start (FOSTER's own recipe after a large first task).
     """
 
     bytes: int

@@ -4,11 +4,13 @@ Keeps      the general layers once (stem and all stages but the last), one speci
            head over all their features, herded exemplars. The auxiliary head is thrown away.
 Base-0     the general layers go on learning in later tasks; after a large first task (Base-50) they stay as they are
            (the authors' scripts: `train_base` true on Base-0, absent on Base-50).
-Deviation  step decay at 80/120/150 as in PyCIL; the survey's scripts use a cosine over 170 epochs.
+Schedule   step decay at 80/120/150 as in PyCIL. `--recipe survey` is that of the survey's scripts: a cosine over the
+           200 epochs of the first task and the 170 of later ones, 200 on ImageNet-1000.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, ClassVar, Literal
 
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
@@ -24,6 +26,8 @@ class MEMO(Rehearsal):
     @dataclass(frozen=True)
     class Config(SgdConfig):
         milestones: tuple[Count, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
+        # the survey's scripts/benchmark/*_memo.sh: --scheduler cosine --t_max 170
+        recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"survey": {"first_cosine": True, "cosine": True}}
         auxiliary: Weight = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
         # auto: later tasks train the general layers on Base-0 only
         train_general: Literal["auto", "yes", "no"] = "auto"

@@ -120,7 +120,8 @@ def known_methods() -> dict[str, str]:
 def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: Mapping[str, str]) -> MethodSpec:
     """The method called `name`, configured: its own defaults, what the data set asks for, the recipe, `settings`.
 
-    Keys of `overrides` are `component.field`, or a bare field of any component that has it; keys of `settings` are
+    Keys of `overrides` are a bare field of any component that has it, `component.field`, or `base+compression.field`, a
+    field of the base in that composition; `recipe:` before a key means under that recipe alone. Keys of `settings` are
     `component.field`, their values text. Raises UnknownMethod, BadSetting.
     """
     spelled_out, own_settings = _spelled_out(name)
@@ -139,7 +140,8 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
     )
     settings = own_settings | dict(settings)
     for component, config in configs.items():
-        suited = replace(config, **_overrides_of(component, config, overrides))
+        owners = (component, f"{base_name}+{compression_name}") if component == base_name else (component,)
+        suited = replace(config, **_overrides_of(owners, config, overrides, recipe))
         shortened = apply_recipe(suited, recipe_named(recipe))
         wished = {key.partition(".")[2]: text for key, text in settings.items() if key.partition(".")[0] == component}
         parsed = {f: parse_setting(f"{component}.{f}", shortened, f, text) for f, text in wished.items()}
@@ -158,13 +160,16 @@ def _compression_of(text: str) -> tuple[str, Codec | None]:
         raise UnknownMethod(f"unknown compression {error}; learned ones are {', '.join(COMPRESSIONS)}") from None
 
 
-def _overrides_of(component: str, config: Any, overrides: Mapping[str, object]) -> dict[str, object]:
+def _overrides_of(
+    owners: tuple[str, ...], config: Any, overrides: Mapping[str, object], recipe: str
+) -> dict[str, object]:
+    """What is asked for of any component, then of each of `owners` in turn."""
+    keys = {key.removeprefix(f"{recipe}:"): value for key, value in overrides.items()}
     names = {f.name for f in fields(config)}
-    bare = {key: value for key, value in overrides.items() if key in names}
-    own = {
-        key.removeprefix(f"{component}."): value for key, value in overrides.items() if key.startswith(f"{component}.")
-    }
-    return bare | own
+    found = {key: value for key, value in keys.items() if key in names}
+    for owner in owners:
+        found |= {key.removeprefix(f"{owner}."): value for key, value in keys.items() if key.startswith(f"{owner}.")}
+    return found
 
 
 def load_class(name: str) -> Any:

@@ -51,11 +51,17 @@ class RunOptions:
     inc: int | None = option(None, "Classes of every later task.", parser=a_whole_number, metavar="N")
     seeds: str = option("1993", "Seeds of everything random but the class order.")
     orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.")
-    recipe: str | None = option(None, "published, fast (a tenth of the epochs), a share of them such as 0.3, or smoke.")
+    recipe: str | None = option(
+        None,
+        "published, survey, fast (a tenth of the epochs), a share of them such as 0.3, or smoke.",
+    )
     backbone: str = option("auto", "auto, or one network for every method that has a choice.")
     accounting: str = option("published", "What the budget binds: published or strict.")
     storage: str = option("fp32", "Backbones are stored as fp32, bf16 or fp16.")
-    fill: str = option("published", "published, or adaptive: exemplars get what models do not need yet.")
+    fill: str = option(
+        "published",
+        "published, adaptive (what models do not need yet is used) or fixed (per class).",
+    )
     align_to: str | None = option(None, "In place of a budget: a method's full size, e.g. der (memory-aligned).")
     precision: str = option("auto", "fp32, bf16, or auto: bf16 where it was measured to be faster.")
     settings: tuple[str, ...] = option(

@@ -28,7 +28,8 @@ class DatasetCard:
     channel of pixels in [0, 1]; `overrides` are settings this data set needs in place of a method's own ("batch_size")
     or of one method's ("dgm.z_dim"); `train_images` is how many there are to learn from; `fetch` is a torchvision
     class, "sklearn", or None where only an import will do; `fingerprint` (`cache.fingerprint`) is that of the cache
-    which `fetch` builds, where it is the same everywhere.
+    which `fetch` builds, where it is the same everywhere. `class_names_sha256` is of the published list of classes, one
+    a line and sorted, where the name of the data set means one choice among many.
     """
 
     name: str
@@ -49,6 +50,7 @@ class DatasetCard:
     overrides: Mapping[str, object] = field(default_factory=dict)
     fetch: str | None = None
     fingerprint: str | None = None
+    class_names_sha256: str | None = None
 
 
 @cache
@@ -112,7 +114,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         classes=10,
         inc=2,
         mean=(0.4914, 0.4822, 0.4465),
-        std=(0.2470, 0.2435, 0.2616),
+        std=(0.2023, 0.1994, 0.2010),  # as in every published comparison (PyCIL utils/data.py), not the pixels' own
         fetch="CIFAR10",
     )
     svhn = replace(
@@ -152,6 +154,9 @@ def builtin_cards() -> dict[str, DatasetCard]:
         train_images=60_000,
         fetch="MNIST",
     )
+    # CIM's cim-imagenet100.json, cim-imagenet1000.json, utils/data.py; its brightness jitter is the card's.
+    cim: dict[str, object] = {f"{base}+cim.autoaugment": "imagenet" for base in ("foster", "der", "icarl", "memo")}
+    cim["foster+cim.batch_size"] = 256
     imagenet100 = DatasetCard(
         name="imagenet100",
         title="ImageNet-100",
@@ -176,8 +181,46 @@ def builtin_cards() -> dict[str, DatasetCard]:
         base_exemplars=2000,
         mean=(0.485, 0.456, 0.406),
         std=(0.229, 0.224, 0.225),
+        augmentation=Augmentation(resized_crop=True, brightness=0.0),
+        train_images=128_856,
+        overrides={**cim, "foster+cim.beta1": 0.97},
+        class_names_sha256="fce943fa2f5b5888cc86d3850a8466c0de2d45e7593b3637534ff1e6b73db6f9",  # FOSTER's imagenet-sub
+    )
+    # DGM's: 50 classes of ImageNet at 32×32. Which ones is not published, so no checksum ties the name to them.
+    imagenet50 = replace(
+        imagenet100,
+        name="imagenet50",
+        title="ImageNet-50 (32×32)",
+        classes=50,
+        image_shape=(3, 32, 32),
+        family="cifar",
+        single_backbone="resnet32",
+        base=0,
+        inc=10,
+        base_exemplars=1000,
         augmentation=Augmentation(),
-        train_images=130_000,
+        train_images=65_000,
+        overrides={},
+        class_names_sha256=None,
+    )
+    food101 = replace(
+        imagenet100,
+        name="food101",
+        title="Food-101",
+        bibtex="""@inproceedings{bossard2014food,
+  author = {Bossard, Lukas and Guillaumin, Matthieu and Van Gool, Luc},
+  title = {{Food-101} -- Mining Discriminative Components with Random Forests},
+  booktitle = {European Conference on Computer Vision (ECCV)},
+  year = {2014}
+}""",
+        classes=101,
+        base=11,
+        inc=10,
+        base_exemplars=2020,
+        augmentation=Augmentation(resized_crop=True, policy="imagenet"),  # CIM's utils/data.py, iFood101
+        train_images=75_750,
+        overrides={"foster+cim.beta1": 0.95, "foster+cim.batch_size": 256},
+        class_names_sha256=None,
     )
     imagenet1000 = replace(
         imagenet100,
@@ -187,11 +230,21 @@ def builtin_cards() -> dict[str, DatasetCard]:
         base=0,
         inc=100,
         base_exemplars=20_000,
+        augmentation=Augmentation(resized_crop=True),
         train_images=1_281_167,
-        # The general layers stay as they are, as in MEMO's own scripts for this protocol; a z with room for noise.
-        overrides={"memo.train_general": "no", "dgm.z_dim": 1128},
+        class_names_sha256=None,
+        # The general layers stay as they are and the survey has 200 epochs, as in its scripts for this protocol; a z
+        # with room for noise.
+        overrides={
+            **cim,
+            "foster+cim.beta1": 0.97,
+            "memo.train_general": "no",
+            "survey:memo.epochs": 200,
+            "dgm.z_dim": 1128,
+        },
     )
-    return {card.name: card for card in (digits, mnist, svhn, cifar10, cifar100, imagenet100, imagenet1000)}
+    cards = (digits, mnist, svhn, cifar10, cifar100, imagenet50, imagenet100, imagenet1000, food101)
+    return {card.name: card for card in cards}
 
 
 def default_inc(classes: int) -> int:
@@ -232,6 +285,6 @@ def imported_card(
         base_exemplars=EXEMPLARS_PER_CLASS * classes,
         mean=mean,
         std=std,
-        augmentation=Augmentation(),
+        augmentation=Augmentation(resized_crop=family == "imagenet"),
         train_images=train_images,
     )

@@ -8,6 +8,7 @@ does: a tree of CIFAR-100 by fine label gets torchvision's ids. Names of classes
 (NFC), because some file systems write them decomposed. What is left aside or does not come over as it is, is said.
 """
 
+import hashlib
 import math
 import os
 import shutil
@@ -16,6 +17,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from dataclasses import replace as changed
+from functools import partial
 from pathlib import Path, PurePosixPath
 
 import numpy as np
@@ -42,6 +45,7 @@ Progress = Callable[[int, int], None]  # images done, images in all
 Files = dict[str, dict[str, list[str]]]  # split → class → paths
 
 SIZE_LIMIT = 4096
+IMAGENET_PIXELS = 64  # larger images are treated as ImageNet's are
 CHUNK_BYTES = 2**22  # of pixels handed on at a time
 THREADS_FROM_PIXELS = 64 * 64  # smaller images are mostly Python, which threads only slow down (measured: 1.5 times)
 LAYOUT = "class folders must lie under train/ and test/ (or val/)"
@@ -60,8 +64,9 @@ def import_folder(
     """Build a cache from class folders or a zip of them, in place of any imported one of that name.
 
     Images become uint8, one channel where every one is grey and three otherwise; `size` S: shorter side to S, centre
-    crop. `replace` allows other images than those of a built-in data set under its name; `note` is told what is left
-    aside. Raises DatasetError, one line that names the file and what is allowed; then nothing is left or changed.
+    crop; test images of more than 64 pixels shorter side to 8/7 S, as published for ImageNet (224 of 256). `replace`
+    allows other images than those of a built-in data set under its name; `note` is told what is left aside. Raises
+    DatasetError, one line that names the file and what is allowed; then nothing is left or changed.
     """
     if not NAME.fullmatch(name):
         raise DatasetError(
@@ -69,6 +74,8 @@ def import_folder(
         )
     with open_tree(source, size) as tree:
         _check_card(name, source, tree)
+        if not replace:
+            _check_published_classes(name, source, tree.class_names)
         for line in tree.notes:
             note(line)
         total = sum(len(labels) for labels in tree.labels.values())
@@ -110,6 +117,17 @@ def _check_card(name: str, source: Path, tree: "Tree") -> None:
     raise DatasetError(f"{name} is {want}, {source} holds {have}: {way_out}")
 
 
+def _check_published_classes(name: str, source: Path, class_names: tuple[str, ...]) -> None:
+    """Raises DatasetError where a name means a published choice of classes, and these are others."""
+    known = builtin_cards().get(name)
+    wanted = known and known.class_names_sha256
+    if wanted and hashlib.sha256("\n".join(sorted(class_names)).encode()).hexdigest() != wanted:
+        raise DatasetError(
+            f"{source}: its classes ({class_names[0]}, {class_names[1]}, …) are not the published ones of {name}, whose"
+            f" sorted names have the SHA-256 {wanted:.12}…: give these another name, or add --replace"
+        )
+
+
 def _check_builtin(name: str, data_dir: Path, fingerprint: str) -> None:
     """Raises DatasetError where a built-in name would stand for other images than it does."""
     if name not in builtin_cards():
@@ -140,15 +158,19 @@ class Tree:
     def chunks(self, split: str) -> Iterator[Uint8]:
         """uint8 [n, C, H, W], in order. Raises DatasetError for an image that does not decode."""
         per_chunk = min(256, max(1, CHUNK_BYTES // int(np.prod(self.image_shape))))
+        target = self.target
+        if split != "train" and target.size is not None and target.size > IMAGENET_PIXELS:
+            target = changed(target, shorter=round(target.size * 256 / 224))  # Resize(256), CenterCrop(224)
         small = self.target.size is None and self.image_shape[1] * self.image_shape[2] < THREADS_FROM_PIXELS
-        return batched(self._decode, self.files[split], per_chunk, 1 if small else min(16, os.cpu_count() or 1))
+        decoded = partial(self._decode, target)
+        return batched(decoded, self.files[split], per_chunk, 1 if small else min(16, os.cpu_count() or 1))
 
-    def _decode(self, names: Sequence[str]) -> Uint8:
+    def _decode(self, target: Target, names: Sequence[str]) -> Uint8:
         chunk = np.empty((len(names), *self.image_shape), np.uint8)
         for pixels_CHW, name in zip(chunk, names, strict=True):
             with opened(self.source, name) as image:
                 image.load()
-                pixels_CHW[:], transparent = decode(image, self.target)
+                pixels_CHW[:], transparent = decode(image, target)
             if transparent:
                 self.transparent.append(name)
         return chunk

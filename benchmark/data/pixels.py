@@ -47,11 +47,15 @@ class Header:
 
 @dataclass(frozen=True)
 class Target:
-    """What every image becomes. `size` S: shorter side to S, centre crop; `grey_bits`: of 16, those that are used."""
+    """What every image becomes. `size` S: shorter side to S, centre crop; `grey_bits`: of 16, those that are used.
+
+    `shorter`: shorter side before the crop where it is not S.
+    """
 
     channels: int
     size: int | None
     grey_bits: int
+    shorter: int | None = None
 
 
 def read_header(source: Source, name: str) -> Header | None:
@@ -106,7 +110,7 @@ def decode(image: Image.Image, target: Target) -> tuple[Uint8, bool]:
     mode = "L" if target.channels == 1 else "RGB"
     image = image if image.mode == mode else image.convert(mode)
     if (size := target.size) is not None:
-        width, height = fitted(*image.size, size)
+        width, height = fitted(*image.size, target.shorter or size)
         if image.size != (width, height):
             image = image.resize((width, height), Image.Resampling.BILINEAR)
         left, top = round((width - size) / 2), round((height - size) / 2)

@@ -22,7 +22,7 @@ Deviations  Exemplars are stored compressed and decoded from those bytes; the au
 """
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
@@ -157,7 +157,9 @@ class TaskMasks:
             capturable=device.type == "cuda",
         )
         note = not_captured(self.context, self.task, "masks")
-        self.take = CudaGraphStep(self.upper_step, device, self.context.generator, note)
+        self.take: Callable[..., None] = self.upper_step
+        if self.transform.capturable:
+            self.take = CudaGraphStep(self.upper_step, device, self.context.generator, note)
         self.steps = math.ceil(self.config.steps_per_class * len(self.task_data.labels[: self.task_data.new].unique()))
         self.show_probability = 0.0
         self.boxes_N4 = torch.empty(0, 4)  # of the task's own images, once they are drawn

@@ -57,7 +57,7 @@ class Rehearsal:
         )
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
         self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
-        self.transform = Transform(scenario, device)
+        self.transform = Transform(scenario, device, config.augmentation(scenario))
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
@@ -141,6 +141,9 @@ def plan_rehearsal(
         raise BudgetTooSmall(method, budget.bytes, model_bytes + min_bytes, f"{backbone} and one exemplar a class")
     spent = [m.total(budget.accounting) if budget.fill == "adaptive" else model_bytes for m in models]
     exemplar_bytes = tuple(budget.bytes - model for model in spent)
+    if budget.fill == "fixed":
+        class_bytes = exemplar_bytes[-1] // scenario.classes
+        exemplar_bytes = tuple(class_bytes * scenario.seen(task) for task in range(scenario.tasks))
     memories = [
         largest_memory(codec, scenario, exemplar_bytes[task], overhead_bytes, scenario.seen(task))
         for task in range(scenario.tasks)

@@ -1,9 +1,12 @@
 """Settings that methods share: SGD and its schedule, what a setting may be, and recipes, which shorten a schedule."""
 
 import math
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
+
+from cilbench.methods.contract import Augmentation, Policy, Scenario
 
 
 @dataclass(frozen=True)
@@ -27,6 +30,7 @@ Count = Annotated[int, Limits(least=1, most=10**6)]
 Positive = Annotated[float, Limits(above=0, below=1e12)]
 Weight = Annotated[float, Limits(least=0, below=1e12)]  # of a term of a loss, or of decay
 Share = Annotated[float, Limits(above=0, most=1)]
+Side = Annotated[int, Limits(least=0, most=10**4)]  # of a square, in pixels; 0 for none
 Rate = Annotated[float, Limits(least=0, below=1)]  # momentum, a moving average's β
 
 
@@ -50,7 +54,20 @@ class SgdConfig:
     milestones: tuple[Count, ...] = in_epochs((80, 120))
     weight_decay: Weight = 2e-4
     cosine: bool = False  # a half cosine in place of the milestones
+    first_cosine: bool = False  # in the first task alone
+    autoaugment: Policy | None = None  # None: as the data set's card has it
+    cutout: Side | None = None
     max_steps: Count | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
+
+    # What else a named recipe sets. The survey (arXiv 2302.03648) starts every method from one checkpoint that was
+    # trained down a cosine (T_max 200); PyCIL's steps are "published".
+    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"survey": {"first_cosine": True}}
+
+    def augmentation(self, scenario: Scenario) -> Augmentation:
+        """The data set's, changed where the settings say so."""
+        given = scenario.augmentation
+        policy = given.policy if self.autoaugment is None else self.autoaugment
+        return replace(given, policy=policy, cutout=given.cutout if self.cutout is None else self.cutout)
 
     def schedule(self, task: int) -> "Schedule":
         """First tasks are trained longer than later ones."""
@@ -63,7 +80,7 @@ class SgdConfig:
             momentum=self.momentum,
             lr_decay=self.lr_decay,
             batch_size=self.batch_size,
-            cosine=self.cosine,
+            cosine=self.cosine or (first and self.first_cosine),
             max_steps=self.max_steps,
         )
 
@@ -94,13 +111,22 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How much of the published schedule is run: every field counted in epochs is scaled; `max_steps` caps an epoch."""
+    """How much of the published schedule is run: every field counted in epochs is scaled; `max_steps` caps an epoch.
+
+    `name`: of the settings that a `Config` has for it (`SgdConfig.recipes`).
+    """
 
     epochs: float
     max_steps: int | None = None
+    name: str = ""
 
 
-RECIPES = {"published": Recipe(1.0), "fast": Recipe(0.1), "smoke": Recipe(0.0, max_steps=4)}
+RECIPES = {
+    "published": Recipe(1.0),
+    "survey": Recipe(1.0, name="survey"),
+    "fast": Recipe(0.1),
+    "smoke": Recipe(0.0, max_steps=4),
+}
 
 
 def recipe_named(text: str) -> Recipe:
@@ -128,4 +154,4 @@ def apply_recipe(config: Any, recipe: Recipe) -> Any:
     changes = {f.name: scaled(getattr(config, f.name)) for f in fields(config) if f.metadata.get("unit") == "epochs"}
     if recipe.max_steps is not None:
         changes |= {f.name: recipe.max_steps for f in fields(config) if f.name == "max_steps"}
-    return replace(config, **changes)
+    return replace(config, **changes, **getattr(config, "recipes", {}).get(recipe.name, {}))

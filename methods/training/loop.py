@@ -89,7 +89,9 @@ def fit(
     if going.finished:
         return
 
-    take = CudaGraphStep(step, task_data.labels.device, context.generator, not_captured(context, task, phase))
+    take: Callable[[Tensor, Tensor], None] = step
+    if transform.capturable:
+        take = CudaGraphStep(step, task_data.labels.device, context.generator, not_captured(context, task, phase))
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))

@@ -9,15 +9,19 @@ from torch import nn
 from torch.nn import functional as F
 from toy import CPU, toy_dataset, toy_spec
 
+from cilbench.budgets.planning import Budget
+from cilbench.data.cards import builtin_cards
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.foster import FOSTER, balanced_kd_loss, boosting_loss, effective_number_weights
 from cilbench.methods.networks.backbones import build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen
+from cilbench.methods.registry import resolve
 from cilbench.methods.rehearsal.herding import class_means, herd, nearest_mean_scores
 from cilbench.methods.training.augment import Transform, random_crop
 from cilbench.methods.training.config import RECIPES, SgdConfig, apply_recipe
 from cilbench.methods.training.loop import Diverged, TaskData, batches, fit
 from cilbench.methods.training.losses import expansion_loss, kd_loss, weight_align
+from cilbench.scenario import make_scenario
 
 
 def brute_force_herding(features: np.ndarray, count: int) -> list[int]:
@@ -264,3 +268,29 @@ def test_resnets_start_at_he_fan_out():
     torch.manual_seed(0)
     first = next(layer for layer in build_shared("cifar", "resnet32", 3).modules() if isinstance(layer, nn.Conv2d))
     assert first.weight.std().item() == pytest.approx((2 / (16 * 9)) ** 0.5, rel=0.1)
+
+
+def test_the_survey_recipe_is_a_cosine_in_every_first_task_and_in_all_of_memos():
+    """The survey's scripts: T_max 200 in the first task; MEMO --scheduler cosine --t_max 170, 200 on ImageNet-1000."""
+
+    def rates(name, recipe, task, epochs, dataset="cifar100"):
+        schedule = resolve(name, recipe, builtin_cards()[dataset].overrides, {}).config.schedule(task)
+        return schedule.epochs, [schedule.lr_at(epoch) for epoch in epochs]
+
+    for name in ("icarl", "der", "replay", "finetune", "memo"):
+        assert rates(name, "survey", 0, (0, 50, 100, 150)) == (200, pytest.approx([0.1, 0.0853553, 0.05, 0.0146447]))
+        assert rates(name, "published", 0, (0, 60, 120, 170)) == (200, pytest.approx([0.1, 0.01, 0.001, 0.0001]))
+    assert rates("icarl", "survey", 1, (0, 80, 120)) == (170, pytest.approx([0.1, 0.01, 0.001]))
+    assert rates("memo", "survey", 1, (0, 85)) == (170, pytest.approx([0.1, 0.05]))
+    assert rates("memo", "published", 1, (79, 80, 150)) == (170, pytest.approx([0.1, 0.01, 0.0001]))
+    assert rates("memo", "survey", 1, (0, 100), "imagenet1000") == (200, pytest.approx([0.1, 0.05]))
+    assert rates("memo", "published", 1, (0,), "imagenet1000") == (170, [0.1])
+
+
+def test_fixed_fill_gives_a_class_its_last_share_from_the_start():
+    """FOSTER's B50 configurations: 20 a class at every boundary, 2,000 after the last."""
+    scenario = make_scenario(builtin_cards()["cifar100"], 50, 10, 1993)
+    method = resolve("foster", "published", {}, {})
+    plans = {fill: method.plan(Budget(7_998_016, fill=fill), scenario) for fill in ("fixed", "published")}
+    assert [b // 3072 for b in plans["fixed"].exemplar_bytes] == [1000, 1200, 1400, 1600, 1800, 2000]
+    assert {b // 3072 for b in plans["published"].exemplar_bytes} == {2000}
