@@ -30,20 +30,21 @@ KINDS: dict[str, bool] = {
     "boxes": False,
 }
 
-DTYPE_BYTES = {
-    "BOOL": 1,
-    "U8": 1,
-    "I8": 1,
-    "U16": 2,
-    "I16": 2,
-    "F16": 2,
-    "BF16": 2,
-    "U32": 4,
-    "I32": 4,
-    "F32": 4,
-    "U64": 8,
-    "I64": 8,
-    "F64": 8,
+# dtype → bits of an element, in a sealed state.
+SEALED_BITS = {
+    "BOOL": 8,
+    "U8": 8,
+    "I8": 8,
+    "U16": 16,
+    "I16": 16,
+    "F16": 16,
+    "BF16": 16,
+    "U32": 32,
+    "I32": 32,
+    "F32": 32,
+    "U64": 64,
+    "I64": 64,
+    "F64": 64,
 }
 
 FLOATS = {"F16", "BF16", "F32", "F64"}
@@ -198,8 +199,8 @@ class Header:
             raise LedgerError(f"a header of {self.bytes} B for {len(self.tensors)} tensors: more than names and shapes")
 
 
-def read_header(sealed: bytes | Path) -> Header:
-    """The header of a safetensors container, checked against its length to the byte.
+def read_header(sealed: bytes | Path, bits: Mapping[str, int] = SEALED_BITS) -> Header:
+    """The header of a safetensors container, checked against its length to the byte. `bits`: the dtypes allowed.
 
     Raises LedgerError. Reads nothing but the header, executes nothing.
     """
@@ -218,7 +219,7 @@ def read_header(sealed: bytes | Path) -> Header:
         raise LedgerError("not a sealed state: its header is not JSON") from error
     if not isinstance(header, dict):
         raise LedgerError("not a sealed state: its header is not a JSON object")
-    tensors = [(key, _check(key, value)) for key, value in header.items() if key != "__metadata__"]
+    tensors = [(key, _check(key, value, bits)) for key, value in header.items() if key != "__metadata__"]
     end = 0
     for key, (_, _, begin, stop) in sorted(tensors, key=lambda t: (t[1][2], t[1][3])):
         if begin != end:
@@ -242,7 +243,7 @@ def _header_text(file: BinaryIO, length: int) -> tuple[int, bytes]:
     return size, file.read(size)
 
 
-def _check(key: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
+def _check(key: str, value: Any, bits: Mapping[str, int]) -> tuple[str, tuple[int, ...], int, int]:
     """One header entry as (dtype, shape, begin, stop); its bytes must be exactly what shape and dtype need."""
     malformed = LedgerError(f"not a sealed state: the header's entry for {_shown(key)} is malformed")
     try:
@@ -254,7 +255,7 @@ def _check(key: str, value: Any) -> tuple[str, tuple[int, ...], int, int]:
         raise malformed
     if not all(0 <= n < 2**63 for n in numbers):
         raise malformed
-    if stop - begin != tensor_bytes(dtype, shape):
+    if stop - begin != tensor_bytes(dtype, shape, bits):
         raise LedgerError(
             f"not a sealed state: {_shown(key)} has {stop - begin} bytes, not those of {dtype} {list(shape)}"
         )
@@ -266,13 +267,16 @@ def _shown(name: str) -> str:
     return repr(name) if len(name) <= SHOWN else f"{name[:SHOWN]!r}…"
 
 
-def tensor_bytes(dtype: str, shape: tuple[int, ...]) -> int:
-    """Bytes of a dense tensor. Raises LedgerError for a dtype that has no fixed size."""
-    if dtype not in DTYPE_BYTES:
-        raise LedgerError(f"a sealed state holds no {_shown(dtype)}; allowed: {', '.join(DTYPE_BYTES)}")
+def tensor_bytes(dtype: str, shape: tuple[int, ...], bits: Mapping[str, int] = SEALED_BITS) -> int:
+    """Bytes of a dense tensor. Raises LedgerError for a dtype that is not in `bits`, or a part of a byte."""
+    if dtype not in bits:
+        raise LedgerError(f"a sealed state holds no {_shown(dtype)}; allowed: {', '.join(bits)}")
     if any(n < 0 for n in shape):
         raise LedgerError(f"a shape has no negative side: {list(shape)}")
-    return math.prod(shape) * DTYPE_BYTES[dtype]
+    size, rest = divmod(math.prod(shape) * bits[dtype], 8)
+    if rest:
+        raise LedgerError(f"{dtype} {list(shape)} is no whole number of bytes")
+    return size
 
 
 def kind_of(key: str) -> str:

@@ -12,7 +12,11 @@ from pathlib import Path
 
 from torch import Tensor, nn
 
-from cilbench.budgets.ledger import read_header, tensor_bytes
+from cilbench.budgets.ledger import SEALED_BITS, read_header, tensor_bytes
+
+# dtype → bits of an element, of everything the safetensors format knows.
+FILE_BITS = SEALED_BITS | {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "C64": 64}
+FILE_BITS |= dict.fromkeys(("F8_E5M2", "F8_E4M3", "F8_E8M0", "F8_E4M3FNUZ", "F8_E5M2FNUZ"), 8)
 
 
 @dataclass(frozen=True)
@@ -39,7 +43,8 @@ def weigh(thing: nn.Module | Mapping[str, Tensor] | Path | str) -> Weight:
     Of a file only the header is read. Raises LedgerError for one that is no safetensors file, OSError for none.
     """
     if isinstance(thing, Path | str):
-        shapes = [(shape, tensor_bytes(dtype, shape)) for _, dtype, shape in read_header(Path(thing)).tensors]
+        tensors_in_file = read_header(Path(thing), FILE_BITS).tensors
+        shapes = [(shape, tensor_bytes(dtype, shape, FILE_BITS)) for _, dtype, shape in tensors_in_file]
         return Weight(sum(math.prod(shape) for shape, _ in shapes), sum(size for _, size in shapes))
     tensors = list(thing.parameters()) if isinstance(thing, nn.Module) else list(thing.values())
     return Weight(sum(t.numel() for t in tensors), sum(t.numel() * t.element_size() for t in tensors))

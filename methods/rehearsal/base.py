@@ -152,7 +152,9 @@ def plan_rehearsal(
     return Plan(
         budget=budget,
         backbone=backbone,
-        exemplars=exemplar_count(budget.bytes, model_bytes, as_it_is + overhead_bytes),
+        exemplars=min(
+            exemplar_count(budget.bytes, model_bytes, as_it_is + overhead_bytes), scenario.train_images or budget.bytes
+        ),
         exemplar_bytes=exemplar_bytes,
         model_bytes=model_bytes,
         published_bytes=tuple(m.published + e.published for m, e in zip(models, memories, strict=True)),

@@ -4,6 +4,7 @@ After a task every class may keep ⌊exemplar bytes / seen classes⌋ bytes. Wit
 ⌊total / seen⌋ images a class, because ⌊⌊B/u⌋/s⌋ = ⌊B/(u·s)⌋; with an encoding it is whatever fits.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Protocol
@@ -215,9 +216,14 @@ class MemoryBytes:
 def largest_memory(
     codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int, seen: int
 ) -> MemoryBytes:
-    """The most that `ExemplarMemory` can export with `seen` classes. `overhead_bytes` as it has it."""
+    """The most that `ExemplarMemory` can export with `seen` classes: no more than there are training images, where it
+    is known how many. `overhead_bytes` as it has it."""
     share_bytes, min_bytes = exemplar_bytes // seen, codec.min_bytes(scenario.image_shape)
     images = share_bytes // (min_bytes + overhead_bytes)
+    there = math.ceil(scenario.train_images / seen)
+    if 0 < there < images:
+        images = there
+        share_bytes = min(share_bytes, there * (codec.enough_bytes(scenario.image_shape) + overhead_bytes))
     payload_bytes = images * min_bytes if codec.fixed_length else share_bytes
     beside_bytes = images * SIDE_INFO_BYTES[codec.side_info]
     return MemoryBytes(

@@ -186,8 +186,10 @@ def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, sto
         )
         assert ledger.published <= plan.published_bytes[task] <= half.budget.bytes
         assert seal(restore_learner(half, plan, sealed, CPU).state(), storage) == sealed
-    if name in REHEARSAL and full.plan().backbone == plan.backbone:
-        assert plan.exemplars >= full.plan().exemplars + full.plan().model_bytes // 2 // full.scenario.image_bytes - 1
+    # toy has fewer images than fit: planned as if nobody knew how many there are
+    whole, halved = (replace(s, scenario=replace(s.scenario, train_images=0)).plan() for s in (full, half))
+    if name in REHEARSAL and whole.backbone == halved.backbone:
+        assert halved.exemplars >= whole.exemplars + whole.model_bytes // 2 // full.scenario.image_bytes - 1
 
 
 @pytest.mark.parametrize("name", [*REHEARSAL, "icarl+lowres:2"])
