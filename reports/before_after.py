@@ -16,14 +16,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from cilbench.reports import aggregate, statistics
+from cilbench.reports import aggregate, statistics, tables
 from cilbench.reports.comparability import METHOD, REPETITION, groups
-from cilbench.reports.figures.charts import changes_of_cells
+from cilbench.reports.figures.changes import changes_of_cells
 from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.provenance import made_with
-from cilbench.reports.tables import tables
-from cilbench.reports.tables.tables import Table, TableCell, TableRow
+from cilbench.reports.tables import Table, TableCell, TableRow
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, status_text
 
 MEASURES = ("avg", "last")
@@ -79,15 +78,7 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
     out.mkdir(parents=True, exist_ok=True)
     left_out = (*first.left_out, *second.left_out)
     texts = {
-        "comparison.md": "\n".join(
-            [
-                "# Before and after\n",
-                *map(tables.to_markdown, made),
-                *tables.markdown_left_out(left_out),
-                tables.markdown_text(stamp),
-                "",
-            ]
-        ),
+        "comparison.md": tables.to_markdown("Before and after", [("", made)], left_out, stamp),
         "comparison.tex": "\n".join(
             [f"% {stamp}", *(tables.to_latex(table, f"comparison-{number + 1}") for number, table in enumerate(made))]
         ),

@@ -63,3 +63,9 @@ def exemplars_text(fewest: object, most: object) -> str:
     if pd.isna(fewest) or pd.isna(most):  # type: ignore[call-overload]
         return "–"
     return f"{fewest:,}" if fewest == most else f"{fewest:,}–{most:,}"
+
+
+def listed(numbers: Iterable[int]) -> str:
+    """`1, 2, 3`; of many the first six and how many there are."""
+    found = sorted(set(numbers))
+    return ", ".join(map(str, found[:6])) + (f", … ({len(found)})" if len(found) > 6 else "")

@@ -34,7 +34,13 @@ def report(
     if compare:
         _compare(*compare, out)
         return
-    from cilbench.reports import MixedComparisonError, UnknownAspectError, write_report
+    from cilbench.reports import (
+        ForeignFolderError,
+        MixedComparisonError,
+        NothingToReportError,
+        UnknownAspectError,
+        write_report,
+    )
 
     folders = runs or [Path("runs")]
     for folder in folders:
@@ -53,6 +59,10 @@ def report(
         raise RequestError(f"--strict: {error}") from None
     except UnknownAspectError as error:
         raise RequestError(f"--allow {error}") from None
+    except ForeignFolderError as error:
+        raise RequestError(f"--out {out} {error}") from None
+    except NothingToReportError as error:
+        raise RequestError(f"RUNS: {error}") from None
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for left_out in result.left_out:

@@ -1,25 +1,170 @@
-"""What the figures have in common: panels, one legend under them, ticks, names at the ends of lines, text that fits."""
+"""What the figures have in common: panels, one legend, ticks, lines with intervals, text that fits."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
-from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator
 
-from cilbench.reports.figures.styles import FAINT, INK, WIDTH_INCHES, PaperColumns
-from cilbench.reports.wording import number_text, status_text
+from cilbench.reports.comparability import parts
+from cilbench.reports.figures.styles import FAINT, INK, WIDTH_INCHES, PaperColumns, Style
+from cilbench.reports.wording import number_text, status_text, unit_of
 
 POINT = 1 / 72  # inch
-LABEL_OFFSET = 13  # points between a panel and the names at its right
-ROW = 9.2  # points from one line of text to the next
-LABEL, SMALL = 7.5, 6.5  # points: letters of labels, of remarks
+ROW = 8.6  # points from one line of text to the next
+LABEL, SMALL = 7.0, 6.0  # points: letters of labels, of remarks
+
+ACCURACIES = {"avg": "Average accuracy", "last": "Last accuracy"}
+
+
+# ------------------------------------------------------------------------------------------------ panels
+
+
+def panel_grid(
+    count: int,
+    paper_columns: PaperColumns,
+    height_inches: float,
+    *,
+    columns: int = 0,
+    sharex: bool = False,
+    sharey: bool = False,
+) -> tuple[Figure, list[Axes], Axes | None]:
+    """A figure as wide as the paper's columns and its panels, lettered where there are several. The last is a place
+    left over for a legend, where the grid has one.
+    """
+    if not columns:
+        choices = (3, 4) if paper_columns == 2 else (1,) if count <= 3 else (2,)
+        columns = min(choices, key=lambda number: -count % number)  # as few empty places as can be
+    columns = min(count, columns)
+    rows = math.ceil(count / columns)
+    figure = Figure(figsize=(WIDTH_INCHES[paper_columns], rows * height_inches))
+    FigureCanvasAgg(figure)
+    figure.set_layout_engine("none")
+    panels = list(figure.subplots(rows, columns, squeeze=False, sharex=sharex, sharey=sharey).flat)
+    for axes in panels[count:]:
+        axes.set_axis_off()
+    for number, axes in enumerate(panels[:count] if count > 1 else []):
+        axes.set_title("abcdefghijklmnopqrstuvwxyz"[number % 26], loc="left", fontweight="bold")
+    for axes in panels[max(count - columns, 0) : count] if sharex else []:
+        axes.xaxis.set_tick_params(labelbottom=True)  # also above a place left over
+    return figure, panels[:count], panels[count] if len(panels) > count else None
+
+
+def left_panels(panels: Sequence[Axes]) -> list[Axes]:
+    """The first panel of each row."""
+    return [axes for axes in panels if (spec := axes.get_subplotspec()) is not None and spec.is_first_col()]
+
+
+def finish(figure: Figure, handles: Sequence[Artist], place: Axes | None = None, below: float = 0) -> None:
+    """One legend, in a place left over or under all panels, the figure grown by what it takes, and by `below` inches;
+    the layout is then fixed: every format gets the same.
+    """
+    texts = [fitted(figure, str(handle.get_label()), room_inches=1.9) for handle in handles]
+    look: dict[str, Any] = {
+        "handlelength": 1.9,
+        "columnspacing": 1.3,
+        "handletextpad": 0.5,
+        "labelspacing": 0.35,
+        "borderpad": 0.1,
+    }
+    room = figure.get_figheight() / 2 if place is not None else 0
+    if place is not None and len(texts) * 1.45 * LABEL * POINT < room:
+        place.legend(list(handles), texts, loc="center left", **look)
+    elif texts:
+        columns = max(1, min(len(texts), int((figure.get_figwidth() - 0.2) // (text_inches(figure, texts) + 0.5))))
+        rows = math.ceil(len(texts) / columns)
+        columns = math.ceil(len(texts) / rows)  # rows that are about equally long
+        below += (1.5 * rows * LABEL + 4) * POINT
+        figure.legend(list(handles), texts, loc="outside lower center", ncols=columns, borderaxespad=0.2, **look)
+    figure.set_figheight(figure.get_figheight() + below)
+    ConstrainedLayoutEngine(h_pad=0.025, w_pad=0.04).execute(figure)
+
+
+def handles_of(names: Iterable[str], styles: Mapping[str, Style], **look: Any) -> list[Artist]:
+    """Entries of a legend: a line with its marker for each name, by the alphabet."""
+    look = {"markeredgecolor": "white", "markeredgewidth": 0.5, **look}
+    return [
+        Line2D([], [], color=styles[name].colour, marker=styles[name].marker, label=name, **look)
+        for name in sorted(set(names), key=str.casefold)
+    ]
+
+
+def dashed_handles(references: pd.DataFrame) -> list[Artist]:
+    """The same of floors and ceilings."""
+    names = sorted(references["name"].unique())
+    return [Line2D([], [], color=FAINT, linewidth=1, dashes=dashes(name, names), label=name) for name in names]
+
+
+def dashes(name: str, names: Sequence[str]) -> tuple[float, float]:
+    """Dashes that tell the lines which do not compete apart."""
+    return ((1.2, 1.6), (5, 2), (8, 3))[list(names).index(name) % 3]
+
+
+# ------------------------------------------------------------------------------------------------ lines
+
+
+def lines(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping[str, Style], **look: Any) -> None:
+    """A line for every name in `means`, as they are in the table: one row a point."""
+    names = list(means["name"].unique())
+    sns.lineplot(
+        data=means,
+        x=x,
+        y=measure,
+        hue="name",
+        style="name",
+        palette={name: styles[name].colour for name in names},
+        markers={name: styles[name].marker for name in names},
+        dashes=False,
+        estimator=None,
+        errorbar=None,
+        legend=False,
+        ax=axes,
+        clip_on=False,
+        zorder=3,
+        **({"markeredgecolor": "white", "markeredgewidth": 0.5} | look),
+    )
+    axes.set(xlabel="", ylabel="")
+
+
+def bands(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping[str, Style]) -> None:
+    """The interval of every line; those of many lines are fainter."""
+    for (name,), line in parts(means.dropna(subset=[f"{measure}_low"]), ["name"]):
+        ends = line[f"{measure}_low"], line[f"{measure}_high"]
+        alpha = 0.18 if means["name"].nunique() <= 5 else 0.1
+        axes.fill_between(line[x], *ends, color=styles[name].colour, alpha=alpha, linewidth=0)
+
+
+def limit(
+    axes: Axes, means: pd.DataFrame, *measures: str, least: float = 0, also: Sequence[float] | pd.Series = ()
+) -> None:
+    """Limits that follow the means, and `also` these values: intervals, which are wide where repetitions are few, take
+    half of a panel at most.
+    """
+    values = np.append(means[list(measures)].to_numpy(dtype=float), np.asarray(also, dtype=float))
+    if np.isnan(values).all():
+        axes.set_ylim(max(least, 0), 100)
+        return
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    reach = max(high - low, 2.0) / 2
+    ends = means[[f"{measure}{end}" for measure in measures for end in ("_low", "_high")]].to_numpy(dtype=float)
+    if not np.isnan(ends).all():
+        low = min(low, max(float(np.nanmin(ends)), low - reach))
+        high = max(high, min(float(np.nanmax(ends)), high + reach))
+    pad = 0.05 * max(high - low, 1.0)
+    axes.set_ylim(max(low - pad, least - pad), min(high + pad, 100 + pad))
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=high - low > 4))
+
+
+# ------------------------------------------------------------------------------------------------ axes
 
 
 def budgets_of(frame: pd.DataFrame) -> list[tuple[int, object]]:
@@ -29,20 +174,71 @@ def budgets_of(frame: pd.DataFrame) -> list[tuple[int, object]]:
     return [(int(size), label) for size, label in zip(unique["budget_bytes"], unique["budget_label"], strict=True)]
 
 
-def panel_grid(
-    count: int, paper_columns: PaperColumns, height_inches: float, share_y: bool = True
-) -> tuple[Figure, list[Axes]]:
-    """A grid of panels; places that are not needed stay empty."""
-    columns = columns_of(count, paper_columns)
-    rows = math.ceil(count / columns)
-    width = WIDTH_INCHES[paper_columns] if count > 1 else min(WIDTH_INCHES[paper_columns], 4.2)
-    figure = Figure(figsize=(width, rows * height_inches + 0.2))
-    FigureCanvasAgg(figure)
-    grid = figure.subplots(rows, columns, sharey=share_y, squeeze=False)
-    panels = [axes for row in grid for axes in row]
-    for axes in panels[count:]:
-        axes.set_visible(False)
-    return figure, panels[:count]
+def few(budgets: Sequence[tuple[int, object]]) -> list[tuple[int, object]]:
+    """At most three: the smallest, a middle one and the largest."""
+    return list(budgets) if len(budgets) <= 3 else [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
+
+
+def budget_axis(frame: pd.DataFrame) -> tuple[dict[int, float], str]:
+    """Budgets in the unit of the axis, published labels where every budget has one; and the unit."""
+    budgets = budgets_of(frame)
+    unit, scale = unit_of(max(size for size, _ in budgets))
+    labelled = all(isinstance(label, str) for _, label in budgets)
+    return {size: float(str(label)) if labelled else size / scale for size, label in budgets}, unit
+
+
+def on_axis(means: pd.DataFrame, xs: Mapping[int, float], measure: str) -> pd.DataFrame:
+    """Rows that have a value, with a column x, in which methods at one budget are set a little apart."""
+    done = means[means[measure].notna()].sort_values(["name", "budget_bytes"])
+    names = sorted(done["name"].unique(), key=str.casefold)
+    places = done["name"].map({name: number - (len(names) - 1) / 2 for number, name in enumerate(names)})
+    values = done["budget_bytes"].map(xs).astype(float)
+    low, high = min(xs.values()), max(xs.values())
+    if is_logarithmic(xs.values()):
+        return done.assign(x=values * (high / low) ** (0.012 * places))
+    return done.assign(x=values + 0.012 * ((high - low) or high) * places)
+
+
+def is_logarithmic(values: Iterable[float]) -> bool:
+    """Where budgets span most of a decade."""
+    return max(known := list(values)) / min(known) >= 6
+
+
+def budget_ticks(axes: Axes, values: Iterable[float], width_inches: float) -> None:
+    """A tick at every budget, a label where there is room for it; logarithmic where the budgets span a factor of 6."""
+    values = sorted(set(values))
+    transform = math.log2 if is_logarithmic(values) else float
+    if is_logarithmic(values):
+        axes.set_xscale("log", base=2)
+        axes.minorticks_off()
+    low, high = map(transform, (values[0], values[-1]))
+    labels, free_from = [], -math.inf
+    for value in values:
+        at, text = (transform(value) - low) / (high - low or 1) * width_inches * 0.9, number_text(value)
+        half = 0.5 * 4.0 * POINT * len(text)
+        fits = at - half > free_from
+        labels.append(text if fits else "")
+        free_from = at + half + 3 * POINT if fits else free_from
+    axes.set_xticks(values, labels)
+    if low == high:
+        axes.set_xlim(values[0] * 0.8, values[0] * 1.2)
+
+
+def class_ticks(axes: Axes, seen: Sequence[int]) -> None:
+    """Ticks at stages, every second or third where there are many."""
+    step = max(1, math.ceil(len(seen) / 6))
+    axes.set_xticks(list(seen)[::-1][::step][::-1])
+
+
+# ------------------------------------------------------------------------------------------------ text
+
+
+def say_n(axes: Axes, counts: "pd.Series[int]") -> None:
+    """`n = 3` in a corner of a panel, which few lines reach."""
+    known = sorted(set(counts[counts > 0]))
+    if known:
+        text = f"n = {known[0]}" if len(known) == 1 else f"n = {known[0]}–{known[-1]}"
+        axes.set_title(text, loc="right", fontsize=SMALL, color=FAINT)
 
 
 def absent(frame: pd.DataFrame, budget_bytes: int) -> dict[str, list[str]]:
@@ -55,80 +251,23 @@ def absent(frame: pd.DataFrame, budget_bytes: int) -> dict[str, list[str]]:
     return dict(sorted(absent.items()))
 
 
-def remarks_below(
-    figure: Figure, panels: Sequence[Axes], absent: Sequence[Mapping[str, Sequence[str]]], columns: int
-) -> None:
-    """`refused: DGM, MEMO` under the axis of a panel, no wider than it; the figure grows by the room that takes."""
-    room_inches = (figure.get_figwidth() - 0.5) / columns - 0.15
-    remarks = [
-        [line for status, names in by_status.items() for line in filled(figure, f"{status}:", names, room_inches)]
-        for by_status in absent
-    ]
-    look: dict[str, Any] = {"ha": "center", "va": "top", "color": FAINT, "fontsize": SMALL, "annotation_clip": False}
-    for axes, lines in zip(panels, remarks, strict=True):
-        if lines:
-            under: dict[str, Any] = {"xycoords": axes.xaxis.label, "textcoords": "offset points"}
-            axes.annotate("\n".join(lines), (0.5, 0), xytext=(0, -3), **under, **look)
-    rows = [max(map(len, remarks[start : start + columns])) for start in range(0, len(remarks), columns)]
-    figure.set_figheight(figure.get_figheight() + sum(rows) * ROW * POINT)
-
-
-def filled(figure: Figure, start: str, names: Sequence[str], room_inches: float) -> list[str]:
-    """`start name, name, …` broken between names into lines that fit."""
-    ends = [","] * (len(names) - 1) + [""]
-    items = [fitted(figure, name, room_inches - 0.1, SMALL) + end for name, end in zip(names, ends, strict=True)]
-    return wrapped(figure, [start, *items], room_inches)
+def name_panel(axes: Axes, name: str, **look: Any) -> None:
+    """A title no wider than its panel."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # made by `panel_grid`
+    room = axes.get_position().width * figure.get_figwidth() - 0.3
+    axes.set_title(fitted(figure, name, room), **look)
 
 
 def wrapped(figure: Figure, words: Sequence[str], room_inches: float, size: float = SMALL) -> list[str]:
-    """Words in lines that are no wider than the room; a word that is wider by itself stands alone."""
-    lines = list(words[:1])
-    for word in words[1:]:
-        longer = f"{lines[-1]} {word}"
-        if text_inches(figure, [longer], size) <= room_inches:
-            lines[-1] = longer
+    """Words in lines that are no wider than the room; a word that is wider by itself is cut."""
+    found: list[str] = []
+    for word in (fitted(figure, word, room_inches, size) for word in words):
+        if found and text_inches(figure, [longer := f"{found[-1]} {word}"], size) <= room_inches:
+            found[-1] = longer
         else:
-            lines.append(word)
-    return lines
-
-
-def legend_of_lines(figure: Figure, panels: Sequence[Axes], note: str = "") -> None:
-    """One legend for all panels, under them, with as many columns as fit; `note` in small letters above it."""
-    entries: dict[str, Line2D] = {}
-    for axes in panels:
-        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
-            if isinstance(handle, Line2D):
-                entries.setdefault(label, handle)
-    names = sorted(entries, key=lambda name: (entries[name].get_color() == FAINT, name.casefold()))
-    draw_legend(figure, [entries[name] for name in names], names, note)
-
-
-def draw_legend(
-    figure: Figure, handles: Sequence[Patch | Line2D], names: Sequence[str], note: str = "", free_right: float = 0
-) -> None:
-    """One legend under all panels, the figure grown by what it takes; the layout is then fixed: every format gets the
-    same, worked out once. `free_right` is the share of the width that panels leave free.
-    """
-    width = figure.get_figwidth()
-    texts = [fitted(figure, name, room_inches=1.9) for name in names]
-    columns = max(1, min(len(names), int((width - 0.2) // (text_inches(figure, texts) + 0.5))))
-    rows = math.ceil(len(names) / columns)
-    lines = wrapped(figure, note.split(), width - 0.3) if note else []
-    figure.set_figheight(figure.get_figheight() + (1.55 * rows * LABEL + ROW * len(lines) + 4) * POINT)
-    if names:
-        look: dict[str, Any] = {"frameon": False, "handlelength": 1.9, "columnspacing": 1.3, "handletextpad": 0.5}
-        look |= {"ncols": math.ceil(len(names) / rows), "borderaxespad": 0.2}  # rows that are about equally long
-        title: dict[str, Any] = {"title": "\n".join(lines), "title_fontproperties": {"size": SMALL}} if lines else {}
-        legend = figure.legend(list(handles), texts, loc="outside lower center", **look, **title)
-        legend.get_title().set_color(FAINT)
-        legend.get_title().set_multialignment("center")
-    # worked out apart: a figure that has an engine of its own, even one that does nothing, is drawn twice for a file
-    ConstrainedLayoutEngine(h_pad=0.06, rect=(0, 0, 1 - free_right, 1)).execute(figure)
-
-
-def columns_of(count: int, paper_columns: PaperColumns) -> int:
-    """Panels in a row."""
-    return min(count, 3 if paper_columns == 2 else 1 if count <= 3 else 2)
+            found.append(word)
+    return found
 
 
 def fitted(figure: Figure, name: str, room_inches: float = 1.3, size: float = LABEL) -> str:
@@ -149,88 +288,7 @@ def text_inches(figure: Figure, texts: Sequence[str], size: float = LABEL) -> fl
     return widest
 
 
-def class_ticks(axes: Axes, seen: Sequence[int]) -> None:
-    """Ticks at stages, every second or third where there are many."""
-    step = max(1, math.ceil(len(seen) / 6))
-    axes.set_xticks(list(seen)[::-1][::step][::-1])
-
-
-def budget_ticks(axes: Axes, values: Sequence[float], width_inches: float) -> None:
-    """A tick at every budget, a label where there is room for it; logarithmic where the budgets span a factor of 6."""
-    low, high = min(values), max(values)
-    transform = math.log2 if high / low >= 6 else float
-    if high / low >= 6:
-        axes.set_xscale("log", base=2)
-        axes.minorticks_off()
-    axes.set_xticks(list(values))
-    span = transform(high) - transform(low) or 1.0
-    labels, free_from = [], -math.inf
-    for value in values:
-        at = (transform(value) - transform(low)) / span * width_inches * 0.9
-        text = number_text(value)
-        half = 0.5 * 4.2 * POINT * len(text)
-        fits = at - half > free_from
-        labels.append(text if fits else "")
-        free_from = at + half + 3 * POINT if fits else free_from
-    axes.set_xticklabels(labels)
-    if low == high:
-        axes.set_xlim(low * 0.8, high * 1.2)
-
-
-def dashes(name: str, frame: pd.DataFrame) -> tuple[float, float]:
-    """Dashes that tell the lines which do not compete apart."""
-    names = sorted(frame.loc[~frame["competes"], "name"].unique())
-    return ((1.2, 1.6), (5, 2), (8, 3))[names.index(name) % 3]
-
-
-# ------------------------------------------------------------------------------------------------ names at lines
-
-
-def end_labels(
-    axes: Axes,
-    ends: Mapping[str, tuple[float, str]],
-    names: Mapping[str, str],
-    values: Mapping[str, str],
-    header: str,
-    height_inches: float,
-    values_end: float,
-) -> None:
-    """`names` at the ends of the lines, moved apart, each tied to its line; `values` in a column beside them."""
-    low, high = axes.get_ylim()
-    height = height_inches / POINT
-    at_end = {
-        name: (value - low) / (high - low) for name, (value, _) in ends.items()
-    }  # also where the axis is upside down
-    ordered = sorted(ends, key=lambda name: (at_end[name], name))
-    shares = [at_end[name] for name in ordered]
-    beside: dict[str, Any] = {"xycoords": "axes fraction", "textcoords": "offset points", "annotation_clip": False}
-    for name, at, share in zip(ordered, spread(shares, ROW / height), shares, strict=True):
-        colour = ends[name][1]
-        tie: dict[str, Any] = {"arrowstyle": "-", "color": colour, "linewidth": 0.8, "shrinkA": 1, "shrinkB": 3}
-        tie["relpos"] = (0, 0.5)
-        offset = (LABEL_OFFSET, (at - share) * height)
-        ink = FAINT if colour == FAINT else INK
-        axes.annotate(
-            names[name], (1, share), xytext=offset, va="center", color=ink, size=7.5, arrowprops=tie, **beside
-        )
-        if name in values:
-            right = (LABEL_OFFSET + values_end, 0)
-            axes.annotate(values[name], (1, at), xytext=right, va="center", ha="right", size=7.5, **beside)
-    if values:
-        axes.annotate(header, (1, 1), xytext=(LABEL_OFFSET + values_end, 8), ha="right", color=FAINT, size=7, **beside)
-
-
-def spread(targets: Sequence[float], gap: float) -> list[float]:
-    """Positions at least `gap` apart, inside [0, 1] if they fit, nearest to the ascending `targets` (least squares).
-
-    y_i − i·gap must not decrease: isotonic regression by pooling adjacent violators (Barlow et al., 1972).
-    """
-    blocks: list[list[float]] = []  # [sum, count]
-    for number, target in enumerate(targets):
-        blocks.append([target - number * gap, 1])
-        while len(blocks) > 1 and blocks[-2][0] / blocks[-2][1] > blocks[-1][0] / blocks[-1][1]:
-            total, count = blocks.pop()
-            blocks[-1] = [blocks[-1][0] + total, blocks[-1][1] + count]
-    levels = [total / count for total, count in blocks for _ in range(int(count))]
-    top = max(1 - gap * (len(targets) - 1), 0)
-    return [float(np.clip(level, 0, top)) + number * gap for number, level in enumerate(levels)]
+def ink_line(axes: Axes, **at: float) -> None:
+    """A thin line across a panel at x or y."""
+    draw = axes.axvline if "x" in at else axes.axhline
+    draw(*at.values(), color=INK, linewidth=0.8, zorder=1)

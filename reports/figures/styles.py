@@ -1,18 +1,26 @@
-"""How figures look: one colour and marker per method everywhere, paper sizes, embedded fonts, no time stamps."""
+"""How figures look: one colour and marker per method everywhere, embedded fonts, no time stamps, nobody's settings.
+
+Every colour has a contrast of 3:1 at least (WCAG 2.2, 1.4.11) on a white and on a dark page: a test holds it.
+"""
 
 import re
 import warnings
-from collections.abc import Container, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from io import BytesIO
+from functools import cache
+from io import StringIO
+from itertools import chain
 from pathlib import Path
 from typing import Any, Literal
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import pandas as pd
 from matplotlib import font_manager
 from matplotlib.figure import Figure
+from matplotlib.ft2font import FT2Font
+from matplotlib.markers import MarkerStyle
 
 PaperColumns = Literal[1, 2]
 WIDTH_INCHES: dict[PaperColumns, float] = {1: 3.3, 2: 6.9}
@@ -20,39 +28,6 @@ WIDTH_INCHES: dict[PaperColumns, float] = {1: 3.3, 2: 6.9}
 INK = "#1b1b1f"  # text and axes; the page replaces it by the colour of its own text
 FAINT = "#7d7d85"
 STRESS = "#0072B2"  # what a figure without methods points at
-
-# Okabe & Ito (2008) for the methods the benchmark is about, without black (text) and yellow (too light on white).
-_FIXED: dict[str, tuple[str, str]] = {
-    "icarl": ("#0072B2", "o"),
-    "der": ("#D55E00", "s"),
-    "memo": ("#009E73", "D"),
-    "cim": ("#E69F00", "^"),
-    "dgm": ("#CC79A7", "v"),
-    "dgmw": ("#CC79A7", "v"),
-    "foster": ("#56B4E9", "P"),
-    "replay": ("#8C564B", "X"),
-    "finetune": ("#6E6E76", "None"),
-    "joint": ("#6E6E76", "None"),
-}
-
-# Paul Tol's muted scheme (2021), then markers that are still free: for every other method, in the order of their keys.
-_SPARE: tuple[tuple[str, str], ...] = (
-    *(("#332288", "<"), ("#999933", ">"), ("#882255", "h"), ("#44AA99", "p"), ("#117733", "8"), ("#AA4499", "*")),
-    *(("#661100", "d"), ("#6699CC", "H"), ("#B8860B", "o"), ("#4D4D4D", "s"), ("#7B3294", "D"), ("#008080", "^")),
-)
-
-# Bytes by kind: Tol's muted scheme again; a kind is never drawn beside a method.
-KIND_COLOURS = {
-    "backbone": "#4477AA",
-    "generator": "#44AA99",
-    "masks": "#CC6677",
-    "exemplars": "#DDCC77",
-    "other": "#BBBBBB",
-    "head": "#88CCEE",
-    "statistics": "#999933",
-    "labels": "#AA4499",
-    "boxes": "#882255",
-}
 
 
 @dataclass(frozen=True)
@@ -63,128 +38,222 @@ class Style:
     marker: str
 
 
-def styles_of(methods: Iterable[str]) -> dict[str, Style]:
-    """A style for every method key, the same whatever else is drawn; `x+cim` has that of CIM where neither `cim` nor an
-    earlier `y+cim` has it.
-    """
-    styles: dict[str, Style] = {}
-    keys = sorted(set(methods), key=lambda key: ("+" in key, key))
-    spare = iter(Style(*_SPARE[number % len(_SPARE)]) for number in range(len(keys)))
-    taken: set[str] = set()
-    for key in keys:
-        wanted = key.partition("+")[2] or key
-        styles[key] = Style(*_FIXED[wanted]) if wanted in _FIXED and wanted not in taken else next(spare)
-        taken.add(wanted)
-    return styles
+# Okabe & Ito (2008) where it is legible on both pages, else as near as is.
+_FIXED = {
+    "icarl": Style("#0072B2", "o"),
+    "der": Style("#D55E00", "s"),
+    "memo": Style("#009E73", "D"),
+    "cim": Style("#B77F00", "^"),
+    "dgm": Style("#CC79A7", "v"),
+    "foster": Style("#1A8FA0", "P"),
+    "replay": Style("#A8705F", "X"),
+    "finetune": Style(FAINT, "None"),
+    "joint": Style(FAINT, "None"),
+}
+_COLOURS = (
+    "#7A68C8",
+    "#8A8A2E",
+    "#B5506E",
+    "#3E8E41",
+    "#B255B2",
+    "#5B86C4",
+    "#D04A4A",
+    "#767676",
+    "#9A5BBF",
+    "#2F9A8C",
+)
+_MARKERS = ("<", ">", "h", "p", "*", "d", "H", "8", "o", "s", "D", "^", "v", "P", "X")
+
+KIND_COLOURS = {  # bytes by kind; a kind is never drawn beside a method
+    "backbone": "#4477AA",
+    "generator": "#2F9A8C",
+    "masks": "#CC6677",
+    "exemplars": "#B0891F",
+    "other": "#767676",
+    "head": "#4A9CC7",
+    "statistics": "#8A8A2E",
+    "labels": "#AA4499",
+    "boxes": "#A8705F",
+}
 
 
 def styles_by_name(frame: pd.DataFrame, methods: Iterable[str] = ()) -> dict[str, Style]:
-    """A style for every display name of one group: the first configuration of a method looks like the method, every
-    other one like nothing else. `methods` are all of the report, so that a method looks the same in every section.
+    """A style for every display name of one group, no two alike. The first configuration of a method looks as the
+    method does everywhere; `x+cim` looks like CIM where neither `cim` nor an earlier `y+cim` is there. `methods` are
+    all of the report, so that a method looks the same in every section.
     """
-    of_method = styles_of([*methods, *frame["method"]])
-    looks = set(of_method.values())
-    free = iter([style for style in map(Style, *zip(*_SPARE, strict=True)) if style not in looks] + _mixed(looks))
+    keys = sorted({*methods, *frame["method"]}, key=lambda key: ("+" in key, key))
+    steps = range(len(_COLOURS) * len(_MARKERS))
+    spare = chain((Style(_COLOURS[n % 10], _MARKERS[(n + n // 30) % 15]) for n in steps), [Style(FAINT, "o")] * 999)
+    by_key: dict[str, Style] = {}
+    for key in keys:
+        own = _FIXED.get(key.partition("+")[2] or key)
+        taken = own is None or (own in by_key.values() and own.marker != "None")
+        by_key[key] = next(spare) if own is None or taken else own
     styles: dict[str, Style] = {}
     seen: set[str] = set()
     for method, name in sorted(set(zip(frame["method"], frame["name"], strict=True))):
-        styles[str(name)] = next(free) if method in seen else of_method[str(method)]
+        styles[str(name)] = next(spare) if method in seen else by_key[str(method)]
         seen.add(method)
     return styles
 
 
-def _mixed(taken: Container[Style]) -> list[Style]:
-    """More looks than anybody can tell apart: every spare colour with every marker that is not its own."""
-    colours, markers = zip(*_SPARE, strict=True)
-    every = [
-        Style(colours[i], markers[(i + shift) % len(markers)])
-        for shift in range(1, len(markers))
-        for i in range(len(colours))
-    ]
-    return [style for style in every if style not in taken]
+@cache
+def marker_path(marker: str) -> str:
+    """matplotlib's marker as the data of an SVG path within ±0.5, so that page and figures show the same one; a disc
+    for none.
+    """
+    style = MarkerStyle("o" if marker == "None" else marker)
+    letters = {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
+    parts = []
+    for points, code in style.get_path().transformed(style.get_transform()).iter_segments(simplify=False):
+        pairs = [] if code == 79 else [f"{x:.3f} {-y:.3f}" for x, y in points.reshape(-1, 2)]
+        parts.append(letters[int(code)] + " ".join(pairs).replace("-0.000", "0.000"))
+    return "".join(parts)
+
+
+# ------------------------------------------------------------------------------------------------ settings
+
+_FONT = "DejaVu Sans"  # comes with matplotlib: the same figure on every machine
+_SETTINGS: dict[Any, Any] = {
+    "font.size": 7,
+    "axes.titlesize": 7.5,
+    "axes.titlepad": 5,
+    "axes.labelsize": 7,
+    "axes.labelpad": 3,
+    "xtick.labelsize": 6.5,
+    "ytick.labelsize": 6.5,
+    "legend.fontsize": 7,
+    "legend.frameon": False,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.axisbelow": True,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "axes.grid": True,
+    "axes.grid.axis": "y",
+    "grid.color": "#80808038",
+    "grid.linewidth": 0.5,
+    "lines.linewidth": 1.2,
+    "lines.markersize": 4,
+    "hatch.linewidth": 0.5,
+    "text.color": INK,
+    "axes.labelcolor": INK,
+    "axes.edgecolor": INK,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "text.parse_math": False,  # names come from folders: a dollar sign is a dollar sign
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "cilbench",
+    "figure.dpi": 100,
+    "savefig.dpi": 300,
+}
 
 
 @contextmanager
-def paper_style() -> Iterator[None]:
-    """Settings under which every figure is made and saved; matplotlib's own are untouched afterwards."""
-    with mpl.rc_context(_settings()), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # a name in a script no font here has
+def paper_style(texts: Iterable[object] = ()) -> Iterator[None]:
+    """Settings under which every figure is made and saved: matplotlib's defaults and ours, whatever a matplotlibrc
+    says; the caller's are as before afterwards. `texts` will be drawn: fonts are found for letters that ours lacks.
+    """
+    with mpl.rc_context(), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")  # `missing_letters` says it
+        mpl.rcdefaults()
+        mpl.rcParams.update(_SETTINGS)
+        families, _ = _fallbacks(frozenset("".join(map(str, texts))) - _letters(_FONT))
+        mpl.rcParams["font.family"] = ["sans-serif", *families]
+        mpl.rcParams["font.sans-serif"] = [_FONT, "Verdana"]  # the latter for a browser: as wide
         yield
 
 
-def _settings() -> dict[Any, Any]:
-    known = set(font_manager.get_font_names())
-    families = [name for name in ("Helvetica", "Arial", "Liberation Sans") if name in known][:1]
-    return {
-        "font.family": [*families, "DejaVu Sans"],
-        "font.size": 7.5,
-        "axes.titlesize": 8,
-        "axes.titleweight": "bold",
-        "axes.titley": 1.0,  # where it is anyway: looking for ticks above it each time is a tenth of all drawing
-        "axes.labelsize": 7.5,
-        "xtick.labelsize": 7,
-        "ytick.labelsize": 7,
-        "legend.fontsize": 7.5,
-        "axes.linewidth": 0.7,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "axes.axisbelow": True,
-        "xtick.major.width": 0.7,
-        "ytick.major.width": 0.7,
-        "xtick.major.size": 3,
-        "ytick.major.size": 3,
-        "axes.grid": True,
-        "axes.grid.axis": "y",
-        "grid.color": "#80808040",
-        "grid.linewidth": 0.6,
-        "lines.linewidth": 1.4,
-        "lines.markersize": 4.2,
-        "lines.markeredgewidth": 0.5,
-        "hatch.linewidth": 0.5,
-        "text.color": INK,
-        "axes.labelcolor": INK,
-        "axes.edgecolor": INK,
-        "xtick.color": INK,
-        "ytick.color": INK,
-        "text.parse_math": False,  # names come from folders: a dollar sign is a dollar sign
-        "pdf.fonttype": 42,
-        "svg.fonttype": "path",
-        "svg.hashsalt": "cilbench",
-        "figure.dpi": 100,
-        "savefig.dpi": 300,
-    }
+def missing_letters(texts: Iterable[object]) -> str:
+    """Letters of `texts` that no font here has: figures show boxes for them."""
+    return "".join(sorted(_fallbacks(frozenset("".join(map(str, texts))) - _letters(_FONT))[1]))
 
 
-def save(figure: Figure, stem: Path, formats: Iterable[str] = ("pdf", "png"), stamp: str = "") -> list[Path]:
+@cache
+def _letters(family: str) -> frozenset[str]:
+    return _letters_in(font_manager.findfont(family)) | frozenset("\n\t")
+
+
+@cache
+def _letters_in(path: str) -> frozenset[str]:
+    try:
+        return frozenset(map(chr, FT2Font(path).get_charmap()))
+    except (OSError, RuntimeError):  # a broken font on this machine
+        return frozenset()
+
+
+@cache
+def _fallbacks(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]]:
+    """Families of installed fonts that have the letters, and the letters that none has."""
+    families: list[str] = []
+    fonts = font_manager.fontManager.ttflist if letters else []
+    for font in sorted(fonts, key=lambda font: (font.name, font.fname)):
+        own = letters & _letters_in(font.fname) if letters and "Last Resort" not in font.name else frozenset()
+        if own:
+            families.append(font.name)
+            letters -= own
+    return tuple(families), letters
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def save(
+    figure: Figure, stem: Path, formats: Sequence[str] = ("pdf", "png"), stamp: str = "", caption: str = ""
+) -> list[Path]:
     """Write the figure as `stem`.pdf, `stem`.png, …: fonts embedded, no time stamp; the paths written.
 
-    `stamp`, which says what made it from what, goes into the file's metadata.
+    `stamp`, which says what made it from what, goes into the file's metadata; `caption`, for slides, under the figure.
     """
     metadata: dict[str, dict[str, str | None]] = {
         "pdf": {"CreationDate": None, "Subject": stamp or None},
         "png": {"Description": stamp} if stamp else {},
         "svg": {"Date": None, "Description": stamp or None},
     }
-    paths = []
+    paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
     with paper_style():
-        for suffix in formats:
-            path = stem.with_name(f"{stem.name}.{suffix}")
-            figure.savefig(path, format=suffix, metadata=metadata.get(suffix))
-            paths.append(path)
+        below: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05} if caption else {}
+        if caption:
+            figure.text(0, -0.02, caption, va="top", color=FAINT, wrap=True)
+        for path in paths:
+            figure.savefig(path, metadata=metadata.get(path.suffix[1:]), **below)
     return paths
+
+
+_URL = re.compile(r"url\(#([^)]+)\)")
+_SVG, _LINK = "http://www.w3.org/2000/svg", "{http://www.w3.org/1999/xlink}href"
 
 
 def inline_svg(figure: Figure, prefix: str) -> str:
     """The figure as an <svg> element: transparent, its ink the colour of the page's text, ids that start with
     `prefix`.
     """
-    buffer = BytesIO()
+    buffer = StringIO()
     with paper_style():
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    svg = buffer.getvalue().decode()
-    svg = re.sub(r"<!--.*?-->", "", svg[svg.index("<svg") :], flags=re.DOTALL)  # matplotlib writes labels into comments
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r'\bid="', f'id="{prefix}-', svg)
-    svg = svg.replace('href="#', f'href="#{prefix}-').replace("url(#", f"url(#{prefix}-")
-    svg = re.sub(r'<svg ([^>]*?)height="[^"]*" ([^>]*?)width="[^"]*"', r"<svg \1\2", svg.replace("\n", " "), count=1)
-    return svg.replace(INK, "currentColor")
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None}, dpi=150)
+    ElementTree.register_namespace("", _SVG)
+    ElementTree.register_namespace("xlink", _LINK[1:].partition("}")[0])
+    root = ElementTree.fromstring(buffer.getvalue().replace(INK, "currentColor"))  # our own: not from a run folder
+    for size in ("width", "height"):
+        del root.attrib[size]
+    for metadata in root.findall(f"{{{_SVG}}}metadata"):
+        root.remove(metadata)
+    elements = list(root.iter())
+    links = {element.attrib.get(_LINK, "").removeprefix("#") for element in elements}
+    links |= {link for element in elements for text in element.attrib.values() for link in _URL.findall(text)}
+    for element in elements:
+        for name, value in list(element.attrib.items()):
+            if name == "id" and value not in links:
+                del element.attrib[name]  # a name that nothing refers to
+            elif name == "id":
+                element.set(name, f"{prefix}-{value}")
+            elif name == _LINK:
+                element.set(name, value.replace("#", f"#{prefix}-", 1))
+            elif "url(#" in value:
+                element.set(name, value.replace("url(#", f"url(#{prefix}-"))
+    return ElementTree.tostring(root, encoding="unicode")

@@ -20,9 +20,9 @@ from make_runs import METHODS, REFERENCES, Grid, make_runs
 
 from cilbench import reports
 from cilbench.reports import aggregate, comparability
-from cilbench.reports.figures import styles
-from cilbench.reports.page import page
-from cilbench.reports.tables.tables import Table, TableCell, TableRow
+from cilbench.reports.figures.drawing import Drawn
+from cilbench.reports.page import book, page
+from cilbench.reports.tables import Table, TableCell, TableRow
 
 STATIC = Path(page.__file__).parent / "static"
 BUDGETS = (49_152, 98_304)  # 48 and 96 KiB; DGM is refused at the first
@@ -35,16 +35,15 @@ def write_page(runs_folder: Path, out: Path, *, stages: bool = True) -> Path:
     """The page of the runs in a folder, with a table made here: only what `Section` promises is relied upon."""
     runs = reports.read_runs([runs_folder])
     sections = [
-        page.Section(
+        book.Section(
             anchor=f"group-{number}",
-            title=str(group["dataset"]),
-            conditions="fast",
+            group=group,
             chips=(("recipe", "fast"),),
             summary=aggregate.summary(frame),
-            figures=tuple(
-                page.PageFigure(SVG, SVG, f"The {kind}.", f"group-{number}-{kind}")
+            figures={
+                kind: Drawn(SVG, SVG, f"The {kind}.", f"group-{number}-{kind}")
                 for kind in ("memory", "classes", "bytes")
-            ),
+            },
             tables=(results(aggregate.summary(frame)),),
             stages=frame if stages else None,
         )
@@ -338,41 +337,7 @@ def _page_of_texts(folder: Path, text: str) -> Path:
     return write_page(folder / "runs", folder / "out")
 
 
-# ------------------------------------------------------------------------------------------------ looks and words
-
-
-@given(st.integers(0, 0xFFFFFF))
-def test_every_colour_is_made_legible_on_both_pages(colour: int) -> None:
-    transform = page._look(styles.Style(f"#{colour:06x}", "o"))
-    assert page._contrast(transform.light, page._LIGHT_CARD) >= 3
-    assert page._contrast(transform.dark, page._DARK_CARD) >= 3
-
-
-def test_contrast_is_that_of_wcag() -> None:
-    assert page._contrast("#000000", "#ffffff") == pytest.approx(21)
-    assert page._contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
-
-
-def test_the_cards_of_the_page_are_those_the_colours_are_made_for() -> None:
-    assert f"--card: light-dark({page._LIGHT_CARD}, {page._DARK_CARD})" in (STATIC / "page.css").read_text()
-
-
-@pytest.mark.parametrize("marker", ["o", "s", "D", "^", "v", "P", "X", "<", ">", "h", "p", "8", "*", "d", "H", "None"])
-def test_markers_are_closed_paths_around_the_point(marker: str) -> None:
-    path = page._marker_path(marker)
-    assert path.startswith("M")
-    assert path.endswith("Z")
-    numbers = [float(text) for text in re.findall(r"-?\d+\.\d+", path)]
-    for values in (numbers[0::2], numbers[1::2]):
-        assert min(values) < 0 < max(values)
-        assert max(map(abs, values)) <= 0.75
-
-
-def test_up_is_up() -> None:
-    """SVG counts downwards: the tip of ^, in the middle, is above."""
-    numbers = [float(text) for text in re.findall(r"-?\d+\.\d+", page._marker_path("^"))]
-    corners = set(zip(numbers[0::2], numbers[1::2], strict=True))
-    assert corners == {(0.0, -0.5), (-0.5, 0.5), (0.5, 0.5)}
+# ------------------------------------------------------------------------------------------------ words
 
 
 def summary_of(*rows: tuple[str, float, int, str]) -> pd.DataFrame:
@@ -402,6 +367,6 @@ def summary_of(*rows: tuple[str, float, int, str]) -> pd.DataFrame:
     ],
 )
 def test_a_verdict_says_what_was_tested(rows: list[tuple[str, float, int, str]], words: str) -> None:
-    ((budget, winner, why),) = page.verdicts(summary_of(("A", 71.0, 3, "best"), *rows))
+    ((budget, winner, why, _),) = page.verdicts(summary_of(("A", 71.0, 3, "best"), *rows))
     assert (budget, winner) == ("48 KiB", "A")
     assert words in why

@@ -14,8 +14,6 @@ from test_page import BUDGETS, HOSTILE, SEEDS, hostile_page, write_page
 
 from cilbench import reports
 from cilbench.reports import aggregate
-from cilbench.reports.figures import styles
-from cilbench.reports.page import page
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 PATIENCE_MS = 300_000  # a busy machine is no failure
@@ -319,22 +317,6 @@ def test_tables_fit_a_window_of_1100_pixels(visit: Any, tmp_path: Path, monkeypa
     )
     assert len(sizes) >= 2  # results, areas
     assert all(needed <= shown for needed, shown in sizes), sizes
-
-
-def test_figures_look_the_same_with_shared_letters(browser: Any, written: Path) -> None:
-    frame = reports.load(written.parent.parent / "runs")
-    svg = styles.inline_svg(reports.accuracy_over_memory(frame), "some-figure-w")
-    figure = page.PageFigure(svg, svg, "", "some-figure")
-    section = page.Section("", "", "", (), frame, (figure, figure), ())
-    ((slim,), letters) = page._with_shared_letters([section])
-    view = browser.new_page(viewport={"width": 1200, "height": 600})
-    view.set_default_timeout(PATIENCE_MS)
-    pictures = []
-    for body in (svg, letters + slim.figures[1].wide_svg):
-        view.set_content(f"<style>{page._static('page.css')}</style><div class=static>{body}</div>")
-        pictures.append(view.locator(".static").screenshot())
-    assert pictures[0] == pictures[1]
-    assert len(slim.figures[1].wide_svg) < 0.6 * len(svg)
 
 
 @pytest.mark.parametrize("width", [390, 768, 1200])

@@ -11,9 +11,8 @@ from make_runs import METHODS, Grid, make_run
 
 from cilbench import reports
 from cilbench.cli.main import main as cli
-from cilbench.reports import aggregate
+from cilbench.reports import aggregate, tables
 from cilbench.reports import comparability as lint
-from cilbench.reports.tables import tables
 
 DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
 

@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from cilbench import reports
-from cilbench.reports import aggregate, comparability, comparison, measures, statistics
-from cilbench.reports.tables import tables
+from cilbench.reports import aggregate, comparability, comparison, measures, statistics, tables
+from cilbench.reports.tables.ranks import _rank_cell
 
 Floats = NDArray[np.float64]
 
@@ -133,7 +133,7 @@ def test_what_is_ahead_of_the_best_where_both_were_run_is_not_called_worse() -> 
     ranks = statistics.rank_ranges(statistics.unit_means(frame), statistics.all_pairs(frame))
     item = ranks.loc["b"].to_dict()
     assert (item["rank"], item["rank_low"], item["rank_high"]) == (1, 2, 2)
-    cell = tables._rank_cell({name: int(value) for name, value in item.items()})
+    cell = _rank_cell({name: int(value) for name, value in item.items()})
     assert (cell.text, cell.interval, cell.bold) == ("1", "[2–2]", False)
 
 

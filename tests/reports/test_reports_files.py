@@ -17,9 +17,11 @@ from conftest import Count
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
 
 from cilbench import reports
-from cilbench.reports import aggregate, comparability, report
+from cilbench.reports import aggregate, comparability, tables
+from cilbench.reports.figures.registry import drawings_of
+from cilbench.reports.group import groups_of
 from cilbench.reports.page import page
-from cilbench.reports.tables import bibtex, latex, tables
+from cilbench.reports.tables import bibtex, latex, render
 
 BUDGETS = (49_152, 98_304)
 HOSTILE = '<script>alert(1)</script> & "$\\input{/etc/passwd}$ 100% _x_ #^~{}|=cmd()'
@@ -235,9 +237,9 @@ def test_csv_has_bytes_and_counts_to_the_last_one(tmp_path: Path, monkeypatch: p
 
 def test_a_long_table_without_sections_is_cut() -> None:
     rows = [tables.TableRow("", (tables.TableCell(str(n)),)) for n in range(130)]
-    assert [len(part) for part in tables._cut(rows)] == [42, 42, 42, 4]
+    assert [len(part) for part in render._cut(rows)] == [42, 42, 42, 4]
     rows = [tables.TableRow("one", (tables.TableCell(str(n)),)) for n in range(60)]
-    assert [len(part) for part in tables._cut(rows)] == [50, 10]
+    assert [len(part) for part in render._cut(rows)] == [50, 10]
 
 
 def test_a_report_that_fails_leaves_the_one_before_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -342,7 +344,7 @@ def test_every_status_is_a_row_with_its_reason_in_every_table(tmp_path: Path, st
     ((group, frame),) = comparability.groups(runs.stages)
     table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     words = status.replace("_", " ")
-    for text in (tables.to_markdown(table), tables.to_latex(table, "x")):
+    for text in (tables.to_markdown("Results", [("", [table])], [], ""), tables.to_latex(table, "x")):
         assert words in text
         assert f"DER at 48 KiB, {words}: it was the disk" in text
     assert status in tables.write_csv(aggregate.summary(frame), tmp_path / "r.csv").read_text()
@@ -378,7 +380,7 @@ def test_every_output_says_what_made_it_and_is_listed_by_its_hash(written: tuple
     result, folder = written
     provenance = json.loads((folder / "out" / "provenance.json").read_text())
     stamp = ("cilbench report runs", f"numpy {provenance['numpy']}", provenance["inputs_sha256"])
-    for name in ("results.md", "results.tex", "figures.tex", "references.bib", "index.html"):
+    for name in ("results.md", "results.tex", "supplement.tex", "figures.tex", "references.bib", "index.html"):
         text = (folder / "out" / name).read_text(encoding="utf-8")
         assert all(part in text for part in stamp), name
     for path in result.paths:
@@ -392,7 +394,8 @@ def test_every_output_says_what_made_it_and_is_listed_by_its_hash(written: tuple
 def test_every_row_of_every_table_names_its_runs(written: tuple[reports.ReportResult, Path]) -> None:
     _, folder = written
     known = {path.name for path in (folder / "runs").iterdir()}
-    rows = [line for line in (folder / "out" / "results.tex").read_text().splitlines() if r"\\ %" in line]
+    latex = "".join((folder / "out" / name).read_text() for name in ("results.tex", "supplement.tex"))
+    rows = [line for line in latex.splitlines() if r"\\ %" in line]
     assert len(rows) > 2 * 7
     for row in rows:
         assert set(row.split(r"\\ % ")[1].split()) <= known
@@ -427,8 +430,8 @@ def test_published_points_are_overlaid_on_their_own_terms_only(
     labels = {7_998_016: "7.6", 24_684_160: "23.5"}
     terms = {"dataset": "cifar100", "recipe": "published", "accounting": "published"} | change
     make_runs(tmp_path, Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
-    (group,) = report._groups(reports.read_runs([tmp_path]), published=True)
-    caption = group.compared_drawings()[0].caption
+    (group,) = groups_of(reports.read_runs([tmp_path]), reports.load_published())
+    caption = drawings_of(group)[0].caption
     assert (group.published is None) == bool(change)
     assert ("Open markers" in caption) != bool(change)
     assert why in caption
@@ -453,9 +456,9 @@ def test_tables_and_csv_are_the_same_bytes_for_the_same_runs(
     monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     for name in ("first", "second"):
         reports.write_report([folder / "runs"], tmp_path / name, command="cilbench report runs")
-    texts = ("*.csv", "results.md", "results.tex", "figures.tex", "references.bib", "index.html", "provenance.json")
+    texts = ("*.csv", "results.md", "*.tex", "references.bib", "index.html", "provenance.json")
     names = [path.name for text in texts for path in (tmp_path / "first").glob(text)]
-    assert len(names) == 12 + 6
+    assert len(names) == 12 + 8
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     assert (folder / "out" / "results.csv").read_bytes() == (tmp_path / "first" / "results.csv").read_bytes()
@@ -488,7 +491,7 @@ def test_groups_have_sections_of_their_own(tmp_path: Path, monkeypatch: pytest.M
 
 def test_verdicts_say_how_sure_they_are(tmp_path: Path) -> None:
     make_runs(tmp_path, Grid(methods=METHODS, budgets_bytes=(49_152,)))
-    ((budget, winner, why),) = page.verdicts(aggregate.summary(reports.load(tmp_path)))
+    ((budget, winner, why, _),) = page.verdicts(aggregate.summary(reports.load(tmp_path)))
     assert (budget, winner) == ("48 KiB", "CIM (on iCaRL)")
     assert "n = 1" in why
     assert "points ahead of iCaRL" in why
@@ -496,12 +499,23 @@ def test_verdicts_say_how_sure_they_are(tmp_path: Path) -> None:
     assert "No result: DGM (refused)" in why
 
 
-def test_a_report_of_nothing_is_a_page_that_says_so(tmp_path: Path) -> None:
+def test_a_report_of_nothing_is_refused_with_the_reason(tmp_path: Path) -> None:
     (tmp_path / "runs" / "odd").mkdir(parents=True)
-    result = reports.write_report([tmp_path / "runs"], tmp_path / "out")
-    assert result.runs == 0
-    assert "No finished run was found" in result.index.read_text()
-    assert "odd" in result.index.read_text()
+    with pytest.raises(reports.NothingToReportError, match=r"odd: not a run folder: it has no cell\.json"):
+        reports.write_report([tmp_path / "runs"], tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_report_never_goes_over_files_that_no_report_wrote(tmp_path: Path) -> None:
+    make_runs(tmp_path / "runs", Grid(METHODS[:1], BUDGETS))
+    (tmp_path / "site").mkdir()
+    (tmp_path / "site" / "index.html").write_text("my site")
+    for text in (None, "{}", '{"outputs": []}'):
+        if text is not None:
+            (tmp_path / "site" / "provenance.json").write_text(text)
+        with pytest.raises(reports.ForeignFolderError, match="index"):
+            reports.write_report([tmp_path / "runs"], tmp_path / "site")
+    assert (tmp_path / "site" / "index.html").read_text() == "my site"
 
 
 def test_runs_that_were_all_refused_make_a_whole_report(tmp_path: Path) -> None:
@@ -544,7 +558,7 @@ def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
     assert text.count("<script>") == 1
     assert "&lt;script&gt;alert(1)" in text
     assert "<script>" not in (tmp_path / "out" / "results.md").read_text()
-    latex = (tmp_path / "out" / "results.tex").read_text() + (tmp_path / "out" / "figures.tex").read_text()
+    latex = "".join(path.read_text() for path in (tmp_path / "out").glob("*.tex") if path.stem != "standalone")
     assert "\\input{" not in latex
     assert all(path.parent in {tmp_path / "out", tmp_path / "out" / "figures"} for path in result.paths)
 

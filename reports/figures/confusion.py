@@ -1,0 +1,62 @@
+"""Test images by true and predicted class."""
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import seaborn as sns
+from matplotlib.colors import PowerNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from cilbench.reports.evidence import Evidence
+from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.figures.layout import finish, left_panels, name_panel, panel_grid
+from cilbench.reports.figures.styles import FAINT, PaperColumns, paper_style
+from cilbench.reports.group import Group
+
+_TICKS = (0, 2, 10, 25, 50, 100)
+
+
+def drawing(group: Group) -> Drawing | None:
+    """Where a run has predictions."""
+    about = "Share of each class's test images by predicted class, after the last task."
+    return group.close_up_drawing("confusion", about, partial(confusion_matrices, group.close_up.evidence))
+
+
+def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns = 2) -> Figure:
+    """Share of each true class's test images that are taken for each class, after the last task; a panel per run.
+
+    Classes in the order in which they arrived; faint lines are task boundaries. The scale is stretched at its low end:
+    2 % is seen. Raises ValueError where no run has predictions.
+    """
+    shown = [(item, item.confusion) for item in evidence if item.confusion is not None]
+    if not shown:
+        raise ValueError("none of these runs has predictions")
+    norm = PowerNorm(0.4, 0, 100)
+    with paper_style(item.name for item, _ in shown):
+        figure, panels, place = panel_grid(len(shown), paper_columns, 2.15 if paper_columns == 2 else 1.6)
+        for axes, (item, counts) in zip(panels, shown, strict=True):
+            shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
+            sns.heatmap(shares, norm=norm, cmap="rocket_r", cbar=False, square=True, rasterized=True, ax=axes)
+            for lines in (axes.hlines, axes.vlines):
+                lines(item.boundaries, 0, len(counts), colors=FAINT, alpha=0.5, linewidths=0.3)
+            name_panel(axes, item.name)
+            axes.set_xlabel("Predicted class")
+            axes.grid(visible=False)
+            for axis in (axes.xaxis, axes.yaxis):
+                axis.set_major_locator(MaxNLocator(5, integer=True))
+                axis.set_major_formatter(lambda value, _: f"{value:.0f}")
+            axes.tick_params(rotation=0)
+            axes.spines[:].set_visible(True)
+        for axes in left_panels(panels):
+            axes.set_ylabel("True class, by arrival")
+        if place is not None:
+            where: dict[str, Any] = {"cax": place.inset_axes((0, 0.6, 0.9, 0.1)), "orientation": "horizontal"}
+        else:
+            where = {"ax": panels, "shrink": 0.6, "aspect": 25}
+        bar = figure.colorbar(panels[0].collections[0], ticks=_TICKS, **where)
+        bar.set_label("Share of the true class (%)")
+        finish(figure, [])
+    return figure

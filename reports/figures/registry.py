@@ -1,0 +1,26 @@
+"""Every figure of a report, in the order of its page. A figure is a file beside this one and a line here: its `drawing`
+says which groups have it, what its caption is and how it is drawn.
+"""
+
+from collections.abc import Callable
+
+from cilbench.reports.figures import balance, classes, confusion, kinds, memory, norms, ranks, remembered, transfer
+from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.group import Group
+
+FIGURES: tuple[Callable[[Group], Drawing | None], ...] = (
+    memory.drawing,
+    classes.drawing,
+    kinds.drawing,
+    balance.drawing,
+    transfer.drawing,
+    ranks.drawing,
+    confusion.drawing,
+    norms.drawing,
+    remembered.drawing,
+)
+
+
+def drawings_of(group: Group) -> list[Drawing]:
+    """The figures of a group, in their order."""
+    return [drawing for figure in FIGURES if (drawing := figure(group)) is not None]

@@ -1,0 +1,65 @@
+"""What is carried of each class, as pictures."""
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from cilbench.reports.evidence import Evidence, Remembered
+from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.figures.layout import finish, name_panel, panel_grid
+from cilbench.reports.figures.styles import PaperColumns, paper_style
+from cilbench.reports.group import Group
+
+_MOST_CLASSES = 10  # rows of a grid
+_MOST_IMAGES = 8  # of one class
+_EDGE = 1  # pixels between two images
+
+
+def drawing(group: Group) -> Drawing | None:
+    """Where a run has images."""
+    about = (
+        f"What is carried after the last task, decoded from the stored bytes: up to {_MOST_IMAGES} exemplars of each "
+        "class, or images that the generator makes."
+    )
+    return group.close_up_drawing("remembered", about, partial(remembered_images, group.close_up.evidence))
+
+
+def remembered_images(evidence: Sequence[Evidence], paper_columns: PaperColumns = 2) -> Figure:
+    """Exemplars as they are stored and decoded again, or images a generator makes; a panel per run, a row per class.
+
+    Of more than ten classes ten are shown, spread over the order of arrival. Raises ValueError where no run has any.
+    """
+    shown = [(item, item.remembered) for item in evidence if item.remembered is not None]
+    if not shown:
+        raise ValueError("none of these runs has remembered images")
+    columns = 0 if paper_columns == 1 else min(len(shown), 6)
+    with paper_style(text for item, _ in shown for text in (item.name, *item.class_names)):
+        figure, panels, _ = panel_grid(len(shown), paper_columns, 2.0, columns=columns)
+        for axes, (item, remembered) in zip(panels, shown, strict=True):
+            _image_grid(axes, remembered, item.class_names)
+            kind = " (generated)" if remembered.kind == "generated" else ""
+            name_panel(axes, item.name + kind)
+        finish(figure, [])
+    return figure
+
+
+def _image_grid(axes: Axes, remembered: Remembered, class_names: Sequence[str]) -> None:
+    """One picture made of all: uint8 [H, W, 3], a blank edge between images."""
+    known = np.unique(remembered.labels)
+    rows = known[np.unique(np.linspace(0, len(known) - 1, min(_MOST_CLASSES, len(known))).round().astype(int))]
+    height, width = (size + _EDGE for size in remembered.images.shape[2:])
+    canvas = np.full((len(rows) * height, _MOST_IMAGES * width, 3), 255, dtype=np.uint8)
+    for row, label in enumerate(rows):
+        for column, image in enumerate(remembered.images[remembered.labels == label][:_MOST_IMAGES]):
+            pixels = np.broadcast_to(image.transpose(1, 2, 0), (height - _EDGE, width - _EDGE, 3))
+            canvas[row * height : (row + 1) * height - _EDGE, column * width : (column + 1) * width - _EDGE] = pixels
+    axes.imshow(canvas[:-_EDGE, :-_EDGE], interpolation="nearest", aspect="equal")
+    names = [name if len(name) <= 12 else f"{name[:11]}…" for name in (class_names[label] for label in rows)]
+    axes.set_yticks([(row + 0.5) * height - 1 for row in range(len(rows))], names)
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)

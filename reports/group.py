@@ -1,0 +1,157 @@
+"""One set of comparable runs: what its figures, tables and section of the page are made from."""
+
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import cached_property
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from cilbench.reports import aggregate, comparability, comparison, evidence
+from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.figures.styles import Style, styles_by_name
+from cilbench.reports.load import Runs
+from cilbench.reports.tables.table import interval_words
+from cilbench.reports.wording import budget_text, conditions_text, listed, protocol_text, repetitions_text, status_text
+
+# What figures do not need of a frame of stages: it is sent to other processes.
+_UNDRAWN = ["folder", "title", "arxiv", "bibtex", "port", "config", "class_names", "platform", "git_commit"]
+
+
+def groups_of(runs: Runs, published: pd.DataFrame | None) -> list["Group"]:
+    """Every group of the runs, each with a file name of its own. `published` as of `load_published`."""
+    methods, slugs = sorted(set(runs.cells["method"])), _Slugs()
+    return [
+        Group(group, frame, runs, slugs.of(group), styles_by_name(frame, methods), published)
+        for group, frame in (comparability.groups(runs.stages) if len(runs.cells) else ())
+    ]
+
+
+class Group:
+    """`group` are the conditions its runs share, `frame` its rows of `Runs.stages`, `slug` the start of its file names.
+
+    `published` are published points of this very protocol, recipe and accounting; None where there are none, and
+    `without_published` is then a sentence that says why.
+    """
+
+    def __init__(
+        self,
+        group: Mapping[str, Any],
+        frame: pd.DataFrame,
+        runs: Runs,
+        slug: str,
+        styles: Mapping[str, Style],
+        published: pd.DataFrame | None,
+    ) -> None:
+        self.group, self.frame, self.slug, self.styles = group, frame, slug, styles
+        self.title = f"{protocol_text(group)}; {conditions_text(group)}"
+        self.cells = runs.cells[runs.cells["run"].isin(frame["run"])]
+        self.ledger = runs.ledger[runs.ledger["run"].isin(frame["run"])]
+        self.spending = aggregate.spending(self.cells, self.ledger)
+        tests = runs.tests[runs.tests["run"].isin(frame["run"])]
+        self.close_up = evidence.close_up(evidence.representatives(self.cells), tests)
+        self.published, self.without_published = self._published(published)
+
+    @cached_property
+    def comparison(self) -> comparison.Comparison:
+        """Every number, computed once."""
+        return comparison.Comparison(self.frame.drop(columns=_UNDRAWN)).complete()
+
+    @property
+    def slim_cells(self) -> pd.DataFrame:
+        """`cells` without what no figure needs."""
+        return self.cells.drop(columns=_UNDRAWN)
+
+    @property
+    def anything_finished(self) -> bool:
+        """Whether anything that competes has a result."""
+        return len(self.comparison.ranks) > 0
+
+    def drawing(self, name: str, caption: str, make: Callable[..., Figure]) -> Drawing:
+        """A figure of this group."""
+        return Drawing(f"{self.slug}-{name}", caption, make)
+
+    def close_up_drawing(self, name: str, about: str, make: Callable[..., Figure]) -> Drawing | None:
+        """A figure of one run per method; None where no run has the data (`Evidence.<name>`)."""
+        found = self.close_up.evidence
+        if not any(getattr(item, name) is not None for item in found):
+            return None
+        first = found[0].cell
+        where = (
+            f"One run per method: {budget_text(first['budget_bytes'], first['budget_label'])}, "
+            f"seed {listed(item.cell['seed'] for item in found)}, "
+            f"class order {listed(item.cell['order'] for item in found)}."
+        )
+        shown = self.cells[self.cells["run"].isin([item.cell["run"] for item in found])]
+        return self.drawing(name, self.words(f"{about} {where}", shown), make)
+
+    def words(self, about: str, cells: pd.DataFrame | None = None) -> str:
+        """A caption: `about`, the conditions, and in what the methods differ besides the method."""
+        return " ".join([about, f"{self.title}.", *comparability.within(self.cells if cells is None else cells)])
+
+    def caption(self, about: str, bands: bool = True) -> str:
+        """A caption of means over repetitions."""
+        summary = self.comparison.summary
+        done = summary[summary["competes"] & (summary["n"] > 0) & summary["published_head"]]
+        several = bands and len(done) > 0 and done["n"].max() > 1
+        intervals = f"; {interval_words(done['units'])}" if several else ""
+        return self.words(f"{about} Means, {repetitions_text(done['n'])}{intervals}.")
+
+    def facts(self) -> tuple[tuple[str, str], ...]:
+        """What stands above its section of the page: (what, value)."""
+        budgets = self.cells.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+        sizes = zip(budgets["budget_bytes"], budgets["budget_label"], strict=True)
+        counts = self.cells["status"].value_counts().sort_index()
+        return (
+            ("protocol", f"Base-{self.group['base']} Inc-{self.group['inc']}, {self.cells['tasks'].max()} tasks"),
+            ("recipe", str(self.group["recipe"])),
+            ("accounting", str(self.group["accounting"])),
+            ("precision", str(self.group["precision"])),
+            ("stored as", str(self.group["storage"])),
+            ("fill", str(self.group["fill"])),
+            ("budgets", ", ".join(f"{budget_text(size, label)} ({size:,} B)" for size, label in sizes)),
+            ("seeds", listed(self.cells["seed"])),
+            ("class orders", listed(self.cells["order"])),
+            ("device", ", ".join(sorted(set(self.cells["device"])))),
+            ("runs", ", ".join(f"{count} {status_text(str(status))}" for status, count in counts.items())),
+        )
+
+    def texts(self) -> Iterator[str]:
+        """Names that figures draw."""
+        yield from self.frame["name"].unique()
+        for names in self.cells["class_names"]:
+            yield from names
+
+    def _published(self, published: pd.DataFrame | None) -> tuple[pd.DataFrame | None, str]:
+        if published is None:
+            return None, ""
+        same = (published["dataset"] == self.group["dataset"]) & (published["base"] == self.group["base"])
+        same &= (published["inc"] == self.group["inc"]) & published["budget_mb"].notna()
+        differ = [term for term in ("recipe", "accounting") if self.group[term] != "published"]
+        if not same.any():
+            return None, " No published points: none of this protocol are known."
+        if differ or self.frame["budget_label"].isna().any() or self.cells["settings"].any():
+            of = " and ".join(differ) or ("budgets" if self.frame["budget_label"].isna().any() else "settings")
+            return None, f" No published points: they are of the published {of}."
+        return pd.DataFrame(published[same]), ""
+
+
+class _Slugs:
+    """A short file name for each group, never the same twice."""
+
+    def __init__(self) -> None:
+        self.used: set[str] = set()
+
+    def of(self, group: Mapping[str, Any]) -> str:
+        usual = {"storage": "fp32", "fill": "published", "augmentation": ""}
+        named: Iterable[str] = ("recipe", "accounting", "precision", *usual)
+        conditions = "-".join(str(group[column]) for column in named if group[column] != usual.get(column))
+        text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{conditions}"
+        slug = wanted = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "group"
+        number = 1
+        while slug in self.used:
+            number += 1
+            slug = f"{wanted}-{number}"
+        self.used.add(slug)
+        return slug

@@ -1,0 +1,69 @@
+"""Areas under accuracy over memory, readable form first."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.tables.table import (
+    Notes,
+    Table,
+    TableCell,
+    TableRow,
+    best_text,
+    by_best,
+    caption,
+    cite_keys,
+    fixed,
+    four,
+    number_cell,
+    repetition_sentence,
+    run_ids,
+    verdict_marks,
+    whole,
+)
+from cilbench.reports.wording import number_text
+
+# column of `aggregate.aucs` → heading, how it is printed
+_MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
+    "auc_a_normalised": ("AUC-A norm. (%)", fixed),
+    "auc_l_normalised": ("AUC-L norm. (%)", fixed),
+    "auc_a": ("AUC-A", four),
+    "auc_l": ("AUC-L", four),
+    "apm_s": ("APM-S", four),
+    "apm_e": ("APM-E", four),
+}
+
+
+def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per competing method of one group: areas divided by the range of budgets, areas as published, APM at both
+    ends. Best areas bold, what is not distinguishable from them marked ≈.
+    """
+    notes = Notes()
+    best = {m: best_text(aucs, m, style) for m, (_, style) in _MEASURES.items() if m.startswith("auc")}
+    rows = []
+    for item in by_best(aucs, measure="auc_a"):
+        marks = (notes.mark(f"{item['name']}: {item['reason']}"),) if item["reason"] else ()
+        entries = [TableCell(item["name"], marks=marks)]
+        for measure, (_, style) in _MEASURES.items():
+            told = verdict_marks(item, measure.removesuffix("_normalised"), notes) if best.get(measure) else ()
+            bold = bool(best.get(measure)) and best[measure] == style(item[measure])
+            entries.append(number_cell(item, measure, style, told, bold))
+        entries.append(number_cell(item, "n", whole))
+        rows.append(
+            TableRow("", tuple(entries), cite=cite_keys(cells[cells["name"] == item["name"]]), runs=run_ids(item))
+        )
+    first = aucs.iloc[0]
+    span = f"{number_text(first['smallest_mb'])} to {number_text(first['largest_mb'])} MB"
+    text = caption(
+        group,
+        cells,
+        f"Areas under average (AUC-A) and last (AUC-L) accuracy over the budget from {span} ({first['budgets']} "
+        "budgets): divided by that range (norm.), and as published, a fraction times MB; APM-S and APM-E: average "
+        "accuracy (%) per MB at its ends.",
+        repetition_sentence(aucs),
+    )
+    columns = ("Method", *(heading for heading, _ in _MEASURES.values()), "n")
+    numeric = tuple(column != "Method" for column in columns)
+    title = "Areas under accuracy over memory"
+    return Table("auc", text, columns, numeric, tuple(rows), notes.listed(), title=title)

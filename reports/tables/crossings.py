@@ -1,0 +1,38 @@
+"""Budgets at which two methods cross."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, number_cell, run_ids, whole
+from cilbench.reports.wording import number_text
+
+
+def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per pair of methods whose average accuracies cross, and where. `crossings` as of `contrasts.crossings`."""
+    shown = crossings[crossings["measure"] == "avg"].sort_values(["at_mb", "better_below", "better_above"])
+    unit, scale = ("KiB", 1024.0) if shown["at_mb"].max() < 1 else ("MB", 1.0)
+    rows = []
+    for item in shown.to_dict("records"):
+        crossing = TableCell(number_text(item["at_mb"] * scale), _reach(item, scale), sort=float(item["at_mb"]))
+        names = TableCell(item["better_below"]), TableCell(item["better_above"])
+        rows.append(TableRow("", (*names, crossing, number_cell(item, "units", whole)), runs=run_ids(item)))
+    text = caption(
+        group,
+        cells,
+        "Budgets at which the average accuracies of two methods cross, on straight lines between the budgets that were "
+        "run; in brackets those around it at which the 95 % interval of the paired difference holds zero, open where "
+        "it goes on to the first or last; units: seeds or class orders, with one there is no interval.",
+    )
+    columns = ("Better below", "Better above", f"Crossing ({unit})", "Units")
+    return Table("crossings", text, columns, (False, False, True, True), tuple(rows), title="Where methods cross")
+
+
+def _reach(item: Mapping[Any, Any], scale: float) -> str:
+    low, high = item["low_mb"], item["high_mb"]
+    if pd.isna(low):
+        return ""
+    start = "(…" if math.isinf(low) else f"[{number_text(low * scale)}"
+    return f"{start}, " + ("…)" if math.isinf(high) else f"{number_text(high * scale)}]")

@@ -1,0 +1,76 @@
+"""The table a paper prints: methods × budgets, mean ± half-width, the best and what is not distinguishable from it."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.tables.table import (
+    Notes,
+    Table,
+    TableCell,
+    TableRow,
+    best_text,
+    cite_keys,
+    fixed,
+    interval_words,
+    run_ids,
+    verdict_marks,
+)
+from cilbench.reports.wording import budget_text, conditions_text, protocol_text, repetitions_text, status_text
+
+_MEASURES = {"avg": "Average accuracy (%)", "last": "Last accuracy (%)"}
+
+
+def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per method and measure, a column per budget. `summary` and `cells` hold rows of one group only."""
+    shown = summary[summary["published_head"]]
+    competing = shown[shown["competes"]] if shown["competes"].any() else shown
+    budgets = competing.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    notes, rows = Notes(), []
+    for measure, section in _MEASURES.items():
+        best = {size: best_text(part, measure) for size, part in competing.groupby("budget_bytes")}
+        for name, part in sorted(shown.groupby("name"), key=_place):
+            competes = bool(part["competes"].iloc[0])
+            at = {item["budget_bytes"]: item for item in part.to_dict("records")}
+            # floors and ceilings are bound by no budget: what they reach at one of them stands at all
+            other = None if competes else next(iter(at.values()))
+            entries = [
+                _cell(at.get(size, other), measure, best.get(size, ""), notes) for size in budgets["budget_bytes"]
+            ]
+            runs = tuple(run for item in at.values() for run in run_ids(item))
+            cite = cite_keys(cells[cells["name"] == name])
+            rows.append(TableRow(section, (TableCell(str(name)), *entries), competes, cite, runs=runs))
+    done = shown[shown["n"] > 0]
+    several = bool(len(done)) and done["n"].max() > 1
+    over = f"mean ± half-width of {interval_words(done['units'])}, " if several else ""
+    marked = "; ≈: not distinguishable from it" if any(mark == "≈" for mark, _ in notes.listed()) else ""
+    caption = (
+        f"Accuracy at each memory budget on {protocol_text(group)}: {over}{repetitions_text(done['n'])} "
+        f"({conditions_text(group)}). Bold: highest mean at a budget{marked}."
+    )
+    columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    numeric = tuple(column != "Method" for column in columns)
+    told = tuple((mark, text) for mark, text in notes.listed() if mark != "≈")
+    return Table(
+        "accuracy", caption, columns, numeric, tuple(rows), told, title="Accuracy at each budget", supplement=False
+    )
+
+
+def _place(named: tuple[Any, pd.DataFrame]) -> tuple[bool, float, str]:
+    """What competes first, the best of it on top, the same order for every measure."""
+    name, part = named
+    mean = part["avg"].mean()
+    return not part["competes"].iloc[0], -mean if mean == mean else 0.0, str(name).casefold()
+
+
+def _cell(item: Mapping[Any, Any] | None, measure: str, best: str, notes: Notes) -> TableCell:
+    if item is None:
+        return TableCell("–")
+    if not item["n"]:
+        return TableCell(status_text(item["status"]))
+    value, low, high = item[measure], item[f"{measure}_low"], item[f"{measure}_high"]
+    half = "" if pd.isna(low) else f"± {fixed(max(value - low, high - value))}"
+    marks = verdict_marks(item, measure, notes) if item["competes"] and best else ()
+    bold = bool(item["competes"] and best) and best == fixed(value)
+    return TableCell(fixed(value), half, marks, bold, sort=float(value))

@@ -1,0 +1,47 @@
+"""The rank of each method at each budget."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, cite_keys, run_ids
+from cilbench.reports.wording import budget_text
+
+
+def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per competing method: its rank by average accuracy at each budget, in brackets the ranks that the paired
+    comparisons leave open. `ranks` as of `contrasts.ranks`, of one group.
+    """
+    own = ranks[ranks["measure"] == "avg"]
+    budgets = own.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    rows = []
+    for name, part in own.groupby("name"):
+        at = part.set_index("budget_bytes").to_dict("index")
+        found = [at.get(size) for size in budgets["budget_bytes"]]
+        runs = tuple(run for item in found if item for run in run_ids(item))
+        entries = (TableCell(str(name)), *map(_rank_cell, found))
+        rows.append((part["rank"].mean(), str(name).casefold(), TableRow("", entries, runs=runs)))
+    cited = [
+        TableRow("", row.cells, cite=cite_keys(cells[cells["name"] == row.cells[0].text]), runs=row.runs)
+        for *_, row in sorted(rows, key=lambda keyed: keyed[:2])
+    ]
+    ranges = (
+        "in brackets the ranks that paired t-tests of all pairs (same seeds and class orders, Holm, 5 %) leave open"
+        if own["rank_low"].notna().any()
+        else "with one repetition nothing says how sure a rank is"
+    )
+    text = caption(group, cells, f"Rank by average accuracy at each budget; {ranges}.")
+    texts = map(budget_text, budgets["budget_bytes"], budgets["budget_label"])
+    columns = ("Method", *texts)
+    numeric = tuple(column != "Method" for column in columns)
+    return Table("ranks", text, columns, numeric, tuple(cited), title="Ranks")
+
+
+def _rank_cell(item: Mapping[Any, Any] | None) -> TableCell:
+    if item is None:
+        return TableCell("–")
+    known = not pd.isna(item["rank_low"])
+    sure = known and item["rank_low"] == item["rank"] == item["rank_high"]
+    reach = f"[{item['rank_low']}–{item['rank_high']}]" if known and not sure else ""
+    return TableCell(str(item["rank"]), reach, bold=sure and item["rank"] == 1, sort=float(item["rank"]))

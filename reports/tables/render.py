@@ -1,0 +1,174 @@
+"""Tables as Markdown and LaTeX through Jinja2, and as CSV.
+
+Everything a template prints goes through the escape of its format (`_environment`), so that no text of a run folder is
+read as markup, as a command or as the end of a cell. The same runs give the same bytes.
+"""
+
+import re
+from collections.abc import Callable, Sequence
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup
+
+from cilbench.reports.load import LeftOut
+from cilbench.reports.tables.bibtex import Entry
+from cilbench.reports.tables.latex import latex_text
+from cilbench.reports.tables.table import Table, TableRow
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_MARKDOWN_SPECIAL = set("\\`*_{}[]<>#|~")
+_ROWS_PER_TABLE, _MOST_ROWS_PER_TABLE = 42, 50  # the page is full with the latter
+
+
+# ------------------------------------------------------------------------------------------------ escapes
+
+
+def markdown_text(text: str) -> str:
+    """Escaped: shown as it is, never read as markup."""
+    return "".join(f"\\{c}" if c in _MARKDOWN_SPECIAL else "&amp;" if c == "&" else c for c in text)
+
+
+def comment_text(text: str) -> str:
+    """Safe inside a comment of HTML: no dash after a dash, no bracket."""
+    return re.sub("-(?=-)", "- ", text).replace("<", "‹").replace(">", "›")
+
+
+def one_line(text: str) -> str:
+    """For a comment of LaTeX or BibTeX: no line can end, no command and no entry can begin."""
+    line = " ".join("".join(c if c.isprintable() else " " for c in text).split())
+    return line.replace("\\", "/").replace("@", "(at)")
+
+
+@cache
+def _environment(escape: Callable[[str], str]) -> jinja2.Environment:
+    """Templates that escape whatever they print by `escape`. Blocks are `((* *))`, values `((( )))`: LaTeX and Markdown
+    are full of Jinja's own braces.
+    """
+
+    def finalize(value: object) -> Markup:
+        return value if isinstance(value, Markup) else Markup(escape(str(value)))
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(_TEMPLATES, encoding="utf-8"),
+        block_start_string="((*",
+        block_end_string="*))",
+        variable_start_string="(((",
+        variable_end_string=")))",
+        comment_start_string="((#",
+        comment_end_string="#))",
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+        undefined=jinja2.StrictUndefined,
+        autoescape=True,
+        finalize=finalize,
+    )
+    environment.filters["comment"] = lambda text: Markup(comment_text(text))
+    environment.filters["one_line"] = lambda text: Markup(one_line(text))
+    environment.filters["row_name"] = row_name
+    return environment
+
+
+def _render(template: str, escape: Callable[[str], str], **values: Any) -> str:
+    return _environment(escape).get_template(template).render(**values)
+
+
+# ------------------------------------------------------------------------------------------------ Markdown
+
+
+def to_markdown(
+    title: str, groups: Sequence[tuple[str, Sequence[Table]]], left_out: Sequence[LeftOut], foot: str
+) -> str:
+    """A document: the tables of every (heading, tables) group, what could not be used, and `foot`."""
+    return _render("tables.md.jinja", markdown_text, title=title, groups=groups, left_out=left_out, foot=foot)
+
+
+def row_name(row: TableRow) -> str:
+    """What tells a row from the others of its table: its section, and the texts it begins with that are no numbers."""
+    names = [cell.text for cell in row.cells[:2] if cell.sort is None and cell.text != "–"]
+    return " / ".join(filter(None, [row.section, *names]))
+
+
+# ------------------------------------------------------------------------------------------------ LaTeX
+
+
+def to_latex(table: Table, label: str) -> str:
+    """One or more `table*` environments (booktabs); `label` becomes tab:LABEL. A table longer than a page is cut,
+    between sections where that is near. A column of means and half-widths is set as two, flush right, so that decimal
+    points stand in line.
+    """
+    kept = [number for number, column in enumerate(table.columns) if column not in table.latex_skips]
+    halved = [n for n in kept if any(row.cells[n].interval.startswith("±") for row in table.rows)]
+    spec = "".join(r"r@{\,}r" if n in halved else "r" if table.numeric[n] else "l" for n in kept)
+    small = any(cell.interval for row in table.rows for cell in row.cells) and not halved
+    cut, parts = _cut(table.rows), []
+    for number, rows in enumerate(cut, 1):
+        used = {mark for row in rows for cell in row.cells for mark in cell.marks}
+        part = f" (Part {number} of {len(cut)}.)" if len(cut) > 1 else ""
+        own = {"rows": rows, "part": part, "label": label + (f"-{number}" if number > 1 else "")}
+        parts.append(own | {"notes": [note for note in table.notes if note[0] in used]})
+    size = Markup(r"\scriptsize" if small else r"\footnotesize")
+    given = {"table": table, "kept": kept, "halved": halved, "spec": Markup(spec), "size": size, "parts": parts}
+    return _render("table.tex.jinja", latex_text, **given)
+
+
+def _cut(rows: Sequence[TableRow]) -> list[list[TableRow]]:
+    parts: list[list[TableRow]] = [[]]
+    for row in rows:
+        at_section = bool(parts[-1]) and (not row.section or row.section != parts[-1][-1].section)
+        if len(parts[-1]) >= (_ROWS_PER_TABLE if at_section else _MOST_ROWS_PER_TABLE):
+            parts.append([])
+        parts[-1].append(row)
+    return parts
+
+
+def latex_document(*inputs: str) -> str:
+    """A document that shows the files; `pdflatex standalone && bibtex standalone && pdflatex standalone` twice."""
+    return _render("standalone.tex.jinja", latex_text, inputs=inputs)
+
+
+def latex_figures(figures: Sequence[Any]) -> str:
+    """A `figure*` for the PDF of each figure (`stem`, `caption`)."""
+    return _render("figures.tex.jinja", latex_text, figures=figures)
+
+
+def bib_text(entries: Sequence[Entry], remarks: Sequence[str]) -> str:
+    """references.bib; remarks become comments."""
+    return "\n".join([*(f"% {remark}" for remark in remarks), *(f"{entry.text}\n" for entry in entries)])
+
+
+# ------------------------------------------------------------------------------------------------ CSV
+
+
+def write_csv(frame: pd.DataFrame, path: Path) -> Path:
+    """Tidy CSV: one fact a column, whole numbers whole, others to six digits, line ends the same everywhere, nothing a
+    spreadsheet would execute.
+    """
+    text = frame.select_dtypes(include=["object", "string"]).columns
+    numbers = frame.select_dtypes(include="float").columns
+    safe = frame.assign(
+        **{column: frame[column].map(_no_formula) for column in text},
+        **{column: _whole_numbers(frame[column]) for column in numbers},
+    )
+    safe.to_csv(path, index=False, float_format=_six_digits, lineterminator="\n")
+    return path
+
+
+def _whole_numbers(column: "pd.Series[float]") -> "pd.Series[Any]":
+    """Bytes and counts that are floats only because some are missing, as integers again."""
+    known = column.dropna()
+    return column.astype("Int64") if (known % 1 == 0).all() and (known.abs() < 2**53).all() else column
+
+
+def _six_digits(number: object) -> str:
+    """Means of bytes have more digits before the point: they keep those."""
+    value = float(str(number))
+    return f"{value:.1f}" if abs(value) >= 1e5 else f"{value:.6g}"
+
+
+def _no_formula(value: Any) -> Any:
+    return f"'{value}" if isinstance(value, str) and value.startswith(("=", "+", "-", "@")) else value

@@ -1,0 +1,119 @@
+"""Every number of a group: a row per method, budget and head. Long, and so for the supplement."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports import comparability as lint
+from cilbench.reports.tables.table import (
+    Notes,
+    Table,
+    TableCell,
+    TableRow,
+    best_text,
+    budget_cell,
+    by_best,
+    caption,
+    cite_keys,
+    fixed,
+    number_cell,
+    repetition_sentence,
+    run_ids,
+    verdict_marks,
+    whole,
+)
+from cilbench.reports.wording import exemplars_text, status_text
+
+MEASURES = {"avg": "Avg (%)", "last": "Last (%)", "forgetting": "Forgetting"}
+FLOOR_NOTE = "a floor or a ceiling, not ranked"
+STRICT_NOTE = "keeps more than the budget under the strict accounting (every byte), while the published sum fits"
+_COLUMNS = ("Budget", "Method", "Head", *MEASURES.values(), "Exemplars", "Published (B)", "Strict (B)", "Backbone", "n")
+
+
+def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """`summary` and `cells` hold rows of one group only. Best avg and last per budget bold, what is not distinguishable
+    from it marked ≈; floors and ceilings stand at the end.
+    """
+    notes, rows = Notes(), []
+    shown = summary[summary["published_head"]].sort_values("competes", ascending=False, kind="stable")
+    for (competes, _), part in shown.groupby(["competes", "budget_bytes"], sort=False):
+        best = {measure: best_text(part, measure) if competes else "" for measure in ("avg", "last")}
+        rows += [(not competes, item["budget_bytes"], _row(item, cells, best, notes)) for item in by_best(part)]
+    rows.sort(key=lambda keyed: keyed[:2])
+    text = caption(
+        group,
+        cells,
+        "Avg: mean top-1 accuracy over all stages; last: after the last stage; forgetting in points; bytes: the most "
+        "kept at any task boundary; exemplars: images kept after the last task.",
+        repetition_sentence(shown),
+    )
+    columns = (*_COLUMNS, "Status")
+    return Table(
+        name="results",
+        caption=text,
+        columns=columns,
+        numeric=tuple(column not in {"Method", "Head", "Backbone", "Status"} for column in columns),
+        rows=tuple(row for *_, row in rows),
+        notes=notes.listed(),
+        latex_skips=frozenset({"Budget", "Head", "Status"}),
+        title="Results",
+    )
+
+
+def _row(item: Mapping[Any, Any], group: pd.DataFrame, best: Mapping[str, str], notes: Notes) -> TableRow:
+    """`group` are the cells of the whole group."""
+    cells = group[group["name"] == item["name"]]
+    budget = budget_cell(item)
+    status = "" if item["n"] else status_text(item["status"])
+    measures = []
+    for measure in MEASURES:
+        bold = bool(best.get(measure)) and best[measure] == fixed(item[measure])
+        told = verdict_marks(item, measure, notes) if best.get(measure) else ()
+        measures.append(number_cell(item, measure, fixed, told, bold))
+    if status:
+        measures[0] = TableCell(status)
+    over = item["n"] and item["strict_bytes"] > item["budget_bytes"] >= item["published_bytes"]
+    over = over and item["competes"] and item["accounting"] == "published"
+    return TableRow(
+        section=f"Budget {budget.text}" if item["competes"] else "Floor and ceiling, not ranked",
+        cells=(
+            budget,
+            TableCell(
+                str(item["name"]),
+                marks=tuple(
+                    notes.mark(text, "‡" if text == FLOOR_NOTE else "")
+                    for text in _remarks(item, group, cells, budget.text)
+                ),
+            ),
+            TableCell(item["head"] if isinstance(item["head"], str) else "–"),
+            *measures,
+            TableCell(
+                exemplars_text(item["exemplars_min"], item["exemplars_max"]),
+                sort=number_cell(item, "exemplars_max", whole).sort,
+            ),
+            number_cell(item, "published_bytes", whole),
+            number_cell(item, "strict_bytes", whole, (notes.mark(STRICT_NOTE, "†"),) if over else ()),
+            TableCell(item["backbone"] if isinstance(item["backbone"], str) and item["backbone"] else "–"),
+            number_cell(item, "n", whole),
+            TableCell(status_text(item["status"])),
+        ),
+        competes=bool(item["competes"]),
+        cite=cite_keys(cells),
+        runs=run_ids(item),
+    )
+
+
+def _remarks(item: Mapping[Any, Any], group: pd.DataFrame, cells: pd.DataFrame, budget: str) -> list[str]:
+    """What a footnote says of a row: its port, in what it differs from the others, its status."""
+    name = item["name"]
+    remarks = [f"{name}: {port}" for port in dict.fromkeys(cells["port"]) if port]
+    if not item["competes"]:
+        return [*remarks, FLOOR_NOTE]
+    remarks += lint.marks(group, name, item["budget_bytes"])
+    if clipped := int(cells.loc[cells["budget_bytes"] == item["budget_bytes"], "growth_clipped"].sum()):
+        remarks.append(f"{name} at {budget}: its growth was clipped at the budget, {clipped} times")
+    if item["status"] != "done":
+        reason = f": {item['reason']}" if item["reason"] else ""
+        remarks.append(f"{name} at {budget}, {status_text(item['status'])}{reason}")
+    return remarks

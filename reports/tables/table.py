@@ -1,0 +1,182 @@
+"""What a table is, and how its numbers are worded; `render` writes it as Markdown, LaTeX and HTML."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports import comparability as lint
+from cilbench.reports import statistics
+from cilbench.reports.tables.bibtex import read_entries
+from cilbench.reports.wording import budget_text, conditions_text, protocol_text, repetitions_text
+
+
+@dataclass(frozen=True)
+class TableCell:
+    """One entry. `interval` is set smaller, `marks` raised, `sort` orders the column where the text would not."""
+
+    text: str
+    interval: str = ""
+    marks: tuple[str, ...] = ()
+    bold: bool = False
+    sort: float | None = None
+
+
+@dataclass(frozen=True)
+class TableRow:
+    """`section` is the heading above it where rows are not sorted by hand; `cite` are BibTeX keys; `runs` are the ids
+    of the runs its numbers come from.
+    """
+
+    section: str
+    cells: tuple[TableCell, ...]
+    competes: bool = True
+    cite: tuple[str, ...] = ()
+    runs: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Table:
+    """`columns` are headings, `numeric` says which are set flush right, `latex_skips` which columns LaTeX leaves out
+    because the section says the same. `supplement`: too long for a paper.
+    """
+
+    name: str
+    caption: str
+    columns: tuple[str, ...]
+    numeric: tuple[bool, ...]
+    rows: tuple[TableRow, ...]
+    notes: tuple[tuple[str, str], ...] = ()
+    latex_skips: frozenset[str] = frozenset()
+    title: str = ""
+    supplement: bool = True
+
+
+@dataclass
+class Notes:
+    """Footnotes in the order in which they are first needed, each text once."""
+
+    texts: dict[str, str] = field(default_factory=dict)
+
+    def mark(self, text: str, symbol: str = "") -> str:
+        """The mark of `text`: `symbol`, or the next letter."""
+        if text not in self.texts:
+            letters = sum(mark.isalpha() for mark in self.texts.values())
+            self.texts[text] = symbol or chr(ord("a") + letters % 26) * (1 + letters // 26)
+        return self.texts[text]
+
+    def listed(self) -> tuple[tuple[str, str], ...]:
+        """(mark, text) pairs."""
+        return tuple((mark, text) for text, mark in self.texts.items())
+
+
+# ------------------------------------------------------------------------------------------------ numbers
+
+
+def fixed(value: float) -> str:
+    """Two decimals; a dash for no value."""
+    return "–" if pd.isna(value) else f"{value:.2f}".replace("-", "−")
+
+
+def four(value: float) -> str:
+    """Four significant digits, thousands whole."""
+    return "–" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+
+
+def whole(value: Any) -> str:
+    """`12,345`."""
+    return "–" if pd.isna(value) else f"{int(value):,}"
+
+
+def number_cell(
+    row: Mapping[Any, Any],
+    column: str,
+    style: Callable[[Any], str] = fixed,
+    marks: tuple[str, ...] = (),
+    bold: bool = False,
+) -> TableCell:
+    """A number of a row, with its interval where the row has one (`avg`, `avg_low`, `avg_high`)."""
+    value, low, high = row[column], row.get(f"{column}_low"), row.get(f"{column}_high")
+    interval = "" if pd.isna(low) else f"[{style(low)}, {style(high)}]"
+    return TableCell(style(value), interval, marks, bold, None if pd.isna(value) else float(value))
+
+
+def budget_cell(row: Mapping[Any, Any]) -> TableCell:
+    """The budget of a row, sorted by its bytes."""
+    return TableCell(budget_text(row["budget_bytes"], row["budget_label"]), sort=float(row["budget_bytes"]))
+
+
+def run_ids(row: Mapping[Any, Any]) -> tuple[str, ...]:
+    """Runs behind a row."""
+    return tuple(str(row["runs"]).split())
+
+
+def by_best(frame: pd.DataFrame, *keys: str, measure: str = "avg") -> list[dict[Any, Any]]:
+    """Rows sorted by `keys`, then the best first, then by name."""
+    ordered = frame.assign(fold=frame["name"].str.casefold())
+    ascending = [True] * len(keys) + [False, True]
+    return ordered.sort_values([*keys, measure, "fold"], ascending=ascending).to_dict("records")
+
+
+# ------------------------------------------------------------------------------------------------ the best
+
+TIED, UNTESTED = "≈", "?"
+_VERDICT_NOTES = {
+    statistics.TIED: (TIED, "not distinguishable from the best, of the same budgets: paired t-test, Holm, 5 %"),
+    statistics.UNTESTED: (UNTESTED, "not tested: fewer than two seeds or class orders in common with the best"),
+}
+
+
+def best_text(frame: pd.DataFrame, measure: str, style: Callable[[float], str] = fixed) -> str:
+    """The best value as it is printed, so that ties in print are all bold; empty where fewer than two have a value."""
+    values = frame[measure].dropna()
+    return style(values.max()) if len(values) > 1 else ""
+
+
+def verdict_marks(row: Mapping[Any, Any], measure: str, notes: Notes) -> tuple[str, ...]:
+    """≈ where a row is not distinguishable from the best, ? where that could not be tested though the row has several
+    repetitions (with one the caption says so).
+    """
+    verdict = row[f"{measure}_verdict"]
+    if verdict not in _VERDICT_NOTES or row["n"] < 2:
+        return ()
+    symbol, text = _VERDICT_NOTES[verdict]
+    return (notes.mark(text, symbol),)
+
+
+# ------------------------------------------------------------------------------------------------ captions
+
+
+def caption(group: Mapping[str, Any], cells: pd.DataFrame, *sentences: str) -> str:
+    """What the runs share, the sentences, and in what the rows differ besides the method."""
+    head = f"{protocol_text(group)}; {conditions_text(group)}."
+    return " ".join(filter(None, [head, *sentences, *lint.within(cells)]))
+
+
+def repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
+    """Over what the means are, and what is bold."""
+    done = frame[frame["competes"] & (frame["n"] > 0)]
+    if done.empty:
+        return "Nothing finished."
+    if done["n"].max() == 1:
+        best = " Bold: best, but the order of near values may be chance." if bold else ""
+        return f"n = 1 (one seed and class order): no interval.{best}"
+    same = (done["n"] == done["units"]).all()
+    orders = "" if same else f", in {repetitions_text(done['units']).removeprefix('n = ')} class orders"
+    small = " Where n = 1 there is none." if done["n"].min() == 1 else ""
+    return (
+        f"Means over seeds × class orders ({repetitions_text(done['n'])}{orders}), {interval_words(done['units'])} in "
+        f"brackets.{small}{' Bold: highest mean.' if bold else ''}"
+    )
+
+
+def interval_words(units: "pd.Series[int]") -> str:
+    """`95 % intervals (Student's t)`: how the intervals of so many units were made."""
+    kinds = [kind for n in sorted(set(units.dropna())) if (kind := statistics.interval_kind(int(n)))]
+    return f"95 % intervals ({', '.join(dict.fromkeys(kinds))})"
+
+
+def cite_keys(cells: pd.DataFrame) -> tuple[str, ...]:
+    """BibTeX keys of a method."""
+    return tuple(dict.fromkeys(entry.key for text in dict.fromkeys(cells["bibtex"]) for entry in read_entries(text)))

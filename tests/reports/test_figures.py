@@ -1,0 +1,396 @@
+"""What the figures show, and that a paper can print them: nothing cut, nothing over anything else, legible colours."""
+
+import os
+import re
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
+from matplotlib.axes import Axes
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+
+from cilbench import reports
+from cilbench.reports import aggregate
+from cilbench.reports.figures import ranks, styles
+from cilbench.reports.figures.registry import drawings_of
+from cilbench.reports.group import groups_of
+
+BUDGETS = (49_152, 98_304, 196_608)
+CSS = (Path(reports.__file__).parent / "page" / "static" / "page.css").read_text(encoding="utf-8")
+NAMES = {method.name for method in METHODS}
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> reports.Runs:
+    folder = tmp_path_factory.mktemp("runs")
+    make_runs(folder, Grid(methods=METHODS + REFERENCES, seeds=(1, 2, 3)))
+    return reports.read_runs([folder])
+
+
+def panels(figure: Figure) -> list[Axes]:
+    return [axes for axes in figure.axes if axes.axison]
+
+
+def legend(figure: Figure) -> set[str]:
+    found = [*figure.legends, *(axes.get_legend() for axes in figure.axes)]
+    return {text.get_text() for item in found if item for text in item.get_texts()}
+
+
+def lines_of(axes: Axes, colour: str) -> list[np.ndarray]:
+    """Lines of a colour with more than one point: arrays [points, (x, y)]."""
+    found = [line for line in axes.get_lines() if to_hex(line.get_color()) == colour.lower()]
+    return [np.asarray(line.get_xydata()) for line in found if len(line.get_xydata()) > 1]
+
+
+# ------------------------------------------------------------------------------------------------ each figure
+
+
+def test_accuracy_over_classes_has_a_panel_per_budget_and_a_line_per_method(three_seeds: reports.Runs) -> None:
+    figure = reports.accuracy_over_classes(three_seeds.stages)
+    assert [axes.get_title() for axes in panels(figure)] == ["48 KiB", "96 KiB", "192 KiB"]
+    assert [axes.get_title(loc="left") for axes in panels(figure)] == ["a", "b", "c"]
+    assert {axes.get_title(loc="right") for axes in panels(figure)} == {"n = 3"}
+    assert [[text.get_text() for text in axes.texts] for axes in panels(figure)] == [["refused: DGM"], [], []]
+    chosen = styles.styles_by_name(three_seeds.stages)
+    assert [len(lines_of(axes, chosen["DGM"].colour)) for axes in panels(figure)] == [0, 1, 1]
+    (line,) = lines_of(panels(figure)[1], chosen["DER"].colour)
+    expected = aggregate.curves(three_seeds.stages).query("method == 'der' and budget_bytes == 98304")
+    np.testing.assert_allclose(line[:, 1], expected["top1"])
+    np.testing.assert_allclose(line[:, 0], [2, 4, 6, 8, 10])
+    assert legend(figure) == NAMES | {method.name for method in REFERENCES}
+
+
+def test_five_budgets_leave_their_sixth_place_to_the_legend(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(METHODS[:3], tuple(49_152 * 2**n for n in range(5))))
+    figure = reports.accuracy_over_classes(reports.load(tmp_path))
+    assert len(figure.axes) == 6
+    assert figure.legends == []
+    assert figure.axes[5].get_legend() is not None
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_methods_without_a_line_are_named_clear_of_every_panel_and_of_the_legend(
+    tmp_path: Path, columns: styles.PaperColumns
+) -> None:
+    refused = [replace(method, smallest_budget_bytes=60_000) for method in METHODS[1:]]
+    make_runs(tmp_path, Grid(methods=[METHODS[0], *refused], budgets_bytes=(*BUDGETS, 393_216)))
+    figure = reports.accuracy_over_classes(reports.load(tmp_path), columns)
+    (remark,) = (text for axes in panels(figure) for text in axes.texts)
+    assert set(re.split(r",\s", remark.get_text().removeprefix("refused:").strip())) == {m.name for m in refused}
+    box = remark.get_window_extent()
+    assert box.y1 <= panels(figure)[0].xaxis.label.get_window_extent().y0
+    assert not any(box.overlaps(axes.get_window_extent()) for axes in panels(figure))
+    assert not any(box.overlaps(other.get_tightbbox()) for other in figure.legends)
+    assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+
+
+@pytest.mark.parametrize("columns", [1, 2])
+def test_accuracy_over_memory_fills_the_width_and_names_each_method_once(
+    three_seeds: reports.Runs, columns: styles.PaperColumns
+) -> None:
+    figure = reports.accuracy_over_memory(three_seeds.stages, columns)
+    assert figure.get_figwidth() == {1: 3.3, 2: 6.9}[columns]
+    wide = sum(axes.get_position().width for axes in panels(figure))
+    assert wide > (0.8 if columns == 2 else 2 * 0.8)
+    assert legend(figure) == NAMES | {"no result"}
+    assert not any(text.get_text() in NAMES for axes in panels(figure) for text in axes.texts)
+
+
+def test_points_of_accuracy_over_memory_are_the_means_set_a_little_apart(three_seeds: reports.Runs) -> None:
+    figure = reports.accuracy_over_memory(three_seeds.stages)
+    chosen = styles.styles_by_name(three_seeds.stages)
+    means = aggregate.summary(three_seeds.stages).query("published_head and competes and n > 0")
+    at: list[float] = []
+    for name, own in means.groupby("name"):
+        (line,) = lines_of(panels(figure)[0], chosen[str(name)].colour)
+        np.testing.assert_allclose(line[:, 1], own.sort_values("budget_bytes")["avg"])
+        np.testing.assert_allclose(line[:, 0], own["budget_bytes"] / 1024, atol=0.03 * (192 - 48))
+        at += list(line[:, 0])
+    assert len(set(np.round(at, 6))) == len(at)
+    assert [axes.get_title(loc="right") for axes in panels(figure)] == ["n = 3", "n = 3"]
+    (cross,) = (line for line in panels(figure)[0].get_lines() if line.get_gid() == "absent")
+    assert (to_hex(cross.get_color()), list(cross.get_xdata())) == (chosen["DGM"].colour.lower(), [48])  # type: ignore[arg-type]
+
+
+def test_budgets_over_a_decade_are_logarithmic(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(METHODS[:2], (49_152, 98_304, 500_000)))
+    assert {axes.get_xscale() for axes in panels(reports.accuracy_over_memory(reports.load(tmp_path)))} == {"log"}
+
+
+def test_more_than_six_methods_have_a_panel_each(tmp_path: Path) -> None:
+    many = [replace(METHODS[0], method=f"m{n}", name=f"Method {n}", last=50 + n) for n in range(7)]
+    make_runs(tmp_path, Grid(many, BUDGETS))
+    figure = reports.accuracy_over_memory(reports.load(tmp_path))
+    assert {axes.get_title() for axes in panels(figure)} == {f"Method {n}" for n in range(7)}
+
+
+def test_a_floor_does_not_press_the_curves_together(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid((*METHODS[:3], REFERENCES[0]), BUDGETS[:1]))
+    frame = reports.load(tmp_path)
+    (axes,) = panels(reports.accuracy_over_classes(frame))
+    low, high = axes.get_ylim()
+    values = aggregate.curves(frame[frame["competes"]])["top1"]
+    assert (values.max() - values.min()) / (high - low) > 0.6
+
+
+def test_bytes_by_kind_shows_the_budget_and_what_was_refused(three_seeds: reports.Runs) -> None:
+    figure = reports.bytes_by_kind(three_seeds.cells, three_seeds.ledger)
+    first = panels(figure)[0]
+    assert {label.get_text() for label in first.get_yticklabels()} == NAMES
+    assert [line.get_xdata()[0] for line in first.get_lines()] == [48]  # type: ignore[index]
+    assert [text.get_text() for text in first.texts] == ["refused"]
+    assert any(patch.get_hatch() for patch in first.patches)
+    assert {"backbone", "exemplars", "generator", "masks", "boxes", "budget", "no result"} <= legend(figure)
+
+
+def test_bytes_are_drawn_in_both_conventions(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(methods=METHODS[:1], budgets_bytes=BUDGETS[:1], accounting="published"))
+    runs = reports.read_runs([tmp_path])
+    axes = panels(reports.bytes_by_kind(runs.cells, runs.ledger))[0]
+    ends = {(bar.get_y() > 0 - 1e-9, round((bar.get_x() + bar.get_width()) * 1024)) for bar in axes.patches}
+    last = runs.boundaries.iloc[-1]
+    assert max(end for upper, end in ends if upper) == last["published_bytes"]
+    assert max(end for upper, end in ends if not upper) == last["strict_bytes"]
+    heights = {(bar.get_y() > 0 - 1e-9): bar.get_height() for bar in axes.patches}
+    assert heights[True] > 2 * heights[False]  # the budget binds published
+    assert {bar.get_alpha() for bar in axes.patches} == {None}
+
+
+def test_transfer_shows_one_of_two_mirror_images(three_seeds: reports.Runs) -> None:
+    titles = [axes.get_title() for axes in panels(reports.forgetting_and_transfer(three_seeds.stages))]
+    assert titles == ["Forgetting", "Intransigence"]
+
+
+def test_mean_ranks_are_those_within_each_repetition(three_seeds: reports.Runs) -> None:
+    one = reports.Comparison(three_seeds.stages)
+    found = ranks.mean_ranks(one, "avg", BUDGETS[1]).set_index("name")["rank"]
+    done = one.finished.query("published_head and competes and budget_bytes == 98304")
+    expected = done.assign(rank=done.groupby("seed")["avg"].rank(ascending=False)).groupby("name")["rank"].mean()
+    pd.testing.assert_series_equal(found.sort_index(), expected.sort_index(), check_names=False)
+    assert found.sum() == pytest.approx(15)
+
+
+def test_bars_join_the_longest_runs_that_are_not_told_apart() -> None:
+    apart = {("A", "C"), ("A", "D"), ("B", "D"), ("A", "E"), ("B", "E"), ("C", "E"), ("D", "E")}
+    names = list("ABCDE")
+    pairs = [(a, b, 0.01 if (a, b) in apart else 0.5) for a in names for b in names if a < b]
+    frame = pd.DataFrame(pairs, columns=["name", "other", "p_holm"])
+    assert ranks.cliques(names, frame) == [(0, 1), (1, 2), (2, 3)]
+    assert ranks.cliques(names, frame.assign(p_holm=0.5)) == [(0, 4)]
+    assert ranks.cliques(names, frame.assign(p_holm=0.01)) == []
+
+
+def test_two_per_cent_are_seen_in_a_confusion_matrix(three_seeds: reports.Runs) -> None:
+    found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
+    figure = reports.confusion_matrices(found)
+    mesh = panels(figure)[0].collections[0]
+    none, two = (np.array(mesh.cmap(mesh.norm(value))[:3]) for value in (0, 2))
+    assert np.abs(none - two).max() > 0.1
+    shares = np.asarray(mesh.get_array()).reshape(10, 10)
+    np.testing.assert_allclose(shares.sum(axis=1), 100)
+
+
+def test_norms_share_a_panel_and_are_shares_of_their_mean(three_seeds: reports.Runs) -> None:
+    found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
+    (axes,) = panels(reports.weight_norms(found))
+    lines = [line for line in axes.get_lines() if len(line.get_xdata()) == 10]  # type: ignore[arg-type]
+    assert len(lines) == len(METHODS)
+    for line in lines:
+        assert np.mean(line.get_ydata()) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("paper_columns", [1, 2])
+def test_nothing_is_cut_at_the_edge_of_a_figure_of_twenty_methods(
+    tmp_path: Path, paper_columns: styles.PaperColumns
+) -> None:
+    many = [replace(METHODS[n % 5], method=f"m{n}", name=f"A method with a long name {n}") for n in range(20)]
+    make_runs(tmp_path / "runs", Grid((*many, *REFERENCES), BUDGETS[:2]))
+    (group,) = groups_of(reports.read_runs([tmp_path / "runs"]), None)
+    for drawing in drawings_of(group):
+        figure = drawing.make(paper_columns=paper_columns)
+        reports.save(figure, tmp_path / "x", ("png",))
+        pixels = np.asarray(mpl.image.imread(tmp_path / "x.png"))[..., :3].mean(axis=2)
+        edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
+        assert edges.min() > 0.9, drawing.stem
+
+
+# ------------------------------------------------------------------------------------------------ published points
+
+
+def test_published_points_are_overlaid(tmp_path: Path) -> None:
+    labels = {7_998_016: "7.6", 24_684_160: "23.5"}
+    make_runs(tmp_path, Grid(METHODS[:3], tuple(labels), labels, dataset="cifar100", inc=10, recipe="published"))
+    points = reports.load_published().query("dataset == 'cifar100' and budget_mb.notna()")
+    figure = reports.accuracy_over_memory(reports.load(tmp_path), published=points)
+    overlaid = [line for line in panels(figure)[0].get_lines() if line.get_gid() == "published"]
+    assert [63.5, 67.15, 68.55, 69.9, 70.7] in [list(line.get_ydata()) for line in overlaid]  # type: ignore[arg-type]
+    assert "published" in legend(figure)
+
+
+@pytest.mark.parametrize("labels", [{7_998_016: "7.6"}, {7_998_016: "7.6", 13_018_240: "12.4"}])
+def test_every_published_point_lies_in_its_panel(tmp_path: Path, labels: dict[int, str]) -> None:
+    """However far from what was measured, and at budgets that were not run."""
+    high = tuple(replace(method, last=90.0, slope=0) for method in METHODS[:3])
+    make_runs(tmp_path, Grid(high, tuple(labels), labels, dataset="cifar100", inc=10, recipe="published"))
+    points = reports.load_published().query("dataset == 'cifar100' and inc == 10 and base == 0 and budget_mb.notna()")
+    figure = reports.accuracy_over_memory(reports.load(tmp_path), published=points)
+    figure.draw_without_rendering()
+    for axes in panels(figure):
+        lines = [line for line in axes.get_lines() if line.get_gid() == "published"]
+        assert len(lines) == 2  # iCaRL and DER
+        for line in lines:
+            assert axes.bbox.padded(1).count_contains(axes.transData.transform(line.get_xydata())) == 5
+
+
+# ------------------------------------------------------------------------------------------------ looks
+
+
+def contrast(first: str, second: str) -> float:
+    """Contrast ratio of WCAG 2.2, 1 to 21."""
+
+    def luminance(colour: str) -> float:
+        linear = [x / 12.92 if x <= 0.04045 else ((x + 0.055) / 1.055) ** 2.4 for x in to_rgb(colour)]
+        return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
+
+    low, high = sorted((luminance(first), luminance(second)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def test_contrast_is_that_of_wcag() -> None:
+    assert contrast("#000000", "#ffffff") == pytest.approx(21)
+    assert contrast("#777777", "#ffffff") == pytest.approx(4.48, abs=0.005)
+
+
+def test_every_colour_is_legible_on_both_pages() -> None:
+    light, dark = re.findall(r"--card: light-dark\((#\w+), (#\w+)\)", CSS)[0]
+    frame = pd.DataFrame([(f"m{n}", f"M{n}") for n in range(40)], columns=["method", "name"])
+    fixed = styles.styles_by_name(frame, styles._FIXED).values()
+    known = {style.colour for style in [*fixed, *styles._FIXED.values()]}
+    for colour in known | set(styles.KIND_COLOURS.values()) | {styles.FAINT, styles.STRESS}:
+        assert min(contrast(colour, light), contrast(colour, dark)) >= 3, colour
+
+
+def of_keys(*keys: str) -> dict[str, styles.Style]:
+    frame = pd.DataFrame([(key, key) for key in keys], columns=["method", "name"])
+    return styles.styles_by_name(frame)
+
+
+def test_every_method_has_one_style_and_no_two_share_a_colour() -> None:
+    keys = ["icarl", "der", "memo", "cim", "icarl+cim", "der+cim", "dgm", "foster", "replay", "wa", "bic", "podnet"]
+    chosen = of_keys(*keys)
+    assert len({to_hex(style.colour) for style in chosen.values()}) == len(keys)
+    assert of_keys(*reversed(keys)) == chosen
+    for key in ("icarl", "der", "memo", "cim", "dgm", "foster", "replay"):
+        assert of_keys(key)[key] == chosen[key]
+
+
+def test_a_hundred_methods_look_like_a_hundred() -> None:
+    chosen = of_keys(*(f"m{n}" for n in range(100)))
+    assert len(set(chosen.values())) == 100
+
+
+@pytest.mark.parametrize("key", ["cim", "foster+cim", "icarl+cim", "memo+cim"])
+def test_the_only_cim_of_a_report_looks_like_cim_beside_its_base(key: str) -> None:
+    chosen = of_keys(*{key, "icarl", "memo", "foster", "der"})
+    assert chosen[key] == of_keys("cim")["cim"]
+    assert len({style.colour for style in chosen.values()}) == len({style.marker for style in chosen.values()}) == 5
+
+
+def test_configurations_of_one_method_each_have_their_own_look(tmp_path: Path) -> None:
+    for lr in (0.1, 0.05, 0.01):
+        make_runs(tmp_path, Grid(methods=METHODS[:2], config={"training": {"lr": lr}}))
+    chosen = styles.styles_by_name(reports.load(tmp_path))
+    assert len(chosen) == len(set(chosen.values())) == 6
+    assert chosen["iCaRL [training.lr=0.01]"] == of_keys("icarl")["icarl"]
+
+
+@pytest.mark.parametrize("marker", [*styles._MARKERS, "None"])
+def test_markers_are_closed_paths_around_the_point(marker: str) -> None:
+    path = styles.marker_path(marker)
+    assert path.startswith("M")
+    assert path.endswith("Z")
+    numbers = [float(text) for text in re.findall(r"-?\d+\.\d+", path)]
+    for values in (numbers[0::2], numbers[1::2]):
+        assert min(values) < 0 < max(values)
+        assert max(map(abs, values)) <= 0.75
+
+
+def test_up_is_up() -> None:
+    """SVG counts downwards: the tip of ^, in the middle, is above."""
+    numbers = [float(text) for text in re.findall(r"-?\d+\.\d+", styles.marker_path("^"))]
+    corners = set(zip(numbers[0::2], numbers[1::2], strict=True))
+    assert corners == {(0.0, -0.5), (-0.5, 0.5), (0.5, 0.5)}
+
+
+def test_letters_that_no_font_has_are_told() -> None:
+    assert styles.missing_letters(["iCaRL", "Škoda", "×≈†"]) == ""
+    assert styles.missing_letters(["a\U000e0041"]) == "\U000e0041"
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def test_saved_pdf_embeds_truetype_and_is_the_same_twice(three_seeds: reports.Runs, tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        reports.save(reports.accuracy_over_memory(three_seeds.stages), tmp_path / name, ("pdf",))
+    first = (tmp_path / "one.pdf").read_bytes()
+    assert first == (tmp_path / "two.pdf").read_bytes()
+    assert b"/FontFile2" in first
+    assert b"/Type3" not in first
+
+
+def test_a_caption_is_drawn_on_request_alone(three_seeds: reports.Runs, tmp_path: Path) -> None:
+    for name, caption in (("without", ""), ("with", "What is seen here.")):
+        figure = reports.accuracy_over_memory(three_seeds.stages)
+        (path,) = reports.save(figure, tmp_path / name, ("svg",), caption=caption)
+        assert ("What is seen here." in path.read_text(encoding="utf-8")) == bool(caption)
+
+
+def test_inline_svg_is_text_in_the_colour_of_the_page_with_names_of_its_own(three_seeds: reports.Runs) -> None:
+    svg = styles.inline_svg(reports.accuracy_over_memory(three_seeds.stages), "memory-w")
+    root = ElementTree.fromstring(svg)
+    ids = {element.attrib["id"] for element in root.iter() if "id" in element.attrib}
+    assert ids
+    assert all(name.startswith("memory-w-") for name in ids)
+    links = set(re.findall(r'(?:href="#|url\(#)([^")]+)', svg))
+    assert links == ids
+    texts = {"".join(element.itertext()).strip() for element in root.iter("{http://www.w3.org/2000/svg}text")}
+    assert texts >= NAMES
+    assert styles.INK not in svg
+    assert "currentColor" in svg
+
+
+def drawn_by_a_process(folder: Path, out: str, **environment: str) -> dict[str, bytes]:
+    """Every file of a report that a process of its own makes, in a working folder of its own."""
+    code = (
+        "import sys; from pathlib import Path; from cilbench import reports\n"
+        f"reports.write_report([Path({str(folder / 'runs')!r})], Path({str(folder / out)!r}))\n"
+    )
+    cwd = folder / "work"
+    cwd.mkdir(exist_ok=True)
+    for module in ("random", "copy", "queue"):
+        (cwd / f"{module}.py").write_text("raise SystemExit('somebody else')\n")
+    settings = {**os.environ, **environment, "PYTHONSAFEPATH": "1"}
+    command = [sys.executable, "-c", f"import os; del os.environ['PYTHONSAFEPATH']\n{code}"]
+    done = subprocess.run(command, cwd=cwd, env=settings, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    return {path.relative_to(folder / out).as_posix(): path.read_bytes() for path in (folder / out).rglob("*.*")}
+
+
+def test_the_surroundings_change_no_byte_of_a_report(tmp_path: Path) -> None:
+    """A notebook's backend, somebody's matplotlibrc, modules of the working folder."""
+    make_run(tmp_path / "runs", Grid(), METHODS[0], BUDGETS[0], 1)
+    settings = ("savefig.bbox: tight", "font.size: 20", "svg.fonttype: path", "lines.linewidth: 9", "")
+    (tmp_path / "matplotlibrc").write_text("\n".join(settings))
+    plain = drawn_by_a_process(tmp_path, "plain")
+    theirs = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "MPLBACKEND": "module://nobody.has_this"}
+    assert drawn_by_a_process(tmp_path, "theirs", **theirs) == plain
+    assert {name.rpartition(".")[2] for name in plain} >= {"pdf", "png", "html", "csv", "tex", "md"}
