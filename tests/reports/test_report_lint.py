@@ -72,7 +72,7 @@ def test_what_differs_within_a_table_is_a_footnote_a_caption_and_refused(tmp_pat
     (mark,) = (mark for mark, text in table.notes if text == f"{aspect} {own}, where most rows have {usual}")
     assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {odd}
     assert f"{aspect.capitalize()}s differ: {own} ({odd}), {usual} (the others)." in table.caption
-    said = " ".join(text.get_text().replace("\n", " ") for text in reports.accuracy_over_memory(frame).texts)
+    said = memory.drawing(groups_of(runs, None)[0]).caption
     assert f"{aspect.capitalize()}s differ: {own}" in said
     with pytest.raises(reports.MixedComparisonError, match=f"differ in {aspect}: "):
         lint.refuse(runs.cells)

@@ -22,6 +22,7 @@ from cilbench.reports.figures.registry import drawings_of
 from cilbench.reports.group import groups_of
 from cilbench.reports.page import page
 from cilbench.reports.tables import bibtex, latex, render
+from cilbench.reports.tables.results import STRICT_NOTE
 
 BUDGETS = (49_152, 98_304)
 HOSTILE = '<script>alert(1)</script> & "$\\input{/etc/passwd}$ 100% _x_ #^~{}|=cmd()'
@@ -311,7 +312,7 @@ def test_a_method_over_budget_under_strict_alone_is_marked(tmp_path: Path) -> No
     table = tables.results_table(group, aggregate.summary(frame), runs.cells)
     strict = {row.cells[1].text: row.cells[8].marks for row in table.rows}
     assert strict == {"iCaRL": ("†",), "DER": ()}
-    assert ("†", tables.STRICT_NOTE) in table.notes
+    assert ("†", STRICT_NOTE) in table.notes
 
 
 def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
