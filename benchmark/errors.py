@@ -1,4 +1,4 @@
-"""What a user is told when a request is wrong."""
+"""What a user is told when something is wrong."""
 
 
 class RequestError(ValueError):
@@ -8,3 +8,8 @@ class RequestError(ValueError):
 def printable(text: str) -> str:
     """`text` with every character escaped that a terminal would act on: file names and values are somebody else's."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def in_one_line(error: BaseException) -> str:
+    """Type and first line of the message."""
+    return f"{type(error).__name__}: {error}".splitlines()[0]

@@ -1,23 +1,33 @@
-"""SIGINT and SIGTERM: the first asks to end once what can be kept is kept, the second ends at once.
+"""Processes of ours: how they are started, asked to end, and end with their parent.
 
-A terminal and a job scheduler signal a whole group of processes, and a parent asks its children as well: a child heeds
-the first and no other, and what would end it at once is the end of its parent.
+The first signal asks a process to end once a checkpoint is written; a second Ctrl-C or SIGTERM ends it at once. A
+terminal and a batch system signal a whole group of processes, and a parent asks its children as well: a child obeys the
+first and no other, and ends at once only when its parent does.
 """
 
 import os
 import signal
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from multiprocessing import parent_process, resource_tracker
+from multiprocessing import get_context, parent_process, resource_tracker
 from multiprocessing.context import SpawnProcess
 from types import FrameType
+from typing import Any
 
-ENDING = (signal.SIGINT, signal.SIGTERM)
+# What terminals and batch systems send before they kill: Slurm by --signal, LSF and SGE as USR1, USR2 or XCPU, a lost
+# login as HUP. Windows has the first two.
+ENDING = tuple(
+    getattr(signal, name)
+    for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+    if hasattr(signal, name)
+)
+INSISTING = (signal.SIGINT, signal.SIGTERM)  # the others may come again every second, from nobody in a hurry
 
 
 class Stop:
-    """Was the process asked to end, and by which signal? `patient`: it is asked once, however often."""
+    """Was the process asked to end, and by which signal? `patient`: it obeys once, however often it is asked."""
 
     def __init__(self, patient: bool = False) -> None:
         self.signal: int | None = None
@@ -34,18 +44,22 @@ class Stop:
     def _receive(self, number: int, frame: FrameType | None) -> None:
         if self.signal is None:
             self.signal = number
-        elif not self.patient:
+        elif not self.patient and number in INSISTING:
             raise KeyboardInterrupt
 
 
 @contextmanager
 def stoppable(patient: bool = False) -> Iterator[Stop]:
-    """Catch both signals for the duration of the block; outside the main thread they are not ours to catch."""
+    """Catch the signals for the duration of the block; outside the main thread they are not ours to catch.
+
+    A SIGHUP that is ignored (`nohup`) stays ignored.
+    """
     stop = Stop(patient)
     if threading.current_thread() is not threading.main_thread():
         yield stop
         return
-    before = {number: signal.signal(number, stop._receive) for number in ENDING}
+    caught = [n for n in ENDING if n in INSISTING or signal.getsignal(n) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, stop._receive) for number in caught}
     if patient:
         _mask(signal.SIG_UNBLOCK)  # what came while the process started comes now
     try:
@@ -56,7 +70,7 @@ def stoppable(patient: bool = False) -> Iterator[Stop]:
 
 
 def start_sheltered(process: SpawnProcess) -> None:
-    """Start a child that no signal reaches before it is `stoppable`: importing takes it seconds."""
+    """Start a child that no signal reaches before it is `stoppable`: its imports take seconds."""
     resource_tracker.ensure_running()  # it would be started now, and lift the mask
     _mask(signal.SIG_BLOCK)
     try:
@@ -66,7 +80,7 @@ def start_sheltered(process: SpawnProcess) -> None:
 
 
 def end_with_parent() -> None:
-    """End this process as soon as the one that started it is gone, whatever it is at."""
+    """End this process as soon as the one that started it is gone, whatever it is doing."""
     parent = parent_process()
     assert parent is not None
 
@@ -77,6 +91,46 @@ def end_with_parent() -> None:
     threading.Thread(target=wait, daemon=True).start()
 
 
-def _mask(execution: int) -> None:
+def run_workers(
+    target: Callable[..., None], arguments: tuple[Any, ...], workers: int, stopping: Callable[[], bool]
+) -> None:
+    """Run `target(*arguments)` in so many processes and wait for them; they are asked to end when we are.
+
+    `target` has to be `stoppable`, and to `end_with_parent`.
+    """
+    context = get_context("spawn")
+    processes: list[SpawnProcess] = [context.Process(target=target, args=arguments) for _ in range(workers)]
+    try:
+        for process in processes:
+            start_sheltered(process)
+        asked = False
+        while any(process.is_alive() for process in processes):
+            time.sleep(0.05)
+            if stopping() and not asked:
+                asked = True
+                for process in processes:
+                    process.terminate()
+    finally:
+        end_all(processes)
+
+
+def end_all(processes: Sequence[SpawnProcess]) -> None:
+    """Kill those that were started and still run."""
+    for process in processes:
+        if process.pid is not None:
+            process.kill()
+            process.join()
+
+
+def wait_passively() -> None:
+    """Have threads that wait for others sleep instead of spinning; to be called before torch is loaded.
+
+    Spinning threads take the cores from the processes beside them. What the user has set stays.
+    """
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("GOMP_SPINCOUNT", "0")
+
+
+def _mask(what: int) -> None:
     if hasattr(signal, "pthread_sigmask"):  # not on Windows
-        signal.pthread_sigmask(execution, ENDING)
+        signal.pthread_sigmask(what, ENDING)

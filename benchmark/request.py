@@ -20,7 +20,7 @@ from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
-from cilbench.methods.training.engine import MemoryFormat, Precision
+from cilbench.methods.training.numerics import MemoryFormat, Precision
 from cilbench.scenario import make_scenario
 
 __all__ = ["RunOptions", "RunSpec", "check_feasible", "chosen_settings", "specs"]

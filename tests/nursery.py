@@ -120,6 +120,7 @@ class Nursery:
 
     def __init__(self, data_dir: Path) -> None:
         env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
+        env["LOKY_MAX_CPU_COUNT"] = "1"  # one run after the other: workers are no children of the nursery's
         command = [sys.executable, __file__]
         self.server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.data_dir = data_dir

@@ -12,7 +12,8 @@ from cilbench.data.cards import DatasetCard
 from cilbench.data.download import Dataset, Images
 from cilbench.methods.contract import Augmentation
 from cilbench.methods.registry import resolve
-from cilbench.protocol.run import run_cell
+from cilbench.protocol.context import RunContext
+from cilbench.protocol.run import execute
 from cilbench.records.folder import Outcome, RunFolder
 from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario
@@ -114,13 +115,14 @@ CPU = torch.device("cpu")
 def run(
     spec: RunSpec, dataset: Dataset, out: Path, keep: Any = "all", isolate: bool = False, reporter: Any = None
 ) -> tuple[Outcome, Path]:
-    """Run a cell as the command does; how it ended, and its folder."""
+    """Carry out a run as the command does; how it ended, and its folder."""
     folder = RunFolder(out, spec.id)
     try:
         plan: Any = spec.plan()
     except BudgetTooSmall as refusal:
         plan = refusal
-    return run_cell(spec, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate), folder.final
+    context = RunContext(spec, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate)
+    return execute(context), folder.final
 
 
 def with_class(spec: RunSpec, base: type) -> RunSpec:

@@ -32,8 +32,8 @@ from rich.table import Table
 
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.cache import default_data_dir
+from cilbench.device.measure import device_name
 from cilbench.errors import RequestError
-from cilbench.methods.training.machine import device_name
 from cilbench.protocol.estimate import duration
 from cilbench.reports.load import read_runs
 from cilbench.reports.measures import measures

@@ -28,6 +28,7 @@ import numpy.typing as npt
 import platformdirs
 
 from cilbench.data.cards import DatasetCard, DatasetError, builtin_cards, imported_card
+from cilbench.device.cache import recall, remember
 from cilbench.locks import locked
 
 Uint8 = npt.NDArray[np.uint8]
@@ -264,14 +265,10 @@ _WHOLE = "whole files"  # the section of the machine's own file
 
 def _was_whole(path: Path, sha256: str) -> bool:
     """Was this file whole when it was last hashed, and has it the same size, inode and time of change since?"""
-    from cilbench.methods.training.machine import recall  # imports torch, which `cilbench data` can do without
-
     return recall(_WHOLE, f"{path.resolve()} {sha256}") == _stamp(path)
 
 
 def _remember_whole(path: Path, sha256: str) -> None:
-    from cilbench.methods.training.machine import remember
-
     remember(_WHOLE, f"{path.resolve()} {sha256}", _stamp(path))
 
 

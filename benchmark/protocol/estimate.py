@@ -1,10 +1,11 @@
-"""How long a cell will take on a device, from a few measured steps of its method.
+"""How long a run will take on a device, from a few measured steps of its method.
 
-The method itself learns up to three tasks of noise: a few short epochs each, of which the last is timed. What an image
-costs grows from task to task (a branch more, more to generate); the second and third tell by how much.
+The method itself learns up to three tasks of noise, a few short epochs each, of which the last is timed, and predicts
+some. What an image costs grows from task to task (one more branch, more to generate); the later tasks tell by how much.
 """
 
 import math
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
 from typing import Any
@@ -12,31 +13,47 @@ from typing import Any
 import torch
 
 from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.sealed import unseal
+from cilbench.device.measure import Say, figures
 from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training.config import recipe_named
-from cilbench.methods.training.machine import measured_on, recall, remember
-from cilbench.protocol.run import learn_and_seal
+from cilbench.methods.training.numerics import wait_for
+from cilbench.protocol.evaluate import evaluate
+from cilbench.protocol.task import learn_and_seal
 from cilbench.request import RunSpec
 
 MEASURED_TASKS = 3
+LIMIT_SECONDS = 3.0  # of one method: after it no further task is measured
+LIMIT_SECONDS_IN_ALL = 8.0  # of all methods of a request: what comes later is left to the next time
 LONG_SECONDS = 3600.0
 
 
-def seconds(spec: RunSpec, plan: Plan, device: torch.device, *, first: int = 0, refresh: bool = False) -> float | None:
-    """Of training, which is nearly all of a cell; None for a method that ends in an error while it is measured.
+def seconds(
+    spec: RunSpec,
+    plan: Plan,
+    device: torch.device,
+    *,
+    first: int = 0,
+    test_images: int = 0,
+    refresh: bool = False,
+    say: Say = lambda line: None,
+) -> float | None:
+    """Of training, choosing exemplars and evaluation; None for a method that ends in an error while it is measured.
 
-    `first`: the task that is next. `refresh`: not from figures of an earlier process, when the machine may have been
-    busier.
+    `first`: the task that is next. `test_images`: of all classes. `refresh`: not from figures of an earlier process.
     """
-    figures = _figures(spec, plan, device, refresh)
-    if figures is None:
+    known = _figures(spec, plan, device, refresh, say)
+    if known is None:
         return None
     base: Any = spec.method.base
-    total = 0.0
-    for task in range(first, spec.scenario.tasks):
-        work: TrainingCost = base.work(plan, spec.method.config, spec.scenario, task)
-        total += work.images * _at(figures, "image", task) + work.epochs * _at(figures, "epoch", task)
+    scenario, total = spec.scenario, 0.0
+    for task in range(first, scenario.tasks):
+        work: TrainingCost = base.work(plan, spec.method.config, scenario, task)
+        total += work.images * _at(known, "image", task) + work.epochs * _at(known, "epoch", task)
+        seen = scenario.seen(task)
+        looked_at = scenario.images_of(len(scenario.new(task))) + plan.exemplars  # features, herding, class means
+        total += (looked_at + test_images * seen // scenario.classes) * _at(known, "prediction", task)
     return total
 
 
@@ -46,29 +63,37 @@ def described(
     device: torch.device,
     done: Mapping[str, int],
     gain: float = 1.0,
+    test_images: int = 0,
+    say: Say = lambda line: None,
 ) -> list[str]:
-    """What to say before a sweep starts: hours by method and in all, and a way out where they are many.
+    """What to say before a sweep starts: time by method and in all, and a shorter recipe where it is hours.
 
-    `done`: tasks of a cell, by its id, that are not learned again. `gain`: how many times as fast cells
-    are side by side as alone, which is how they were measured.
+    `done`: tasks of a run, by its id, that are not learned again. `gain`: how many times as fast runs are side by side
+    as alone, which is how they were measured.
     """
-    spent, unknown = dict[str, float](), set[str]()
+    spent, failed, left = dict[str, float](), set[str](), set[str]()
+    limit = time.monotonic() + LIMIT_SECONDS_IN_ALL
     for spec in specs:
-        plan = plans[spec.id]
-        if isinstance(plan, BudgetTooSmall) or spec.scenario.family == "tiny":
+        plan, name = plans[spec.id], spec.method.name
+        if isinstance(plan, BudgetTooSmall) or spec.scenario.family == "tiny" or name in failed | left:
             continue
-        recipe, name = spec.recipe, spec.method.name
-        known = None if name in unknown else seconds(spec, plan, device, first=done[spec.id])
+        if name not in spent and time.monotonic() > limit:
+            left.add(name)
+            continue
+        recipe = spec.recipe
+        known = seconds(spec, plan, device, first=done[spec.id], test_images=test_images, say=say)
         if known is None:
-            unknown.add(name)
+            failed.add(name)
         else:
             spent[name] = spent.get(name, 0.0) + known / gain
-    lines = [f"training time of {name}: not measured, its first steps end in an error" for name in sorted(unknown)]
+    lines = [f"time of {name}: not measured, its first steps end in an error" for name in sorted(failed)]
     total = sum(spent.values())
     if not spent:
         return lines
     each = ", ".join(f"{name} {duration(s)}" for name, s in spent.items())
-    lines.append(f"training will take about {duration(total)} on {device}" + (f" ({each})" if len(spent) > 1 else ""))
+    beside = f", and {', '.join(sorted(left))}, not measured yet" if left else ""
+    each = f" ({each}{beside})" if len(spent) > 1 or left else ""
+    lines.append(f"training will take about {duration(total)} on {device}{each}")
     return [*lines, *way_out(total, recipe, device)]
 
 
@@ -90,52 +115,57 @@ def duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min" if minutes < 600 else f"{round(minutes / 60)} h"
 
 
-def _at(figures: Mapping[str, float], what: str, task: int) -> float:
-    """Seconds of an image, or of an epoch's compressing: as measured, then along the line through the last two."""
-    measured = [figures[f"{what} {t}"] for t in range(len(figures) // 2)]
+def _at(known: Mapping[str, float], what: str, task: int) -> float:
+    """Seconds of an image, an epoch's compressing or a prediction: as measured, then along the last two's line."""
+    measured = [value for key, value in known.items() if key.startswith(f"{what} ")]
     if task < len(measured):
         return measured[task]
     growth = max(0.0, measured[-1] - measured[-2]) if len(measured) > 2 else 0.0
     return measured[-1] + growth * (task - len(measured) + 1)
 
 
-def _figures(spec: RunSpec, plan: Plan, device: torch.device, refresh: bool) -> Mapping[str, float] | None:
+def _figures(spec: RunSpec, plan: Plan, device: torch.device, refresh: bool, say: Say) -> Mapping[str, float] | None:
     scenario = spec.scenario
     what = f"{spec.method.name} on {plan.backbone}, {scenario.image_shape}, Base-{scenario.base} Inc-{scenario.inc}"
-    key = measured_on(device, f"{what}, {spec.precision} {spec.layout}, batch {_batch_size(spec.method)}")
-    known = recall("seconds_per_image", key, here=refresh)
-    if known is None:
-        try:
-            known = _measured(spec, plan, device)
-        except Exception:  # whatever a method raises, and a memory that is full: the cell itself will tell
-            return None
-        remember("seconds_per_image", key, known)
-    return known
+    what += f", {spec.precision} {spec.layout}, batches of {_batch_size(spec.method, device)}"
+    try:
+        measure = lambda: _measured(spec, plan, device)  # noqa: E731
+        return figures("seconds_per_image", device, what, measure, say, refresh=refresh)
+    except Exception:  # whatever a method raises, and a memory that is full: the run itself will tell
+        return None
 
 
 def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, float]:
-    """Of each of the first tasks: "image T" and "epoch T". The random state of the process is left as it was."""
+    """Of each of the first tasks: "image T", "epoch T" and "prediction T" in seconds."""
     brief = replace(spec, method=_brief(spec.method, device), seed=0)
-    batch = _batch_size(brief.method)
+    batch = _batch_size(spec.method, device)
     sealed, found = None, dict[str, float]()
-    with torch.random.fork_rng([device] if device.type == "cuda" else []):
-        generator = torch.Generator().manual_seed(0)
-        for task in range(min(MEASURED_TASKS, spec.scenario.tasks)):
-            count = max(_steps(device) * batch, 2 * len(spec.scenario.new(task)))
-            images = torch.randint(0, 256, (count, *spec.scenario.image_shape), generator=generator, dtype=torch.uint8)
-            labels = torch.tensor(spec.scenario.new(task)).repeat(math.ceil(count / len(spec.scenario.new(task))))
-            lines: list[Mapping[str, Any]] = []
-            given = Task(task, images.to(device), labels[:count].to(device))
-            sealed = learn_and_seal(brief, plan, given, sealed, device, lines.append, lambda share, images: None)
-            timed = [line for line in lines if line.get("epoch") == _epochs(device) - 1 and "seconds" in line]
-            compression_now = sum(line.get("compressing_seconds", 0.0) for line in timed)
-            steps = sum(line["seconds"] for line in timed) - compression_now
-            found |= {f"image {task}": steps / sum(line["images"] for line in timed), f"epoch {task}": compression_now}
+    generator = torch.Generator().manual_seed(0)
+    limit = time.monotonic() + LIMIT_SECONDS
+    for task in range(min(MEASURED_TASKS, spec.scenario.tasks)):
+        new = spec.scenario.new(task)
+        count = max(_steps(device) * batch, 2 * len(new))
+        images = torch.randint(0, 256, (count, *spec.scenario.image_shape), generator=generator, dtype=torch.uint8)
+        labels = torch.tensor(new).repeat(math.ceil(count / len(new)))[:count]
+        lines: list[Mapping[str, Any]] = []
+        given = Task(task, images.to(device), labels.to(device))
+        sealed = learn_and_seal(brief, plan, given, sealed, device, lines.append, lambda share, images: None)
+        timed = [line for line in lines if line.get("epoch") == _epochs(device) - 1 and "seconds" in line]
+        compressing = sum(line.get("compressing_seconds", 0.0) for line in timed)
+        learning = sum(line["seconds"] for line in timed) - compressing
+        found |= {f"image {task}": learning / sum(line["images"] for line in timed), f"epoch {task}": compressing}
+        state, shown = unseal(sealed), images[: 2 * batch].to(device)
+        started = time.perf_counter()
+        evaluate(brief, plan, state, shown, device)
+        wait_for(device)
+        found[f"prediction {task}"] = (time.perf_counter() - started) / len(shown)
+        if time.monotonic() > limit:
+            break
     return found
 
 
 def _steps(device: torch.device) -> int:
-    return 3 if device.type == "cpu" else 40
+    return 2 if device.type == "cpu" else 40
 
 
 def _epochs(device: torch.device) -> int:
@@ -148,12 +178,15 @@ def _brief(method: MethodSpec, device: torch.device) -> MethodSpec:
 
     def shorter(config: Any) -> Any:
         counted = [f.name for f in fields(config) if f.metadata.get("unit") == "epochs" and f.name.endswith("epochs")]
-        epochs = dict.fromkeys(counted, _epochs(device))
-        steps = {"max_steps": _steps(device)} if hasattr(config, "max_steps") else {}
-        return replace(config, **epochs, **steps)
+        changes: dict[str, Any] = dict.fromkeys(counted, _epochs(device))
+        changes |= {"max_steps": _steps(device)} if hasattr(config, "max_steps") else {}
+        changes |= {"batch_size": _batch_size(method, device)} if hasattr(config, "batch_size") else {}
+        return replace(config, **changes)
 
     return replace(method, configs={name: shorter(config) for name, config in method.configs.items()})
 
 
-def _batch_size(method: MethodSpec) -> int:
-    return int(method.config.batch_size)
+def _batch_size(method: MethodSpec, device: torch.device) -> int:
+    """On a CPU an image of a small batch takes as long as one of a large batch, and the measurement is over sooner."""
+    batch_size = int(method.config.batch_size)
+    return min(batch_size, 16) if device.type == "cpu" else batch_size

@@ -1,8 +1,8 @@
-"""`--isolate`: every task is learned, and every learner judged, in a process that lives for that alone.
+"""`--isolate`: every task is learned, and every learner evaluated, in a process that lives for that alone.
 
-The parent never runs a method's code beyond its plan. A child starts in an empty folder of its own, gets what it
-needs as arguments, leaves plain files (a sealed state, JSON, .npy) and is ended; nothing it says is unpickled. It heeds
-a signal once, whoever sends it, and does not outlive its parent.
+The parent runs none of a method's code between the first task and the last. A child starts in an empty folder of its
+own, gets what it needs as arguments, and leaves plain files (a sealed state, JSON, .npy), none of which is unpickled.
+It obeys one signal, whoever sends it, and ends when its parent does.
 """
 
 import json
@@ -10,98 +10,73 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from cilbench.methods.contract import Plan, Task
+from cilbench.budgets.sealed import unseal
+from cilbench.device.memory import peak_memory_bytes
+from cilbench.methods.contract import Task
 from cilbench.methods.training.checkpoint import Interrupted
-from cilbench.methods.training.engine import is_out_of_memory, numerics
 from cilbench.methods.training.images import DiskImages, Images
 from cilbench.methods.training.loop import Diverged
+from cilbench.methods.training.numerics import is_out_of_memory
 from cilbench.processes import Stop, end_with_parent, start_sheltered, stoppable
-from cilbench.request import RunSpec
+from cilbench.protocol.evaluate import Predictions, evaluate
+from cilbench.protocol.task import Learned, SealedTask, learn_resumably
 
 GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
-SIGNAL_SECONDS = 1.0  # that a signal to a whole process group may take from one process to the next
+SIGNAL_SECONDS = 1.0  # a signal to a process group may take so long from one process to the next
 
-
-@dataclass(frozen=True)
-class Learned:
-    """What came out of a task: sealed bytes, images trained on, peak of working memory in bytes.
-
-    `earlier_seconds` went into it before the process was last interrupted; `seal_seconds` into loading and sealing.
-    `unsealed` are the bytes of a larger learner that is judged and not carried on (`MethodCard.unsealed`).
-    """
-
-    sealed: bytes
-    images: int
-    peak_memory_bytes: int
-    earlier_seconds: float
-    seal_seconds: float
-    unsealed: bytes | None = None
+Arrays = NDArray[np.uint8] | DiskImages  # images as a process is handed them: their bytes, or the file they are in
 
 
 class ChildOutOfMemory(MemoryError):
-    """An isolated process had not enough memory; what it had needed until then, 0 where that is not known."""
+    """An isolated process had not enough memory; `peak_memory_bytes` it had used, 0 where that is not known."""
 
     def __init__(self, what: str, peak_memory_bytes: int) -> None:
         super().__init__(what)
         self.peak_memory_bytes = peak_memory_bytes
 
 
-class Watcher(Protocol):
-    """The part of a cell's reporter that an isolated task needs."""
-
-    def stopping(self) -> bool: ...
-
-
 def learn_in_subprocess(
-    spec: RunSpec,
-    plan: Plan,
+    given: SealedTask,
     task: Task,
-    sealed: bytes | None,
-    device: torch.device,
     checkpoint: Path,
+    stopping: Callable[[], bool],
     lines: list[Mapping[str, Any]],
-    watcher: Watcher,
 ) -> Learned:
-    """`protocol.learn_resumably` in a process of its own, what it logged added to `lines`.
+    """`learn_resumably` in a process of its own. What it logs is added to `lines`.
 
-    Raises Diverged, Interrupted, Exhausted, or RuntimeError with what the child said.
+    Raises Diverged, Interrupted, ChildOutOfMemory, or RuntimeError with what the child said.
     """
     arrays = _portable(task.images), task.labels.cpu().numpy()
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        arguments = (spec, plan, task.index, *arrays, sealed, str(device), checkpoint.absolute())
-        said = _in_a_process(_learn, folder, arguments, watcher.stopping)
+        said = _in_a_process(_learn, folder, (given, task.index, *arrays, checkpoint.absolute()), stopping)
         lines += said["lines"]
-        unsealed = (Path(folder) / "unsealed").read_bytes() if spec.method.card.unsealed else None
-        return Learned((Path(folder) / "state").read_bytes(), *[*said["learned"], unsealed])
+        unsealed = (Path(folder) / "unsealed").read_bytes() if given.spec.method.card.unsealed else None
+        return Learned((Path(folder) / "state").read_bytes(), *said["learned"], unsealed)
 
 
-def evaluate_in_subprocess(
-    spec: RunSpec, plan: Plan, sealed: bytes, images: Images, device: torch.device
-) -> dict[str, NDArray[np.int16]]:
-    """`protocol.predict` in a process of its own, which gets images and no labels."""
+def evaluate_in_subprocess(given: SealedTask, images: Images) -> Predictions:
+    """`evaluate` in a process of its own, which gets images and no labels."""
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        _in_a_process(_evaluate, folder, (spec, plan, sealed, _portable(images), str(device)))
+        _in_a_process(_evaluate, folder, (given, _portable(images)))
         return {
             head: np.load(Path(folder) / f"{number}.npy", allow_pickle=False)
-            for number, head in enumerate(spec.method.card.heads)
+            for number, head in enumerate(given.spec.method.card.heads)
         }
 
 
-def _portable(images: Images) -> NDArray[np.uint8] | DiskImages:
-    """Images as another process can be given them: their bytes, or the file they are in."""
+def _portable(images: Images) -> Arrays:
     return images if isinstance(images, DiskImages) else images.cpu().numpy()
 
 
-def _unpacked(images: NDArray[np.uint8] | DiskImages, device: torch.device) -> Images:
+def _unpacked(images: Arrays, device: torch.device) -> Images:
     return images if isinstance(images, DiskImages) else torch.from_numpy(images).to(device)
 
 
@@ -111,9 +86,9 @@ def _in_a_process(
     arguments: tuple[Any, ...],
     stopping: Callable[[], bool] = lambda: False,
 ) -> dict[str, Any]:
-    """Run `target(stop, folder, *arguments)` in a fresh process; what it left in result.json.
+    """Run `target(stop, folder, *arguments)` in a fresh process and return its result.json.
 
-    Passes on that it is to end.
+    Asks the child to end once we are to end.
     """
     process = get_context("spawn").Process(target=_child, args=(target, folder, torch.get_num_threads(), arguments))
     result = Path(folder) / "result.json"
@@ -149,7 +124,7 @@ def _in_a_process(
 
 
 def _soon(stopping: Callable[[], bool]) -> bool:
-    """Has the signal that a child was ended by come here as well? To a whole group it is sent one by one."""
+    """Did the signal that ended a child reach this process too? A process group gets it one process at a time."""
     limit = time.monotonic() + SIGNAL_SECONDS
     while not stopping() and time.monotonic() < limit:
         time.sleep(0.05)
@@ -164,7 +139,7 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
     empty.mkdir(parents=True)
     os.chdir(empty)
     tempfile.tempdir = os.environ["TMPDIR"] = os.environ["HOME"] = str(empty)
-    with stoppable(patient=True) as stop:  # until the result is there: it may be hours of work
+    with stoppable(patient=True) as stop:  # until the result is written: it may be hours of work
         try:
             said = target(stop, Path(folder), *arguments)
         except Interrupted:
@@ -180,49 +155,27 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
 
 
 def _learn(
-    stop: Stop,
-    folder: Path,
-    spec: RunSpec,
-    plan: Plan,
-    index: int,
-    images: NDArray[np.uint8] | DiskImages,
-    labels: NDArray[np.int64],
-    sealed: bytes | None,
-    device: str,
-    checkpoint: Path,
+    stop: Stop, folder: Path, given: SealedTask, index: int, images: Arrays, labels: NDArray[np.int64], checkpoint: Path
 ) -> dict[str, Any]:
-    from cilbench.protocol.run import learn_resumably, peak_memory_bytes
-
-    there, lines = torch.device(device), list[Mapping[str, Any]]()
+    device, lines = given.device, list[Mapping[str, Any]]()
     try:
-        task = Task(index, _unpacked(images, there), torch.from_numpy(labels).to(there))
-        learned = learn_resumably(spec, plan, task, sealed, there, checkpoint, stop, lines)
+        task = Task(index, _unpacked(images, device), torch.from_numpy(labels).to(device))
+        learned = learn_resumably(given, task, checkpoint, stop, lines)
     except (RuntimeError, MemoryError) as error:
         if not is_out_of_memory(error):
             raise
-        raise ChildOutOfMemory(str(error), peak_memory_bytes(there)) from None
+        raise ChildOutOfMemory(str(error), peak_memory_bytes(device)) from None
     (folder / "state").write_bytes(learned.sealed)
     if learned.unsealed is not None:
         (folder / "unsealed").write_bytes(learned.unsealed)
-    figures = learned.images, peak_memory_bytes(there), learned.earlier_seconds, learned.seal_seconds
+    figures = learned.seal_seconds, learned.images, peak_memory_bytes(device), learned.earlier_seconds
     return {"lines": lines, "learned": figures}
 
 
-def _evaluate(
-    stop: Stop,
-    folder: Path,
-    spec: RunSpec,
-    plan: Plan,
-    sealed: bytes,
-    images: NDArray[np.uint8] | DiskImages,
-    device: str,
-) -> dict[str, Any]:
-    """Soon over: a signal is the parent's to heed."""
-    from cilbench.protocol.run import predict, restore_learner
-
-    there = torch.device(device)
-    with numerics(there, spec.precision, spec.layout):
-        top = predict(restore_learner(spec, plan, sealed, there), _unpacked(images, there), spec.method.card.heads)
-    for number, predictions in enumerate(top.values()):
+def _evaluate(stop: Stop, folder: Path, given: SealedTask, images: Arrays) -> dict[str, Any]:
+    """Takes seconds: a signal is left to the parent."""
+    assert given.sealed is not None
+    found = evaluate(given.spec, given.plan, unseal(given.sealed), _unpacked(images, given.device), given.device)
+    for number, predictions in enumerate(found.values()):
         np.save(folder / f"{number}.npy", predictions)
     return {}

@@ -14,8 +14,8 @@ import typer
 
 from cilbench.data.cache import fingerprint
 from cilbench.device.choose import laid_out, pick_device
+from cilbench.device.environment import environment
 from cilbench.errors import RequestError
-from cilbench.protocol.run import environment
 from cilbench.records.files import UNREADABLE, printable
 from cilbench.records.folder import RunFolder
 from cilbench.records.schema import read_cell, read_predictions

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.methods.training.engine import full_precision
+from cilbench.methods.training.numerics import full_precision
 
 
 def class_activation_map(maps_BDhw: Tensor, rows_BD: Tensor) -> Tensor:

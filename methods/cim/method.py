@@ -39,9 +39,10 @@ from cilbench.methods.contract import Context, MethodCard, Scenario
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Count, Positive, Schedule, Share, Weight, in_epochs
-from cilbench.methods.training.engine import CudaGraphStep, full_precision
+from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import TaskDataImages, iter_batches
 from cilbench.methods.training.loop import Loss, TaskData, not_captured
+from cilbench.methods.training.numerics import full_precision
 
 PARTS = ("held_out", "own", "sparsity", "inner", "mask_area")  # of the upper level's loss, as they are logged
 CHUNK = 256  # images at a time where boxes are drawn: bounds memory, changes no number

@@ -61,9 +61,10 @@ from cilbench.methods.dgm.steps import Adversaries, signed
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.checkpoint import Resumable
 from cilbench.methods.training.config import Count, Positive, Rate, Weight, in_epochs
-from cilbench.methods.training.engine import CudaGraphStep, full_precision
+from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import Images
 from cilbench.methods.training.loop import Diverged, all_finite, in_batches, not_captured
+from cilbench.methods.training.numerics import full_precision
 
 SMALLEST_D = 4  # the plan halves `DGM.Config.d` no further
 COUNT_BYTES = 4  # strict: of an exemplar memory, the number of a class's images, int32

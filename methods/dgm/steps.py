@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.methods.dgm.generator import Discriminator, compensation, sparsity
-from cilbench.methods.training.engine import widest
+from cilbench.methods.training.numerics import widest
 
 
 @dataclass

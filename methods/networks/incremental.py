@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
-from cilbench.methods.training.engine import full_precision, memory_format
+from cilbench.methods.training.numerics import full_precision, memory_format
 
 
 class IncrementalNet(nn.Module):

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from cilbench.methods.training.engine import widest
+from cilbench.methods.training.numerics import widest
 
 PAIRS = 2**25  # products of pairs of images held at once while herding, 256 MiB in float64
 

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
 from cilbench.methods.contract import Augmentation, Policy, Scenario
-from cilbench.methods.training.engine import full_precision
+from cilbench.methods.training.numerics import full_precision
 
 TRIES = 10  # at an area and an aspect ratio that fit, as torchvision has it
 GREY = 128  # where a policy shears, turns or shifts an image, as in FOSTER's utils/autoaugment.py

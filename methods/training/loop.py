@@ -19,8 +19,9 @@ from cilbench.methods.contract import Context
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Resumable, Stateful
 from cilbench.methods.training.config import Schedule
-from cilbench.methods.training.engine import CudaGraphStep, evaluation_batch, full_precision
+from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
+from cilbench.methods.training.numerics import evaluation_batch, full_precision
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # normalised images [B, C, H, W] and labels int64 [B] → scalar
 

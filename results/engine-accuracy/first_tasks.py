@@ -22,9 +22,9 @@ from cilbench.data.download import Dataset, Images, load
 from cilbench.methods.contract import Context
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Schedule
-from cilbench.methods.training.engine import numerics
 from cilbench.methods.training.loop import TaskData, batches, fit
-from cilbench.protocol.run import learn_and_seal, restore_learner, task_seed
+from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.task import learn_and_seal, task_seed
 from cilbench.scenario import class_order, seen_test_images, stream
 from tools.speed import reference
 from tools.speed.engine import Job

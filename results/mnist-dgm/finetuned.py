@@ -21,7 +21,7 @@ from cilbench.data.download import load
 from cilbench.methods.contract import Context, Task
 from cilbench.methods.dgm.generator import Discriminator
 from cilbench.methods.dgm.method import DGM
-from cilbench.protocol.run import task_seed
+from cilbench.protocol.task import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 CONFIG = DGM.Config(z_dim=64, epochs=40, batch_size=32, lr=2e-3, d=16)

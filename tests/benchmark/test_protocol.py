@@ -14,7 +14,7 @@ from cilbench.budgets import Ledger
 from cilbench.errors import RequestError
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training.loop import Diverged
-from cilbench.protocol.run import task_seed
+from cilbench.protocol.task import task_seed
 from cilbench.records.audit import audit
 from cilbench.records.folder import RunFolder
 

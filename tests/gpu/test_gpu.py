@@ -13,16 +13,21 @@ from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.data.download import Dataset
+from cilbench.device.measure import BareStep
 from cilbench.methods import METHODS
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.registry import resolve
 from cilbench.methods.training.augment import Transform
-from cilbench.methods.training.engine import BareStep, CudaGraphStep, numerics
+from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.loop import TaskData, fit
-from cilbench.protocol.run import learn_and_seal, predict, restore_learner, run_cell
+from cilbench.methods.training.numerics import numerics
+from cilbench.protocol.context import RunContext
+from cilbench.protocol.evaluate import predict, restore_learner
+from cilbench.protocol.run import execute
 from cilbench.protocol.sweep import sweep
+from cilbench.protocol.task import learn_and_seal
 from cilbench.records.folder import RunFolder
 from cilbench.request import RunOptions
 from cilbench.scenario import make_scenario, seen_test_images, stream
@@ -185,7 +190,7 @@ def test_fit_learns_the_same_captured_and_as_written(number, monkeypatch):
 def test_every_precision_and_layout_seals_finite_float32(precision, layout, colour, tmp_path):
     spec = replace(toy_spec("der", colour, 2_000_000), precision=precision, layout=layout)
     folder = RunFolder(tmp_path, spec.id)
-    outcome = run_cell(spec, spec.plan(), colour, folder, DEVICE, Silent())
+    outcome = execute(RunContext(spec, spec.plan(), colour, folder, DEVICE, Silent()))
     assert outcome.status == "done", outcome.reason
     (path,) = folder.final.glob("tasks/*/state.safetensors")
     backbone = [value for key, value in unseal(path.read_bytes()).items() if key.startswith("backbone/")]
@@ -213,10 +218,10 @@ def test_a_cell_that_is_stopped_on_cuda_goes_on_from_its_checkpoint(colour, tmp_
     spec = toy_spec("icarl", colour, 2_000_000)
     folder = RunFolder(tmp_path, spec.id)
     with pytest.raises(Interrupted):
-        run_cell(spec, spec.plan(), colour, folder, DEVICE, Impatient(2))
+        execute(RunContext(spec, spec.plan(), colour, folder, DEVICE, Impatient(2)))
     assert list(folder.partial.glob("checkpoint-*"))
     reporter = Silent()
-    assert run_cell(spec, spec.plan(), colour, folder, DEVICE, reporter).status == "done"
+    assert execute(RunContext(spec, spec.plan(), colour, folder, DEVICE, reporter)).status == "done"
     assert not list(folder.final.glob("checkpoint-*"))
 
 

@@ -19,7 +19,7 @@ from cilbench.methods.contract import Augmentation
 from cilbench.methods.dgm import method as dgm
 from cilbench.methods.registry import resolve
 from cilbench.methods.training import loop as training
-from cilbench.methods.training.engine import CudaGraphStep
+from cilbench.methods.training.cudagraph import CudaGraphStep
 
 aten = torch.ops.aten
 WAITS = {aten._local_scalar_dense, aten.nonzero, aten.masked_select, aten.equal, aten._unique2, aten.bincount}

@@ -11,7 +11,9 @@ from toy import CPU, Silent, run, toy_spec
 
 from cilbench.methods.registry import components
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Resumable
-from cilbench.protocol.run import learn_and_seal, run_cell
+from cilbench.protocol.context import RunContext
+from cilbench.protocol.run import execute
+from cilbench.protocol.task import learn_and_seal
 from cilbench.records.folder import RunFolder
 from cilbench.scenario import stream
 
@@ -71,7 +73,7 @@ def interrupted(spec, toy, out):
     folder, watch = RunFolder(out, spec.id), Silent()
     watch.stopping = After(4)
     with pytest.raises(Interrupted):
-        run_cell(spec, spec.plan(), toy, folder, CPU, watch)
+        execute(RunContext(spec, spec.plan(), toy, folder, CPU, watch))
     return folder
 
 
@@ -84,7 +86,7 @@ def test_a_damaged_checkpoint_is_said_and_the_task_starts_again(harm, toy, tmp_p
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes({"a byte": data, "half": data[: len(data) // 2], "empty": b""}[harm])
-    outcome = run_cell(spec, spec.plan(), toy, folder, CPU, Silent())
+    outcome = execute(RunContext(spec, spec.plan(), toy, folder, CPU, Silent()))
     assert outcome.status == "done"
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert '"event": "checkpoint_damaged"' in (folder.final / "log.jsonl").read_text()
@@ -120,7 +122,7 @@ def test_a_checkpoint_that_does_not_fit_is_said_and_the_task_starts_again(toy, t
     tensors, numbers = kept.phases["learning"]
     kept.hold("learning", tensors | {"random/own": torch.zeros(16, dtype=torch.uint8)}, numbers)
     kept.write()
-    outcome = run_cell(spec, spec.plan(), toy, folder, CPU, watch := Silent())
+    outcome = execute(RunContext(spec, spec.plan(), toy, folder, CPU, watch := Silent()))
     assert outcome.status == "done"
     assert any("Unrestorable: RuntimeError: " in note for note in watch.notes)
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
@@ -133,9 +135,9 @@ def test_a_cell_that_was_stopped_inside_a_task_keeps_its_log_and_its_predictions
     folder, watch = RunFolder(tmp_path / "out", spec.id), Silent()
     watch.stopping = After(9)
     with pytest.raises(Interrupted):
-        run_cell(spec, spec.plan(), toy, folder, CPU, watch)
+        execute(RunContext(spec, spec.plan(), toy, folder, CPU, watch))
     assert list(folder.partial.glob("checkpoint-*.bin"))
-    outcome = run_cell(spec, spec.plan(), toy, folder, CPU, Silent(), isolate=isolate)
+    outcome = execute(RunContext(spec, spec.plan(), toy, folder, CPU, Silent(), isolate=isolate))
     assert outcome.status == "done"
     assert (folder.final / "predictions.npz").read_bytes() == (whole / "predictions.npz").read_bytes()
     assert not list(folder.final.glob("checkpoint*"))

@@ -23,7 +23,8 @@ from cilbench.methods.registry import resolve
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import RECIPES, Schedule, apply_recipe
 from cilbench.methods.training.loop import TaskData
-from cilbench.protocol.run import learn_and_seal, restore_learner
+from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 
 Config = CIM.Config

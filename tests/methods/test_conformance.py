@@ -15,7 +15,8 @@ from cilbench.budgets.planning import Budget
 from cilbench.methods import COMPRESSIONS
 from cilbench.methods.contract import Context
 from cilbench.methods.registry import known_methods, load_class, resolve
-from cilbench.protocol.run import learn_and_seal, restore_learner
+from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 METHODS = known_methods()  # those of other distributions too

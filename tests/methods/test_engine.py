@@ -1,6 +1,5 @@
 """Precision, memory layout, where images are, captured steps: what comes out is the same, to rounding at the most."""
 
-import json
 import math
 from dataclasses import replace
 
@@ -13,16 +12,13 @@ from test_conformance import EVERY, ignore, learn_all
 from toy import CPU, run, toy_dataset, toy_spec
 
 from cilbench.budgets.codecs import Box
-from cilbench.device.choose import in_precision, laid_out
-from cilbench.errors import RequestError
 from cilbench.methods.cim.method import as_stored
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
-from cilbench.methods.training import engine, machine
 from cilbench.methods.training.config import recipe_named
-from cilbench.methods.training.engine import CudaGraphStep, numerics, pick_layout, pick_precision
+from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import ConcatImages, DiskImages, concat_images, iter_batches, release
-from cilbench.protocol.run import learn_and_seal
-from cilbench.request import RunOptions, specs
+from cilbench.methods.training.numerics import memory_format, numerics
+from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 
 
@@ -124,62 +120,12 @@ def test_images_are_shown_as_the_box_codec_gives_them_back(height, width, seed):
     assert torch.equal(as_stored(images, boxes), given_back)
 
 
-def test_what_is_fastest_is_measured_once_and_remembered(tmp_path, monkeypatch):
-    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
-    machine._measured_here.cache_clear()
-    calls = []
-    figures = dict(zip(engine.KEYS, (4.0, 3.0, 2.0, 2.5), strict=True))
-    monkeypatch.setattr(engine, "_measured", lambda *_: calls.append(1) or figures)
-    assert pick_precision(CPU, "cifar", "resnet32", 3) == "bf16"
-    assert pick_layout(CPU, "bf16", "cifar", "resnet32", 3) == "contiguous"
-    machine._measured_here.cache_clear()  # another process
-    assert pick_layout(CPU, "fp32", "cifar", "resnet32", 3) == "channels_last"
-    assert len(calls) == 1
-    assert list(json.loads((tmp_path / "machine.json").read_text())["step_seconds"].values()) == [figures]
-    for n, damaged in enumerate(('{"step_seconds": {"x": 3', "[]", '{"step_seconds": 3}'), start=2):
-        (tmp_path / "machine.json").write_text(damaged)
-        machine._measured_here.cache_clear()
-        pick_precision(CPU, "cifar", "resnet32", 3)
-        assert len(calls) == n
-    machine._measured_here.cache_clear()
-
-
-def test_a_device_that_is_full_before_anything_is_chosen_is_told_in_one_line(tmp_path, monkeypatch):
-    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
-
-    def full(*_):
-        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB.")
-
-    machine._measured_here.cache_clear()
-    monkeypatch.setattr(engine, "_measured", full)
-    request = RunOptions(methods="icarl", budget_mb="7.6")
-    with pytest.raises(RequestError, match="--device cpu: not enough free memory for one training step"):
-        in_precision(request, CPU)
-    with pytest.raises(RequestError, match="--device cpu: not enough free memory"):
-        laid_out(spec := specs(request)[0], spec.plan(), CPU)
-
-
-def test_a_measurement_leaves_random_numbers_as_they_were():
-    torch.manual_seed(3)
-    before = torch.get_rng_state()
-    seconds = engine._measured(CPU, "cifar", "convnet2", 1)
-    assert set(seconds) == set(engine.KEYS)
-    assert all(s > 0 for s in seconds.values())
-    assert torch.equal(torch.get_rng_state(), before)
-
-
-def test_networks_of_tiny_images_and_of_dgm_are_not_measured(monkeypatch):
-    monkeypatch.setattr(engine, "_measured", lambda *_: pytest.fail("measured"))
-    assert pick_precision(CPU, "tiny", "tinyconv6", 1) == "fp32"
-    assert pick_layout(CPU, "bf16", "cifar", "dcgan-g4-d8", 3) == "contiguous"
-
-
 def test_numerics_end_with_their_block():
     with numerics(CPU, "bf16", "channels_last"):
         assert torch.is_autocast_enabled("cpu")
-        assert engine.memory_format() is torch.channels_last
+        assert memory_format() is torch.channels_last
     assert not torch.is_autocast_enabled("cpu")
-    assert engine.memory_format() is torch.contiguous_format
+    assert memory_format() is torch.contiguous_format
 
 
 def test_without_cuda_a_step_runs_as_it_is_written():

@@ -11,7 +11,8 @@ from cilbench.budgets import Ledger, unseal
 from cilbench.methods.contract import Context
 from cilbench.methods.foster import FOSTER, effective_number_weights
 from cilbench.methods.training.loop import TaskData
-from cilbench.protocol.run import learn_and_seal, predict, restore_learner
+from cilbench.protocol.evaluate import predict, restore_learner
+from cilbench.protocol.task import learn_task
 from cilbench.scenario import seen_test_images, stream
 
 
@@ -22,13 +23,13 @@ def ignore(*_):
 def learned(name, toy, tasks, **terms):
     """The specification, its plan, and after the last of `tasks` tasks the sealed bytes and the unsealed ones."""
     spec = toy_spec(name, toy, **terms)
-    plan, sealed, unsealed = spec.plan(), None, []
+    plan, sealed, unsealed = spec.plan(), None, None
     for task in stream(toy, spec.scenario, CPU):
         if task.index == tasks:
             break
-        unsealed = []
-        sealed = learn_and_seal(spec, plan, task, sealed, CPU, ignore, ignore, unsealed=unsealed)
-    return spec, plan, sealed, *unsealed
+        learned = learn_task(spec, plan, task, sealed, CPU, ignore, ignore)
+        sealed, unsealed = learned.sealed, learned.unsealed
+    return spec, plan, sealed, unsealed
 
 
 @pytest.mark.parametrize("name", ["foster", "foster+cim", "foster+lowres:2"])

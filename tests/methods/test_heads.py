@@ -6,7 +6,8 @@ import torch
 from toy import CPU, toy_spec
 
 from cilbench.methods.registry import known_methods, load_class
-from cilbench.protocol.run import learn_and_seal, restore_learner
+from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import seen_test_images, stream
 
 REHEARSAL = [name for name in known_methods() if load_class(name).card.rehearsal]

@@ -24,9 +24,9 @@ from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Checkpoint
-from cilbench.methods.training.engine import numerics
 from cilbench.methods.training.loop import TaskData, fit
 from cilbench.methods.training.losses import expansion_loss, kd_loss
+from cilbench.methods.training.numerics import numerics
 from cilbench.scenario import make_scenario
 from tools.__main__ import main
 from tools.speed import bench, two_tasks
@@ -295,7 +295,7 @@ def test_a_cell_that_is_not_done_is_no_figure(twenty, tmp_path):
 @pytest.mark.parametrize("method", ["icarl", "dgm"])
 def test_learning_ends_with_the_epochs_that_are_timed(quick, monkeypatch, method):
     asked = quick.icarl() if method == "icarl" else quick.stepping("dgm", quick.twenty, 1, batch_size=16, z_dim=24)
-    monkeypatch.setattr("cilbench.protocol.run.seal", lambda *_: pytest.fail("learned to the end"))
+    monkeypatch.setattr("cilbench.protocol.task.seal", lambda *_: pytest.fail("learned to the end"))
     assert images_per_second(asked, 0, None, QUICK.timed_epochs) > 0
 
 

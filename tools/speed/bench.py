@@ -24,10 +24,10 @@ from rich.table import Table
 
 from cilbench.data.download import Dataset
 from cilbench.device.choose import pick_device
+from cilbench.device.environment import environment
+from cilbench.device.measure import device_name
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Task
-from cilbench.methods.training.machine import device_name
-from cilbench.protocol.run import environment
 from cilbench.scenario import stream
 from tools.speed import reference
 from tools.speed.engine import Job, Whole, images_per_second, job, sealed_after, whole_cell

@@ -13,12 +13,14 @@ import torch
 
 from cilbench.budgets.planning import Budget
 from cilbench.data.download import Dataset
-from cilbench.device.choose import laid_out
+from cilbench.device.choose import laid_out, pick_precision
 from cilbench.methods.contract import Plan
 from cilbench.methods.registry import resolve
 from cilbench.methods.rehearsal.memory import ExemplarMemory
-from cilbench.methods.training.engine import Precision, pick_precision, wait_for
-from cilbench.protocol.run import learn_and_seal, run_cell
+from cilbench.methods.training.numerics import Precision, wait_for
+from cilbench.protocol.context import RunContext
+from cilbench.protocol.run import execute
+from cilbench.protocol.task import learn_and_seal
 from cilbench.records.folder import Resumed, RunFolder
 from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
@@ -56,9 +58,9 @@ def job(
     would choose on the device.
     """
     card = dataset.card
-    precision = precision or pick_precision(device, card.family, card.single_backbone, card.image_shape[0])
     method = resolve(method, "published", settings, {})
     scenario = make_scenario(card, 0, INC, ORDER, backbone)
+    precision = precision or pick_precision(scenario, device)
     spec = RunSpec(method, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)
     plan = spec.plan()
     return Job(laid_out(spec, plan, device), plan, dataset, device)
@@ -133,7 +135,7 @@ def whole_cell(job: Job, out: Path) -> Whole:
     folder.discard()
     started = time.perf_counter()
     with _clocked(ExemplarMemory, "keep") as herding:
-        outcome = run_cell(job.spec, job.plan, job.dataset, folder, job.device, listener)
+        outcome = execute(RunContext(job.spec, job.plan, job.dataset, folder, job.device, listener))
     seconds = time.perf_counter() - started
     if outcome.status != "done":
         raise RuntimeError(f"{job.spec.method.name}: {outcome.status}: {outcome.reason}")

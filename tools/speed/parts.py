@@ -12,9 +12,9 @@ from cilbench.methods.contract import Task
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.rehearsal.memory import Plain
-from cilbench.methods.training.engine import numerics
 from cilbench.methods.training.loop import in_batches
-from cilbench.protocol.run import restore_learner
+from cilbench.methods.training.numerics import numerics
+from cilbench.protocol.evaluate import restore_learner
 from cilbench.scenario import stream
 from tools.speed import reference
 from tools.speed.engine import Job

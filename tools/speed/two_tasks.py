@@ -17,8 +17,8 @@ from cilbench.data.download import Dataset
 from cilbench.methods.contract import Scenario
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training.config import Recipe, apply_recipe
-from cilbench.methods.training.engine import Precision, wait_for
-from cilbench.protocol.run import task_seed
+from cilbench.methods.training.numerics import Precision, wait_for
+from cilbench.protocol.task import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
 from tools.speed import reference
 from tools.speed.engine import Job, Whole, job, whole_cell

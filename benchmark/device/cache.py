@@ -1,39 +1,21 @@
-"""What was measured of this machine, kept between processes: one JSON file in the user's cache folder.
+"""What was measured of this machine, kept between processes in one JSON file in the user's cache folder.
 
-Each figure stands under a section and a key that names the hardware and the versions it depends on. A file that cannot
-be read is as good as none; one that cannot be written costs a measurement in the next process.
+Figures are stored by section and by a key that names the hardware and the versions they depend on. A file that cannot
+be read counts as empty; one that cannot be written costs a measurement in the next process.
 """
 
 import json
 import os
-import platform
 from contextlib import suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import platformdirs
-import torch
-
-
-def measured_on(device: torch.device, what: str) -> str:
-    """The key of a figure: hardware, threads, torch, and `what` was measured."""
-    return f"{device_name(device)}, {torch.get_num_threads()} threads, torch {torch.__version__}: {what}"
-
-
-def device_name(device: torch.device) -> str:
-    """What the hardware calls itself."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    if device.type == "cpu":
-        with suppress(OSError, StopIteration):
-            lines = Path("/proc/cpuinfo").read_text().splitlines()
-            return next(line for line in lines if line.startswith("model name")).partition(":")[2].strip()
-    return f"{device.type} {platform.processor() or platform.machine()}"
 
 
 def machine_file() -> Path:
-    """$CILBENCH_CACHE/machine.json, or in the platform's cache folder."""
+    """$CILBENCH_CACHE/machine.json, or in the cache folder of the platform."""
     try:
         cache = platformdirs.user_cache_dir("cilbench", appauthor=False, opinion=False)
     except RuntimeError:  # no home folder: nothing can be kept
@@ -42,9 +24,7 @@ def machine_file() -> Path:
 
 
 def recall(section: str, key: str, *, here: bool = False) -> dict[str, float] | None:
-    """The figures under a key, by name; None where nothing was measured, or nothing readable. `here`: of this process
-    alone.
-    """
+    """The figures of a key by name; None where there are none. `here`: only what this process measured."""
     found = (None if here else _stored().get(section, {}).get(key)) or _measured_here().get((section, key))
     if isinstance(found, dict) and all(isinstance(value, int | float) for value in found.values()):
         return {str(name): float(value) for name, value in found.items()}

@@ -1,0 +1,128 @@
+"""What a sealed state is worth: the learner restored from it, its predictions, their accuracy.
+
+The harness compares predictions with labels; a method never scores itself.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from cilbench.budgets.sealed import State, unseal
+from cilbench.methods.contract import Method, Plan, Scenario
+from cilbench.methods.training.images import Images
+from cilbench.methods.training.loop import in_batches
+from cilbench.methods.training.numerics import numerics
+from cilbench.request import RunSpec
+
+Predictions = dict[str, NDArray[np.int16]]  # head → [N, 5]
+
+
+def restore_learner(spec: RunSpec, plan: Plan, sealed: bytes, device: torch.device) -> Method:
+    """A new learner from sealed bytes alone."""
+    return learner_of(spec, plan, unseal(sealed), device)
+
+
+def learner_of(spec: RunSpec, plan: Plan, state: State, device: torch.device) -> Method:
+    """A new learner from an unsealed state, which is the learner's from then on."""
+    with numerics(device, spec.precision, spec.layout, low_memory=spec.low_memory):
+        method = spec.method.build(plan, spec.scenario, device)
+    method.load({key: tensor.to(device) if _lives_on_device(key) else tensor for key, tensor in state.items()})
+    return method
+
+
+def _lives_on_device(key: str) -> bool:
+    """Exemplars stay encoded in main memory; they are decoded to the device when they are needed."""
+    return key.partition("/")[0] not in {"exemplars", "boxes", "labels"}
+
+
+def evaluate(spec: RunSpec, plan: Plan, state: State, images: Images, device: torch.device) -> Predictions:
+    """`predict` with the learner that `state` describes."""
+    with numerics(device, spec.precision, spec.layout):
+        return predict(learner_of(spec, plan, state, device), images, spec.method.card.heads)
+
+
+@torch.inference_mode()
+def predict(method: Method, images: Images, heads: tuple[str, ...]) -> Predictions:
+    """The top five classes of every image for every head, int16 [N, 5], padded with −1 where fewer are known.
+
+    Raises ValueError for other heads than the card names, and for scores that are not finite numbers, a row an image.
+    """
+
+    def top5(batch: Tensor) -> Tensor:
+        """int16 [B, heads, 5]."""
+        scores = method.scores(batch)
+        if tuple(scores) != heads:
+            raise ValueError(f"scores are of the heads {', '.join(scores)}, the card names {', '.join(heads)}")
+        found = torch.full((len(batch), len(heads), 5), -1, dtype=torch.int16, device=batch.device)
+        for number, (head, scores_BK) in enumerate(scores.items()):
+            if scores_BK.ndim != 2 or len(scores_BK) != len(batch) or not bool(torch.isfinite(scores_BK).all()):
+                raise ValueError(
+                    f"scores of head {head} are not a finite [{len(batch)}, seen]: {list(scores_BK.shape)}"
+                )
+            best = scores_BK.topk(min(5, scores_BK.shape[1]), dim=1).indices
+            found[:, number, : best.shape[1]] = best.short()
+        return found
+
+    found_NH5 = in_batches(top5, images).cpu().numpy()
+    return {head: found_NH5[:, number] for number, head in enumerate(heads)}
+
+
+def check_predictions(predictions: Predictions, images: int, seen: int) -> None:
+    """Raises ValueError where a head does not name five of the classes seen for every image."""
+    for head, top5 in predictions.items():
+        in_range = top5.shape == (images, 5) and top5.min() >= -1 and top5.max() < seen
+        if top5.dtype != np.int16 or not in_range:
+            raise ValueError(f"head {head} does not predict 5 of {seen} classes for each of {images} images")
+
+
+def accuracies(predictions: Mapping[str, NDArray[np.int16]], scenario: Scenario, task: int) -> list[dict[str, Any]]:
+    """Rows of metrics.csv: top-1 and top-5 in percent, by task of the tested classes and head.
+
+    `predictions` has the "labels" [N] beside the heads.
+    """
+    labels = predictions["labels"]
+    rows = []
+    for tested in range(task + 1):
+        new = scenario.new(tested)
+        of_task = (labels >= new.start) & (labels < new.stop)
+        for head in (name for name in predictions if name != "labels"):
+            hits = predictions[head][of_task] == labels[of_task, None]
+            top1, top5 = 100 * hits[:, 0].mean(), 100 * hits.any(1).mean()
+            rows.append(
+                {
+                    "task": task,
+                    "tested_task": tested,
+                    "head": head,
+                    "images": int(of_task.sum()),
+                    "top1": round(float(top1), 4),
+                    "top5": round(float(top5), 4),
+                }
+            )
+    return rows
+
+
+def overall_top1(rows: list[dict[str, Any]], head: str) -> float:
+    """Accuracy on all classes seen, in percent, from the rows of `accuracies`."""
+    mine = [row for row in rows if row["head"] == head]
+    return float(np.average([row["top1"] for row in mine], weights=[row["images"] for row in mine]))
+
+
+def head_norms(state: State) -> list[float]:
+    """L2 norm of the classifier's row of every class seen; none where a state has no such rows."""
+    rows = [value for key, value in state.items() if key.startswith("head/") and key.endswith("weight")]
+    seen = [value for value in rows if value.dim() == 2 and value.shape[0] > 1]
+    return seen[0].float().norm(dim=1).tolist() if len(seen) == 1 else []
+
+
+def exemplar_count(state: State) -> int:
+    """Images that a state keeps. Raises ValueError for a count that its bytes cannot hold."""
+    if "labels/images_per_class" not in state:
+        return 0
+    images, payload_bytes = int(state["labels/images_per_class"].sum()), state["exemplars/payload"].numel()
+    if not 0 <= images <= payload_bytes:
+        raise ValueError(f"the state says {images} exemplars in {payload_bytes} bytes")
+    return images

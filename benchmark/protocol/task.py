@@ -1,0 +1,150 @@
+"""One task: restore the learner from sealed bytes, let it learn, seal it again."""
+
+import hashlib
+import random
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from cilbench.budgets.sealed import seal
+from cilbench.errors import in_one_line
+from cilbench.methods.contract import Context, Plan, Task
+from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Unrestorable
+from cilbench.methods.training.numerics import numerics
+from cilbench.protocol.evaluate import restore_learner
+from cilbench.request import RunSpec
+
+Log = Callable[[Mapping[str, Any]], None]
+Progress = Callable[[float, int], None]
+
+
+@dataclass(frozen=True)
+class SealedTask:
+    """What goes into a task besides its images, and can be handed to another process.
+
+    `sealed` is the state after the task before; None before the first.
+    """
+
+    spec: RunSpec
+    plan: Plan
+    device: torch.device
+    sealed: bytes | None
+
+
+@dataclass(frozen=True)
+class Learned:
+    """What comes out of a task: sealed bytes, seconds of loading and sealing together, images trained on.
+
+    `peak_memory_bytes` is that of an isolated process. `earlier_seconds` were spent on the task before the process was
+    last interrupted. `unsealed` are the bytes of a larger learner that is evaluated and not carried on
+    (`MethodCard.unsealed`).
+    """
+
+    sealed: bytes
+    seal_seconds: float
+    images: int = 0
+    peak_memory_bytes: int = 0
+    earlier_seconds: float = 0.0
+    unsealed: bytes | None = None
+
+
+def learn_and_seal(
+    spec: RunSpec,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    log: Log,
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
+) -> bytes:
+    """Learn one task: sealed bytes in, sealed bytes out."""
+    return learn_task(spec, plan, task, sealed, device, log, progress, checkpoint).sealed
+
+
+def learn_task(
+    spec: RunSpec,
+    plan: Plan,
+    task: Task,
+    sealed: bytes | None,
+    device: torch.device,
+    log: Log,
+    progress: Progress,
+    checkpoint: Checkpoint | None = None,
+) -> Learned:
+    """Restore the learner, let it learn one task, seal it. Random numbers depend on seed and task alone."""
+    seed = task_seed(spec.seed, task.index)
+    torch.manual_seed(seed)
+    np.random.seed(seed % 2**32)  # a plug-in may draw from it, and a random state must not carry bytes over either
+    random.seed(seed)
+    with numerics(device, spec.precision, spec.layout, low_memory=spec.low_memory):
+        loading = time.perf_counter()
+        if sealed is None:
+            method = spec.method.build(plan, spec.scenario, device)
+        else:
+            method = restore_learner(spec, plan, sealed, device)
+        learning = time.perf_counter()
+        generator = torch.Generator(device).manual_seed(seed)
+        method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint()))
+        sealing = time.perf_counter()
+        result = seal(method.state(), spec.budget.storage)
+        seconds = learning - loading + time.perf_counter() - sealing
+        unsealed = seal(method.unsealed_state(), spec.budget.storage) if spec.method.card.unsealed else None
+        return Learned(result, seconds, unsealed=unsealed)
+
+
+def learn_resumably(
+    given: SealedTask,
+    task: Task,
+    checkpoint: Path,
+    stopping: Callable[[], bool],
+    lines: list[Mapping[str, Any]],
+    progress: Progress = lambda share, images: None,
+) -> Learned:
+    """`learn_task`, from the checkpoint where there is one. What is logged is added to `lines`.
+
+    Raises Interrupted once a checkpoint is written, OSError for a checkpoint that cannot be read.
+    """
+    trained: list[int] = []
+    started = time.perf_counter()
+
+    def beside() -> dict[str, Any]:
+        """What the checkpoint keeps for us."""
+        seconds = found.get("seconds", 0.0) + time.perf_counter() - started
+        return {"lines": [dict(line) for line in lines], "images": sum(trained), "seconds": seconds}
+
+    def progressed(share: float, images: int) -> None:
+        trained.append(images)
+        progress(share, images)
+
+    def event(name: str, error: Exception) -> dict[str, Any]:
+        return {"task": task.index, "event": name, "reason": in_one_line(error)}
+
+    kept = Checkpoint(checkpoint, stopping, beside, lambda error: lines.append(event("checkpoint_not_written", error)))
+    try:
+        kept.read()
+    except ValueError as error:
+        lines.append(event("checkpoint_damaged", error))
+    found = kept.found
+    lines += found.get("lines", [])
+    trained.append(found.get("images", 0))
+    try:
+        learned = learn_task(given.spec, given.plan, task, given.sealed, given.device, lines.append, progressed, kept)
+    except Interrupted:
+        lines.clear()  # the checkpoint has them
+        raise
+    except Unrestorable as error:  # a whole checkpoint, but of another device or version
+        checkpoint.unlink()
+        lines[:] = [event("checkpoint_damaged", error)]
+        return learn_resumably(given, task, checkpoint, stopping, lines, progress)
+    return replace(learned, images=sum(trained), earlier_seconds=found.get("seconds", 0.0))
+
+
+def task_seed(seed: int, task: int) -> int:
+    """A seed of its own for every task, so that a run that was interrupted draws what it would have drawn."""
+    return int.from_bytes(hashlib.sha256(f"cilbench {seed} {task}".encode()).digest()[:7], "big")

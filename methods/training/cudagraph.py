@@ -1,0 +1,155 @@
+"""A training step that is captured in a CUDA graph and replayed."""
+
+import gc
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from functools import cache
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from cilbench.methods.training.numerics import low_memory
+
+
+class CudaGraphStep:
+    """A training step, captured in a CUDA graph for every size of batch that comes often, and replayed from then on.
+
+    `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
+    alone and never waits for the device. The first steps of a size, and everything where there is no CUDA or where
+    capturing failed (`note` is told why), run as they are written.
+    """
+
+    WARM_UP = 3  # steps as written, of each size: cuDNN chooses its algorithms, optimizers make their buffers
+    MOST_GRAPHS = 8  # sizes that are captured; a step that knows more runs the others as written
+
+    def __init__(
+        self,
+        step: Callable[..., None],
+        device: torch.device,
+        generator: torch.Generator,
+        note: Callable[[str], None],
+    ) -> None:
+        self.step, self.device, self.generator, self.note = step, device, generator, note
+        self.capturing = device.type == "cuda" and not low_memory()
+        self.stream = _side_stream(device) if self.capturing else None
+        # Memory of all graphs: one runs at a time, and what it reads there (gradients too) it has written before.
+        self.pool: Any = None
+        self.taken: Counter[_Sizes] = Counter()
+        self.graphs: dict[_Sizes, _Graph] = {}
+        if device.type == "cuda":  # an optimizer that can be captured wonders wherever it is not
+            warnings.filterwarnings("ignore", message=".*constructed with capturable=True")
+
+    def __call__(self, *inputs: Tensor) -> None:
+        if self.stream is None:
+            self.step(*inputs)
+            return
+        # One stream for warm-up, capture and what is not captured: autograd ties a parameter's gradient to a stream.
+        outside = torch.cuda.current_stream(self.device)
+        self.stream.wait_stream(outside)
+        try:
+            with torch.cuda.stream(self.stream):
+                self._on_stream(inputs)
+        finally:
+            outside.wait_stream(self.stream)
+
+    def _on_stream(self, inputs: tuple[Tensor, ...]) -> None:
+        sizes = tuple(given.shape for given in inputs)
+        if self.capturing and self.taken[sizes] == self.WARM_UP:
+            self._capture(sizes, inputs)
+        self.taken[sizes] += 1
+        graph = self.graphs.get(sizes)
+        if graph is None:
+            self.step(*inputs)
+        else:
+            graph.replay(inputs)
+
+    def _capture(self, sizes: "_Sizes", inputs: tuple[Tensor, ...]) -> None:
+        """Capturing runs nothing: the batch in hand is then the first to be replayed."""
+        if len(self.graphs) == self.MOST_GRAPHS:
+            self._give_up(f"batches of more than {self.MOST_GRAPHS} sizes")
+            return
+        if self.pool is None:
+            self.pool = self._new_pool()
+        static = tuple(given.clone() for given in inputs)
+        try:
+            self.graphs[sizes] = _Graph(self._captured(lambda: self.step(*static), self.pool), static)
+            return
+        except (RuntimeError, AssertionError, AttributeError) as error:
+            why = _first_cause(error)  # and no traceback: it holds the tensors of what failed
+        # A failed capture leaves its memory in the pool, and may clear what earlier graphs work in.
+        self.graphs.clear()
+        self.pool = None
+        self._recover()
+        self._give_up(why)
+
+    def _give_up(self, why: str) -> None:
+        self.capturing = False
+        self.note(why)
+
+    def _new_pool(self) -> Any:
+        return torch.cuda.graph_pool_handle()
+
+    def _recover(self) -> None:
+        """After a capture that failed, one of nothing: before torch 2.13 its generators take themselves for captured
+        until one ends well.
+        """
+        torch.cuda.synchronize(self.device)
+        with suppress(RuntimeError), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that the graph is empty
+            self._captured(lambda: None, None)
+
+    def _captured(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
+        graph = torch.cuda.CUDAGraph()
+        graph.register_generator_state(self.generator)
+        with (
+            _no_collection(),
+            torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
+        ):
+            work()
+        return graph
+
+
+@cache
+def _side_stream(device: torch.device) -> torch.cuda.Stream:
+    """One for all: cuBLAS keeps tens of MiB for every stream it has seen."""
+    return torch.cuda.Stream(device)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """An old graph that the collector finds in the middle of a capture spoils it."""
+    gc.collect()
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
+def _first_cause(error: BaseException) -> str:
+    """Ending a capture that an error broke raises another one."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+
+
+_Sizes = tuple[torch.Size, ...]
+
+
+@dataclass(frozen=True)
+class _Graph:
+    """A captured step and the tensors it reads its batch from."""
+
+    graph: torch.cuda.CUDAGraph
+    inputs: tuple[Tensor, ...]
+
+    def replay(self, given: tuple[Tensor, ...]) -> None:
+        for static, tensor in zip(self.inputs, given, strict=True):
+            static.copy_(tensor)
+        self.graph.replay()

@@ -1,0 +1,178 @@
+"""How long runs will take, said before they begin."""
+
+import json
+import math
+import os
+import subprocess
+import sys
+from dataclasses import replace
+
+import pytest
+import torch
+from toy import CPU, toy_spec, with_class
+
+from cilbench.cli.tables import plan_table, time_lines
+from cilbench.methods.contract import TrainingCost
+from cilbench.methods.icarl import ICaRL
+from cilbench.protocol import estimate
+from cilbench.request import RunOptions, specs
+
+CILBENCH = [sys.executable, "-c", "from cilbench.cli.main import main; main()"]
+
+
+class Crashing(ICaRL):
+    def learn(self, task, context):
+        raise RuntimeError("out of luck")
+
+
+def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+    spec = with_class(toy_spec("icarl", toy, seed=5), Crashing)
+    spec = replace(spec, scenario=replace(spec.scenario, base=1, inc=1))  # of which nobody has measured anything
+    assert estimate.seconds(spec, spec.plan(), CPU) is None
+    monkeypatch.setattr(estimate, "seconds", lambda spec, *_, **__: None if spec.method.name == "icarl" else 60.0)
+    asked = [replace(c, scenario=replace(c.scenario, family="cifar")) for c in (toy_spec("der", toy), spec)]
+    assert estimate.described(
+        asked, {c.id: toy_spec("der", toy).plan() for c in asked}, CPU, {c.id: 0 for c in asked}
+    ) == [
+        "time of icarl: not measured, its first steps end in an error",
+        "training will take about 60 s on cpu",
+    ]
+    record = {"train_seconds": None, "status": "ok", "accounting": "published", "budget_label": None}
+    texts = dict.fromkeys(("dataset", "method", "backbone"), "x")
+    numbers = ("base", "inc", "tasks", "budget_bytes", "exemplars", "model_bytes", "published_bytes", "strict_bytes")
+    table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True)
+    assert list(table.columns[-1].cells) == ["not measured"]
+
+
+def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
+    spec = toy_spec("icarl", toy)
+    figures = {"image 0": 1.0, "epoch 0": 0.0, "image 1": 2.0, "epoch 1": 5.0, "image 2": 4.0, "epoch 2": 5.0}
+    figures |= dict.fromkeys(("prediction 0", "prediction 1", "prediction 2"), 0.0)
+    monkeypatch.setattr(estimate, "_figures", lambda *_: figures)
+    monkeypatch.setattr(spec.method.base, "work", classmethod(lambda *_: TrainingCost(images=10, epochs=2)))
+    assert estimate.seconds(spec, spec.plan(), CPU) == 10 * (1 + 2 + 4) + 2 * (0 + 5 + 5)
+    assert estimate.seconds(spec, spec.plan(), CPU, first=2) == 10 * 4 + 2 * 5
+    growing = replace(spec, scenario=replace(spec.scenario, inc=1))  # six tasks: 6, 8, 10 an image
+    assert estimate.seconds(growing, spec.plan(), CPU) == 10 * (1 + 2 + 4 + 6 + 8 + 10) + 2 * (0 + 5 * 5)
+
+
+def test_an_estimate_counts_exemplars_and_evaluation(toy, monkeypatch):
+    """A short run takes most of its time there: 40 new images a task are looked at, all exemplars, all images seen."""
+    spec = toy_spec("icarl", toy)
+    known = {f"{what} {task}": value for task in range(3) for what, value in (("image", 0.0), ("epoch", 0.0))}
+    monkeypatch.setattr(estimate, "_figures", lambda *_: known | {f"prediction {task}": 1.0 for task in range(3)})
+    exemplars = spec.plan().exemplars
+    assert estimate.seconds(spec, spec.plan(), CPU, test_images=60) == 3 * (40 + exemplars) + 20 + 40 + 60
+
+
+def test_runs_side_by_side_take_less_time_together(toy, monkeypatch):
+    monkeypatch.setattr(estimate, "seconds", lambda *_, **__: 60.0)
+    spec = replace(toy_spec("icarl", toy), scenario=replace(toy_spec("icarl", toy).scenario, family="cifar"))
+    lines = estimate.described([spec], {spec.id: toy_spec("icarl", toy).plan()}, CPU, {spec.id: 0}, gain=2.5)
+    assert lines == ["training will take about 24 s on cpu"]
+
+
+@pytest.mark.parametrize("name", ["icarl", "der", "foster+cim", "joint", "dgm"])
+def test_what_is_measured_is_the_method_itself(name, toy, monkeypatch):
+    monkeypatch.setattr(estimate, "LIMIT_SECONDS", math.inf)
+    spec = toy_spec(name, toy)
+    figures = estimate._measured(spec, spec.plan(), CPU)
+    assert set(figures) == {f"{what} {task}" for what in ("image", "epoch", "prediction") for task in range(3)}
+    assert all(figures[f"{what} {task}"] > 0 for task in range(3) for what in ("image", "prediction"))
+
+
+def test_a_measurement_ends_after_the_task_that_reaches_its_limit(toy, monkeypatch):
+    monkeypatch.setattr(estimate, "LIMIT_SECONDS", 0.0)
+    spec = toy_spec("der", toy)
+    assert set(estimate._measured(spec, spec.plan(), CPU)) == {"image 0", "epoch 0", "prediction 0"}
+
+
+def test_methods_beyond_the_limit_are_named_and_left(toy, monkeypatch):
+    monkeypatch.setattr(estimate, "LIMIT_SECONDS_IN_ALL", -1.0)
+    asked = [toy_spec(name, toy) for name in ("der", "icarl")]
+    asked = [replace(c, scenario=replace(c.scenario, family="cifar")) for c in asked]
+    plan = toy_spec("der", toy).plan()
+    assert estimate.described(asked, {c.id: plan for c in asked}, CPU, {c.id: 0 for c in asked}) == []
+    now = iter((0.0, 0.0, 9.0))
+    monkeypatch.setattr(estimate, "LIMIT_SECONDS_IN_ALL", 8.0)
+    monkeypatch.setattr(estimate.time, "monotonic", lambda: next(now))
+    monkeypatch.setattr(estimate, "seconds", lambda *_, **__: 60.0)
+    (line,) = estimate.described(asked, {c.id: plan for c in asked}, CPU, {c.id: 0 for c in asked})
+    assert line == "training will take about 60 s on cpu (der 60 s, and icarl, not measured yet)"
+
+
+def test_work_counts_images_shown(toy):
+    request = RunOptions(methods="icarl,joint,foster,finetune", budget_mb="7.6")
+    work = {
+        c.method.name: [c.method.base.work(c.plan(), c.method.config, c.scenario, t) for t in (0, 9)]
+        for c in specs(request)
+    }
+    # the published schedule: 200 epochs of 5,000 images, then 170 of 5,000 and 2,000 exemplars
+    assert work["icarl"] == [TrainingCost(1_000_000, 200), TrainingCost(1_190_000, 170)]
+    assert work["foster"] == [TrainingCost(1_000_000, 200), TrainingCost(1_190_000 + 910_000, 170)]
+    assert work["finetune"] == [TrainingCost(1_000_000, 200), TrainingCost(400_000, 80)]
+    assert work["joint"] == [TrainingCost(1_000_000, 200), TrainingCost(10_000_000, 200)]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"),
+    [(0.2, "1 s"), (75, "75 s"), (100, "2 min"), (5000, "83 min"), (7300, "2 h 02 min"), (90_000, "25 h")],
+)
+def test_durations_in_words(seconds, words):
+    assert estimate.duration(seconds) == words
+
+
+def test_hours_on_a_cpu_are_said_with_a_way_out(toy, monkeypatch):
+    spec = replace(toy_spec("icarl", toy), recipe="published")
+    plan = spec.plan()
+    spec = replace(spec, scenario=replace(spec.scenario, family="cifar"))
+    monkeypatch.setattr(estimate, "seconds", lambda *_, **__: 36_000.0)
+    lines = estimate.described([spec], {spec.id: plan}, CPU, {spec.id: 0})
+    assert lines == [
+        "training will take about 10 h on cpu",
+        "that is the published recipe on a CPU; --recipe fast takes about 60 min",
+    ]
+
+
+def test_a_plan_says_hours_on_a_cpu_with_a_way_out_as_well():
+    records = [{"recipe": "published", "train_seconds": s} for s in (3600.0, None, 36_000.0)]
+    assert time_lines(records, CPU) == [
+        "training takes about 11 h on cpu for each pair of --seeds and --orders",
+        "that is the published recipe on a CPU; --recipe fast takes about 66 min",
+    ]
+    short = [{"recipe": recipe, "train_seconds": s} for recipe, s in (("published", 60.0), ("smoke", 36_000.0))]
+    assert len(time_lines(short, CPU)) == len(time_lines(records, torch.device("cuda"))) == 1
+    assert time_lines([{"recipe": "published", "train_seconds": None}], CPU) == []
+
+
+def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
+    def plan(*options):
+        asked = ["plan", "--dataset", "digits", "--methods", "icarl", "--budget", "24KiB", "--time", *options]
+        environment = os.environ | {"CILBENCH_CACHE": str(tmp_path)}
+        return subprocess.run([*CILBENCH, *asked], capture_output=True, text=True, env=environment).stdout
+
+    (record,) = json.loads(plan("--json"))
+    assert record["recipe"] == "fast"
+    known = json.loads((tmp_path / "machine.json").read_text())
+    ((key, figures),) = known["seconds_per_image"].items()
+    busy = dict.fromkeys(figures, 1e6)
+    (tmp_path / "machine.json").write_text(json.dumps(known | {"seconds_per_image": {key: busy}}))
+    assert "training takes about" in (text := plan())
+    assert " h on cpu" not in text
+    assert json.loads((tmp_path / "machine.json").read_text())["seconds_per_image"][key] != busy
+
+
+def test_a_plan_measures_once_what_several_budgets_have_in_common(toy, tmp_path, monkeypatch):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
+    measured = []
+    monkeypatch.setattr(
+        estimate,
+        "_measured",
+        lambda spec, *_: measured.append(spec) or {"image 0": 1.0, "epoch 0": 0.0, "prediction 0": 0.0},
+    )
+    spec = toy_spec("icarl", toy, seed=7)
+    spec = replace(spec, scenario=replace(spec.scenario, base=2, inc=2, dataset="anew"))
+    spent = [estimate.seconds(spec, spec.plan(), CPU, refresh=True) for _ in range(3)]
+    assert len(measured) == 1
+    assert len(set(spent)) == 1
