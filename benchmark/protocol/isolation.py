@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -58,8 +59,10 @@ def learn_in_subprocess(
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
         said = _in_a_process(_learn, folder, (given, task.index, *arrays, checkpoint.absolute()), stopping)
         lines += said["lines"]
-        unsealed = (Path(folder) / "unsealed").read_bytes() if given.spec.method.card.unsealed else None
-        return Learned((Path(folder) / "state").read_bytes(), *said["learned"], unsealed)
+        learned = Learned((Path(folder) / "state").read_bytes(), **said["learned"])
+        if not given.spec.method.card.unsealed:
+            return learned
+        return replace(learned, unsealed=(Path(folder) / "unsealed").read_bytes())
 
 
 def evaluate_in_subprocess(given: SealedTask, images: Images) -> Predictions:
@@ -168,7 +171,12 @@ def _learn(
     (folder / "state").write_bytes(learned.sealed)
     if learned.unsealed is not None:
         (folder / "unsealed").write_bytes(learned.unsealed)
-    figures = learned.seal_seconds, learned.images, peak_memory_bytes(device), learned.earlier_seconds
+    figures = {
+        "seal_seconds": learned.seal_seconds,
+        "images": learned.images,
+        "peak_memory_bytes": peak_memory_bytes(device),
+        "earlier_seconds": learned.earlier_seconds,
+    }
     return {"lines": lines, "learned": figures}
 
 
