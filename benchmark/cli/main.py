@@ -1,20 +1,21 @@
 """The command line. Heavy imports happen inside the commands, so that `cilbench --help` answers at once.
 
-Exit codes: 0 done; 1 a run is not done, or an audit differs; 2 the request is wrong: one line, nothing written.
+Exit codes: 0 done; 1 a run is not done, or an audit or a verification differs; 2 the request is wrong: one line,
+nothing written.
 """
 
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cilbench import __version__
 from cilbench.cli.data import app as data_app
-from cilbench.cli.options import HowToRun, RunOptions, a_path, spread
+from cilbench.cli.options import HowToRun, RunOptions, spread
 from cilbench.cli.report import report
 from cilbench.cli.terminal import console, prepare, say
+from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
 
 app = typer.Typer(
@@ -102,31 +103,8 @@ def plan(
 
 
 app.command()(report)
-
-
-@app.command()
-def audit(
-    runs: Annotated[
-        list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of them.", parser=a_path)
-    ],
-) -> None:
-    """Re-weigh the sealed states on disk and compare them with the recorded ledger, to the byte."""
-    from cilbench.records.audit import audit as audit_run
-
-    folders: list[Path] = []
-    for given in runs:
-        found = [given] if (given / "cell.json").exists() else sorted(given.glob("*/"))
-        if not found:
-            raise RequestError(f"RUN {given}: no run folder there")
-        folders += found
-    wrong = 0
-    for folder in folders:
-        problems = ["unfinished: nothing to audit yet"] if folder.suffix == ".partial" else audit_run(folder)
-        wrong += bool(problems)
-        say(f"{'differs' if problems else 'agrees '}  {folder}")
-        for problem in problems:
-            say(f"         {problem}")
-    raise typer.Exit(1 if wrong else 0)
+app.command()(audit)
+app.command()(verify)
 
 
 @app.command(name="weigh")

@@ -55,16 +55,17 @@ class Recorded:
     path: Path
     request: Mapping[str, Any]
     environment: Mapping[str, Any]
+    option: str  # that named it
 
     @classmethod
-    def read(cls, path: Path) -> "Recorded":
+    def read(cls, path: Path, option: str = "--from") -> "Recorded":
         """Raises RequestError for what is no whole cell.json."""
         try:
             cell = read_cell(path)
         except UNREADABLE as error:
             why = error.strerror if isinstance(error, OSError) else error
-            raise RequestError(printable(f"--from {path}: not a whole cell.json ({why})")) from None
-        return cls(path, cell.request.model_dump(exclude_unset=True), cell.environment)
+            raise RequestError(printable(f"{option} {path}: not a whole cell.json ({why})")) from None
+        return cls(path, cell.request.model_dump(exclude_unset=True), cell.environment, option)
 
     def asked(self, data_dir: Path | None) -> RunOptions:
         """The command line that asks for this cell and no other. Raises RequestError."""
@@ -83,18 +84,20 @@ class Recorded:
                 data_dir=data_dir,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise RequestError(printable(f"--from {self.path}: not the request of a cell ({error!r})")) from None
+            raise RequestError(printable(f"{self.option} {self.path}: not the request of a cell ({error!r})")) from None
         try:
             asked = specs(request)
         except RequestError as error:
-            raise RequestError(printable(f"--from {self.path}: {error}")) from None
+            raise RequestError(printable(f"{self.option} {self.path}: {error}")) from None
         if len(asked) != 1:
-            raise RequestError(printable(f"--from {self.path}: not the request of one cell"))
+            raise RequestError(printable(f"{self.option} {self.path}: not the request of one cell"))
         spec = asked[0]
         now = json.loads(json.dumps(spec.request))
         differ = [key for key in _leaves(r) if key != (LABEL,) and _leaves(r)[key] != _leaves(now).get(key)]
         if differ:
-            raise RequestError(printable(f"--from {self.path}: this version cannot run {_named(differ, _leaves(r))}"))
+            raise RequestError(
+                printable(f"{self.option} {self.path}: this version cannot run {_named(differ, _leaves(r))}")
+            )
         return request
 
     def not_said(self, spec: RunSpec) -> Iterator[str]:

@@ -222,6 +222,7 @@ OTHERS = [
     (("report", "nowhere"), ("RUNS nowhere",)),
     (("report", "."), ("no run",)),
     (("audit", "nowhere"), ("RUN nowhere",)),
+    (("verify", "nowhere"), ("RUN nowhere",)),
     (("plan", "--methods", "icarl", "--budget-mb", "1e5000"), ("--budget-mb", "must be below")),
     (("plan", "--methods", "icarl", "--budget-mb", "7.6", "--dataset", "cifar10,cifar"), ("cifar",)),
     (("weigh", "resnet33"), ("resnet33", "resnet32")),

@@ -156,8 +156,8 @@ def any_plan(draw: st.DataObject) -> None:
             assert accounted <= record["budget_bytes"] or record["method"] == "joint"
 
 
-WORDS = """run plan report audit weigh data list fetch import --from --out --jobs --keep --device --fresh --isolate
-    --budget-mb 7.6 --methods icarl --codec jpeg:50 resnet32"""
+WORDS = """run plan report audit verify weigh data list fetch import --from --out --jobs --keep --device --fresh
+    --isolate --budget-mb 7.6 --methods icarl --codec jpeg:50 resnet32"""
 
 
 def any_words(draw: st.DataObject) -> None:
