@@ -24,4 +24,5 @@ ALIASES: dict[str, str] = {
     "dgmw": "dgm",
     "dgma": "dgm --set dgm.variant=dgma --set dgm.s_max=1e5 --set dgm.sparsity=0.01",  # the authors' cfg_mnist_dgma.yml
     "dgm+exemplars": "dgm --set dgm.exemplars=true",
+    "dgm+validation": "dgm --set dgm.validation=0.1",  # the epoch is chosen as the authors choose it
 }

@@ -107,14 +107,17 @@ def builtin_cards() -> dict[str, DatasetCard]:
         train_images=50_000,
         fetch="CIFAR100",
     )
+    # DGM's cfg_svhn_dgmw.yml; for CIFAR-10 the authors' repository has no file of settings
+    dgm_svhn = {"dgm.batch_size": 64, "dgm.lr": 5e-4, "dgm.gradient_penalty": 1.0, "dgm.epochs": 151}
     cifar10 = replace(
         cifar100,
         name="cifar10",
         title="CIFAR-10",
         classes=10,
-        inc=2,
+        inc=1,  # as DGM's authors have it, on MNIST and SVHN too
         mean=(0.4914, 0.4822, 0.4465),
         std=(0.2023, 0.1994, 0.2010),  # as in every published comparison (PyCIL utils/data.py), not the pixels' own
+        overrides=dgm_svhn,
         fetch="CIFAR10",
     )
     svhn = replace(
@@ -127,12 +130,12 @@ def builtin_cards() -> dict[str, DatasetCard]:
   booktitle = {NIPS Workshop on Deep Learning and Unsupervised Feature Learning},
   year = {2011}
 }""",
-        recipe="fast",
         base_exemplars=200,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
         augmentation=Augmentation(flip=False),
         train_images=73_257,
+        overrides=dgm_svhn,
         fetch="SVHN",
     )
     mnist = replace(
@@ -152,6 +155,8 @@ def builtin_cards() -> dict[str, DatasetCard]:
         mean=(0.1307,),
         std=(0.3081,),
         train_images=60_000,
+        # cfg_mnist_dgmw.yml; what is dgma's in cfg_mnist_dgma.yml comes with that name
+        overrides=dgm_svhn | {"dgm.lr": 2e-3, "dgm.sparsity": 0.08, "dgm.epochs": 101},
         fetch="MNIST",
     )
     # CIM's cim-imagenet100.json, cim-imagenet1000.json, utils/data.py; its brightness jitter is the card's.
@@ -200,7 +205,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         base_exemplars=1000,
         augmentation=Augmentation(),
         train_images=65_000,
-        overrides={},
+        overrides={"dgm.residual_side": 32},
         class_names_sha256=None,
     )
     food101 = replace(

@@ -1,112 +1,152 @@
-"""DGM's networks (Ostapenko 2019, arXiv 1904.03137, §3): a generator growing under masks, a discriminator.
+"""DGM's generators (Ostapenko 2019, arXiv 1904.03137, §3): shared weights that grow under masks, and what a task owns.
+
+`MaskedGenerator` (MNIST, SVHN and whatever has no network of its own):
 
     z [B, Z] → 4×4 → doubled until S/2 → one output layer per task → image [B, C, S, S] in [−1, 1]
 
-Widths of the generator's shared layers: 4g, 2g, g for S = 32; 2g, g for 16; g for 8. Transposed convolutions of kernel
-4 without biases, BatchNorm per task, ReLU. A shared weight is [in, out, 4, 4]; in later tasks it is larger, and a task
-uses the corner [:in_t, :out_t] that was there in its time. `dgmw` masks every weight, `dgma` every output unit.
+Widths of the shared layers: 4g, 2g, g for S = 32; 2g, g for 16; g for 8. Transposed convolutions of kernel 4 without
+biases, BatchNorm per task, ReLU. A shared weight is [in, out, k, k]; in later tasks it is larger, and a task uses the
+corner [:in_t, :out_t] that was there in its time. `dgmw` masks every weight, `dgma` every output unit.
+`ResidualGenerator` is the one for ImageNet.
 """
 
 import math
 from collections.abc import Sequence
-from typing import Literal, cast
+from typing import Literal, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.budgets.sealed import State, pack_bits
-
 Variant = Literal["dgmw", "dgma"]
 Shape = tuple[int, int, int, int]
 Device = torch.device | str | None
-KERNEL = 4
-CLAMP = 50.0  # of s·e in the compensation: cosh(50) is still a float32 (HAT, arXiv 1801.01423, §2.5)
 
 
-def layer_widths(width: int, side: int) -> list[int]:
-    """Output channels of the shared layers, first to last, for images of `side` 8, 16 or 32."""
-    return [width * side // 2 ** (3 + i) for i in range(int(math.log2(side)) - 2)]
+class Layer(NamedTuple):
+    """A shared layer: the number of the layer it reads (−1 is z), and its kernel."""
+
+    source: int
+    kernel: int
 
 
-def mask_shapes(z_dim: int, widths: Sequence[int], variant: Variant) -> list[Shape]:
+def dcgan(side: int) -> tuple[Layer, ...]:
+    """The shared layers of `MaskedGenerator` for images of `side` 8, 16 or 32."""
+    return tuple(Layer(i - 1, 4) for i in range(int(math.log2(side)) - 2))
+
+
+# z → 4×4, then three blocks of two 3×3 convolutions and a 1×1 convolution in the shortcut.
+RESIDUAL = (
+    Layer(-1, 4),
+    *(Layer(j, k) for i in (0, 3, 6) for j, k in ((max(0, i - 1), 3), (i + 1, 3), (max(0, i - 1), 1))),
+)
+
+
+def layer_widths(width: int, layers: Sequence[Layer]) -> list[int]:
+    """Output channels of the shared layers, first to last, before anything has grown."""
+    if layers == RESIDUAL:
+        return [width] * len(layers)
+    return [width * 2 ** (len(layers) - 1 - i) for i in range(len(layers))]
+
+
+def weight_shapes(layers: Sequence[Layer], z_dim: int, widths: Sequence[int]) -> list[Shape]:
+    """Shape of each layer's weight: [in, out, k, k]."""
+    inputs = [z_dim if source < 0 else widths[source] for source, _ in layers]
+    return [(i, o, layer.kernel, layer.kernel) for i, o, layer in zip(inputs, widths, layers, strict=True)]
+
+
+def mask_shapes(layers: Sequence[Layer], z_dim: int, widths: Sequence[int], variant: Variant) -> list[Shape]:
     """Shape of each layer's mask: that of its weight for dgmw, one entry an output unit for dgma."""
-    if variant == "dgma":
-        return [(1, width, 1, 1) for width in widths]
-    return [(i, o, KERNEL, KERNEL) for i, o in zip([z_dim, *widths], widths, strict=False)]
-
-
-def epoch_scale(epoch: int, epochs: int, s_max: float) -> float:
-    """Outer annealing: 1/s_max at the first epoch, towards s_max (§3.2)."""
-    return 1 / s_max + (s_max - 1 / s_max) * epoch / epochs
-
-
-def batch_scale(batch: int, batches: int, s_epoch: float) -> float:
-    """Inner annealing: 1/s_epoch at the first batch, towards s_epoch (§3.2; HAT §2.4)."""
-    return 1 / s_epoch + (s_epoch - 1 / s_epoch) * batch / batches
-
-
-def compensation(embedding: Tensor, s: float | Tensor, s_epoch: float | Tensor) -> Tensor:
-    """Factor on an embedding's gradient that undoes the annealing of σ(s·e) (HAT §2.5)."""
-    return s_epoch / s * (torch.cosh((s * embedding).clamp(-CLAMP, CLAMP)) + 1) / (torch.cosh(embedding) + 1)
-
-
-def sparsity(masks: Sequence[Tensor], reserved: Sequence[Tensor]) -> Tensor:
-    """Σ m·(1 − m_≤t−1) / Σ (1 − m_≤t−1) over all layers: using again what earlier tasks reserved is free (§3.2)."""
-    used = torch.stack([(m * ~r).sum() for m, r in zip(masks, reserved, strict=True)]).sum()
-    free = torch.stack([(~r).sum() for r in reserved]).sum()
-    return used / free.clamp(min=1)
+    return weight_shapes(layers, z_dim, widths) if variant == "dgmw" else [(1, width, 1, 1) for width in widths]
 
 
 def grown_widths(
-    z_dim: int, widths: Sequence[int], initial: Sequence[int], taken: Sequence[int], variant: Variant
+    layers: Sequence[Layer], z_dim: int, widths: Sequence[int], newly: Sequence[int], variant: Variant
 ) -> list[int]:
-    """Widths that give every layer at least its initial number of free mask entries again.
+    """Widths after a task that reserved so many more (`newly`) mask entries of each layer, as the authors do (§3.3).
 
-    `taken`: reserved entries of each layer. dgma: out ≥ taken + out₀. dgmw, where a layer also gains what the one
-    before it grew by: out ≥ (taken/k² + in₀·out₀) / in.
+    dgma: as many units as were reserved. dgmw: the weights that a layer gains because its input grew count, and units
+    are added for the rest: ⌈(newly − gained) / weights of a unit⌉.
     """
+    if variant == "dgma":
+        return [width + entries for width, entries in zip(widths, newly, strict=True)]
     grown: list[int] = []
-    fan_in, fan_in_0 = z_dim, z_dim
-    for width, width_0, entries in zip(widths, initial, taken, strict=True):
-        if variant == "dgma":
-            needed = entries + width_0
-        else:
-            needed = math.ceil((entries + fan_in_0 * width_0 * KERNEL**2) / (fan_in * KERNEL**2))
-        grown.append(max(width, needed))
-        fan_in, fan_in_0 = grown[-1], width_0
-    return grown
+    for (source, kernel), width, entries in zip(layers, widths, newly, strict=True):
+        before, now = (z_dim, z_dim) if source < 0 else (widths[source], grown[source])
+        gained = kernel**2 * (now - before) * width
+        grown.append(width + max(0, math.ceil((entries - gained) / (kernel**2 * now))))
+    return joined(layers, grown)
 
 
-def batch_norms(module: "TaskPart | Discriminator") -> list[nn.BatchNorm2d]:
-    """Its BatchNorm layers, with their type."""
-    return cast(list[nn.BatchNorm2d], list(module.norms))
+def joined(layers: Sequence[Layer], widths: Sequence[int]) -> list[int]:
+    """Widths with a block's second convolution and its shortcut, whose outputs are added, as wide as the wider one."""
+    widths = list(widths)
+    if layers == RESIDUAL:
+        for conv, shortcut in ((2, 3), (5, 6), (8, 9)):
+            widths[conv] = widths[shortcut] = max(widths[conv], widths[shortcut])
+    return widths
 
 
 class TaskPart(nn.Module):
-    """What a task has of its own: a BatchNorm after every shared layer, and the layer that makes the image."""
+    """What a task has of its own: a BatchNorm after every shared layer, and the layer that makes the image.
 
-    def __init__(self, widths: Sequence[int], channels: int, device: Device) -> None:
+    The output layer starts as PyTorch makes one; BatchNorm factors of the first task start as N(1, 0.02).
+    """
+
+    def __init__(self, widths: Sequence[int], channels: int, classes: int, first: bool, device: Device) -> None:
         super().__init__()
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width, device=device) for width in widths)
-        deviation = (KERNEL**2 / 4 * widths[-1]) ** -0.5  # 1/√fan-in: stride 2 leaves a pixel a quarter of the taps
-        self.output = nn.Parameter(_normal((widths[-1], channels, KERNEL, KERNEL), device, deviation))
+        self.norms = nn.ModuleList(nn.BatchNorm2d(width, device=device) for width in self.norm_widths(widths))
+        if first:
+            for norm in batch_norms(self):
+                nn.init.normal_(norm.weight, 1.0, 0.02)
+        self.output = self.output_layer(widths[-1], channels, classes, device)
+
+    @staticmethod
+    def norm_widths(widths: Sequence[int]) -> list[int]:
+        return list(widths)
+
+    @staticmethod
+    def output_layer(width: int, channels: int, classes: int, device: Device) -> nn.Module:
+        return nn.ConvTranspose2d(width, channels, 4, 2, 1, bias=False, device=device)
+
+    @staticmethod
+    def widths_of(norms: Sequence[int]) -> list[int]:
+        """The widths of the shared layers, from those of the BatchNorm layers."""
+        return list(norms)
 
     @property
     def widths(self) -> list[int]:
-        return [norm.num_features for norm in batch_norms(self)]
+        """Of the shared layers in this task."""
+        return self.widths_of([norm.num_features for norm in batch_norms(self)])
 
 
 class MaskedGenerator(nn.Module):
     """Shared weights, what each task has of its own, and the tasks' binary masks (`masks[task][layer]`).
 
-    `reserved[layer]`: mask entries that some task has taken, at the layer's present size.
+    `reserved[layer]`: mask entries that some task has taken, at the layer's present size. Initial weights are the
+    authors': dgmw Xavier uniform of gain √2 and N(0, 0.02) for weights added later, dgma the other way round.
     """
 
-    def __init__(self, z_dim: int, widths: Sequence[int], channels: int, variant: Variant, device: Device) -> None:
+    Part: type[TaskPart] = TaskPart
+
+    def __init__(
+        self,
+        layers: Sequence[Layer],
+        z_dim: int,
+        widths: Sequence[int],
+        channels: int,
+        variant: Variant,
+        device: Device,
+    ) -> None:
         super().__init__()
-        self.z_dim, self.channels, self.variant, self.device = z_dim, channels, variant, device
-        weights = [_normal(shape, device) for shape in mask_shapes(z_dim, widths, "dgmw")]
+        self.topology, self.z_dim, self.channels, self.variant, self.device = (
+            tuple(layers),
+            z_dim,
+            channels,
+            variant,
+            device,
+        )
+        weights = [self._drawn(shape, first=True) for shape in weight_shapes(self.topology, z_dim, widths)]
         self.layers = nn.ParameterList(nn.Parameter(weight) for weight in weights)
         self.tasks = nn.ModuleList()
         self.masks: list[list[Tensor]] = []
@@ -126,38 +166,61 @@ class MaskedGenerator(nn.Module):
 
     def shapes(self, widths: Sequence[int]) -> list[Shape]:
         """Shape of each layer's mask for a task whose layers have `widths`."""
-        return mask_shapes(self.z_dim, widths, self.variant)
+        return mask_shapes(self.topology, self.z_dim, widths, self.variant)
 
-    def add_task(self, widths: Sequence[int]) -> TaskPart:
-        """Begin a task whose layers have `widths`."""
-        part = TaskPart(widths, self.channels, self.device)
+    def add_task(self, widths: Sequence[int], classes: int = 1) -> TaskPart:
+        """Begin a task of so many classes whose layers have `widths`."""
+        part = self.Part(widths, self.channels, classes, not len(self.tasks), self.device)
         self.tasks.append(part)
         return part
 
-    def forward(self, z_BZ: Tensor, task: int, masks: Sequence[Tensor]) -> Tensor:
-        """Images [B, C, S, S] of a task, under soft or binary masks of its own widths."""
+    def used(self, i: int, mask: Tensor, inputs: int, outputs: int) -> Tensor:
+        """The weight of shared layer i as a task of so many inputs and outputs has it: what came later is not there."""
+        weight = self.layers[i][:inputs, :outputs]
+        return weight * mask if self.variant == "dgmw" else weight
+
+    def idle(self, task: int) -> set[int]:
+        """Shared layers that a task does not use."""
+        return set()
+
+    def forward(self, z_BZ: Tensor, task: int, masks: Sequence[Tensor], within_B: Tensor | None = None) -> Tensor:
+        """Images [B, C, S, S] of a task, under soft or binary masks of its own widths.
+
+        `within_B`: int64, which of the task's classes; read where every class has an output layer.
+        """
         part = self.part(task)
         h = z_BZ[:, :, None, None]
-        for i, (weight, norm, mask) in enumerate(zip(self.layers, batch_norms(part), masks, strict=True)):
-            weight = weight[: h.shape[1], : norm.num_features]  # units added later do not exist for this task
-            if self.variant == "dgmw":
-                weight = weight * mask
+        for i, (norm, mask) in enumerate(zip(batch_norms(part), masks, strict=True)):
+            weight = self.used(i, mask, h.shape[1], norm.num_features)
             h = F.conv_transpose2d(h, weight, stride=2 if i else 1, padding=1 if i else 0)
-            h = F.relu(norm(h))  # (B, width_i, 4·2^i, 4·2^i)
             if self.variant == "dgma":
-                h = h * mask
-        return torch.tanh(F.conv_transpose2d(h, part.output, stride=2, padding=1))
+                h = h * mask  # before BatchNorm, as the authors have it: a closed unit still emits ReLU(β)
+            h = F.relu(norm(h))  # (B, width_i, 4·2^i, 4·2^i)
+        return torch.tanh(part.output(h))
 
-    def writable(self) -> list[Tensor]:
+    def writable(self, closed_inputs: bool = True) -> list[Tensor]:
         """1 − m_≤t−1 per shared weight, float, broadcastable to [in, out, k, k]: the factor on its gradient.
 
-        dgma: a weight is protected where the units at both its ends are reserved (HAT, arXiv 1801.01423, eq. 2).
+        dgma: a weight is protected where the units at both its ends are reserved (HAT, arXiv 1801.01423, eq. 2), and
+        with `closed_inputs` wherever an earlier task reads it: a unit it has open reads closed ones too, for they emit
+        ReLU(β).
         """
         if self.variant == "dgmw":
             return [(~reserved).float() for reserved in self.reserved]
+        if closed_inputs:
+            return [self._unread(i).float() for i in range(len(self.topology))]
         noise = torch.ones(1, 1, 1, 1, dtype=torch.bool, device=self.device)
-        inputs = [noise, *(reserved.transpose(0, 1) for reserved in self.reserved[:-1])]
+        inputs = [noise if source < 0 else self.reserved[source].transpose(0, 1) for source, _ in self.topology]
         return [(~(before & after)).float() for before, after in zip(inputs, self.reserved, strict=True)]
+
+    def _unread(self, i: int) -> Tensor:
+        """dgma: bool [in, out, 1, 1], weights of layer i that no earlier task reads."""
+        inputs, outputs, *_ = self.layers[i].shape
+        free = torch.ones(inputs, outputs, 1, 1, dtype=torch.bool, device=self.device)
+        for masks, widths in zip(self.masks, self.history, strict=False):  # the task that goes on has no masks yet
+            read = self.z_dim if self.topology[i].source < 0 else widths[self.topology[i].source]
+            free[:read, : widths[i]] &= ~masks[i]
+        return free
 
     def keep(self, masks: Sequence[Tensor]) -> None:
         """The task whose binary masks are kept is over: m_≤t = max(m_≤t−1, m_t)."""
@@ -167,78 +230,104 @@ class MaskedGenerator(nn.Module):
 
     def grow(self, widths: Sequence[int]) -> None:
         """Make the shared layers `widths` wide; what is added starts anew and is free."""
-        shapes = mask_shapes(self.z_dim, widths, "dgmw")
+        shapes = weight_shapes(self.topology, self.z_dim, widths)
         for i, (weight, shape, masked) in enumerate(zip(self.layers, shapes, self.shapes(widths), strict=True)):
-            grown = _normal(shape, self.device)
+            grown = self._drawn(shape, first=False)
             grown[: weight.shape[0], : weight.shape[1]] = weight.detach()
             self.layers[i] = nn.Parameter(grown)
             reserved = torch.zeros(masked, dtype=torch.bool, device=self.device)
             reserved[: self.reserved[i].shape[0], : self.reserved[i].shape[1]] = self.reserved[i]
             self.reserved[i] = reserved
 
+    def _drawn(self, shape: Shape, first: bool) -> Tensor:
+        """Initial weights, from torch's global random source."""
+        weight = torch.empty(*shape, device=self.device)
+        if first == (self.variant == "dgmw"):
+            return nn.init.xavier_uniform_(weight, gain=2**0.5)
+        return weight.normal_(0, 0.02)
+
     @torch.no_grad()
-    def calibrate_batchnorm(self, z_BZ: Tensor, task: int) -> None:
+    def calibrate_batchnorm(self, z_BZ: Tensor, task: int, within_B: Tensor | None = None) -> None:
         """Set a task's running statistics to those of one large batch under its binary masks."""
         part = self.part(task).train()
         for norm in batch_norms(part):
             norm.momentum = 1.0
-        self(z_BZ, task, self.masks[task])
+        self(z_BZ, task, self.masks[task], within_B)
         part.eval()
 
 
-class Discriminator(nn.Module):
-    """Images [B, C, S, S] in [−1, 1] → features [B, D]; two linear heads. 5×5 convolutions d, 2d, 4d of stride 2."""
+def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:
+    """Its BatchNorm layers, with their type."""
+    return cast(list[nn.BatchNorm2d], list(cast(nn.ModuleList, module.norms)))
 
-    def __init__(self, channels: int, side: int, d: int, classes: int, device: Device) -> None:
+
+class ClassOutputs(nn.Module):
+    """A 3×3 convolution a class: [B, in, S, S] and each image's class [B] → [B, C, S, S]."""
+
+    def __init__(self, width: int, channels: int, classes: int, device: Device) -> None:
         super().__init__()
-        widths = [d * 2**i for i in range(max(2, int(math.log2(side)) - 2))]
-        weights = [_normal((o, i, 5, 5), device) for i, o in zip([channels, *widths], widths, strict=False)]
-        self.convs = nn.ParameterList(nn.Parameter(weight) for weight in weights)
-        self.norms = nn.ModuleList(nn.BatchNorm2d(width, device=device) for width in widths[1:])
-        features = widths[-1] * (side // 2 ** len(widths)) ** 2
-        self.classes = nn.Linear(features, classes, device=device)
-        self.critic = nn.Linear(features, 1, device=device)
+        self.channels = channels
+        self.conv = nn.Conv2d(width, classes * channels, 3, padding=1, device=device)
 
-    def forward(self, x_BCSS: Tensor, keep_statistics: bool = False) -> Tensor:
-        """Features [B, D]. In training mode a batch's own statistics are used, and kept only where asked for."""
-        first, *others = self.convs
-        h = F.leaky_relu(F.conv2d(x_BCSS, first, stride=2, padding=2), 0.2)
-        for weight, norm in zip(others, batch_norms(self), strict=True):
-            h = F.conv2d(h, weight, stride=2, padding=2)
-            passing = self.training and not keep_statistics
-            h = F.batch_norm(h, None, None, norm.weight, norm.bias, training=True) if passing else norm(h)
-            h = F.leaky_relu(h, 0.2)
-        return h.flatten(1)
+    def forward(self, h: Tensor, within_B: Tensor) -> Tensor:
+        every = self.conv(h).unflatten(1, (-1, self.channels))
+        return every.gather(1, within_B[:, None, None, None, None].expand(-1, 1, *every.shape[2:]))[:, 0]
 
 
-def export(generator: MaskedGenerator, discriminator: Discriminator) -> State:
-    """Both networks as a state; on the `meta` device they give its shapes, which is how it is planned."""
-    state: dict[str, Tensor] = {}
-    for name, parameter in generator.named_parameters():
-        state[f"generator/{name}"] = parameter.detach()
-    for name, parameter in discriminator.named_parameters():
-        kind = "backbone" if name.startswith(("convs", "norms")) else "head"
-        state[f"{kind}/{name}"] = parameter.detach()
-    for name, buffer in [*generator.named_buffers(), *discriminator.named_buffers()]:
-        if not name.endswith("num_batches_tracked"):  # read only where momentum is None, which no layer here has
-            state[f"statistics/{name}"] = buffer
-    for t, masks in enumerate(generator.masks):
-        for i, mask in enumerate(masks):
-            state[f"masks/{t}.{i}"] = pack_bits(mask)
-    return state
+class ResidualPart(TaskPart):
+    """Of a task on ImageNet: a BatchNorm before each convolution of the blocks and before the output layers."""
+
+    @staticmethod
+    def norm_widths(widths: Sequence[int]) -> list[int]:
+        return [widths[i] for i in (0, 1, 2, 4, 5, 7, 8)]
+
+    @staticmethod
+    def output_layer(width: int, channels: int, classes: int, device: Device) -> nn.Module:
+        return ClassOutputs(width, channels, classes, device)
+
+    @staticmethod
+    def widths_of(norms: Sequence[int]) -> list[int]:
+        return [norms[i] for i in (0, 1, 2, 2, 3, 4, 4, 5, 6, 6)]
 
 
-@torch.no_grad()
-def restore(module: nn.Module, state: State) -> None:
-    """Copy what `export` gave of this module into it; its shapes are those of the state."""
-    for name, parameter in module.named_parameters():
-        (key,) = (f"{kind}/{name}" for kind in ("generator", "backbone", "head") if f"{kind}/{name}" in state)
-        parameter.copy_(state[key])
-    for name, buffer in module.named_buffers():
-        if not name.endswith("num_batches_tracked"):
-            buffer.copy_(state[f"statistics/{name}"])
+class ResidualGenerator(MaskedGenerator):
+    """For ImageNet: z → 4·4·g, three residual blocks that double the side, an output convolution a class. `dgmw` alone.
+
+    A block: BatchNorm, ReLU, doubling, masked 3×3, BatchNorm, ReLU, masked 3×3; beside it doubling, and a masked 1×1
+    where the block's output is not as wide as its input.
+    """
+
+    Part = ResidualPart
+
+    def idle(self, task: int) -> set[int]:
+        """Shortcuts of blocks that are as wide before as after."""
+        widths = self.part(task).widths
+        return {i for i in (3, 6, 9) if widths[i] == widths[self.topology[i].source]}
+
+    def forward(self, z_BZ: Tensor, task: int, masks: Sequence[Tensor], within_B: Tensor | None = None) -> Tensor:
+        assert within_B is not None
+        part, (first, *others, last) = self.part(task), batch_norms(self.part(task))
+        widths = part.widths
+        h = F.conv_transpose2d(z_BZ[:, :, None, None], self.used(0, masks[0], self.z_dim, widths[0]))
+        for i, norm, middle in zip((1, 4, 7), [first, *others[1::2]], others[::2], strict=True):
+            y = F.interpolate(F.relu(norm(h)), scale_factor=2, mode="nearest")
+            y = self._convolved(i, y, masks[i], widths[i])
+            y = self._convolved(i + 1, F.relu(middle(y)), masks[i + 1], widths[i + 1])
+            h = F.interpolate(h, scale_factor=2, mode="nearest")
+            if h.shape[1] != y.shape[1]:
+                h = self._convolved(i + 2, h, masks[i + 2], widths[i + 2])
+            h = h + y
+        return torch.tanh(cast(Tensor, part.output(F.relu(last(h)), within_B)))
+
+    def _convolved(self, i: int, x: Tensor, mask: Tensor, outputs: int) -> Tensor:
+        return F.conv2d(
+            x, self.used(i, mask, x.shape[1], outputs).transpose(0, 1), padding=self.topology[i].kernel // 2
+        )
 
 
-def _normal(shape: Sequence[int], device: Device, deviation: float = 0.02) -> Tensor:
-    """N(0, 0.02), as DCGAN initialises (arXiv 1511.06434, §4), from torch's global random source."""
-    return torch.empty(*shape, device=device).normal_(0, deviation)
+def new_generator(
+    layers: Sequence[Layer], z_dim: int, widths: Sequence[int], channels: int, variant: Variant, device: Device
+) -> MaskedGenerator:
+    """The generator that has these shared layers."""
+    made = ResidualGenerator if tuple(layers) == RESIDUAL else MaskedGenerator
+    return made(layers, z_dim, widths, channels, variant, device)

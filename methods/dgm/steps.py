@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.methods.dgm.generator import Discriminator, compensation, sparsity
+from cilbench.methods.dgm.masks import compensation, sparsity
+from cilbench.methods.dgm.planning import AnyDiscriminator
 from cilbench.methods.training.numerics import widest
 
 
@@ -24,7 +25,7 @@ class Adversaries:
     """
 
     made: Callable[[Tensor, Sequence[Tensor]], Tensor]
-    net: Discriminator
+    net: AnyDiscriminator
     net_adam: torch.optim.Optimizer
     generator_adam: torch.optim.Optimizer
     embeddings: Sequence[Tensor]
@@ -35,6 +36,7 @@ class Adversaries:
     sparsity_weight: float
     class_weight: float
     critic_steps: int
+    clip: float
 
     def __post_init__(self) -> None:
         device = self.embeddings[0].device
@@ -88,13 +90,14 @@ class Adversaries:
         loss = -self.net.critic(features_BD).mean() + self.sparsity_weight * sparsity(masks, self.reserved)
         if self.class_weight:
             loss = loss + self.class_weight * F.cross_entropy(self.net.classes(features_BD), labels_B)
-        gradients = list(torch.autograd.grad(loss, self.learning))
+        gradients = list(torch.autograd.grad(loss, self.learning, materialize_grads=True))
         for i, free in enumerate(self.writable):  # 0 from the first step on: Adam's moments stay 0, the weight as it is
             gradients[i] = gradients[i] * free
         for i, e in enumerate(self.embeddings, start=len(self.learning) - len(self.embeddings)):
             gradients[i] = gradients[i] * compensation(e.detach(), self.s, self.s_epoch)
         for parameter, gradient in zip(self.learning, gradients, strict=True):
-            parameter.grad = gradient
+            parameter.grad = gradient.contiguous()  # a fused Adam reads it in the parameter's layout
+        torch.nn.utils.clip_grad_norm_(self.learning, self.clip, foreach=False)
         self.generator_adam.step()
         return loss.detach()
 

@@ -19,7 +19,7 @@ from cilbench.budgets import Budget
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
 from cilbench.methods.contract import Context, Task
-from cilbench.methods.dgm.generator import Discriminator
+from cilbench.methods.dgm.discriminator import Discriminator
 from cilbench.methods.dgm.method import DGM
 from cilbench.protocol.task import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
