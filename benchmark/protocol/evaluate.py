@@ -3,7 +3,7 @@
 The harness compares predictions with labels; a method never scores itself.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -12,11 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from cilbench.budgets.sealed import State, unseal
+from cilbench.data.download import Dataset
 from cilbench.methods.contract import Method, Plan, Scenario
-from cilbench.methods.training.images import Images
+from cilbench.methods.training.images import Images, reordered
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
 from cilbench.request import RunSpec
+from cilbench.scenario import seen_test_images
 
 Predictions = dict[str, NDArray[np.int16]]  # head → [N, 5]
 
@@ -69,6 +71,27 @@ def predict(method: Method, images: Images, heads: tuple[str, ...]) -> Predictio
 
     found_NH5 = in_batches(top5, images).cpu().numpy()
     return {head: found_NH5[:, number] for number, head in enumerate(heads)}
+
+
+def on_test_images(
+    dataset: Dataset,
+    scenario: Scenario,
+    task: int,
+    device: torch.device,
+    seed: int,
+    predictions_of: Callable[[Images], Predictions],
+) -> Predictions:
+    """Predictions for the test images of all classes seen after `task`, and the "labels"; checked.
+
+    `predictions_of` gets the images in an order drawn from `seed`: data sets are often sorted by class, which is as
+    good as a label.
+    """
+    images, labels = seen_test_images(dataset, scenario, task, device)
+    order = np.random.default_rng(seed).permutation(len(images))
+    predictions = predictions_of(reordered(images, torch.from_numpy(order)))
+    check_predictions(predictions, len(images), scenario.seen(task))
+    back = np.argsort(order)
+    return {head: top5[back] for head, top5 in predictions.items()} | {"labels": labels.cpu().numpy().astype(np.int16)}
 
 
 def check_predictions(predictions: Predictions, images: int, seen: int) -> None:

@@ -11,7 +11,6 @@ from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
-import numpy as np
 import torch
 
 from cilbench.budgets.ledger import Ledger
@@ -23,17 +22,17 @@ from cilbench.device.memory import free_cached, peak_memory_bytes, reset_peak_me
 from cilbench.errors import in_one_line
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
-from cilbench.methods.training.images import release, reordered
+from cilbench.methods.training.images import Images, release
 from cilbench.methods.training.loop import Diverged
 from cilbench.methods.training.numerics import is_out_of_memory, numerics
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.evaluate import (
     Predictions,
     accuracies,
-    check_predictions,
     evaluate,
     exemplar_count,
     head_norms,
+    on_test_images,
     overall_top1,
     restore_learner,
 )
@@ -43,7 +42,7 @@ from cilbench.records.files import printable
 from cilbench.records.folder import Outcome
 from cilbench.records.schema import FORMAT, TaskRecord
 from cilbench.request import RunSpec, chosen_settings
-from cilbench.scenario import class_names, seen_test_images, stream
+from cilbench.scenario import class_names, stream
 
 STORED_SAMPLES_PER_CLASS = 8
 
@@ -189,20 +188,15 @@ def _weigh(spec: RunSpec, sealed: bytes, task: int) -> Ledger:
 
 
 def _restore_and_evaluate(run: RunContext, given: SealedTask, state: State, task: int) -> Predictions:
-    """Predictions of a learner built from what was sealed, and the "labels".
+    """Predictions of a learner built from what was sealed, and the "labels"."""
 
-    The images come in an order of the harness's own: data sets are often sorted by class, which is as good as a label.
-    """
-    images, labels = seen_test_images(run.dataset, run.spec.scenario, task, run.device)
-    order = np.random.default_rng(task_seed(run.spec.seed, task)).permutation(len(images))
-    shuffled = reordered(images, torch.from_numpy(order))
-    if run.isolate:
-        predictions = evaluate_in_subprocess(given, shuffled)
-    else:
-        predictions = evaluate(run.spec, given.plan, state, shuffled, run.device)
-    check_predictions(predictions, len(images), run.spec.scenario.seen(task))
-    back = np.argsort(order)
-    return {head: top5[back] for head, top5 in predictions.items()} | {"labels": labels.cpu().numpy().astype(np.int16)}
+    def predictions_of(images: Images) -> Predictions:
+        if run.isolate:
+            return evaluate_in_subprocess(given, images)
+        return evaluate(run.spec, given.plan, state, images, run.device)
+
+    seed = task_seed(run.spec.seed, task)
+    return on_test_images(run.dataset, run.spec.scenario, task, run.device, seed, predictions_of)
 
 
 def _evaluate_unsealed(run: RunContext, plan: Plan, learned: Learned, predictions: Predictions, task: int) -> Ledger:

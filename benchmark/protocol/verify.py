@@ -4,24 +4,27 @@
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 
 from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.sealed import unseal
 from cilbench.data.download import Dataset, load
 from cilbench.device.choose import pick_device
+from cilbench.device.environment import environment
+from cilbench.device.measure import using_threads
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan
-from cilbench.methods.training.engine import MemoryFormat, is_out_of_memory
+from cilbench.methods.training.images import Images
+from cilbench.methods.training.numerics import MemoryFormat, is_out_of_memory
+from cilbench.protocol.evaluate import Predictions, accuracies, evaluate, on_test_images
 from cilbench.protocol.rerun import Recorded
-from cilbench.protocol.run import _evaluated, _metrics, environment
+from cilbench.protocol.task import task_seed
 from cilbench.records.files import UNREADABLE, printable, read_bytes
 from cilbench.records.schema import (
     CELL,
@@ -39,8 +42,6 @@ from cilbench.request import RunSpec, specs
 
 _MATTERS = ("cilbench", "git_commit", "torch", "platform", "device", "threads")  # to the last bits of a score
 _MOST_THREADS = 1024
-
-Arrays = Mapping[str, NDArray[np.int16]]
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,10 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
     except BudgetTooSmall as refusal:
         raise RequestError(f"RUN {folder}: {refusal}") from None
     problems: list[str] = []
-    with _threads(cell.environment.get("threads")):
+    threads = cell.environment.get("threads")  # sums on a CPU depend on their number
+    if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
+        threads = torch.get_num_threads()
+    with using_threads(threads):
         here = environment(there)
         for record in kept:
             try:
@@ -92,7 +96,7 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
                 problems.append(f"task {record.task}: {difference}")
                 continue
             found = list(_differences(record.task, stored, again))
-            if not found and not _same_accuracies(rows, _metrics(again, spec, record.task)):
+            if not found and not _same_accuracies(rows, accuracies(again, spec.scenario, record.task)):
                 found = [f"task {record.task}: {METRICS} is not what the predictions give"]
             problems += found
     missing = len(cell.tasks) - len(kept)
@@ -112,7 +116,7 @@ def _state(folder: Path, record: TaskRecord) -> Path:
 
 def _evaluated_again(
     folder: Path, record: TaskRecord, spec: RunSpec, plan: Plan, dataset: Dataset, device: torch.device
-) -> Arrays:
+) -> Predictions:
     """Predictions of the learner that the sealed state of a task makes, and the labels. Raises _Differs."""
     try:
         sealed = read_bytes(_state(folder, record), min(record.sealed_bytes, LIMITS[STATE]))
@@ -121,14 +125,19 @@ def _evaluated_again(
     if hashlib.sha256(sealed).hexdigest() != record.sealed_sha256:
         raise _Differs("its sealed state is not the one that was recorded")
     try:
-        return _evaluated(spec, plan, sealed, dataset, record.task, device, isolate=False)
+        state, scenario, seed = unseal(sealed), spec.scenario, task_seed(spec.seed, record.task)
+
+        def predictions_of(images: Images) -> Predictions:
+            return evaluate(spec, plan, state, images, device)
+
+        return on_test_images(dataset, scenario, record.task, device, seed, predictions_of)
     except Exception as error:  # a method may raise anything over bytes that are not its own
         if is_out_of_memory(error):
             raise RequestError(f"--device {device}: not enough memory to evaluate task {record.task}") from None
         raise _Differs(f"no learner can be rebuilt from its state ({type(error).__name__}: {error})") from None
 
 
-def _differences(task: int, stored: Arrays, again: Arrays) -> Iterator[str]:
+def _differences(task: int, stored: Predictions, again: Predictions) -> Iterator[str]:
     for name, now in again.items():
         then = stored.get(f"task{task}/{name}")
         if then is None or then.shape != now.shape:
@@ -150,15 +159,3 @@ def _same_accuracies(rows: list[MetricsRow], again: list[dict[str, Any]]) -> boo
 def _listed(records: list[TaskRecord]) -> str:
     numbers = ", ".join(str(record.task) for record in records)
     return f"task{'s' if len(records) > 1 else ''} {numbers}"
-
-
-@contextmanager
-def _threads(recorded: object) -> Iterator[None]:
-    """As many threads as the run had: sums on a CPU depend on their number."""
-    before = torch.get_num_threads()
-    if isinstance(recorded, int) and 1 <= recorded <= _MOST_THREADS:
-        torch.set_num_threads(recorded)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
