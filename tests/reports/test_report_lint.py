@@ -13,6 +13,8 @@ from cilbench import reports
 from cilbench.cli.main import main as cli
 from cilbench.reports import aggregate, tables
 from cilbench.reports import comparability as lint
+from cilbench.reports.figures import memory
+from cilbench.reports.group import groups_of
 
 DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
 
