@@ -18,8 +18,10 @@ TOLERANCE = 1.5  # points of avg; published repeats of one configuration differ 
 TASK_TOLERANCE = 3.0  # points at any task
 SAME = {"foster+cim": "cim"}
 JUDGED_BEFORE = {"foster": "two-branch", "cim": "two-branch"}  # published before compression (docs/two-branch.md)
-# What a run that stands beside published numbers has; `seed` is free. The class order is PyCIL's.
-USUAL = {"recipe": "published", "accounting": "published", "fill": "published", "storage": "fp32", "order": 1993}
+# What a run that stands beside published numbers has; its seed is free. The class order is PyCIL's.
+USUAL = {"accounting": ["published"], "storage": ["fp32"], "order": [1993]}
+USUAL |= {"recipe": ["published", "survey"], "fill": ["published", "fixed"]}
+APART = ("precision", "recipe", "fill")  # what is not averaged over
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Ours:
     top1: tuple[float, ...]
     seeds: tuple[int, ...]
     precision: str
+    recipe: str
+    fill: str
     backbone: str
     status: str
     reason: str
@@ -66,13 +70,14 @@ class Comparison:
 def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) -> Comparison:
     """With the number of the same kind of experiment, never the nearest, and with the mean of the public runs of it.
 
-    A head that papers print no number of is held against the public runs alone.
+    A head that papers print no number of is held against the public runs alone, and so is a memory of another kind.
     """
-    alike = published.comparable(curves, numbers[0] if numbers else None, found.head, found.backbone)
-    theirs = np.mean([curve.top1 for curve in alike], axis=0) if alike else np.array([])
-    avg, last = (float(theirs.mean()), float(theirs[-1])) if alike else (math.nan, math.nan)
-    if found.published_head and numbers:
-        avg, last = numbers[0].avg, numbers[0].last
+    numbers = numbers if found.fill == "published" and found.published_head else ()
+    variant = published.FIXED if found.fill == "fixed" else numbers[0].variant if numbers else published.BENCHMARK
+    kind = (found.head, found.backbone, found.recipe, variant)
+    alike = [curve for curve in curves if (curve.head, curve.backbone, curve.recipe, curve.variant) == kind]
+    theirs = np.mean([curve.top1 for curve in alike], axis=0) if alike else np.array([math.nan])
+    avg, last = (numbers[0].avg, numbers[0].last) if numbers else (float(theirs.mean()), float(theirs[-1]))
     if not alike or len(theirs) != len(found.top1):
         return Comparison(found.avg - avg, found.last - last)
     gaps = np.array(found.top1) - theirs
@@ -102,7 +107,7 @@ def as_published(folder: Folder, numbers: published.Numbers) -> "pd.Series[bool]
     assert rows is not None
     wanted = pd.Series([_asked_backbone(numbers.get(place_of(row), ())) for _, row in rows.iterrows()], rows.index, str)
     untouched = rows["settings"].isna() & (not any("--set" in command for command in folder.about.get("commands", [])))
-    usual = pd.concat([rows[column].eq(value) for column, value in USUAL.items()], axis=1).all(axis=1)
+    usual = pd.concat([rows[column].isin(values) for column, values in USUAL.items()], axis=1).all(axis=1)
     return usual & untouched & rows["requested_backbone"].eq(wanted)
 
 
@@ -118,7 +123,7 @@ def place_of(row: "pd.Series[Any]") -> Place:
 
 
 def ours(folders: Iterable[Folder], numbers: published.Numbers) -> dict[Place, list[Ours]]:
-    """What was found with the published recipe: an entry per folder, precision and head, the published head first.
+    """What was found as published: an entry per folder, head and what is `APART`, the published head first.
 
     A number that was published without a budget is held against ours at any.
     """
@@ -126,7 +131,7 @@ def ours(folders: Iterable[Folder], numbers: published.Numbers) -> dict[Place, l
     for folder in folders:
         if folder.rows is None:
             continue
-        for place, part in by_place(folder.rows[as_published(folder, numbers)], "precision"):
+        for place, part in by_place(folder.rows[as_published(folder, numbers)], *APART):
             anywhere = replace(place, budget=ANY)
             where = anywhere if place not in numbers and anywhere in numbers else place
             found.setdefault(where, []).extend(heads(part, folder, JUDGED_BEFORE.get(place.method)))
@@ -166,6 +171,8 @@ def _of_head(rows: pd.DataFrame, folder: Folder, status: str, reason: str) -> Ou
         top1=tuple(stages.groupby("task")["top1"].mean()),
         seeds=tuple(sorted(set(seeds))),
         precision=str(first["precision"]),
+        recipe=str(first["recipe"]),
+        fill=str(first["fill"]),
         backbone=str(first["backbone"]),
         status=status,
         reason=reason,

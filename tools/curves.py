@@ -20,6 +20,8 @@ class Measured(Protocol):
 
     head: str
     precision: str
+    recipe: str
+    fill: str
     top1: tuple[float, ...]
     seeds: tuple[int, ...]
 
@@ -38,7 +40,8 @@ def draw(title: str, curves: Sequence[Curve], ours: Sequence[Measured], path: Pa
                 axes.plot(range(1, len(curve.top1) + 1), curve.top1, label=label, **look)
             for entry in ours:
                 if entry.head == head and entry.seeds:
-                    label = f"ours, {entry.precision}, {len(entry.seeds)} seed{'s' * (len(entry.seeds) > 1)}"
+                    unusual = [what for what in (entry.recipe, entry.fill) if what != "published"]
+                    label = ", ".join(["ours", entry.precision, *unusual, f"seeds: {len(entry.seeds)}"])
                     axes.plot(range(1, len(entry.top1) + 1), entry.top1, "o-", color=OURS, ms=3, lw=1.2, label=label)
             axes.set(title=head, xlabel="task")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

@@ -20,6 +20,7 @@ ANY = "any"  # the budget of a number that has none
 # exemplars has the network and the exemplars of its budget whatever it is compared with; figures are read off.
 BENCHMARK, ALIGNED, PRINTED, SWEEP = "2000 exemplars", "memory-aligned", "as printed", "budget sweep"
 VARIANTS = (BENCHMARK, ALIGNED, PRINTED, SWEEP)
+FIXED = "20 exemplars a class"  # from the first task on: --fill fixed
 
 
 @dataclass(frozen=True)
@@ -98,12 +99,6 @@ def curves() -> dict[Place, list[Curve]]:
             said = {key: entry[key] for key in ("backbone", "recipe", "variant", "confidence", "source")}
             found.setdefault(_place(entry, entry["method"]), []).append(Curve(head, tuple(top1), **said))
     return found
-
-
-def comparable(known: Sequence[Curve], own: Published | None, head: str, backbone: str) -> list[Curve]:
-    """The runs of a place that ours repeats: same head and network, published recipe, kind of its own number."""
-    wanted = (head, backbone, "published", own.variant if own is not None else BENCHMARK)
-    return [c for c in known if (c.head, c.backbone, c.recipe, c.variant) == wanted]
 
 
 def _document() -> dict[str, Any]:

@@ -46,10 +46,11 @@ Written by `make reproduction` from `results/` and `reports/published.toml`; not
 [How results come about](LINK/README.md).
 
 Accuracies are top-1 in %: *avg* is the mean over all stages, *last* is after the last one. Ours is the mean over
-the seeds, with the published recipe, class order 1993, accounting `published`, nothing set otherwise. It is held
-against the published number of the same kind of experiment: the table of {BENCHMARK} where it has the configuration,
-else the memory-aligned ones, else the figure. What the others say stands behind it in brackets. Where runs of the
-unmodified published code are public, ours is held against their mean task by task as well.
+the seeds, with the published recipe (PyCIL's; `survey` where it says so), class order 1993, accounting `published`,
+nothing set otherwise. It is held against the published number of the same kind of experiment: the table of
+{BENCHMARK} where it has the configuration, else the memory-aligned ones, else the figure. What the others say stands
+behind it in brackets. Where runs of the unmodified published code are public, ours with their recipe, network and kind
+of memory is held against their mean task by task as well.
 **Reproduced**: avg within {TOLERANCE} points (last, where no avg is printed) and no task further than
 {TASK_TOLERANCE:g}; published repeats of one configuration differ by 1.7 themselves. **Differs**: not so, and why.
 **Port**: we ran it, and nothing is published to hold it against. A method that no budget binds has none."""
@@ -123,7 +124,7 @@ def _counts(book: Book) -> str:
         verdict(place, entry, compared).partition(":")[0].partition(";")[0].partition(" (")[0]
         for place in book.numbers
         for entry, compared in book.rows(place)
-        if entry is None or entry.published_head
+        if entry is None or _printed(entry)
     ]
     counts = ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
     absent = [method for method in METHODS if not any(place.method == method for place in book.numbers)]
@@ -140,14 +141,24 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
         head, mine, gap, furthest, seeds = "–", "–", "–", "–", "–"
         if entry is not None and entry.seeds:
             slug, head = entry.folder.path.name, entry.head
-            mine = f"{_pair(entry.avg, entry.last)}, {entry.precision}, [{slug}]({book.link}/{slug})"
+            mine = f"{_pair(entry.avg, entry.last)}, {_conditions(entry)}, [{slug}]({book.link}/{slug})"
             gap = f"{signed(compared.avg)} / {signed(compared.last)}" if compared.known else "–"
             furthest = f"{signed(compared.furthest)} at {compared.task}" if compared.task else "–"
             seeds = ", ".join(map(str, entry.seeds))
-        printed = theirs if entry is None or entry.published_head else "–"  # papers print the published head's
+        printed = theirs if entry is None or _printed(entry) else "–"
         start = (place.method, _budget_text(place.budget), head, printed, mine)
         lines.append((*start, gap, furthest, seeds, command, verdict(place, entry, compared)))
     return lines
+
+
+def _printed(entry: Ours) -> bool:
+    """Do papers print numbers of it?"""
+    return entry.published_head and entry.fill == "published"
+
+
+def _conditions(entry: Ours) -> str:
+    unusual = {"recipe": entry.recipe, "fill": entry.fill}
+    return ", ".join([entry.precision, *(f"{what} {value}" for what, value in unusual.items() if value != "published")])
 
 
 def _command(place: Place, numbers: Sequence[Published]) -> str:
@@ -170,7 +181,7 @@ def _tasks_part(book: Book) -> str:
             for c in book.curves[place]
         ]
         for entry in book.found.get(place, ()):
-            who = f"**ours**, {entry.precision}, {entry.folder.path.name}"
+            who = f"**ours**, {_conditions(entry)}, {entry.folder.path.name}"
             lines += [(entry.head, who, *_stages(entry.top1))] if entry.seeds else []
         columns = ("Head", "Run", *map(str, range(1, len(book.curves[place][0].top1) + 1)), "avg")
         title, name = _place_text(place), book.figure(place)
