@@ -20,6 +20,7 @@ import sys
 import time
 import tomllib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from datetime import date
 from pathlib import Path
@@ -34,6 +35,7 @@ from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.cache import default_data_dir
 from cilbench.device.measure import device_name
 from cilbench.errors import RequestError
+from cilbench.processes import ENDING
 from cilbench.protocol.estimate import duration
 from cilbench.reports.load import read_runs
 from cilbench.reports.measures import measures
@@ -116,7 +118,7 @@ def go_on(queue: Queue, work: Path, options: Sequence[str], threads: int, data_d
     for entry in queue.entries:
         entry.specs(data_dir)  # what is wrong with a request is said before anything runs
     started = "from cilbench.cli.main import main; main()"  # by this very interpreter, installed or not
-    where = ["--out", str(work / "runs"), "--keep", "all", *options, *_data_option(data_dir)]
+    where = ["--out", str(work / "runs"), "--keep", "all", *options]
     environment = os.environ | {name: str(threads) for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if threads}
     codes = []
     for entry in queue.entries:
@@ -130,26 +132,18 @@ def go_on(queue: Queue, work: Path, options: Sequence[str], threads: int, data_d
     return int(any(codes))
 
 
-def _data_option(data_dir: Path | None) -> list[str]:
-    return [] if data_dir is None else ["--data-dir", str(data_dir)]
-
-
 def _passing_signals(command: Sequence[str], environment: Mapping[str, str]) -> tuple[int, int]:
     """Run a command in a session of its own: its exit code, and the signal that was passed on to it, else 0."""
     received: list[int] = []
-
-    def receive(number: int, frame: object) -> None:
-        received.append(number)
-        if child is not None:
-            child.send_signal(number)
-
-    child: subprocess.Popen[bytes] | None = None
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGINT)}
+    before = {number: signal.signal(number, lambda n, _: received.append(n)) for number in ENDING}
     try:
-        child = subprocess.Popen(command, env=environment, start_new_session=True)
-        for number in received:  # it came while the child was started
-            child.send_signal(number)
-        return child.wait(), received[0] if received else 0
+        child, passed = subprocess.Popen(command, env=environment, start_new_session=True), 0
+        while True:
+            with suppress(subprocess.TimeoutExpired):
+                return child.wait(0.2), received[0] if received else 0
+            for number in received[passed:]:
+                child.send_signal(number)
+            passed = len(received)
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -317,7 +311,7 @@ def _run(
     results: Results = RESULTS,
 ) -> None:
     """Run what is not done; the same command goes on where it was stopped."""
-    options = ["--jobs", jobs, "--device", device]
+    options = ["--jobs", jobs, "--device", device, *(["--data-dir", str(data_dir)] if data_dir else [])]
     raise typer.Exit(go_on(read_queue(queue), work.resolve(), options, threads, data_dir, results))
 
 

@@ -217,22 +217,25 @@ def _shortened_part(book: Book) -> str:
 
 def _shortened_lines(folder: Folder, rows: pd.DataFrame) -> list[tuple[str, ...]]:
     """A row per configuration, by its published head."""
-    lines: list[tuple[str, ...]] = []
+    lines = []
     keys = ("budget_bytes", "recipe", "precision", "accounting", "backbone")
     groups = by_place(rows[rows["published_head"].astype(bool)], *keys)
     for place, part in sorted(groups, key=lambda group: _order(group[0])[3:]):
-        entry, first = heads(part, folder)[0], part.iloc[0]
+        (entry, *_), first = heads(part, folder), part.iloc[0]
         label = None if place.in_bytes else place.budget
         budget = "–" if place.budget == ANY else budget_text(first["budget_bytes"], label)
         kept = part.loc[part["status"].eq("done"), "exemplars"].dropna()
-        exemplars = "/".join(sorted({f"{int(count):,}" for count in kept})) or "–"
         accounting = "" if first["accounting"] == "published" else f", {first['accounting']} accounting"
-        measures = [f"{value:.2f}" if entry.seeds else "–" for value in (entry.avg, entry.last)]
-        seeds = ", ".join(map(str, entry.seeds)) or "–"
-        ended = f"{entry.status}: {entry.reason}" if entry.status else ""
-        remark = "; ".join(filter(None, (ended, folder.why(f"{place.method}/{place.budget}", place.method))))
-        conditions = (f"{first['recipe']}, {entry.precision}{accounting}", entry.backbone, exemplars)
-        lines.append((_protocol_text(place.protocol), budget, place.method, *conditions, *measures, seeds, remark))
+        lines.append(
+            (
+                *(_protocol_text(place.protocol), budget, place.method),
+                *(f"{entry.recipe}, {entry.precision}{accounting}", entry.backbone),
+                "/".join(sorted({f"{int(count):,}" for count in kept})) or "–",
+                *(f"{value:.2f}" if entry.seeds else "–" for value in (entry.avg, entry.last)),
+                ", ".join(map(str, entry.seeds)) or "–",
+                f"{entry.status}: {entry.reason}" if entry.status else folder.why(place.method),
+            )
+        )
     return lines
 
 

@@ -2,7 +2,7 @@
 
     python first_tasks.py --data-dir DIR SEED… > first-tasks.csv
 
-ICaRL's first task as `tools.speed.two_tasks` has it (ResNet-32, 5,000 images), three epochs at 0.1, 0.01
+ICaRL's first task as `tools.speed.engine` has it (ResNet-32, 5,000 images), three epochs at 0.1, 0.01
 and 0.001. All paths start from the weights that a seed gives the engine; plain steps and float32 have its batches too.
 """
 
@@ -28,11 +28,9 @@ from cilbench.protocol.evaluate import restore_learner
 from cilbench.protocol.task import learn_and_seal, task_seed
 from cilbench.scenario import class_order, seen_test_images, stream
 from tools.speed import reference
-from tools.speed.engine import Job
-from tools.speed.parts import as_arrays
+from tools.speed.engine import Job, as_arrays, milestones, two_tasks
 from tools.speed.rows import CPU as SCALE
 from tools.speed.rows import ORDER, Scale, made_classes
-from tools.speed.two_tasks import milestones, two_tasks
 
 CPU = torch.device("cpu")
 EPOCHS = 3

@@ -12,7 +12,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from rich.console import Console
 from torch import nn
 from torch.nn import functional as F
 from toy import CPU
@@ -29,10 +28,10 @@ from cilbench.methods.training.losses import expansion_loss, kd_loss
 from cilbench.methods.training.numerics import numerics
 from cilbench.scenario import make_scenario
 from tools.__main__ import main
-from tools.speed import bench, two_tasks
+from tools.speed import bench, engine
 from tools.speed import reference as bench_reference
+from tools.speed.bench import brute_force
 from tools.speed.engine import images_per_second, whole_cell
-from tools.speed.parts import brute_force
 from tools.speed.rows import QUICK, alternately, faster, made_classes, share
 
 NOTHING_DRAWN = Augmentation(padding=0, flip=False, brightness=0)
@@ -64,13 +63,13 @@ def test_two_things_are_measured_in_turn_after_a_round_that_does_not_count():
 
 def test_a_ratio_is_how_many_times_as_fast_and_the_median_of_pairs():
     rates = faster("x", "y", "images/s", [(100, 50), (80, 20), (90, 30)], 3)
-    assert (rates.ours, rates.reference) == (90, 30)
-    assert (rates.ratio, rates.ratio_least, rates.ratio_most, rates.reached) == (3, 2, 4, True)
-    assert faster("x", "y", "s", [(2, 5)], 3).ratio == 2.5
-    assert faster("x", "y", "s", [(2, 5)], 3).reached is False
+    assert (rates["ours"], rates["reference"]) == (90, 30)
+    assert (rates["ratio"], rates["ratio_least"], rates["ratio_most"], rates["reached"]) == (3, 2, 4, True)
+    assert faster("x", "y", "s", [(2, 5)], 3)["ratio"] == 2.5
+    assert faster("x", "y", "s", [(2, 5)], 3)["reached"] is False
     part = share("x", "y", "s", [(1, 50)], 0.05)
-    assert (part.ratio, part.reached) == (0.02, True)
-    assert share("x", "y", "s", [(1, 50)]).reached is None
+    assert (part["ratio"], part["reached"]) == (0.02, True)
+    assert share("x", "y", "s", [(1, 50)])["reached"] is None
 
 
 # ------------------------------------------------------------------------------------------- the reference
@@ -135,7 +134,7 @@ def test_what_workers_are_given_can_be_sent_to_them(twenty):
 def test_the_reference_is_icarl_as_the_engine_is(twenty):
     """Tasks that can be told apart by their pixels are learned by both, and both keep what the budget allows."""
     scale = replace(QUICK, epochs=6)
-    ours, theirs = (f(twenty, scale, CPU, seed=3) for f in (two_tasks.engine_run, two_tasks.reference_run))
+    ours, theirs = (f(twenty, scale, CPU, seed=3) for f in (engine.engine_run, engine.reference_run))
     assert [set(by_head) for by_head in ours.top1] == [set(by_head) for by_head in theirs.top1] == [{"nme", "head"}] * 2
     for run in (ours, theirs):
         assert np.mean([by_head["nme"] for by_head in run.top1]) > 3 * 100 / 20
@@ -155,7 +154,7 @@ def test_a_seed_gives_both_the_same_weights(twenty, monkeypatch):
     monkeypatch.setattr("cilbench.methods.icarl.fit", lambda loss, learner, *others: begin(*learner))
     monkeypatch.setattr(bench_reference, "distilled", lambda net, *others: begin(net))
     for seed in (1, 2):
-        for path in (partial(two_tasks.engine_run, precision="fp32"), two_tasks.reference_run):
+        for path in (partial(engine.engine_run, precision="fp32"), engine.reference_run):
             with pytest.raises(Begun):
                 path(twenty, QUICK, CPU, seed)
     same = [[torch.equal(a, b) for a, b in zip(begun[0], other, strict=True)] for other in begun[1:]]
@@ -237,7 +236,7 @@ def test_both_see_an_image_in_the_same_ways(twenty):
 
 def test_both_learn_at_the_same_rates(twenty, monkeypatch):
     """Ten epochs a task: the published 200 and 170, in proportion."""
-    config = two_tasks.two_tasks(twenty, replace(QUICK, epochs=10), CPU).spec.method.config
+    config = engine.two_tasks(twenty, replace(QUICK, epochs=10), CPU).spec.method.config
     ours = [config.schedule(task).lr_at(epoch) for task in (0, 1) for epoch in range(10)]
     first, later = [0.1] * 3 + [1e-2] * 3 + [1e-3] * 2 + [1e-4] * 2, [0.1] * 5 + [1e-2] * 2 + [1e-3] * 3
     assert ours == pytest.approx(first + later)
@@ -248,7 +247,7 @@ def test_both_learn_at_the_same_rates(twenty, monkeypatch):
         theirs.append(optimizer.param_groups[0]["lr"])
 
     monkeypatch.setattr(bench_reference, "_epoch", epoch_at_its_rate)
-    learner = bench_reference.ICaRL(loop_of(twenty), 100, 10, two_tasks.milestones(10))
+    learner = bench_reference.ICaRL(loop_of(twenty), 100, 10, engine.milestones(10))
     for images, labels in arrays_of(twenty):
         learner.learn(images, labels)
     assert theirs == pytest.approx(first + later)
@@ -262,7 +261,7 @@ def test_the_reference_keeps_as_many_exemplars_as_the_engine(twenty):
         pool = {image.tobytes() for images, _ in arrays_of(twenty) for image in images}
         assert all(image.tobytes() in pool for image in learner.memory)
     assert len(learner.means) == 20
-    state = unseal(bench.sealed_after(2, two_tasks.two_tasks(twenty, QUICK, CPU)))
+    state = unseal(bench.sealed_after(2, engine.two_tasks(twenty, QUICK, CPU)))
     assert state["labels/images_per_class"].tolist() == np.bincount(learner.memory_labels).tolist()
 
 
@@ -277,7 +276,7 @@ def arrays_of(dataset):
 
 
 def test_the_parts_of_a_cell_are_all_of_it(quick, twenty, tmp_path):
-    asked = two_tasks.two_tasks(twenty, QUICK, CPU)
+    asked = engine.two_tasks(twenty, QUICK, CPU)
     whole = whole_cell(asked, tmp_path)
     parts = [whole.train, whole.herd, whole.evaluate, whole.seal, whole.other]
     assert min(parts) > 0
@@ -287,7 +286,7 @@ def test_the_parts_of_a_cell_are_all_of_it(quick, twenty, tmp_path):
 
 
 def test_a_cell_that_is_not_done_is_no_figure(twenty, tmp_path):
-    asked = two_tasks.two_tasks(twenty, QUICK, CPU).brief(lr=1e11, max_steps=None, first_epochs=50)
+    asked = engine.two_tasks(twenty, QUICK, CPU).brief(lr=1e11, max_steps=None, first_epochs=50)
     with pytest.raises(RuntimeError, match="icarl: diverged: the loss is not finite"):
         whole_cell(asked, tmp_path)
 
@@ -302,10 +301,10 @@ def test_learning_ends_with_the_epochs_that_are_timed(quick, monkeypatch, method
 # ------------------------------------------------------------------------------------------- the command
 
 
-def test_every_section_and_what_is_written(quick, tmp_path):
-    out, console = tmp_path / "bench.json", Console(record=True, width=160)
-    assert bench.measure(quick, list(bench.SECTIONS), out, console) == 0
-    told, text = json.loads(out.read_text()), console.export_text()
+def test_every_section_and_what_is_written(quick, tmp_path, capsys):
+    out = tmp_path / "bench.json"
+    assert bench.measure(quick, list(bench.SECTIONS), out) == 0
+    told, text = json.loads(out.read_text()), capsys.readouterr().out
     assert told["failed"] == {}
     assert [s for s in bench.SECTIONS if any(row["section"] == s for row in told["rows"])] == list(bench.SECTIONS)
     for row in told["rows"]:
@@ -317,17 +316,17 @@ def test_every_section_and_what_is_written(quick, tmp_path):
     assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12}
 
 
-def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch):
+def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch, capsys):
     def fails(bench):
         raise RuntimeError("no room\nhere")
 
     monkeypatch.setitem(bench.SECTIONS, "herding", fails)
-    out, console = tmp_path / "bench.json", Console(record=True, width=160)
-    assert bench.measure(quick, ["herding", "icarl"], out, console) == 1
+    out = tmp_path / "bench.json"
+    assert bench.measure(quick, ["herding", "icarl"], out) == 1
     told = json.loads(out.read_text())
     assert told["failed"] == {"herding": "RuntimeError: no room"}
     assert {row["section"] for row in told["rows"]} == {"icarl"}
-    assert "herding failed: RuntimeError: no room" in console.export_text()
+    assert "herding failed: RuntimeError: no room" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -8,32 +8,48 @@ docs/bench.md says what every row of the table means.
 import datetime
 import json
 import os
-import sys
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import numpy as np
+import pandas as pd
 import torch
 import typer
-from rich.console import Console
-from rich.table import Table
+from numpy.typing import NDArray
 
+from cilbench.budgets.codecs import Raw
 from cilbench.data.download import Dataset
 from cilbench.device.choose import pick_device
 from cilbench.device.environment import environment
 from cilbench.device.measure import device_name
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Task
+from cilbench.methods.icarl import ICaRL
+from cilbench.methods.rehearsal.herding import herd
+from cilbench.methods.rehearsal.memory import Plain
+from cilbench.methods.training.loop import in_batches
+from cilbench.methods.training.numerics import numerics
+from cilbench.protocol.evaluate import restore_learner
 from cilbench.scenario import stream
 from tools.speed import reference
-from tools.speed.engine import Job, Whole, images_per_second, job, sealed_after, whole_cell
-from tools.speed.parts import as_arrays, herding_rows
+from tools.speed.engine import (
+    Job,
+    Whole,
+    as_arrays,
+    engine_run,
+    images_per_second,
+    job,
+    reference_run,
+    sealed_after,
+    two_tasks,
+    whole_cell,
+)
 from tools.speed.rows import CPU, CUDA, INC, QUICK, Row, Scale, alternately, faster, made_classes, share
-from tools.speed.two_tasks import engine_run, reference_run, two_tasks
 
 FORMAT = 2
 LATE_TASK = 4  # "at task 5", counted from 0: four frozen branches beside the one that learns
@@ -115,9 +131,61 @@ def memo_rows(bench: Bench) -> list[Row]:
     return [_expanding(bench, "memo", "MEMO at task 5", share_general=True)]
 
 
-def herding(bench: Bench) -> list[Row]:
-    asked = bench.icarl()
-    return herding_rows(asked, _learned(asked, 1), bench.loop(asked.dataset), bench.scale.part_rounds)
+def herding_rows(bench: Bench) -> list[Row]:
+    """Exemplars of the first task of iCaRL, features included, and choosing them alone.
+
+    Raises RuntimeError where what is chosen is not the greedy's, to the last place.
+    """
+    job, rounds = bench.icarl(), bench.scale.part_rounds
+    task, classes = next(stream(job.dataset, job.spec.scenario, job.device)), job.spec.scenario.new(0)
+    count = job.plan.exemplar_bytes[0] // len(classes) // job.spec.scenario.image_bytes
+    images, labels = as_arrays(task)
+    learner = cast(ICaRL, restore_learner(job.spec, job.plan, _learned(job, 1), job.device))
+    toolbox = reference.ICaRL(bench.loop(job.dataset), 0, 0)
+    learner.net.eval()
+    toolbox.net.to(job.device)
+
+    def ours() -> None:
+        learner.memory.classes = []
+        with numerics(job.device, job.spec.precision, job.spec.layout):
+            learner.memory.keep(task, classes, learner.features, Plain(Raw()).encode)
+
+    def theirs() -> None:
+        for label in classes:
+            of_class = images[labels == label]
+            reference.herded(toolbox.vectors(of_class, label), of_class, count)
+
+    with numerics(job.device, job.spec.precision, job.spec.layout):
+        features_ND = in_batches(learner.features, task.images).float()
+    of_class = [features_ND[task.labels == label] for label in classes]
+    vectors = [reference.normalised(features.cpu().numpy()) for features in of_class]
+    pixels = [images[labels == label] for label in classes]
+    for features, order in zip(of_class, herd(of_class, count), strict=True):
+        if order.tolist() != brute_force(features.cpu().double().numpy(), count):
+            raise RuntimeError("herding is not the greedy that it says it is")
+
+    def choose_in_numpy() -> None:
+        for vectors_ND, pixels_NHWC in zip(vectors, pixels, strict=True):
+            reference.herded(vectors_ND, pixels_NHWC, count)
+
+    size = f"{len(classes)} × {len(of_class[0])} → {count}"
+    whole = alternately(_seconds(ours), _seconds(theirs), rounds)
+    choice = alternately(_seconds(lambda: herd(of_class, count)), _seconds(choose_in_numpy), rounds)
+    return [
+        faster("herding", f"exemplars, {size}", "s", whole, 7),
+        faster("herding", f"selection, {size}", "s", choice, 12),
+    ]
+
+
+def brute_force(features_ND: NDArray[np.float64], count: int) -> list[int]:
+    """iCaRL's Algorithm 4 by its definition, in float64: every mean in full, every distance in full."""
+    x_ND = features_ND / np.linalg.norm(features_ND, axis=1, keepdims=True)
+    mean_D, chosen = x_ND.mean(0), list[int]()
+    for k in range(1, min(count, len(x_ND)) + 1):
+        distances_N = np.linalg.norm(mean_D - (x_ND[chosen].sum(0) + x_ND) / k, axis=1)
+        distances_N[chosen] = np.inf
+        chosen.append(int(distances_N.argmin()))
+    return chosen
 
 
 def _expanding(bench: Bench, method: str, name: str, *, share_general: bool) -> Row:
@@ -161,19 +229,28 @@ def _with_exemplars(asked: Job, task: int, exemplars: int) -> tuple[reference.Pi
     return np.concatenate([new[0], images[kept]]), np.concatenate([new[1], labels[kept]])
 
 
+def _seconds(function: Callable[[], object]) -> Callable[[], float]:
+    def timed() -> float:
+        started = time.perf_counter()
+        function()
+        return time.perf_counter() - started
+
+    return timed
+
+
 SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "cell": cell_rows,
     "icarl": icarl_rows,
     "der": der_rows,
     "memo": memo_rows,
-    "herding": herding,
+    "herding": herding_rows,
 }
 
 
 # ------------------------------------------------------------------------------------------- the command
 
 
-def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console) -> int:
+def measure(bench: Bench, sections: Sequence[str], out: Path) -> int:
     """Every section in turn, the JSON written anew after each; 1 where one failed, which stops no other."""
     out.touch()  # what cannot be written is said now
     failed: dict[str, str] = {}
@@ -181,15 +258,16 @@ def measure(bench: Bench, sections: Sequence[str], out: Path, console: Console) 
     about = {"format": FORMAT, "date": now, "machine": machine(bench.device), "scale": asdict(bench.scale)}
     rows: list[Row] = []
     for section in sections:
-        console.print(f"{section} …")
+        typer.echo(f"{section} …")
         try:
             rows += SECTIONS[section](bench)
         except Exception as error:  # whatever it is: an hour's other figures are not lost for it
             failed[section] = f"{type(error).__name__}: {error}".splitlines()[0]
-            console.print(f"{section} failed: {failed[section]}", markup=False)
-        told = {**about, "rows": [asdict(row) | {"reached": row.reached} for row in rows], "failed": failed}
-        out.write_text(json.dumps(told, indent=1) + "\n")
-    console.print(table(rows))
+            typer.echo(f"{section} failed: {failed[section]}")
+        out.write_text(json.dumps({**about, "rows": rows, "failed": failed}, indent=1) + "\n")
+    if rows:
+        table = pd.DataFrame(rows).drop(columns="pairs").astype(object)
+        typer.echo(table.fillna("").to_string(index=False, float_format="{:.4g}".format))
     return 1 if failed else 0
 
 
@@ -197,18 +275,6 @@ def machine(device: torch.device) -> dict[str, Any]:
     """Hardware and versions; the load says whether anything else ran."""
     names = {"hardware": device_name(device), "cpu": device_name(torch.device("cpu")), "cores": os.cpu_count()}
     return {**environment(device), **names, "load_before": os.getloadavg()[0]}
-
-
-def table(rows: Sequence[Row]) -> Table:
-    """What was measured, for people."""
-    shown = Table("section", "what", "engine", "reference", "", "ratio", "least … most", "target", "reached")
-    for row in rows:
-        figures = [f"{value:,.0f}" if value >= 100 else f"{value:.3g}" for value in (row.ours, row.reference)]
-        spread = f"{row.ratio_least:.3g} … {row.ratio_most:.3g}"
-        target = "" if row.target is None else f"{'≤' if row.at_most else '≥'} {row.target:g}"
-        reached = {None: "", True: "yes", False: "no"}[row.reached]
-        shown.add_row(row.section, row.what, *figures, row.unit, f"{row.ratio:.3g}", spread, target, reached)
-    return shown
 
 
 def _chosen(text: str) -> list[str]:
@@ -232,6 +298,5 @@ def command(
     where, sections = pick_device(device), _chosen(only)
     scale = QUICK if quick else CUDA if where.type == "cuda" else CPU
     scale = scale if rounds is None else replace(scale, rounds=rounds)
-    console = Console(width=None if sys.stdout.isatty() else 160, highlight=False)
     with tempfile.TemporaryDirectory() as folder:
-        raise typer.Exit(measure(Bench(scale, where, Path(folder)), sections, out, console))
+        raise typer.Exit(measure(Bench(scale, where, Path(folder)), sections, out))

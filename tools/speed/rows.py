@@ -1,9 +1,10 @@
 """What `make bench` is made of: how much is measured, on which images, and two things in turn as a row of its table."""
 
 import os
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from statistics import median
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,6 +19,10 @@ ORDER = 1993  # of the classes, which "the first 20 of CIFAR-100" follow
 INC = 10
 
 Figure = Callable[[], float]  # does the work once; seconds, or so much per second
+Pairs = list[tuple[float, float]]  # (ours, reference) as measured, one after the other
+# A line of the table: section, what, unit; medians of ours, reference and ratio; ratio_least, ratio_most; target, and
+# whether it is reached (None where nothing is aimed at); pairs.
+Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -57,63 +62,31 @@ CUDA = replace(CPU, steps=50, timed_epochs=5, part_rounds=9)
 QUICK = Scale(8, "tinyconv6", 20, 100, epochs=1, batch=16, steps=2, timed_epochs=1, rounds=1, part_rounds=1, workers=0)
 
 
-@dataclass(frozen=True)
-class Row:
-    """One line of the table. `pairs` are (ours, reference) as measured, one after the other; the rest are medians.
-
-    `unit` is what both are in: "s" is seconds, less is better, anything else is per second. `ratio` says how many times
-    as fast ours is; where the reference is what ours is a part of (a whole cell, the device's ceiling), the share.
-    """
-
-    section: str
-    what: str
-    unit: str
-    ours: float
-    reference: float
-    ratio: float
-    ratio_least: float
-    ratio_most: float
-    target: float | None
-    at_most: bool
-    pairs: tuple[tuple[float, float], ...]
-
-    @property
-    def reached(self) -> bool | None:
-        """None where nothing is aimed at."""
-        if self.target is None:
-            return None
-        return self.ratio <= self.target if self.at_most else self.ratio >= self.target
-
-
-def alternately(ours: Figure, reference: Figure, rounds: int, *, warm: bool = True) -> list[tuple[float, float]]:
+def alternately(ours: Figure, reference: Figure, rounds: int, *, warm: bool = True) -> Pairs:
     """Both in turn, `rounds` times, after one round that does not count (`warm`)."""
     pairs = [(ours(), reference()) for _ in range(rounds + warm)]
     return pairs[warm:]
 
 
-def faster(section: str, what: str, unit: str, pairs: list[tuple[float, float]], target: float | None = None) -> Row:
-    """How many times as fast."""
+def faster(section: str, what: str, unit: str, pairs: Pairs, least: float | None = None) -> Row:
+    """How many times as fast; the target is at least so often. In "s" less is better, other units are per second."""
     ratios = [b / a if unit == "s" else a / b for a, b in pairs]
-    return _row(section, what, unit, pairs, ratios, target, at_most=False)
+    return _row(section, what, unit, pairs, ratios, least, None if least is None else median(ratios) >= least)
 
 
-def share(section: str, what: str, unit: str, pairs: list[tuple[float, float]], most: float | None = None) -> Row:
-    """Which part of the reference."""
-    return _row(section, what, unit, pairs, [a / b for a, b in pairs], most, at_most=True)
+def share(section: str, what: str, unit: str, pairs: Pairs, most: float | None = None) -> Row:
+    """Which part of the reference, which ours is a part of; the target is at most so much."""
+    ratios = [a / b for a, b in pairs]
+    return _row(section, what, unit, pairs, ratios, most, None if most is None else median(ratios) <= most)
 
 
 def _row(
-    section: str,
-    what: str,
-    unit: str,
-    pairs: list[tuple[float, float]],
-    ratios: list[float],
-    target: float | None,
-    at_most: bool,
+    section: str, what: str, unit: str, pairs: Pairs, ratios: list[float], target: float | None, reached: bool | None
 ) -> Row:
-    ours, reference = (statistics.median(figures) for figures in zip(*pairs, strict=True))
-    spread = statistics.median(ratios), min(ratios), max(ratios)
-    return Row(section, what, unit, ours, reference, *spread, target, at_most, tuple(pairs))
+    ours, reference = (median(figures) for figures in zip(*pairs, strict=True))
+    row = {"section": section, "what": what, "unit": unit, "ours": ours, "reference": reference}
+    row |= {"ratio": median(ratios), "ratio_least": min(ratios), "ratio_most": max(ratios)}
+    return row | {"target": target, "reached": reached, "pairs": pairs}
 
 
 def made_classes(classes: int, scale: Scale) -> Dataset:
