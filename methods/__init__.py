@@ -3,6 +3,15 @@
 if __name__ == "methods":  # imported from the repository root: a second copy beside the installed package
     raise ImportError("import cilbench.methods, not methods: the folder is only where that package's files lie")
 
+# What is not as published whatever the method; `cilbench methods NAME` says it below the method's own.
+DEPARTURES = (
+    "Photographs are stored at the data set's size, and random crops are taken from that, not from the original file.",
+    "On ImageNet every protocol has the survey's 7×7 stem; PyCIL's current one on Base-50 is 3×3 without a stride.",
+    "--precision auto computes in bf16 where that was measured to be faster here; published runs are in float32.",
+    "AutoAugment, where it is on, is torchvision's: it shears and turns bilinearly, the authors' code bicubically.",
+    "Which classes ImageNet-50 has was not published; ImageNet-100's are checked against the list that was.",
+)
+
 METHODS: dict[str, str] = {
     "dgm": "cilbench.methods.dgm.method:DGM",
     "memo": "cilbench.methods.memo:MEMO",

@@ -7,7 +7,7 @@ method reports neither its score nor its size.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -17,6 +17,9 @@ from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
 from cilbench.methods.training.checkpoint import Checkpoint
 from cilbench.methods.training.images import Images
+
+if TYPE_CHECKING:
+    from cilbench.methods.rehearsal.memory import Compression
 
 Family = Literal["tiny", "cifar", "imagenet"]
 
@@ -177,7 +180,8 @@ class Context:
 class Method(Protocol):
     """A learner. Everything that outlives a task goes through `state`.
 
-    The object is built anew after every task: `Method(plan, config, scenario, device)` then `load(state)`.
+    The object is built anew after every task: `Method(plan, config, scenario, device)` then `load(state)`. One whose
+    card says `rehearsal` is a `RehearsalMethod`.
     """
 
     card: ClassVar[MethodCard]
@@ -223,4 +227,27 @@ class Method(Protocol):
 
         The harness weighs it, judges a learner that is built from it, and drops it: the next task starts from `state`.
         """
+        ...
+
+
+class RehearsalMethod(Method, Protocol):
+    """A method that keeps exemplars, which a compression encodes."""
+
+    @classmethod
+    def plan(
+        cls, budget: Budget, scenario: Scenario, config: Any, compression: "Compression | None" = None
+    ) -> Plan: ...
+
+    def __init__(
+        self,
+        plan: Plan,
+        config: Any,
+        scenario: Scenario,
+        device: torch.device,
+        compression: "Compression | None" = None,
+    ) -> None: ...
+
+    @classmethod
+    def full_bytes(cls, budget: Budget, scenario: Scenario, compression: "Compression") -> int:
+        """Bytes after the last task with the protocol's backbone and base exemplars: what `--align-to` asks for."""
         ...

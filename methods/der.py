@@ -2,11 +2,13 @@
 
 Keeps      one backbone per task, a linear head over all their features, herded exemplars.
 Throws away the auxiliary head.
-Deviation  the paper's channel pruning is left out, as in the published comparisons (PyCIL; arXiv 2302.03648).
+Deviations the paper's second stage, after each task a fresh head tuned on a balanced set with a temperature, the
+           warm-up and the channel pruning are left out, as in the published comparisons (PyCIL; arXiv 2302.03648).
 """
 
 from dataclasses import dataclass
 
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
@@ -29,18 +31,11 @@ class DER(Rehearsal):
         name="DER",
         title="DER: Dynamically Expandable Representation for Class Incremental Learning",
         arxiv="2103.16788",
-        bibtex=(
-            """@inproceedings{yan2021der,
-  title = {{DER}: Dynamically Expandable Representation for Class Incremental Learning},
-  author = {Yan, Shipeng and Xie, Jiangwei and He, Xuming},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2021},
-  note = {arXiv:2103.16788}
-}""",
-        ),
+        bibtex=cite("yan2021der"),
         heads=("head", "nme"),
         rehearsal=True,
-        port="without the paper's channel pruning, as in the published comparisons",
+        port="without the paper's second stage (a fresh head, tuned on a balanced set with a temperature), warm-up and "
+        "channel pruning, as in the published comparisons",
     )
     config: Config
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
@@ -32,17 +33,7 @@ class Finetune(Rehearsal):
         name="Finetuning",
         title="Catastrophic Interference in Connectionist Networks: The Sequential Learning Problem",
         arxiv="",
-        bibtex=(
-            """@incollection{mccloskey1989catastrophic,
-  title = {Catastrophic Interference in Connectionist Networks: The Sequential Learning Problem},
-  author = {McCloskey, Michael and Cohen, Neal J.},
-  booktitle = {Psychology of Learning and Motivation},
-  volume = {24},
-  pages = {109--165},
-  publisher = {Academic Press},
-  year = {1989}
-}""",
-        ),
+        bibtex=cite("mccloskey1989catastrophic"),
         heads=("head",),
         rehearsal=False,
         competes=False,

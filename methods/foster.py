@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilbench.budgets.sealed import State
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
@@ -61,15 +62,7 @@ class FOSTER(Rehearsal):
         name="FOSTER",
         title="FOSTER: Feature Boosting and Compression for Class-Incremental Learning",
         arxiv="2204.04662",
-        bibtex=(
-            """@inproceedings{wang2022foster,
-  title = {{FOSTER}: Feature Boosting and Compression for Class-Incremental Learning},
-  author = {Wang, Fu-Yun and Zhou, Da-Wei and Ye, Han-Jia and Zhan, De-Chuan},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year = {2022},
-  note = {arXiv:2204.04662}
-}""",
-        ),
+        bibtex=cite("wang2022foster"),
         heads=("head", "nme"),
         rehearsal=True,
         unsealed={"two-branch": "head", "two-branch-nme": "nme"},

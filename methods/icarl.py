@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
@@ -36,15 +37,7 @@ class ICaRL(Rehearsal):
         name="iCaRL",
         title="iCaRL: Incremental Classifier and Representation Learning",
         arxiv="1611.07725",
-        bibtex=(
-            """@inproceedings{rebuffi2017icarl,
-  title = {{iCaRL}: Incremental Classifier and Representation Learning},
-  author = {Rebuffi, Sylvestre-Alvise and Kolesnikov, Alexander and Sperl, Georg and Lampert, Christoph H.},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2017},
-  note = {arXiv:1611.07725}
-}""",
-        ),
+        bibtex=cite("rebuffi2017icarl"),
         heads=("nme", "head"),
         rehearsal=True,
         port="cross-entropy and distillation in place of the paper's binary cross-entropy, as in later comparisons",

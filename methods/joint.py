@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
@@ -31,15 +32,7 @@ class Joint(Rehearsal):
         name="Joint training",
         title="Class-Incremental Learning: A Survey",
         arxiv="2302.03648",
-        bibtex=(
-            """@article{zhou2024class,
-  title = {Class-Incremental Learning: A Survey},
-  author = {Zhou, Da-Wei and Wang, Qi-Wei and Qi, Zhi-Hong and Ye, Han-Jia and Zhan, De-Chuan and Liu, Ziwei},
-  journal = {IEEE Transactions on Pattern Analysis and Machine Intelligence},
-  year = {2024},
-  note = {arXiv:2302.03648}
-}""",
-        ),
+        bibtex=cite("zhou2024survey"),
         heads=("head",),
         rehearsal=False,
         competes=False,

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
@@ -38,15 +39,7 @@ class MEMO(Rehearsal):
         name="MEMO",
         title="A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning",
         arxiv="2205.13218",
-        bibtex=(
-            """@inproceedings{zhou2023memo,
-  title = {A Model or 603 Exemplars: Towards Memory-Efficient Class-Incremental Learning},
-  author = {Zhou, Da-Wei and Wang, Qi-Wei and Ye, Han-Jia and Zhan, De-Chuan},
-  booktitle = {International Conference on Learning Representations (ICLR)},
-  year = {2023},
-  note = {arXiv:2205.13218}
-}""",
-        ),
+        bibtex=cite("zhou2023memo"),
         heads=("head", "nme"),
         rehearsal=True,
     )

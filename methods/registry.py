@@ -15,15 +15,15 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import torch
 
 from cilbench.budgets.codecs import Codec, Raw, fixed_codec
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
-from cilbench.methods.contract import Method, MethodCard, Plan, Scenario
-from cilbench.methods.rehearsal.memory import Compression, Plain
+from cilbench.methods.contract import Method, MethodCard, Plan, RehearsalMethod, Scenario
+from cilbench.methods.rehearsal.memory import Compression, LearnedCompression, Plain
 from cilbench.methods.training.config import apply_recipe, recipe_named
 
 
@@ -43,20 +43,20 @@ class MethodSpec:
     """
 
     name: str
-    base: type
-    compression: type | None
+    base: type[Method]
+    compression: type[LearnedCompression] | None
     codec: Codec | None
     configs: Mapping[str, Any]
 
     @property
     def card(self) -> MethodCard:
-        card: MethodCard = self.base.card  # type: ignore[attr-defined]
+        card = self.base.card
         if self.codec is not None:
             return replace(card, name=f"{card.name} + {self.name.partition('+')[2]}")
         if self.compression is None:
             ending = self.name.removeprefix(card.key) if self.name in ALIASES else ""  # DGMa, DGM+exemplars
             return replace(card, name=card.name + ending)
-        extra: MethodCard = self.compression.card  # type: ignore[attr-defined]
+        extra = self.compression.card
         return replace(
             card,
             name=f"{extra.name} (on {card.name})",
@@ -68,27 +68,28 @@ class MethodSpec:
 
     def plan(self, budget: Budget, scenario: Scenario) -> Plan:
         """Raises BudgetTooSmall in the name that was asked for, ValueError for settings that cannot be."""
-        base: Any = self.base
         try:
-            plan: Plan = base.plan(budget, scenario, self.config, **self._with_compression(scenario))
+            if self._rehearsing is None:
+                return self.base.plan(budget, scenario, self.config)
+            return self._rehearsing.plan(budget, scenario, self.config, self._compression_for(scenario))
         except BudgetTooSmall as refusal:
             raise BudgetTooSmall(self.name, refusal.have_bytes, refusal.smallest_bytes, refusal.what) from None
-        return plan
 
     def full_bytes(self, budget: Budget, scenario: Scenario) -> int:
         """What it keeps with the protocol's backbone and base exemplars: what `--align-to` gives to every method.
 
         Raises BadSetting for a method without exemplars, which has no such size.
         """
-        if not self.card.rehearsal:
+        if self._rehearsing is None:
             raise BadSetting(f"{self.name} keeps no exemplars: there is no size to align to; take der, memo or icarl")
-        return self.base.full_bytes(budget, scenario, **self._with_compression(scenario))  # type: ignore[attr-defined]
+        return self._rehearsing.full_bytes(budget, scenario, self._compression_for(scenario))
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
         """A fresh learner that knows nothing, and shares no object in which something could be handed on."""
-        own = copy.deepcopy((plan, self.config, scenario, self._with_compression(scenario)))
-        method: Method = self.base(*own[:3], device, **own[3])
-        return method
+        plan, config, scenario = copy.deepcopy((plan, self.config, scenario))
+        if self._rehearsing is None:
+            return self.base(plan, config, scenario, device)
+        return self._rehearsing(plan, config, scenario, device, copy.deepcopy(self._compression_for(scenario)))
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every hyper-parameter by component, for the record."""
@@ -99,12 +100,15 @@ class MethodSpec:
         """Of the method itself, beside its compression's."""
         return next(iter(self.configs.values()))
 
-    def _with_compression(self, scenario: Scenario) -> dict[str, Compression]:
-        if not self.base.card.rehearsal:  # type: ignore[attr-defined]
-            return {}
+    @property
+    def _rehearsing(self) -> type[RehearsalMethod] | None:
+        """The class of a method that keeps exemplars."""
+        return cast(type[RehearsalMethod], self.base) if self.base.card.rehearsal else None
+
+    def _compression_for(self, scenario: Scenario) -> Compression:
         if self.compression is None:
-            return {"compression": Plain(self.codec or Raw())}
-        return {"compression": self.compression(list(self.configs.values())[1], scenario)}
+            return Plain(self.codec or Raw())
+        return self.compression(list(self.configs.values())[1], scenario)
 
 
 def known_methods() -> dict[str, str]:

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
@@ -29,17 +30,7 @@ class Replay(Rehearsal):
         name="Replay",
         title="Connectionist Models of Recognition Memory: Constraints Imposed by Learning and Forgetting Functions",
         arxiv="",
-        bibtex=(
-            """@article{ratcliff1990connectionist,
-  title = {Connectionist Models of Recognition Memory: Constraints Imposed by Learning and Forgetting Functions},
-  author = {Ratcliff, Roger},
-  journal = {Psychological Review},
-  volume = {97},
-  number = {2},
-  pages = {285--308},
-  year = {1990}
-}""",
-        ),
+        bibtex=cite("ratcliff1990connectionist"),
         heads=("head", "nme"),
         rehearsal=True,
     )

@@ -122,11 +122,16 @@ def weigh_things(
 
 
 @app.command()
-def methods(bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the citations instead.")] = False) -> None:
+def methods(
+    name: Annotated[str | None, typer.Argument(help="A method, to read all of what departs from its paper.")] = None,
+    bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the citations instead.")] = False,
+) -> None:
     """The methods there are, their papers and what is not as in the paper."""
-    from cilbench.cli.tables import method_cards, methods_table
+    from cilbench.cli.tables import method_cards, method_text, methods_table
 
-    if bibtex:
+    if name is not None:
+        sys.stdout.write(method_text(name))
+    elif bibtex:
         entries = dict.fromkeys(entry for _, card in method_cards() for entry in card.bibtex)
         sys.stdout.write("\n\n".join(entries) + "\n")
     else:

@@ -1,5 +1,6 @@
 """What a plan and the list of methods look like on a terminal and as JSON."""
 
+import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -10,9 +11,10 @@ from rich.table import Table
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import MIB, human_bytes
 from cilbench.device.choose import in_precision, laid_out
-from cilbench.methods import ALIASES, COMPRESSIONS
+from cilbench.errors import RequestError
+from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
 from cilbench.methods.contract import MethodCard, Plan
-from cilbench.methods.registry import known_methods, load_class, load_compression
+from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
 from cilbench.protocol import estimate
 from cilbench.request import RunOptions, RunSpec, specs
 
@@ -138,6 +140,26 @@ def method_cards() -> list[tuple[str, MethodCard]]:
     """(name on the command line, card) of every method and compression."""
     cards = [(name, load_class(name).card) for name in known_methods()]
     return cards + [(f"…+{name}", load_compression(name).card) for name in COMPRESSIONS]
+
+
+def method_text(name: str) -> str:
+    """What a method keeps, does and departs in from its paper: its card, its files' own words, and what is common.
+
+    Raises RequestError for a name that is none.
+    """
+    try:
+        method = resolve(name, "published", {}, {})
+    except UnknownMethod as error:
+        raise RequestError(f"methods {name}: {error}") from None
+    card, classes = method.card, [part for part in (method.base, method.compression) if part is not None]
+    lines = [f"{card.name}: {card.title}" + (f", arXiv {card.arxiv}" if card.arxiv else "")]
+    lines += [f"Predictions: {', '.join(card.heads)}"]
+    if card.unsealed:
+        lines += [f"Judged and not sealed: {', '.join(card.unsealed)}"]
+    lines += [f"Not as in the paper: {card.port}"] if card.port else []
+    for part in classes:
+        lines += ["", (sys.modules[part.__module__].__doc__ or "").strip()]
+    return "\n".join([*lines, "", "Of every method:", *DEPARTURES]) + "\n"
 
 
 def methods_table() -> Table:

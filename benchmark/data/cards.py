@@ -56,18 +56,13 @@ class DatasetCard:
 @cache
 def builtin_cards() -> dict[str, DatasetCard]:
     """The data sets known by name. A function, so that importing this module does not import torch."""
+    from cilbench.methods.bibliography import cite
     from cilbench.methods.contract import Augmentation
 
     digits = DatasetCard(
         name="digits",
         title="Optical Recognition of Handwritten Digits (scikit-learn's part)",
-        bibtex="""@misc{alpaydin1998optical,
-  author = {Alpaydin, Ethem and Kaynak, Cenk},
-  title = {Optical Recognition of Handwritten Digits},
-  howpublished = {UCI Machine Learning Repository},
-  year = {1998},
-  doi = {10.24432/C50P49}
-}""",
+        bibtex=cite("alpaydin1998optical")[0],
         classes=10,
         image_shape=(1, 8, 8),
         family="tiny",
@@ -87,12 +82,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
     cifar100 = DatasetCard(
         name="cifar100",
         title="CIFAR-100",
-        bibtex="""@techreport{krizhevsky2009learning,
-  author = {Krizhevsky, Alex},
-  title = {Learning Multiple Layers of Features from Tiny Images},
-  institution = {University of Toronto},
-  year = {2009}
-}""",
+        bibtex=cite("krizhevsky2009learning")[0],
         classes=100,
         image_shape=(3, 32, 32),
         family="cifar",
@@ -124,12 +114,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         cifar10,
         name="svhn",
         title="Street View House Numbers (cropped)",
-        bibtex="""@inproceedings{netzer2011reading,
-  author = {Netzer, Yuval and Wang, Tao and Coates, Adam and Bissacco, Alessandro and Wu, Bo and Ng, Andrew Y.},
-  title = {Reading Digits in Natural Images with Unsupervised Feature Learning},
-  booktitle = {NIPS Workshop on Deep Learning and Unsupervised Feature Learning},
-  year = {2011}
-}""",
+        bibtex=cite("netzer2011reading")[0],
         base_exemplars=200,
         mean=(0.4377, 0.4438, 0.4728),
         std=(0.1980, 0.2010, 0.1970),
@@ -142,15 +127,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         svhn,
         name="mnist",
         title="MNIST",
-        bibtex="""@article{lecun1998gradient,
-  author = {LeCun, Yann and Bottou, L{\\'e}on and Bengio, Yoshua and Haffner, Patrick},
-  title = {Gradient-Based Learning Applied to Document Recognition},
-  journal = {Proceedings of the IEEE},
-  volume = {86},
-  number = {11},
-  pages = {2278--2324},
-  year = {1998}
-}""",
+        bibtex=cite("lecun1998gradient")[0],
         image_shape=(1, 28, 28),
         mean=(0.1307,),
         std=(0.3081,),
@@ -165,17 +142,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
     imagenet100 = DatasetCard(
         name="imagenet100",
         title="ImageNet-100",
-        bibtex="""@article{russakovsky2015imagenet,
-  author = {Russakovsky, Olga and Deng, Jia and Su, Hao and Krause, Jonathan and Satheesh, Sanjeev and Ma, Sean and
-            Huang, Zhiheng and Karpathy, Andrej and Khosla, Aditya and Bernstein, Michael and Berg, Alexander C. and
-            Fei-Fei, Li},
-  title = {{ImageNet} Large Scale Visual Recognition Challenge},
-  journal = {International Journal of Computer Vision},
-  volume = {115},
-  number = {3},
-  pages = {211--252},
-  year = {2015}
-}""",
+        bibtex=cite("russakovsky2015imagenet")[0],
         classes=100,
         image_shape=(3, 224, 224),
         family="imagenet",
@@ -212,12 +179,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         imagenet100,
         name="food101",
         title="Food-101",
-        bibtex="""@inproceedings{bossard2014food,
-  author = {Bossard, Lukas and Guillaumin, Matthieu and Van Gool, Luc},
-  title = {{Food-101} -- Mining Discriminative Components with Random Forests},
-  booktitle = {European Conference on Computer Vision (ECCV)},
-  year = {2014}
-}""",
+        bibtex=cite("bossard2014food")[0],
         classes=101,
         base=11,
         inc=10,

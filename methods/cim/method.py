@@ -33,6 +33,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Box, Codec, Encoded
 from cilbench.budgets.sealed import State
+from cilbench.methods.bibliography import cite
 from cilbench.methods.cim.boxes import as_stored, class_activation_map, fixed_boxes, hybrid, resize, tight_boxes
 from cilbench.methods.cim.rational import RELU, Twin, activations, learns, phi_of
 from cilbench.methods.contract import Context, MethodCard, Scenario
@@ -85,15 +86,7 @@ class CIM:
         name="CIM",
         title="Class-Incremental Exemplar Compression for Class-Incremental Learning",
         arxiv="2303.14042",
-        bibtex=(
-            """@inproceedings{luo2023cim,
-  title = {Class-Incremental Exemplar Compression for Class-Incremental Learning},
-  author = {Luo, Zilin and Liu, Yaoyao and Schiele, Bernt and Sun, Qianru},
-  booktitle = {IEEE/CVF Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2023},
-  note = {arXiv:2303.14042}
-}""",
-        ),
+        bibtex=cite("luo2023cim"),
         heads=(),
         rehearsal=True,
         port="exemplars stored compressed and decoded from their bytes; the mask's parameters are charged, the boxes "

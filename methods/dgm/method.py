@@ -53,6 +53,7 @@ from torch.nn import functional as F
 from cilbench.budgets.codecs import Encoded, Raw
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State, ledger_of_state, unpack_bits
+from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.config import DGMConfig
 from cilbench.methods.dgm.generator import MaskedGenerator, grown_widths, layer_widths, weight_shapes
@@ -90,15 +91,7 @@ class DGM:
         name="DGM",
         title="Learning to Remember: A Synaptic Plasticity Driven Framework for Continual Learning",
         arxiv="1904.03137",
-        bibtex=(
-            """@inproceedings{ostapenko2019learning,
-  title = {Learning to Remember: A Synaptic Plasticity Driven Framework for Continual Learning},
-  author = {Ostapenko, Oleksiy and Puscas, Mihai and Klein, Tassilo and J{\\"a}hnichen, Patrick and Nabi, Moin},
-  booktitle = {IEEE Conference on Computer Vision and Pattern Recognition (CVPR)},
-  year = {2019},
-  note = {arXiv:1904.03137}
-}""",
-        ),
+        bibtex=cite("ostapenko2019learning"),
         heads=("head",),
         rehearsal=False,
         port="no CIFAR-100 numbers were published; widths and growth follow from the budget; the last epoch counts",

@@ -7,14 +7,14 @@ After a task every class may keep ⌊exemplar bytes / seen classes⌋ bytes. Wit
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
 from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded
 from cilbench.budgets.sealed import State
-from cilbench.methods.contract import Context, Scenario, Task
+from cilbench.methods.contract import Context, MethodCard, Scenario, Task
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.training.augment import Transform
@@ -46,6 +46,16 @@ class Compression(Protocol):
         ...
 
     def load(self, state: State) -> None: ...
+
+
+class LearnedCompression(Compression, Protocol):
+    """A compression with settings of its own. `by_base`: other defaults on a method, by its name and field."""
+
+    card: ClassVar[MethodCard]
+    Config: ClassVar[type]
+    by_base: ClassVar[Mapping[str, Mapping[str, Any]]]
+
+    def __init__(self, config: Any, scenario: Scenario) -> None: ...
 
 
 class Plain:

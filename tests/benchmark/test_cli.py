@@ -206,6 +206,13 @@ def test_methods_and_citations(cilbench):
     assert "short for foster+cim" in listed
     entries = cilbench("methods", "--bibtex").stdout
     assert entries.count("@inproceedings") >= 4
+    said = cilbench("methods", "der+cim").stdout
+    assert "second stage" in said  # of DER, which the published comparisons leave out
+    assert "Boxes lie" in said
+    assert "published runs are in float32" in said
+    unknown = cilbench("methods", "nobody")
+    assert unknown.returncode == 2
+    assert "unknown method 'nobody'" in unknown.stderr
 
 
 def test_settings_reach_the_record(cilbench, tmp_path):
