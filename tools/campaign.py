@@ -166,7 +166,10 @@ def collect(queue: Queue, work: Path, data_dir: Path | None, results: Path) -> l
 
 def _finished(spec: RunSpec, work: Path) -> Path | None:
     path = _folder(spec, work, "")
-    return path if path is not None and (path / "cell.json").exists() else None
+    if path is None or not (path / "cell.json").exists():
+        return None
+    recipe = json.loads((path / "cell.json").read_text())["request"]["recipe"]
+    return path if recipe == spec.recipe else None
 
 
 def _folder(spec: RunSpec, work: Path, suffix: str) -> Path | None:

@@ -45,6 +45,13 @@ class Ours:
     reason: str
     folder: Folder
 
+    @property
+    def conditions(self) -> str:
+        """Precision, and recipe and fill where they are not what is published."""
+        unusual = {"recipe": self.recipe, "fill": self.fill}
+        named = [f"{what} {value}" for what, value in unusual.items() if value != "published"]
+        return ", ".join([self.precision, *named])
+
 
 @dataclass(frozen=True)
 class Comparison:

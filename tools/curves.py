@@ -2,31 +2,20 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol
 
 import matplotlib as mpl
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
+from tools.compare import Ours
 from tools.published import Curve
 
 OURS, PANEL_INCHES = "#c1272d", (3.6, 2.9)
 LINES = ("-", "--", ":", "-.")
 
 
-class Measured(Protocol):
-    """One head of ours."""
-
-    head: str
-    precision: str
-    recipe: str
-    fill: str
-    top1: tuple[float, ...]
-    seeds: tuple[int, ...]
-
-
-def draw(title: str, curves: Sequence[Curve], ours: Sequence[Measured], path: Path) -> None:
+def draw(title: str, curves: Sequence[Curve], ours: Sequence[Ours], path: Path) -> None:
     """A panel per head that either has; the same numbers give the same bytes."""
     heads = list(dict.fromkeys([*(entry.head for entry in ours), *(curve.head for curve in curves)]))
     with mpl.rc_context({"svg.fonttype": "none", "svg.hashsalt": "cilbench", "font.size": 8}):
@@ -40,8 +29,7 @@ def draw(title: str, curves: Sequence[Curve], ours: Sequence[Measured], path: Pa
                 axes.plot(range(1, len(curve.top1) + 1), curve.top1, label=label, **look)
             for entry in ours:
                 if entry.head == head and entry.seeds:
-                    unusual = [what for what in (entry.recipe, entry.fill) if what != "published"]
-                    label = ", ".join(["ours", entry.precision, *unusual, f"seeds: {len(entry.seeds)}"])
+                    label = f"ours, {entry.conditions}, seeds: {len(entry.seeds)}"
                     axes.plot(range(1, len(entry.top1) + 1), entry.top1, "o-", color=OURS, ms=3, lw=1.2, label=label)
             axes.set(title=head, xlabel="task")
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))

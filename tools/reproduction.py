@@ -141,7 +141,7 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
         head, mine, gap, furthest, seeds = "–", "–", "–", "–", "–"
         if entry is not None and entry.seeds:
             slug, head = entry.folder.path.name, entry.head
-            mine = f"{_pair(entry.avg, entry.last)}, {_conditions(entry)}, [{slug}]({book.link}/{slug})"
+            mine = f"{_pair(entry.avg, entry.last)}, {entry.conditions}, [{slug}]({book.link}/{slug})"
             gap = f"{signed(compared.avg)} / {signed(compared.last)}" if compared.known else "–"
             furthest = f"{signed(compared.furthest)} at {compared.task}" if compared.task else "–"
             seeds = ", ".join(map(str, entry.seeds))
@@ -154,11 +154,6 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
 def _printed(entry: Ours) -> bool:
     """Do papers print numbers of it?"""
     return entry.published_head and entry.fill == "published"
-
-
-def _conditions(entry: Ours) -> str:
-    unusual = {"recipe": entry.recipe, "fill": entry.fill}
-    return ", ".join([entry.precision, *(f"{what} {value}" for what, value in unusual.items() if value != "published")])
 
 
 def _command(place: Place, numbers: Sequence[Published]) -> str:
@@ -181,7 +176,7 @@ def _tasks_part(book: Book) -> str:
             for c in book.curves[place]
         ]
         for entry in book.found.get(place, ()):
-            who = f"**ours**, {_conditions(entry)}, {entry.folder.path.name}"
+            who = f"**ours**, {entry.conditions}, {entry.folder.path.name}"
             lines += [(entry.head, who, *_stages(entry.top1))] if entry.seeds else []
         columns = ("Head", "Run", *map(str, range(1, len(book.curves[place][0].top1) + 1)), "avg")
         title, name = _place_text(place), book.figure(place)

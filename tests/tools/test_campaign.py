@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from make_runs import METHODS, Grid, make_run
 
 from cilbench.errors import RequestError
 from tools import campaign
@@ -118,6 +119,17 @@ def test_what_is_not_in_the_queue_is_named(tmp_path):
     (tmp_path / "work" / "runs" / "other.partial").mkdir(parents=True)
     found = standings(read_queue(queue_file(tmp_path)), tmp_path / "work", None)
     assert [(standing.run, standing.state) for standing in found[2:]] == [("other", "not in the queue")]
+
+
+@pytest.mark.parametrize(("recipe", "state"), [("smoke", "done"), ("fast", "waiting")])
+def test_a_run_of_another_precision_or_version_counts_and_one_of_another_recipe_does_not(recipe, state, tmp_path):
+    run = make_run(tmp_path / "work" / "runs", Grid(recipe=recipe), METHODS[0], 45_056, 1)
+    queue = read_queue(queue_file(tmp_path))
+    (spec, _) = queue.entries[0].specs(None)
+    run.rename(run.with_name(f"{spec.id[:-10]}0123456789"))
+    assert standings(queue, tmp_path / "work", None)[0].state.partition(":")[0] == state
+    said = campaign.collect(queue, tmp_path / "work", None, tmp_path / "results")
+    assert said[0].startswith("1 runs are in" if state == "done" else "nothing is finished")
 
 
 def test_what_waits_is_guessed_from_the_speed_of_the_others():
