@@ -36,7 +36,7 @@ from cilbench.methods.dgm.generator import (
 from cilbench.methods.dgm.validation import images_per_class
 
 SMALLEST_D = 4  # the plan narrows the discriminator no further
-DISCRIMINATOR_SHARE = 0.5  # of the budget, at most; all that is known of old classes is in the generator
+DISCRIMINATOR_SHARE = 0.25  # of the budget, at most: what is known of old classes is in the generator
 RESIDUAL_WIDTH = 64  # the authors' g on ImageNet-50
 COUNT_BYTES = 4  # strict: of an exemplar memory, the number of a class's images, int32
 AnyDiscriminator = Discriminator | ResNetDiscriminator
