@@ -338,14 +338,45 @@ class FromTheOrder(Replay):
     def scores(self, images):
         seen = self.net.seen
         place = torch.arange(len(images)) * seen // max(1, len(images))
-        return {"head": torch.nn.functional.one_hot(place, seen).float()}
+        said = torch.nn.functional.one_hot(place, seen).float()
+        return {"head": said, "nme": said}
 
 
-def test_the_order_of_test_images_says_nothing(toy, tmp_path):
+def test_the_order_of_test_images_says_nothing(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("cilbench.protocol.evaluate._check_company", lambda *_: None)  # which would end the run
     _, folder = run(with_class(toy_spec("replay", toy), FromTheOrder), toy, tmp_path)
     rows = list(csv.DictReader((folder / "metrics.csv").open()))
     last = [float(row["top1"]) for row in rows if row["task"] == "2"]
     assert sum(last) / len(last) < 50
+
+
+class Balanced(Replay):
+    """Knows that every class is tested as often: its scores are balanced over the batch (Sinkhorn)."""
+
+    def scores(self, images):
+        balanced = {}
+        for head, scores in super().scores(images).items():
+            shares = scores.double().softmax(1)
+            for _ in range(20):
+                shares = shares / shares.sum(0)
+                shares = shares / shares.sum(1, keepdim=True)
+            balanced[head] = shares.float()
+        return balanced
+
+
+class InTrainingMode(Replay):
+    """BatchNorm with the statistics of the test images at hand."""
+
+    def scores(self, images):
+        self.net.train()
+        return {"head": self.net(self.transform.eval(images)), "nme": super().scores(images)["nme"]}
+
+
+@pytest.mark.parametrize("cheat", [Balanced, InTrainingMode, FromTheOrder])
+def test_scores_that_depend_on_the_other_images_end_the_run(cheat, toy, tmp_path):
+    outcome, _ = run(with_class(toy_spec("replay", toy), cheat), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert "depend on the other images of a batch" in outcome.reason
 
 
 def scoring(change) -> type:
@@ -359,9 +390,9 @@ def scoring(change) -> type:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        (lambda scores: {"head": scores["head"] * torch.nan}, "finite"),
-        (lambda scores: {"head": scores["head"][:-1]}, "finite"),
-        (lambda scores: {"head": scores["head"].argmax(1)}, "finite"),
+        (lambda scores: {**scores, "head": scores["head"] * torch.nan}, "finite"),
+        (lambda scores: {**scores, "head": scores["head"][:-1]}, "finite"),
+        (lambda scores: {**scores, "head": scores["head"].argmax(1)}, "finite"),
         (lambda scores: {**scores, "better": scores["head"]}, "heads"),
         (lambda scores: {}, "heads"),
     ],
