@@ -1,0 +1,226 @@
+"""Step by step beside the reference: the same weights and the same augmented batches, two tasks of five classes.
+
+    python -m tools.parity.steps --reference DIR [--methods icarl,replay] [--out results/parity]
+
+Ours runs as it is (plan, learn, state, rebuild); what its loop showed the network is recorded and shown to the
+reference too. Compared are the loss of every step, the weights after the last, the herded exemplars and the predictions
+of both heads. In float64, of 100 images a class: at the published learning rate the last bits of float32 grow to a loss
+apart by 0.7 within forty steps, whoever computes them, and would hide a difference as small.
+"""
+
+import importlib
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import numpy as np
+import pandas as pd
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+from torch import Tensor
+
+from cilbench.data import datasets
+from cilbench.methods.contract import Context, Task
+from cilbench.methods.training.engine import numerics
+from cilbench.request import RunOptions, RunSpec, specs
+from cilbench.scenario import seen_test_images, stream
+from tools.parity.reference import Data, NotThere, Phase, Reference, copied, patched, weights
+
+TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch: forty a task
+PER_CLASS, EXEMPLARS = 100, 200
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class Compared:
+    """One phase of one task. Largest differences; weights relative to the largest of their tensor."""
+
+    method: str
+    task: int
+    phase: int
+    steps: int
+    first_loss: float
+    largest_loss_difference: float
+    largest_weight_difference: float
+    exemplars_alike_percent: float | None = None
+    head_alike_percent: float | None = None
+    nme_alike_percent: float | None = None
+
+
+def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
+    """Raises NotThere, DatasetError."""
+    spec = _spec(method, data_dir)
+    dataset = datasets.load("cifar100", data_dir)
+    plan = spec.plan()
+    tasks = [_part(task) for task in stream(dataset, spec.scenario, CPU) if task.index < TASKS]
+    data = _data(spec, dataset, tasks)
+    rows: list[Compared] = []
+    state: dict[str, Tensor] | None = None
+    torch.manual_seed(spec.seed)
+    with numerics(CPU, "fp32", "contiguous"), float64():
+        theirs = Reference(reference, method, data, plan.exemplars, EPOCHS, STEPS)
+        for task in tasks:
+            learner = _learner(spec, plan, state)
+            with recorded(learner, method) as phases:
+                generator = torch.Generator().manual_seed(spec.seed + task.index)
+                learner.learn(task, Context(generator, lambda line: None, lambda share, images: None))
+            other = theirs.learn(phases)
+            state = {key: tensor.clone() for key, tensor in learner.state().items()}
+            rows += [_row(method, task.index, n, *pair) for n, pair in enumerate(zip(phases, other, strict=True))]
+            rows[-1] = _with_evidence(rows[-1], _learner(spec, plan, state), theirs, data)
+            theirs.after_task()
+    return rows
+
+
+def _spec(method: str, data_dir: Path) -> RunSpec:
+    """`EXEMPLARS` beside ResNet-32s, as the reference has them."""
+    lengths = ["first_epochs", "epochs", *(["compression_epochs"] if method == "foster" else [])]
+    settings = [f"{method}.{name}={EPOCHS}" for name in lengths] + [
+        f"{method}.max_steps={STEPS}",
+        f"{method}.batch_size={BATCH}",
+    ]
+    options = RunOptions(methods=method, align_to=method, backbone="resnet32", inc=INC, precision="fp32")
+    (spec,) = specs(replace(options, settings=tuple(settings), data_dir=data_dir))
+    fewer = (spec.scenario.base_exemplars - EXEMPLARS) * spec.scenario.image_bytes
+    return replace(spec, budget=replace(spec.budget, bytes=spec.budget.bytes - fewer))
+
+
+def _part(task: Task) -> Task:
+    """`PER_CLASS` images of each class."""
+    chosen = torch.cat([(task.labels == label).nonzero()[:PER_CLASS, 0] for label in task.labels.unique()])
+    return Task(task.index, task.images[chosen], task.labels[chosen])
+
+
+@contextmanager
+def float64() -> Iterator[None]:
+    """Networks and images in double precision."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+def _learner(spec: RunSpec, plan: Any, state: dict[str, Tensor] | None) -> Any:
+    learner = spec.method.build(plan, spec.scenario, CPU)
+    if state is not None:
+        learner.load(state)
+    shown = learner.transform.eval
+    learner.transform.eval = lambda images: shown(images).double()
+    return learner
+
+
+def _data(spec: RunSpec, dataset: Any, tasks: list[Task]) -> Data:
+    images, labels = torch.cat([t.images for t in tasks]), torch.cat([t.labels for t in tasks])
+    mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (spec.scenario.mean, spec.scenario.std))
+    test = seen_test_images(dataset, spec.scenario, TASKS - 1, CPU)
+    # in float32, as ours is normalised, then widened
+    return Data((images, labels), test, INC, lambda batch: ((batch.float() / 255 - mean) / std).double())
+
+
+@contextmanager
+def recorded(learner: Any, method: str) -> Iterator[list[Phase]]:
+    """The phases that the learner goes through while the block runs."""
+    phases: list[Phase] = []
+    module: Any = importlib.import_module(type(learner).__module__)
+    fit, train = module.fit, learner.transform.train
+    shown: list[Tensor] = []
+
+    def training(images: Tensor, generator: torch.Generator) -> Tensor:
+        shown.append(train(images, generator).double())
+        return shown[-1]
+
+    def recording(loss: Any, modules: Any, *others: Any, **more: Any) -> None:
+        modules = list(modules)
+        phases.append(Phase(copied([_weights(m) for m in modules])))
+
+        def noted(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+            value: Tensor = loss(x_BCHW, labels_B)
+            phases[-1].batches.append((shown[-1].contiguous().clone(), labels_B.clone()))
+            phases[-1].losses.append(value.item())
+            return value
+
+        fit(noted, modules, *others, **more)
+        phases[-1].after = copied([_weights(m) for m in modules])
+
+    with patched(module, fit=recording), patched(learner.transform, train=training):
+        yield phases
+
+
+def _weights(module: Any) -> list[Tensor]:
+    """Of a network without its head, then of the head: the reference keeps them apart."""
+    if not hasattr(module, "branches"):
+        return weights(module)
+    parts = [*([module.shared] if module.share_general else []), *module.branches, module.head]
+    return [tensor for part in parts for tensor in weights(part)]
+
+
+def _row(method: str, task: int, number: int, ours: Phase, theirs: Phase) -> Compared:
+    losses = np.abs(np.subtract(ours.losses, theirs.losses))
+    pairs = [
+        (a, b) for mine, other in zip(ours.after, theirs.after, strict=False) for a, b in zip(mine, other, strict=True)
+    ]
+    apart = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs]
+    return Compared(method, task, number, len(losses), ours.losses[0], float(losses.max()), max(apart))
+
+
+def _with_evidence(row: Compared, rebuilt: Any, theirs: Reference, data: Data) -> Compared:
+    """What the rebuilt learner keeps and says, beside the reference's."""
+    images, labels = rebuilt.memory.decoded(CPU)
+    their_images, their_labels = theirs.exemplars()
+    order, their_order = np.argsort(labels.numpy(), kind="stable"), np.argsort(their_labels, kind="stable")
+    same_count = np.array_equal(labels.numpy()[order], their_labels[their_order])
+    alike = (images.numpy()[order] == their_images[their_order]).all((1, 2, 3)).mean() if same_count else 0.0
+    seen = INC * (row.task + 1)
+    tested = data.test[1] < seen
+    with torch.no_grad():
+        scores = rebuilt.scores(data.test[0][tested])
+    said = theirs.predictions()
+    shares = {
+        head: 100 * float((scores[head].argmax(1).numpy() == said[head]).mean()) for head in said if head in scores
+    }
+    evidence = {f"{head}_alike_percent": share for head, share in shares.items()}
+    return Compared(**{**asdict(row), "exemplars_alike_percent": 100 * float(alike), **evidence})
+
+
+def main(
+    reference: Annotated[Path, typer.Option("--reference", help="A clone of LAMDA-CL/PyCIL.")],
+    methods: Annotated[str, typer.Option("--methods")] = "icarl,replay,der,memo,foster",
+    data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where CIFAR-100 is kept.")] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="A folder for steps.csv and about.toml.")] = None,
+) -> None:
+    """Exit 0 once compared, whatever comes out; 0 with a reason where there is no reference."""
+    console = Console(width=160, highlight=False)
+    rows: list[Compared] = []
+    for method in methods.split(","):
+        try:
+            rows += compare(method, reference, data_dir or datasets.default_data_dir())
+        except NotThere as error:
+            console.print(f"skipped: {error}", markup=False)
+            return
+    table = pd.DataFrame([asdict(row) for row in rows])
+    console.print(_table(table))
+    if out is not None:
+        out.mkdir(parents=True, exist_ok=True)
+        table.to_csv(out / "steps.csv", index=False, float_format="%.6g")
+        commit = subprocess.run(["git", "-C", str(reference), "rev-parse", "HEAD"], capture_output=True, text=True)
+        (out / "about.toml").write_text(
+            f'reference = "LAMDA-CL/PyCIL {commit.stdout.strip()}"\ntorch = "{torch.__version__}"\n'
+        )
+
+
+def _table(frame: pd.DataFrame) -> Table:
+    table = Table(*frame.columns)
+    for row in frame.itertuples(index=False):
+        table.add_row(*(f"{v:.3g}" if isinstance(v, float) else str(v) for v in row))
+    return table
+
+
+if __name__ == "__main__":
+    typer.run(main)
