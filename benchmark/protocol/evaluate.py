@@ -76,7 +76,7 @@ def predict(method: Method, images: Images, heads: tuple[str, ...]) -> Predictio
 
     found_NH5 = in_batches(top5, images).cpu()
     for number, head in enumerate(heads):
-        _check_company(lambda batch, head=head: scores_of(batch)[head], images, found_NH5[:, number, 0], head)
+        _check_company(scores_of, images, found_NH5[:, number, 0], head)
     return {head: found_NH5[:, number].numpy() for number, head in enumerate(heads)}
 
 
@@ -84,18 +84,20 @@ CHECKED_IMAGES = 64  # per head and task, scored once more among images of one p
 NOISE = 0.05  # of the range of an image's scores: bf16 in batches of other sizes stays well below it
 
 
-def _check_company(scores: Callable[[Tensor], Tensor], images: Images, best_N: Tensor, head: str) -> None:
+def _check_company(
+    scores_of: Callable[[Tensor], Mapping[str, Tensor]], images: Images, best_N: Tensor, head: str
+) -> None:
     """Score some images again in skewed company; the class found before must still be best, but for noise.
 
     `best_N`: the class of every image found in the whole. Raises ValueError where more than one image in twenty moved.
     """
     some = torch.arange(0, len(images), -(-len(images) // CHECKED_IMAGES))
     moved = 0
-    for label in best_N[some].unique():
+    for label in torch.unique(best_N[some]).tolist():
         alike = some[best_N[some] == label]
-        scores_BK = scores(images[alike.to(images.device)])
+        scores_BK = scores_of(images[alike.to(images.device)])[head]
         low_B, high_B = scores_BK.aminmax(dim=1)
-        moved += int((high_B - scores_BK[:, int(label)] > NOISE * (high_B - low_B)).sum())
+        moved += int((high_B - scores_BK[:, label] > NOISE * (high_B - low_B)).sum())
     if moved > len(some) / 20:
         raise ValueError(
             f"scores of head {head} depend on the other images of a batch: {moved} of {len(some)} images change class"
