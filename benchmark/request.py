@@ -223,11 +223,11 @@ def _budgets(
             there = "; ".join(f"{name} Base-{base} Inc-{inc}" for name, base, inc in PUBLISHED_BYTES)
             raise RequestError(f"--budget-mb published: no budgets were published for this protocol, only for {there}")
         return [(size_bytes, label) for label, size_bytes in PUBLISHED_BYTES[protocol].items()]
-    option, text = (
-        ("--budget-mb", request.budget_mb) if request.budget_mb is not None else ("--budget", request.budget or "")
-    )
+    option = "--budget" if request.budget_mb is None else "--budget-mb"
+    text = (request.budget if request.budget_mb is None else request.budget_mb) or ""
     # A comma between digits may group thousands, as in 1,200KiB; after a unit it never does.
-    parts = re.split(r"(?<![0-9]),|,(?![0-9]{3}(?:[^0-9]|$))", text) if option == "--budget" else text.split(",")
+    comma = r"(?<![0-9]),|,(?![0-9]{3}(?:[^0-9]|$))" if option == "--budget" else ","
+    parts = re.split(comma, text)
     try:
         found = [parse_budget_mb(p, protocol) if option == "--budget-mb" else (parse_bytes(p), None) for p in parts]
     except ValueError as error:

@@ -27,7 +27,7 @@ app = typer.Typer(
 )
 app.add_typer(data_app, name="data", help="Data sets: list, fetch, import.")
 
-TIME_UNTOLD = "How long that would train on this machine is measured with --time, in a few steps of every method."
+TIME_UNTOLD = "How long that would train is measured with --time, in a few steps."
 
 
 def _version(asked: bool) -> None:
@@ -97,7 +97,7 @@ def plan(
         sys.stdout.write(json.dumps(records, indent=2) + "\n")
         return
     there = console(140)
-    there.print(plan_table(records, timed=time))
+    there.print(plan_table(records, time, there.width))
     for line in [TIME_UNTOLD] if measured_on is None else time_lines(records, measured_on):
         there.print(line, markup=False)
 

@@ -1,21 +1,30 @@
-"""What a plan and the list of methods look like on a terminal and as JSON."""
+"""What a plan, the results of a sweep and the list of methods look like on a terminal."""
 
 import sys
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import replace
+from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 import torch
+from rich import box
+from rich.console import Group
 from rich.table import Table
+from rich.text import Text
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.budgets.size import MIB, human_bytes
+from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.device.choose import in_precision, laid_out
 from cilbench.errors import RequestError
 from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
 from cilbench.methods.contract import MethodCard, Plan
 from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
 from cilbench.protocol import estimate
+from cilbench.records.files import BadRecord, read_bytes
+from cilbench.records.folder import Outcome, RunFolder
+from cilbench.records.schema import CELL, LIMITS, METRICS, MetricsRow, read_cell, read_rows
 from cilbench.request import RunOptions, RunSpec, specs
 
 
@@ -88,47 +97,124 @@ def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]
     return lines
 
 
-def plan_table(records: list[dict[str, Any]], timed: bool = False) -> Table:
-    """The records as one table, data sets and budgets set apart; `timed`: it was asked how long training takes."""
-    table = Table(
-        title=f"Budget in {records[0]['accounting']} bytes; sizes after the last task; † strict exceeds the budget",
-        title_justify="left",
-    )
-    numbers = {"budget B", "MB", "exemplars", "model B", "published B", "strict B"}
-    names = ("protocol", "MB", "budget B", "method", "backbone", "exemplars", "model B", "published B", "strict B")
-    for name in (*names, *(["training"] if timed else [])):
-        table.add_column(name, justify="right" if name in numbers else "left", no_wrap=True)
-    for before, r in zip([None, *records], records, strict=False):
-        same_protocol = before is not None and _protocol(before) == _protocol(r)
-        same_budget = same_protocol and before is not None and before["budget_bytes"] == r["budget_bytes"]
-        if before is not None and not same_budget:
-            table.add_section()
-        label = r["budget_label"] or f"{r['budget_bytes'] / MIB:.4g}"
-        budget = ("", "") if same_budget else (label, f"{r['budget_bytes']:,}")
-        heading = ("" if same_protocol else _protocol(r), *budget, r["method"])
+def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 140) -> Group:
+    """A table a data set and budget, in lines of `width` columns; `timed`: it was asked how long training takes."""
+    columns = ["method", "backbone", "exemplars", "model B", "published B", "strict B"]
+    columns += ["training"] if timed else []
+    groups: dict[str, list[list[str]]] = {}
+    for r in records:
+        label = f"the published {r['budget_label']} MB" if r["budget_label"] else human_bytes(r["budget_bytes"])
+        protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
+        title = f"{protocol}; {r['budget_bytes']:,} B, {label}"
+        cells = {"method": r["method"]}
         if r["status"] == "refused":
-            table.add_row(*heading, "refused: needs", "", "", f"{r['smallest_budget_bytes']:,}", "")
-            continue
-        sizes = (f"{r[key]:,}" for key in ("exemplars", "model_bytes", "published_bytes"))
-        over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
-        seconds = r["train_seconds"]
-        spent = ["not measured" if seconds is None else estimate.duration(seconds)] if timed else []
-        table.add_row(*heading, r["backbone"], *sizes, f"{r['strict_bytes']:,} {over}", *spent)
-    return table
+            cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
+        else:
+            over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
+            seconds = r["train_seconds"]
+            cells |= {
+                "backbone": r["backbone"],
+                "exemplars": f"{r['exemplars']:,}",
+                "model B": f"{r['model_bytes']:,}",
+                "published B": f"{r['published_bytes']:,}",
+                "strict B": f"{r['strict_bytes']:,} {over}",
+                "training": "not measured" if seconds is None else estimate.duration(seconds),
+            }
+        groups.setdefault(title, []).append([cells.get(column, "") for column in columns])
+    if sum(_widths(columns, groups)) + 2 * len(columns) > width:  # what the other sizes tell as well
+        model = columns.index("model B")
+        groups = {title: [_without(model, row) for row in group] for title, group in groups.items()}
+        columns = _without(model, columns)
+    heading = f"Budget in {records[0]['accounting']} bytes; sizes after the last task; †: strict is over it"
+    return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}))
 
 
-def _protocol(record: Mapping[str, Any]) -> str:
-    return f"{record['dataset']} B{record['base']} Inc{record['inc']}, {record['tasks']} tasks"
+def result_table(asked: list[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:
+    """What a sweep came to, a table a budget: means over runs, ± their standard deviation where there are several."""
+    columns = ["method", "avg %", "last %", "exemplars", "of budget", "status"]
+    groups: dict[str, list[list[str]]] = {}
+    by_cell: dict[tuple[str, str], list[RunSpec]] = {}
+    for spec in asked:
+        label = f"the published {spec.budget_label} MB" if spec.budget_label else human_bytes(spec.budget.bytes)
+        by_cell.setdefault((f"{format_bytes(spec.budget.bytes)}, {label}", spec.method.name), []).append(spec)
+    for (title, method), specs_of_it in by_cell.items():
+        counts = Counter(outcomes[spec.id].status for spec in specs_of_it if spec.id in outcomes)
+        done = [spec for spec in specs_of_it if spec.id in outcomes and outcomes[spec.id].status == "done"]
+        results = [result for spec in done if (result := _result(spec, out)) is not None]
+        cells = ["–"] * 4
+        if results:
+            averages, lasts, exemplars, shares = zip(*results, strict=True)
+            cells = [_mean(averages), _mean(lasts), f"{max(exemplars):,}", f"{100 * max(shares):.1f} %"]
+        status = ", ".join(f"{n} {s}" if len(specs_of_it) > 1 else s for s, n in counts.items())
+        groups.setdefault(title, []).append([method, *cells, status])
+    return Group(*_tables(columns, groups, left={"method", "status"}))
+
+
+def _result(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | None:
+    """Average and last accuracy in %, exemplars at the end, largest share of the budget; None where unreadable."""
+    folder = RunFolder(out, spec.id).final
+    try:
+        tasks = read_cell(folder / CELL).tasks
+        rows = list(read_rows(read_bytes(folder / METRICS, LIMITS[METRICS]), MetricsRow, METRICS))
+    except (OSError, BadRecord):
+        return None
+    correct, images = Counter[int](), Counter[int]()
+    for row in rows:
+        if row.head == spec.method.card.heads[0]:
+            correct[row.task] += row.top1 * row.images  # type: ignore[assignment]
+            images[row.task] += row.images
+    if not tasks or set(images) != set(range(len(tasks))):
+        return None
+    accuracies = [correct[task] / images[task] for task in range(len(tasks))]
+    spent = max(t.published_bytes if spec.budget.accounting == "published" else t.strict_bytes for t in tasks)
+    return sum(accuracies) / len(accuracies), accuracies[-1], tasks[-1].exemplars, spent / spec.budget.bytes
+
+
+def _mean(values: Sequence[float]) -> str:
+    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
+    return f"{fmean(values):.2f}{spread}"
+
+
+def _tables(columns: Sequence[str], groups: Mapping[str, list[list[str]]], left: Set[str]) -> Iterator[Text | Table]:
+    """A table a group under its title, all with the same widths. A long first column folds, numbers are never cut."""
+    widths = _widths(columns, groups)
+    for title, group in groups.items():
+        yield Text(f"\n{title}")
+        table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+        for number, (name, width) in enumerate(zip(columns, widths, strict=True)):
+            table.add_column(
+                name,
+                justify="left" if name in left else "right",
+                min_width=None if number == 0 else width,
+                no_wrap=number > 0,
+                overflow="fold",
+            )
+        for row in group:
+            table.add_row(*row)
+        yield table
+
+
+def _widths(columns: Sequence[str], groups: Mapping[str, list[list[str]]]) -> list[int]:
+    rows = [row for group in groups.values() for row in group]
+    return [max(len(text) for text in texts) for texts in zip(columns, *rows, strict=True)]
+
+
+def _without(number: int, row: list[str]) -> list[str]:
+    return [*row[:number], *row[number + 1 :]]
 
 
 def announce(asked: list[RunSpec]) -> list[str]:
-    """What a request resolved to, a line each: the protocol, and what a published label stands for."""
-    first = asked[0]
+    """What a request resolved to, a line each: the protocol, how many runs, what a published label stands for."""
+    first, orders = asked[0], list(dict.fromkeys(spec.order for spec in asked))
     scenario = first.scenario
+    listed = ", ".join(map(str, orders))
+    order = f"class order {listed}" if len(orders) == 1 else f"{len(orders)} class orders"
     lines = [
         f"{scenario.dataset}: Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks,"
-        f" class order {first.order}, recipe {first.recipe}, accounting {first.budget.accounting}"
+        f" {order}, recipe {first.recipe}, accounting {first.budget.accounting}"
     ]
+    if len(orders) > 1:
+        lines.append(f"{len(asked)} runs; --orders are seeds, each of a class order of its own: {listed}")
     budgets = {spec.budget.bytes: spec.budget_label for spec in asked}
     for size, label in budgets.items():
         meaning = f" (the published {label} MB)" if label else ""

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.cli import terminal
-from cilbench.cli.tables import announce
+from cilbench.cli.tables import announce, result_table
 from cilbench.data.download import Dataset, load
 from cilbench.device.choose import Workers, in_precision, laid_out, pick_device, pick_workers
 from cilbench.device.measure import using_threads
@@ -231,6 +231,7 @@ def _conclude(console: Console, todo: Sweep, outcomes: Mapping[str, Outcome]) ->
         for spec in bad:
             table.add_row(title(spec), outcomes[spec.id].status, Text(printable(outcomes[spec.id].reason or "")))
         console.print(table)
+    console.print(result_table(list(todo.specs), outcomes, todo.out))
     counts = Counter(outcome.status for outcome in outcomes.values())
     summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
     end = f"{len(todo.specs)} runs: {summary}; in {todo.out}. Next: cilbench report {todo.out}"

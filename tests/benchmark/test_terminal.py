@@ -1,0 +1,220 @@
+"""What the commands print, wherever it goes: another encoding, 80 columns, a closed or broken pipe, a file."""
+
+import io
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from nursery import nursery
+from rich.console import Console
+
+import cilbench
+from cilbench.cli import terminal
+from cilbench.cli.main import main
+from cilbench.cli.options import RunOptions
+from cilbench.cli.tables import announce, plan_records, plan_table, result_table
+from cilbench.records.folder import RunFolder
+from cilbench.request import specs
+
+MODULE = [sys.executable, "-m", "cilbench"]
+
+
+def drawn(renderable: object, width: int = 80) -> str:
+    stream = io.StringIO()
+    Console(file=stream, width=width).print(renderable)
+    return stream.getvalue()
+
+
+# --- versions and help
+
+
+def test_the_version_and_the_short_help_option(monkeypatch, capsys):
+    assert re.fullmatch(r"\d+\.\d+\.\d+\S*", cilbench.__version__)
+    for option, says in (("--version", cilbench.__version__), ("-h", "Usage")):
+        monkeypatch.setattr(sys, "argv", ["cilbench", option])
+        with pytest.raises(SystemExit) as end:
+            main()
+        assert end.value.code == 0
+        assert says in capsys.readouterr().out
+
+
+def test_the_package_is_a_command(tmp_path):
+    done = subprocess.run([*MODULE, "--version"], cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, f"cilbench {cilbench.__version__}\n")
+
+
+# --- encodings and pipes
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "cp936", "cp1251", "cp437", "latin-1"])
+def test_a_character_that_the_encoding_lacks_is_degraded(encoding, tmp_path, monkeypatch):
+    path = tmp_path / "out"
+    with open(path, "wb") as out:
+        stream = terminal._lasting(io.TextIOWrapper(io.FileIO(out.fileno(), closefd=False), encoding), out.fileno())
+        stream.write("8×8 † – … ± é 日 ok\n")
+        stream.flush()
+    text = path.read_bytes().decode(encoding)
+    assert text.endswith("ok\n")
+    if encoding == "ascii":
+        assert text == "8x8 + - ... +- e ? ok\n"
+
+
+def test_data_sets_are_listed_in_ascii(tmp_path):
+    environment = os.environ | {"PYTHONIOENCODING": "ascii", "CILBENCH_DATA": str(tmp_path)}
+    done = subprocess.run([*MODULE, "data", "list"], capture_output=True, env=environment)
+    assert done.returncode == 0, done.stderr
+    assert "3x32x32" in done.stdout.decode("ascii")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed by a shell")
+@pytest.mark.parametrize("closing", [">&-", ">&- 2>&-", "<&- >&-"])
+def test_a_closed_standard_output_ends_nothing(closing, tmp_path):
+    environment = os.environ | {"CILBENCH_DATA": str(tmp_path / "data")}
+    command = f'"{sys.executable}" -m cilbench data fetch digits {closing}'
+    assert subprocess.run(command, shell=True, env=environment, cwd=tmp_path).returncode == 0
+    assert sorted(p.name for p in (tmp_path / "data" / "digits").glob("*.npy"))
+    assert [p.name for p in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pipes")
+def test_a_reader_that_goes_away_ends_nothing(tmp_path):
+    reading, writing = os.pipe()
+    os.close(reading)
+    with os.fdopen(writing, "wb") as pipe:
+        environment = os.environ | {"CILBENCH_DATA": str(tmp_path)}
+        done = subprocess.run([*MODULE, "data", "list"], stdout=pipe, stderr=subprocess.PIPE, env=environment)
+    assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_a_forced_colour_makes_no_terminal_of_a_file(monkeypatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    assert not terminal.console().is_terminal
+
+
+# --- paths
+
+
+def refused(monkeypatch, capsys, *arguments: str) -> str:
+    monkeypatch.setattr(sys, "argv", ["cilbench", *arguments])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out, err = capsys.readouterr()
+    assert (end.value.code, out) == (2, "")
+    assert err.count("\n") == 1
+    return err
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("weigh", ""),
+        ("report", ""),
+        ("report", "--out", ""),
+        ("audit", ""),
+        ("data", "import", "mine", ""),
+        ("data", "list", "--data-dir", ""),
+        ("run", "--methods", "icarl", "--budget", "24KiB", "--dataset", "digits", "--out", ""),
+        ("run", "--from", ""),
+    ],
+    ids=" ".join,
+)
+def test_an_empty_path_is_not_the_working_folder(arguments, monkeypatch, capsys):
+    assert "empty" in refused(monkeypatch, capsys, *arguments)
+
+
+@pytest.mark.parametrize(
+    "arguments", [("report", "~/nothing"), ("audit", "~/nothing"), ("report", "--out=~/x", "~/no")]
+)
+def test_a_tilde_that_the_shell_left_is_the_home_folder(arguments, tmp_path, monkeypatch, capsys):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    assert str(tmp_path) in refused(monkeypatch, capsys, *arguments)
+
+
+# --- requests
+
+
+@pytest.mark.parametrize(
+    ("text", "sizes"),
+    [
+        ("44KiB,100KiB", [45_056, 102_400]),
+        ("64MiB,128MiB,256MiB", [2**26, 2**27, 2**28]),
+        ("1,200KiB", [1_228_800]),
+        ("100,000B,200,000B", [100_000, 200_000]),
+        ("44KiB, 100,000 B", [45_056, 100_000]),
+    ],
+)
+def test_a_comma_after_a_unit_ends_a_size(text, sizes):
+    asked = specs(RunOptions(methods="icarl", budget=text, dataset="digits"))
+    assert [spec.budget.bytes for spec in asked] == sizes
+
+
+def test_several_class_orders_are_announced_as_such():
+    asked = specs(RunOptions(methods="icarl", budget="24KiB", dataset="digits", orders="2,1,0,3"))
+    first, second, *_ = announce(asked)
+    assert "4 class orders" in first
+    assert second == "4 runs; --orders are seeds, each of a class order of its own: 2, 1, 0, 3"
+    assert "class order 1993," in announce(specs(RunOptions(methods="icarl", budget="24KiB", dataset="digits")))[0]
+
+
+# --- tables
+
+
+@pytest.mark.parametrize("dataset", ["cifar100", "imagenet1000"])
+@pytest.mark.parametrize("timed", [False, True])
+def test_a_plan_fits_80_columns_and_cuts_no_number(dataset, timed):
+    methods = "icarl,foster+cim,memo,dgm+exemplars"
+    records = plan_records(RunOptions(methods=methods, budget="7998016B,1400MiB", dataset=dataset))
+    text = drawn(plan_table(records, timed, 80))
+    assert max(map(len, text.splitlines())) <= 80
+    for record in records:
+        assert record["method"] in text or timed  # a long name folds before a number is cut
+        size = record["published_bytes"] if record["status"] == "ok" else record["smallest_budget_bytes"]
+        assert f"{size:,}" in text
+    assert "…" not in text
+
+
+@pytest.mark.parametrize("method", ["icarl", "icarl+jpeg:50", "memo+cim", "der+lowres:2"])
+def test_a_plan_promises_no_more_exemplars_than_there_are_images(method):
+    for budget in ("7998016B", "2000MiB"):
+        (record,) = plan_records(RunOptions(methods=method, budget=budget))
+        assert record["exemplars"] <= 50_000
+        assert record["published_bytes"] <= record["budget_bytes"]
+    assert record["exemplars"] == 50_000
+    assert record["published_bytes"] < record["budget_bytes"] // 2
+
+
+def test_a_sweep_ends_with_its_results(tmp_path):
+    """Against the numbers of the run folders, added up here."""
+    import pandas as pd
+
+    request = {"methods": "finetune,icarl", "budget": "12KiB", "dataset": "tiny", "recipe": "smoke", "seeds": "1,2"}
+    asked = specs(RunOptions(**request, data_dir=nursery().data_dir))
+    options = [f"--{name}={value}" for name, value in request.items()]
+    code, said = nursery().run(["run", *options, "--device=cpu", "--precision=fp32", "--jobs=1"], tmp_path)
+    assert code == 0, said
+    lasts = []
+    for spec in asked[2:]:
+        table = pd.read_csv(tmp_path / "runs" / spec.id / "metrics.csv").query("head == @spec.method.card.heads[0]")
+        last = table[table["task"] == table["task"].max()]
+        lasts.append((last["top1"] * last["images"]).sum() / last["images"].sum())
+    mean, spread = sum(lasts) / 2, abs(lasts[0] - lasts[1]) / 2**0.5
+    outcomes = {spec.id: RunFolder(tmp_path / "runs", spec.id).outcome() for spec in asked}
+    text = drawn(result_table(asked, outcomes, tmp_path / "runs"))
+    (row,) = (line for line in text.splitlines() if line.startswith("icarl"))
+    assert f"{mean:.2f} ± {spread:.2f}" in row
+    assert row.rstrip().endswith("2 done")
+    assert max(map(len, text.splitlines())) <= 80
+    assert text in said
+
+
+def test_a_run_without_a_result_has_dashes_and_its_status(tmp_path):
+    from cilbench.records.folder import Outcome
+
+    (spec,) = specs(RunOptions(methods="icarl", budget="24KiB", dataset="digits"))
+    text = drawn(result_table([spec], {spec.id: Outcome("failed", "x")}, Path(tmp_path)))
+    assert re.search(r"^icarl +– +– +– +– +failed *$", text, re.M)
