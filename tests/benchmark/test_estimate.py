@@ -41,7 +41,7 @@ def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkey
     record = {"train_seconds": None, "status": "ok", "accounting": "published", "budget_label": None}
     texts = dict.fromkeys(("dataset", "method", "backbone"), "x")
     numbers = ("base", "inc", "tasks", "budget_bytes", "exemplars", "model_bytes", "published_bytes", "strict_bytes")
-    table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True)
+    table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True).renderables[-1]
     assert list(table.columns[-1].cells) == ["not measured"]
 
 
