@@ -1,6 +1,6 @@
 """Runs → means over seeds and class orders, with their intervals (`statistics.interval`); one repetition has none."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 
 from cilbench.reports import statistics
 from cilbench.reports.comparability import GROUP, METHOD, REPETITION, parts
-from cilbench.reports.measures import MEASURES, SHARES, auc, budget_mb, measures
+from cilbench.reports.contrasts import comparisons, ranks
+from cilbench.reports.measures import JUDGED, MEASURES, SHARES, auc, budget_mb, measures
 
 
 def curves(frame: pd.DataFrame, columns: Sequence[str] = ("top1",)) -> pd.DataFrame:
@@ -35,16 +36,20 @@ def curves(frame: pd.DataFrame, columns: Sequence[str] = ("top1",)) -> pd.DataFr
 def _by_stage(part: pd.DataFrame, column: str) -> list[dict[str, float]]:
     """Mean and interval of one column after each stage."""
     table = part.groupby([*REPETITION, "seen"])[column].mean().unstack().reset_index()
-    values = statistics.units(table, [seen for seen in table.columns if seen not in REPETITION])
-    ends = zip(values.mean(axis=0), *np.clip(statistics.interval(values), 0, 100), strict=True)
-    return [{column: mean, f"{column}_low": low, f"{column}_high": high} for mean, low, high in ends]
+    values = table[[seen for seen in table.columns if seen not in REPETITION]].to_numpy(dtype=float)
+    low, high = np.clip(statistics.interval(values, table["seed"], table["order"]), 0, 100)
+    return [
+        {column: mean, f"{column}_low": below, f"{column}_high": above}
+        for mean, below, above in zip(values.mean(axis=0), low, high, strict=True)
+    ]
 
 
-def summary(frame: pd.DataFrame) -> pd.DataFrame:
+def summary(frame: pd.DataFrame, ranked: pd.DataFrame | None = None) -> pd.DataFrame:
     """A row per method, budget and head: the means of MEASURES with their intervals (`avg_low`, `avg_high`, …) over `n`
-    finished runs (`units` of them independent); `avg_verdict`, `avg_p`, … against the best at that budget
-    (`statistics.against_best`, of what competes, by its published head); the most bytes any run kept at a boundary,
-    exemplars after the last task, status, reason, runs.
+    finished runs, of so many `seeds` and `orders`; `avg_rank`, `avg_verdict`, `avg_p`, … among what competes at that
+    budget, by its published head (`ranked` as of `contrasts.ranks`); the most bytes any run kept at a boundary, and by
+    how much that exceeds the budget under the strict accounting (`strict_excess`, %); exemplars after the last task;
+    status, runs without a result (`failed`), reason, runs.
 
     A method that finished nowhere at a budget is a row with its status.
     """
@@ -55,12 +60,16 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
         named = dict(zip(keys, key, strict=True)) | {"budget_label": cell["budget_label"].iloc[0]}
         per_run = cell.drop_duplicates("run")
         facts = _facts(cell[cell["status"] == "done"]) | {
-            "status": _status(per_run["status"]),
+            "status": status_counts(per_run["status"]),
+            "failed": int((per_run["status"] != "done").sum()),
             "reason": "; ".join(dict.fromkeys(per_run["reason"][per_run["reason"] != ""])),
         }
         own = finished[finished["run"].isin(per_run["run"])]
         for (published, head), part in own.groupby(["published_head", "head"], sort=False):
-            runs, means = " ".join(part["run"].sort_values()), _with_intervals(part, MEASURES)
+            runs, means = (
+                " ".join(part["run"].sort_values()),
+                _with_intervals(part, _BOUNDS),
+            )
             rows.append(
                 named | {"head": head, "published_head": published, "n": len(part)} | means | facts | {"runs": runs}
             )
@@ -68,36 +77,27 @@ def summary(frame: pd.DataFrame) -> pd.DataFrame:
             runs = " ".join(per_run["run"].sort_values())
             rows.append(named | {"published_head": True, "n": 0} | facts | {"runs": runs})
     whole = ("exemplars_min", "exemplars_max", "published_bytes", "strict_bytes")
-    types = {"n": "int64", "published_head": "bool"} | dict.fromkeys((*whole, "units"), "Int64")
+    types = {"n": "int64", "published_head": "bool"} | dict.fromkeys((*whole, "seeds", "orders"), "Int64")
     columns = [column for column in _SUMMARY_COLUMNS if column not in _VERDICTS]
     table = pd.DataFrame(rows, columns=columns).astype(types)
-    return table.merge(_verdicts(finished), on=[*keys, "published_head"], how="left")[_SUMMARY_COLUMNS]
+    excess = 100 * (table["strict_bytes"] / table["budget_bytes"] - 1).clip(lower=0)
+    told = ranks(finished, comparisons(finished)) if ranked is None else ranked
+    return _with_verdicts(table.assign(strict_excess=excess.astype("Float64")), told)[_SUMMARY_COLUMNS]
 
 
-JUDGED = ("avg", "last")  # what is ranked and tested
-_VERDICTS = [f"{measure}_{what}" for measure in JUDGED for what in ("verdict", "p")]
+_BOUNDS = dict.fromkeys(MEASURES, (-100.0, 100.0)) | dict.fromkeys(SHARES, (0.0, 100.0))
+_VERDICTS = [f"{measure}_{what}" for measure in JUDGED for what in ("rank", "verdict", "p")]
 
 
-def _verdicts(finished: pd.DataFrame) -> pd.DataFrame:
-    """Each competing method against the best at its budget, by its published head: columns of METHOD and _VERDICTS."""
-    keys = [*METHOD, "budget_bytes", "published_head"]
-    rows: list[dict[str, Any]] = []
-    own = finished[finished["published_head"] & finished["competes"]]
-    for key, part in parts(own, [*GROUP, "budget_bytes"]):
-        shared = dict(zip([*GROUP, "budget_bytes"], key, strict=True)) | {"competes": True}
-        found = {measure: statistics.against_best(by_method(part, measure)) for measure in JUDGED}
-        for method, name in part[["method", "name"]].drop_duplicates().itertuples(index=False):
-            row = shared | {"method": method, "name": name, "published_head": True}
-            for measure in JUDGED:
-                row |= {f"{measure}_{what}": found[measure].loc[name, what] for what in ("verdict", "p")}
-            rows.append(row)
-    frame = pd.DataFrame(rows, columns=[*keys, *_VERDICTS])
-    return frame.astype(finished.dtypes[keys].to_dict())
-
-
-def by_method(finished: pd.DataFrame, measure: str) -> pd.DataFrame:
-    """One measure of several methods at one budget: [(seed, order), name]. `finished` as of `measures`."""
-    return finished.pivot(index=REPETITION, columns="name", values=measure)
+def _with_verdicts(table: pd.DataFrame, ranked: pd.DataFrame) -> pd.DataFrame:
+    """Each competing method's rank and verdict, beside its published head."""
+    keys = [*GROUP, "budget_bytes", "name"]
+    for measure in JUDGED:
+        own = ranked.loc[ranked["measure"] == measure, [*keys, "rank", "verdict", "p"]]
+        own = own.rename(columns={what: f"{measure}_{what}" for what in ("rank", "verdict", "p")})
+        own = own.astype(table.dtypes[keys].to_dict()).assign(published_head=True, competes=True)
+        table = table.merge(own, on=[*keys, "published_head", "competes"], how="left")
+    return table
 
 
 _SUMMARY_COLUMNS = [
@@ -107,12 +107,15 @@ _SUMMARY_COLUMNS = [
     *_VERDICTS,
     *(
         "n",
-        "units",
+        "seeds",
+        "orders",
         "status",
+        "failed",
         "exemplars_min",
         "exemplars_max",
         "published_bytes",
         "strict_bytes",
+        "strict_excess",
         "backbone",
         "reason",
         "runs",
@@ -123,7 +126,7 @@ _SUMMARY_COLUMNS = [
 def aucs(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per method of a group with more than one budget: auc_a, auc_l, their normalised forms (divided by the
     range, in %), apm_s, apm_e (avg per MB at the smallest and largest budget), each with its interval over `n`
-    repetitions; auc_a_verdict, auc_a_p, … against the largest area (`statistics.against_best`); and `reason`.
+    repetitions; auc_a_rank, auc_a_verdict, auc_a_p, … among the methods (`statistics.ranks`); and `reason`.
 
     Taken over ALL budgets of the group, so that the numbers compare; a method that lacks one has none and says which.
     """
@@ -145,11 +148,12 @@ def aucs(frame: pd.DataFrame) -> pd.DataFrame:
             rows.append(named | {"budgets": len(sizes)} | _auc_row(table, mine, sizes, megabytes, own))
         for measure in ("auc_a", "auc_l"):
             values = pd.DataFrame({name: table[measure] for name, table in areas.items()})
-            found = statistics.against_best(values)
+            step = max((float(table[f"{measure}_step"].max()) for table in areas.values() if len(table)), default=0.0)
+            found = statistics.ranks(values, statistics.all_pairs(values, step))
             for row in rows[first:]:
                 if row["name"] in found.index:
-                    row |= {f"{measure}_{what}": found.loc[row["name"], what] for what in ("verdict", "p")}
-    return pd.DataFrame(rows, columns=_AUC_COLUMNS).astype({"n": int, "units": "Int64"})
+                    row |= {f"{measure}_{what}": found.loc[row["name"], what] for what in ("rank", "verdict", "p")}
+    return pd.DataFrame(rows, columns=_AUC_COLUMNS).astype({"n": int, "seeds": "Int64", "orders": "Int64"})
 
 
 _AUC_MEASURES = ("auc_a", "auc_l", "auc_a_normalised", "auc_l_normalised", "apm_s", "apm_e")
@@ -157,21 +161,24 @@ _AUC_COLUMNS = [
     *METHOD,
     *("budgets", "smallest_mb", "largest_mb"),
     *(f"{measure}{end}" for measure in _AUC_MEASURES for end in ("", "_low", "_high")),
-    *(f"{measure}_{what}" for measure in ("auc_a", "auc_l") for what in ("verdict", "p")),
-    *("n", "units", "reason", "runs"),
+    *(f"{measure}_{what}" for measure in ("auc_a", "auc_l") for what in ("rank", "verdict", "p")),
+    *("n", "seeds", "orders", "reason", "runs"),
 ]
 
 
 def _areas(mine: pd.DataFrame, sizes: Sequence[int], megabytes: NDArray[np.float64]) -> pd.DataFrame:
-    """AUC and APM of each repetition, [(seed, order)], that has every budget."""
-    avg, last = (
+    """AUC and APM of each repetition, [(seed, order)], that has every budget; `auc_a_step`, … in which areas differ."""
+    avg, last, avg_step, last_step = (
         mine.pivot(index=REPETITION, columns="budget_bytes", values=measure).reindex(columns=list(sizes)).dropna()
-        for measure in ("avg", "last")
+        for measure in ("avg", "last", "avg_step", "last_step")
     )
     span = megabytes[-1] - megabytes[0]
+    share = np.array([auc(list(megabytes), list(row)) for row in np.eye(len(sizes))])  # of each budget in the area
     areas = {
-        "auc_a": [auc(list(megabytes), list(values)) for values in avg.to_numpy()],
-        "auc_l": [auc(list(megabytes), list(values)) for values in last.to_numpy()],
+        "auc_a": avg.to_numpy() @ share,
+        "auc_l": last.to_numpy() @ share,
+        "auc_a_step": np.sqrt(avg_step.to_numpy() ** 2 @ share**2),
+        "auc_l_step": np.sqrt(last_step.to_numpy() ** 2 @ share**2),
         "apm_s": avg.to_numpy()[:, 0] / megabytes[0],
         "apm_e": avg.to_numpy()[:, -1] / megabytes[-1],
     }
@@ -186,55 +193,21 @@ def _auc_row(
     row: dict[str, Any] = {"smallest_mb": megabytes[0], "largest_mb": megabytes[-1], "n": len(table)}
     missing = [size for size in sizes if size not in set(mine["budget_bytes"])]
     if table.empty:
-        absent = ", ".join(f"{size:,} B ({_status(own['status'][own['budget_bytes'] == size])})" for size in missing)
+        absent = ", ".join(
+            f"{size:,} B ({status_counts(own['status'][own['budget_bytes'] == size])})" for size in missing
+        )
         return row | {"reason": f"no result at {absent}" if missing else "no repetition has every budget", "runs": ""}
     used = mine.set_index(REPETITION).loc[table.index, "run"]
-    return row | _with_intervals(table.reset_index(), _AUC_MEASURES) | {"reason": "", "runs": " ".join(sorted(used))}
-
-
-# ------------------------------------------------------------------------------------------------ bytes
-
-
-CONVENTIONS = ("published", "strict")
-
-
-def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
-    """Bytes by kind after the last task, or at the last boundary reached where no run finished, in both conventions: a
-    row per method, budget, convention and kind.
-
-    `charged_bytes` is the mean over repetitions; kinds that a convention does not charge have no row. A cell without a
-    ledger is a row without convention and kind; `status` says why.
-    """
-    last = ledger[ledger["task"] == ledger.groupby("run")["task"].transform("max")]
-    frame = cells.merge(last, on="run", how="left")
-    rows: list[dict[str, Any]] = []
-    keys = [*METHOD, "budget_bytes"]
-    for key, cell in parts(frame, keys):
-        named = dict(zip(keys, key, strict=True))
-        named |= {
-            "budget_label": cell["budget_label"].iloc[0],
-            "status": _status(cell.drop_duplicates("run")["status"]),
-        }
-        weighed = cell[cell["kind"].notna()]
-        if (weighed["status"] == "done").any():  # another boundary than the last is no part of their mean
-            weighed = weighed[weighed["status"] == "done"]
-        whose = cell if weighed.empty else weighed
-        counted = {"n": weighed["run"].nunique(), "runs": " ".join(sorted(set(whose["run"])))}
-        for convention in CONVENTIONS:
-            for kind, total in weighed.groupby("kind")[f"{convention}_bytes"].sum().items():
-                if total > 0:
-                    charged = {"kind": kind, "charged_bytes": total / counted["n"]}
-                    rows.append(named | {"convention": convention} | charged | counted)
-        if weighed.empty:
-            rows.append(named | {"convention": None, "kind": None, "charged_bytes": 0.0} | counted)
-    columns = [*keys, "budget_label", "status", "convention", "kind", "charged_bytes", "n", "runs"]
-    return pd.DataFrame(rows, columns=columns)
+    span = float(megabytes[-1] - megabytes[0])
+    most = dict(zip(_AUC_MEASURES, (span, span, 100, 100, 100 / megabytes[0], 100 / megabytes[-1]), strict=True))
+    bounds = {measure: (0.0, float(end)) for measure, end in most.items()}
+    return row | _with_intervals(table.reset_index(), bounds) | {"reason": "", "runs": " ".join(sorted(used))}
 
 
 # ------------------------------------------------------------------------------------------------ helpers
 
 
-def _status(statuses: pd.Series) -> str:
+def status_counts(statuses: pd.Series) -> str:
     """One word where all runs agree, otherwise counts: `2 done, 1 failed`."""
     counts = statuses.value_counts().sort_index()
     return (
@@ -242,15 +215,18 @@ def _status(statuses: pd.Series) -> str:
     )
 
 
-def _with_intervals(table: pd.DataFrame, columns: Sequence[str]) -> dict[str, Any]:
-    """Mean, `_low` and `_high` of columns over the units of `table`, a row per repetition, and how many units."""
-    values = statistics.units(table, columns)
-    low, high = statistics.interval(values)
-    row: dict[str, Any] = {"units": len(values)}
-    for number, column in enumerate(columns):
-        ends = np.clip([low[number], high[number]], 0, 100) if column in SHARES else (low[number], high[number])
-        row |= {column: float(values[:, number].mean())}
-        row |= {f"{column}_low": float(ends[0]), f"{column}_high": float(ends[1])}
+def _with_intervals(table: pd.DataFrame, bounds: Mapping[str, tuple[float, float]]) -> dict[str, Any]:
+    """Mean, `_low` and `_high` of columns over a row per repetition, and of how many seeds and orders they are.
+
+    `bounds`: column → what it can be; no interval goes beyond that.
+    """
+    values = table[list(bounds)].to_numpy(dtype=float)
+    least, most = np.array(list(bounds.values())).T
+    low, high = np.clip(statistics.interval(values, table["seed"], table["order"]), least, most)
+    row: dict[str, Any] = {"seeds": table["seed"].nunique(), "orders": table["order"].nunique()}
+    for number, column in enumerate(bounds):
+        row[column] = float(values[:, number].mean())
+        row |= {f"{column}_low": float(low[number]), f"{column}_high": float(high[number])}
     return row
 
 

@@ -1,10 +1,9 @@
 """Two sets of runs, before and after a change: which cells moved beyond noise.
 
 Cells are matched by protocol, conditions, method and budget, and compared on the seeds and class orders both sets have:
-a paired t-test, corrected by Holm over all cells of a measure. Where one seed and order is all there is, noise is
-unknown; then the change stands beside a yardstick that needs no repetition: how far two accuracies, each over as many
-test images, lie apart by chance alone (binomial, 95 %). It leaves out the noise of training, so what is within it is
-certainly nothing to report, and what is beyond it may still be chance.
+a paired t-test, corrected by Holm over all cells of a measure. Where one seed and order is all there is, the noise of
+training is unknown; then the two runs are compared on the same test images, from their predictions (McNemar 1947). What
+is within that noise is nothing to report; what is beyond it may still be the noise of training.
 """
 
 import math
@@ -15,30 +14,34 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from scipy.special import bdtr, ndtr
 
+from cilbench.records.files import BadRecord
 from cilbench.reports import aggregate, statistics, tables
-from cilbench.reports.comparability import METHOD, REPETITION, groups
+from cilbench.reports.comparability import METHOD, REPETITION, groups, parts
+from cilbench.reports.evidence import predictions
 from cilbench.reports.figures.changes import changes_of_cells
 from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, read_runs
+from cilbench.reports.measures import JUDGED, measures
 from cilbench.reports.provenance import made_with
 from cilbench.reports.tables import Table, TableCell, TableRow
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text, status_text
 
-MEASURES = ("avg", "last")
 _CELL = [*METHOD, "budget_bytes"]
 _KEPT = ("published_bytes", "strict_bytes", "exemplars")
 _HOW = ("backbone", "head", "settings")  # what may differ between the two sides of a cell, and is said then
 
-VERDICTS = MOVED, BEYOND, WITHIN, BELOW, SAME, ONE_SIDED, NEITHER, UNPAIRED = (
+VERDICTS = MOVED, BEYOND, WITHIN, BELOW, SAME, ONE_SIDED, NEITHER, UNPAIRED, UNTESTED = (
     "moved beyond noise",
-    "beyond the yardstick (n = 1)",
+    "beyond the noise of test images (n = 1)",
     "within noise",
-    "within the yardstick (n = 1)",
+    "within the noise of test images (n = 1)",
     "identical",
     "without a result on one side",
     "without a result on either side",
     "without a seed and class order in common",
+    "not tested (n = 1, without predictions of the same test images on both sides)",
 )
 
 
@@ -56,7 +59,7 @@ class Compared:
         return ", ".join(f"{count} {verdict}" for verdict, count in counts.items()) or "nothing to compare"
 
     def beyond(self) -> list[str]:
-        """A line for every cell and measure that moved: beyond noise, or beyond the yardstick."""
+        """A line for every cell and measure that moved: beyond the noise of repetitions, or of test images."""
         moved = self.changes[self.changes["verdict"].isin([MOVED, BEYOND])]
         return [
             f"{item['name']} at {budget_text(item['budget_bytes'], item['budget_label'])}, {item['measure']}: "
@@ -94,44 +97,34 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
 
 def compare(before: Runs, after: Runs) -> pd.DataFrame:
     """A row per cell and measure: the columns of a group, name, budget_bytes, budget_label, measure, before, after
-    (means over the pairs, %), difference (after − before, points) with its interval and p_holm, yardstick (points;
-    where n is 1), n, units, verdict, the statuses, and the most bytes and exemplars kept before and after.
+    (means over the pairs, %), difference (after − before, points) with its interval, p and p_holm, n, verdict, the
+    statuses, and the most bytes and exemplars kept before and after.
+
+    Where n is 1: gained and lost (test images, after the last task), p of McNemar's test on them (`avg`: of each
+    image's hits over the stages), and yardstick, the points that as many changed images lie apart by chance (95 %).
     """
     cells = _cells(before).merge(_cells(after), on=_CELL, how="outer", suffixes=("_before", "_after"))
     cells = cells.assign(budget_label=cells["budget_label_after"].fillna(cells["budget_label_before"]))
-    values = {side: _values(runs) for side, runs in (("before", before), ("after", after))}
+    values = {side: _values(runs) for side, runs in zip(_SIDES, (before, after), strict=True)}
     rows = [
-        cell | {"measure": measure} | _change(cell, measure, values)
+        cell | {"measure": measure} | changed
         for cell in cells.to_dict("records")
-        for measure in MEASURES
+        for measure, changed in _changes(cell, values).items()
     ]
     frame = pd.DataFrame(rows, columns=_COLUMNS)
-    for measure in MEASURES:
+    for measure in JUDGED:
         own = frame["measure"] == measure
         frame.loc[own, "p_holm"] = statistics.holm(list(frame.loc[own, "p"]))
     verdicts = [_verdict(row) for row in frame.to_dict("records")]
     frame = frame.assign(verdict=verdicts).sort_values([*_CELL, "measure"], ignore_index=True)
-    return frame.astype({"n": "Int64", "units": "Int64"})
+    return frame.astype(dict.fromkeys(("n", "gained", "lost"), "Int64"))
 
 
+_SIDES = ("before", "after")
+_RESULT = ("before", "after", "difference", "low", "high", "p", "p_holm", "gained", "lost", "yardstick", "n", "verdict")
 _COLUMNS = [
-    *_CELL,
-    *(
-        "budget_label",
-        "measure",
-        "before",
-        "after",
-        "difference",
-        "low",
-        "high",
-        "p",
-        "p_holm",
-        "yardstick",
-        "n",
-        "units",
-        "verdict",
-    ),
-    *(f"{column}_{side}" for column in ("status", *_KEPT, *_HOW, "runs") for side in ("before", "after")),
+    *(*_CELL, "budget_label", "measure", *_RESULT),
+    *(f"{column}_{side}" for column in ("status", *_KEPT, *_HOW, "runs") for side in _SIDES),
 ]
 
 
@@ -144,50 +137,40 @@ def _cells(runs: Runs) -> pd.DataFrame:
     return own[[*_CELL, "budget_label", "status", *_KEPT, *_HOW, "runs"]]
 
 
-def _values(runs: Runs) -> pd.DataFrame:
-    """avg, last and their binomial variances of every finished run, by its published head; a cell's repetitions are
-    one index level.
+def _values(runs: Runs) -> dict[tuple[Any, ...], pd.DataFrame]:
+    """avg and last of every finished run by its published head, with their steps, folder, tasks and head: for
+    each cell [(seed, order)].
     """
-    stages = runs.stages
-    own = stages[(stages["status"] == "done") & stages["published_head"] & stages["task"].notna()]
-    share = own["top1"] / 100
-    own = own.assign(error=100 * np.sqrt(share * (1 - share) / own["images"])).sort_values(["run", "task"])
-    keys = [*_CELL, *REPETITION]
-    return own.groupby(keys, sort=False, dropna=False).agg(
-        avg=("top1", "mean"),
-        last=("top1", "last"),
-        # stages test overlapping images: their errors are taken as one and the same, which is the most they add up to
-        avg_error=("error", "mean"),
-        last_error=("error", "last"),
-    )
+    finished = measures(runs.stages)
+    own = finished[finished["published_head"]].merge(runs.cells[["run", "folder", "tasks"]], on="run")
+    return {key: part.set_index(REPETITION) for key, part in parts(own, _CELL)}
 
 
-def _change(cell: Mapping[Any, Any], measure: str, values: Mapping[str, pd.DataFrame]) -> dict[str, Any]:
-    """One measure of one cell, before and after."""
+def _changes(cell: Mapping[Any, Any], values: Mapping[str, Mapping[Any, pd.DataFrame]]) -> dict[str, dict[str, Any]]:
+    """Every measure of one cell, before and after."""
     key = tuple(cell[column] for column in _CELL)
-    sides = {side: _of(frame, key) for side, frame in values.items()}
-    both = sides["before"].index.intersection(sides["after"].index)
-    if both.empty:
-        alone = {side: own[measure].mean() if len(own) else math.nan for side, own in sides.items()}
-        return alone | {"n": 0, "units": 0, "p": math.nan}
-    before, after = (sides[side].loc[both] for side in ("before", "after"))
-    paired = statistics.paired(after[measure], before[measure])
-    means = statistics.unit_means(pd.DataFrame({"before": before[measure], "after": after[measure]}))
-    row = {side: float(means[side]) for side in ("before", "after")} | vars(paired)
-    if paired.units == 1:
-        variance = before[f"{measure}_error"] ** 2 + after[f"{measure}_error"] ** 2
-        row["yardstick"] = _TWO_SIDED * math.sqrt(float(variance.mean()) / len(both))
-    return row
+    sides = {side: frames.get(key) for side, frames in values.items()}
+    first, second = sides["before"], sides["after"]
+    both = pd.Index([]) if first is None or second is None else first.index.intersection(second.index)
+    if first is None or second is None or both.empty:
+        return {
+            measure: {side: math.nan if own is None else own[measure].mean() for side, own in sides.items()} | _ALONE
+            for measure in JUDGED
+        }
+    before, after = first.loc[both], second.loc[both]
+    images = changed_images(*(own.iloc[0].to_dict() for own in (before, after))) if len(both) == 1 else None
+    found = {}
+    for measure in JUDGED:
+        step = float(max(before[f"{measure}_step"].max(), after[f"{measure}_step"].max()))
+        means = {side: float(own[measure].mean()) for side, own in zip(_SIDES, (before, after), strict=True)}
+        found[measure] = means | vars(statistics.paired(after[measure], before[measure], step))
+        if images is not None and abs(images.moved[measure].sum() - found[measure]["difference"]) < _AGREEMENT:
+            found[measure] |= images.test(measure)
+    return found
 
 
-_SIDES = ("before", "after")
-_TWO_SIDED = 1.959963984540054  # 95 % of a normal distribution
-
-
-def _of(frame: pd.DataFrame, key: tuple[Any, ...]) -> pd.DataFrame:
-    """Repetitions of one cell: [(seed, order)]."""
-    own = [index[: len(key)] == key for index in frame.index]
-    return pd.DataFrame(frame[own]).droplevel(list(range(len(key))))
+_ALONE = {"n": 0, "p": math.nan}
+_AGREEMENT = 0.01  # points by which predictions and metrics.csv, which has four decimals, may differ
 
 
 def _verdict(row: Mapping[Any, Any]) -> str:
@@ -195,11 +178,60 @@ def _verdict(row: Mapping[Any, Any]) -> str:
         return NEITHER if pd.isna(row["before"]) and pd.isna(row["after"]) else ONE_SIDED
     if not row["n"]:
         return UNPAIRED
-    if row["difference"] == 0 and (row["units"] == 1 or row["low"] == row["high"] == 0):
+    if abs(row["difference"]) < 1e-9 and (row["p"] == 1 if row["n"] > 1 else not row["yardstick"] > 0):
         return SAME
-    if row["units"] == 1:
-        return BEYOND if abs(row["difference"]) > row["yardstick"] else BELOW
-    return MOVED if row["p_holm"] < 1 - statistics.LEVEL else WITHIN
+    if pd.isna(row["p_holm"]):
+        return UNTESTED
+    beyond = row["p_holm"] < 1 - statistics.LEVEL
+    return (BEYOND if beyond else BELOW) if row["n"] == 1 else MOVED if beyond else WITHIN
+
+
+# ------------------------------------------------------------------------------------------------ the same test images
+
+
+@dataclass(frozen=True)
+class ChangedImages:
+    """Test images that one run has right and another wrong: `gained` and `lost` after the last task, and by how many
+    points each image moved `last` and `avg`, float [N] each.
+    """
+
+    gained: int
+    lost: int
+    moved: Mapping[str, statistics.Floats]
+
+    def test(self, measure: str) -> dict[str, float]:
+        """p that gains and losses are equally likely: the exact binomial test for `last`, the normal one for `avg`."""
+        moved = self.moved[measure]
+        yardstick = _TWO_SIDED * float(np.sqrt((moved**2).sum()))
+        p = 1.0 if yardstick == 0 else 2 * float(ndtr(-_TWO_SIDED * abs(float(moved.sum())) / yardstick))
+        if measure == "last" and self.gained + self.lost:
+            p = min(1.0, 2 * float(bdtr(min(self.gained, self.lost), self.gained + self.lost, 0.5)))
+        return {"gained": self.gained, "lost": self.lost, "yardstick": yardstick, "p": p}
+
+
+_TWO_SIDED = 1.959963984540054  # 95 % of a normal distribution
+
+
+def changed_images(before: Mapping[Any, Any], after: Mapping[Any, Any]) -> ChangedImages | None:
+    """Two runs on the same test images; None where one has no usable predictions, or of other images.
+
+    Each run has folder, tasks and head.
+    """
+    try:
+        first, second = (predictions(Path(run["folder"]), run["tasks"], run["head"]) for run in (before, after))
+    except (BadRecord, OSError):
+        return None
+    last = first[-1][0]  # labels, of which each stage has those of the classes seen
+    average = np.zeros(len(last))
+    moved = average
+    for (labels, predicted), (same_labels, also_predicted) in zip(first, second, strict=False):
+        here = last <= labels.max()
+        if not (np.array_equal(labels, same_labels) and np.array_equal(labels, last[here])):
+            return None
+        change = (also_predicted == labels).astype(float) - (predicted == labels)
+        moved = 100 * change / len(labels)
+        average[here] += moved / len(first)
+    return ChangedImages(int((moved > 0).sum()), int((moved < 0).sum()), {"avg": average, "last": moved})
 
 
 # ------------------------------------------------------------------------------------------------ what is written
@@ -230,8 +262,8 @@ def comparison_table(group: Mapping[str, Any], changes: pd.DataFrame) -> Table:
     caption = (
         f"{protocol_text(group)}; {conditions_text(group)}. Change in points on the n seeds and class orders both sets "
         "have; in brackets its 95 % interval. Moved beyond noise: paired t-test, Holm over all cells, 5 %. With one "
-        "repetition noise is unknown; ± is then how far two accuracies over as many test images lie apart by chance "
-        "alone (binomial, 95 %), which leaves out the noise of training."
+        "repetition: McNemar's test on the same test images, ± being what as many changed images give by chance "
+        "(95 %); it leaves out the noise of training."
     )
     return Table("comparison", caption, columns, numeric, tuple(rows), (), frozenset({"Budget"}), "Before and after")
 

@@ -40,7 +40,7 @@ class Comparison:
     @cached_property
     def summary(self) -> pd.DataFrame:
         """As of `summary`."""
-        return summary(self.frame)
+        return summary(self.frame, self.ranks)
 
     @cached_property
     def aucs(self) -> pd.DataFrame:

@@ -152,6 +152,19 @@ def _confusion(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDA
     return counts
 
 
+def predictions(folder: Path, tasks: int, head: str) -> list[tuple[NDArray[np.int16], NDArray[np.int16]]]:
+    """Labels and predicted classes of the test images after each task, [N] each, by arrival.
+
+    Raises BadRecord, OSError.
+    """
+    names = [f"task{task}/{name}" for task in range(tasks) for name in ("labels", head)]
+    found = list(read_arrays(_as_written(folder / "predictions.npz"), prediction_type, names).values())
+    stages = [(labels, top[:, 0]) for labels, top in zip(found[::2], found[1::2], strict=True) if top.shape[1:] == (5,)]
+    if len(stages) < tasks or any(len(labels) != len(top) or not len(labels) for labels, top in stages):
+        raise BadRecord("predictions are not a row of five a label")
+    return stages
+
+
 def _norms(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.float64]:
     """Norms after the last task. Raises BadRecord."""
     del tests  # norms have nothing to agree with

@@ -8,12 +8,21 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cilbench.reports import aggregate, comparability, comparison, evidence
+from cilbench.reports import comparability, comparison, evidence
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.styles import Style, styles_by_name
 from cilbench.reports.load import Runs
-from cilbench.reports.tables.table import interval_words
-from cilbench.reports.wording import budget_text, conditions_text, listed, protocol_text, repetitions_text, status_text
+from cilbench.reports.spending import spending
+from cilbench.reports.tables.table import INTERVALS
+from cilbench.reports.wording import (
+    budget_text,
+    conditions_text,
+    design_text,
+    listed,
+    protocol_text,
+    repetitions_text,
+    status_text,
+)
 
 # What figures do not need of a frame of stages: it is sent to other processes.
 _UNDRAWN = ["folder", "title", "arxiv", "bibtex", "port", "config", "class_names", "platform", "git_commit"]
@@ -48,7 +57,7 @@ class Group:
         self.title = f"{protocol_text(group)}; {conditions_text(group)}"
         self.cells = runs.cells[runs.cells["run"].isin(frame["run"])]
         self.ledger = runs.ledger[runs.ledger["run"].isin(frame["run"])]
-        self.spending = aggregate.spending(self.cells, self.ledger)
+        self.spending = spending(self.cells, self.ledger)
         tests = runs.tests[runs.tests["run"].isin(frame["run"])]
         self.close_up = evidence.close_up(evidence.representatives(self.cells), tests)
         self.published, self.without_published = self._published(published)
@@ -95,8 +104,8 @@ class Group:
         summary = self.comparison.summary
         done = summary[summary["competes"] & (summary["n"] > 0) & summary["published_head"]]
         several = bands and len(done) > 0 and done["n"].max() > 1
-        intervals = f"; {interval_words(done['units'])}" if several else ""
-        return self.words(f"{about} Means, {repetitions_text(done['n'])}{intervals}.")
+        over = f"over {design_text(done)}; {INTERVALS}" if several else repetitions_text(done["n"])
+        return self.words(f"{about} Means, {over}.")
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What stands above its section of the page: (what, value)."""

@@ -21,7 +21,7 @@ def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -
     `old_top1` is over the classes of earlier tasks (none at the first stage), `new_top1` over those of the stage's own.
     A run without accuracies keeps one row, for its status.
     """
-    keys = ["run", "task", "head"]
+    keys, tests = ["run", "task", "head"], whole_hits(tests)
     accuracy = _pooled(tests).merge(
         _pooled(tests[tests["tested_task"] < tests["task"]])[[*keys, "top1"]],
         on=keys,
@@ -37,6 +37,18 @@ def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -
     frame = frame.assign(published_head=frame["head"].eq(frame["first_head"]) | frame["head"].isna())
     frame = frame.assign(intransigence=intransigence(frame))
     return frame.drop(columns="first_head").sort_values(["run", "head", "task"], ignore_index=True)
+
+
+def whole_hits(tests: pd.DataFrame) -> pd.DataFrame:
+    """The accuracies that `images` can give: metrics.csv has four decimals, which would make equal counts differ.
+
+    What is no share of so many images, to those decimals, is left as it is.
+    """
+    exact = tests.copy()
+    for column in ("top1", "top5"):
+        share = 100 * (tests[column] * tests["images"] / 100).round() / tests["images"]
+        exact[column] = share.where((share - tests[column]).abs() <= 0.5001e-4, tests[column])
+    return exact
 
 
 def _pooled(tests: pd.DataFrame) -> pd.DataFrame:
@@ -100,17 +112,24 @@ _OF_STAGES = {
     "new": ("new_top1", "last"),
 }
 MEASURES = tuple(_OF_STAGES)
-SHARES = {"avg", "last", "old", "new"}  # in %: the interval of a mean ends where accuracies do
+JUDGED = ("avg", "last")  # what is ranked and tested
+SHARES = ("avg", "last", "old", "new")  # in %, from 0 to 100; the other measures are differences of shares
 
 
 def measures(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per finished run and head: avg (mean of top1 over all stages), last, forgetting and backward_transfer,
     old and new (top1 on the classes of earlier tasks and of the last one): all after the last stage; intransigence
-    (mean over all stages).
+    (mean over all stages); last_step, avg_step.
+
+    `last_step` is the step in which `last` can differ, one test image in points; `avg_step` the root of the mean square
+    of the stages' steps over the root of their number, as steps of independent parts add up.
     """
     done = frame[(frame["status"] == "done") & frame["task"].notna()].sort_values(["run", "head", "task"])
     keys = [*METHOD, "run", *REPETITION, "budget_bytes", "budget_label", "head", "published_head"]
-    return done.groupby(keys, sort=False, dropna=False).agg(**_OF_STAGES).reset_index()
+    done = done.assign(step=100 / done["images"], squared_step=(100 / done["images"]) ** 2)
+    steps = {"last_step": ("step", "last"), "avg_step": ("squared_step", "mean"), "stages": ("step", "size")}
+    found = done.groupby(keys, sort=False, dropna=False).agg(**_OF_STAGES, **steps).reset_index()
+    return found.assign(avg_step=np.sqrt(found["avg_step"] / found["stages"])).drop(columns="stages")
 
 
 def auc(budgets_mb: Sequence[float], accuracy_percent: Sequence[float]) -> float:

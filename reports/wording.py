@@ -58,6 +58,22 @@ def repetitions_text(counts: Iterable[int]) -> str:
     return f"n = {known[0]}" if len(known) == 1 else f"n = {known[0]}–{known[-1]}"
 
 
+def design_text(frame: pd.DataFrame) -> str:
+    """What means are over: `seeds (n = 3; one class order: orders were not varied)`, or `class orders (n = 3; one
+    seed)`, or `seeds × class orders (n = 6; 3 seeds, 2 orders)`. `frame` has n, seeds and orders, a row per mean.
+    """
+    n, seeds, orders = repetitions_text(frame["n"]), int(frame["seeds"].max()), int(frame["orders"].max())
+    if orders == 1:
+        return f"seeds ({n}; one class order: orders were not varied)"
+    return (
+        f"class orders ({n}; one seed)" if seeds == 1 else f"seeds × class orders ({n}; {seeds} seeds, {orders} orders)"
+    )
+
+
+# What the marks and rank ranges of a table rest on, for its caption.
+TEST_TEXT = "all pairs of methods at one budget, on the seeds and class orders both ran: Tukey, 5 % per budget"
+
+
 def exemplars_text(fewest: object, most: object) -> str:
     """`594`, or the range where repetitions differ: `590–602`."""
     if pd.isna(fewest) or pd.isna(most):  # type: ignore[call-overload]

@@ -13,11 +13,12 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from cilbench.records.schema import KINDS
-from cilbench.reports import aggregate, comparability
+from cilbench.reports import comparability
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import budgets_of, finish, fitted, panel_grid
 from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, PaperColumns, paper_style
 from cilbench.reports.group import Group
+from cilbench.reports.spending import CONVENTIONS, spending
 from cilbench.reports.wording import budget_text, status_text, unit_of
 
 _HEIGHTS = {True: 0.46, False: 0.2}  # rows; of the bar that the budget binds, and of the other
@@ -44,7 +45,7 @@ def bytes_by_kind(
     compete for bytes are left out.
     """
     comparability.require_one_group(cells)
-    spent = aggregate.spending(cells[cells["competes"]], ledger)
+    spent = spending(cells[cells["competes"]], ledger)
     budgets = budgets_of(cells)
     names = sorted(map(str, spent["name"].unique()), key=str.casefold, reverse=True)
     unit, scale = unit_of(max(size for size, _ in budgets))
@@ -80,7 +81,7 @@ def _bars(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: in
     """A stacked bar per convention, or the outline of one with the status where there is no ledger."""
     if own.empty:
         return
-    for convention, side in zip(aggregate.CONVENTIONS, (1, -1), strict=True):
+    for convention, side in zip(CONVENTIONS, (1, -1), strict=True):
         height, start = _HEIGHTS[convention == binding], 0.0
         y = position + side * height / 2
         charged = own[own["convention"] == convention].set_index("kind")["charged_bytes"] / scale

@@ -11,7 +11,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from cilbench.reports import aggregate, statistics
+from cilbench.reports import contrasts, statistics
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import ACCURACIES, budgets_of, finish, handles_of, left_panels, panel_grid
@@ -26,7 +26,7 @@ def drawing(group: Group) -> Drawing | None:
         return None
     about = "Mean rank over repetitions at each budget, best at the left."
     if group.comparison.ranks["rank_low"].notna().any():
-        about += " Bars join methods that the paired comparisons do not tell apart."
+        about += " Bars join methods that the comparisons (Tukey, 5 % per budget) do not tell apart."
     make = partial(rank_over_memory, group.comparison, styles=group.styles)
     return group.drawing("ranks", group.caption(about, bands=False), make)
 
@@ -76,7 +76,7 @@ def mean_ranks(one: Comparison, measure: str, budget_bytes: int) -> pd.DataFrame
     """
     ranks = one.ranks[(one.ranks["measure"] == measure) & (one.ranks["budget_bytes"] == budget_bytes)]
     finished = one.finished[one.finished["published_head"] & one.finished["name"].isin(ranks["name"])]
-    values = aggregate.by_method(finished[finished["budget_bytes"] == budget_bytes], measure).dropna()
+    values = contrasts.by_method(finished[finished["budget_bytes"] == budget_bytes], measure).dropna()
     found = (
         values.rank(axis=1, ascending=False).mean() if len(values) else ranks.set_index("name")["rank"].astype(float)
     )
@@ -85,7 +85,7 @@ def mean_ranks(one: Comparison, measure: str, budget_bytes: int) -> pd.DataFrame
 
 def cliques(names: list[str], pairs: pd.DataFrame) -> list[tuple[int, int]]:
     """First and last place of every longest run of `names`, ordered by rank, no pair of which is told apart."""
-    apart = pairs[pairs["p_holm"] < 1 - statistics.LEVEL]
+    apart = pairs[pairs["p"] < 1 - statistics.LEVEL]
     known = {frozenset(pair) for pair in zip(apart["name"], apart["other"], strict=True)}
     ends = []
     for first in range(len(names)):
@@ -101,7 +101,7 @@ def cliques(names: list[str], pairs: pd.DataFrame) -> list[tuple[int, int]]:
 
 def _bars(axes: Axes, ranks: pd.DataFrame, pairs: pd.DataFrame, measure: str, budget_bytes: int) -> None:
     own = pairs[(pairs["budget_bytes"] == budget_bytes) & (pairs["measure"] == measure)]
-    if own["p_holm"].isna().all():  # one repetition says nothing
+    if own["p"].isna().all():  # one repetition says nothing
         return
     found = cliques(list(ranks["name"]), own)
     row = float(ranks["row"].iloc[0])

@@ -21,7 +21,7 @@ from markupsafe import Markup
 from cilbench.reports.load import LeftOut
 from cilbench.reports.page.book import Book, Section, book_of, reached, runs_of, script_data
 from cilbench.reports.statistics import TIED, UNTESTED
-from cilbench.reports.tables.table import TableCell
+from cilbench.reports.tables.table import TableCell, by_best
 from cilbench.reports.wording import budget_text, number_text, repetitions_text, status_text
 
 _FOLDER = Path(__file__).parent
@@ -107,7 +107,7 @@ def verdicts(summary: pd.DataFrame) -> list[tuple[str, str, str, list[str]]]:
 
 def _verdict(part: pd.DataFrame) -> tuple[str, str, str, list[str]]:
     budget = budget_text(int(part["budget_bytes"].iloc[0]), part["budget_label"].iloc[0])
-    done = part[part["n"] > 0].sort_values(["avg", "name"], ascending=[False, True]).to_dict("records")
+    done = by_best(part[part["n"] > 0])
     absent = [f"{row['name']} ({status_text(row['status'])})" for row in part[part["n"] == 0].to_dict("records")]
     without = f" No result: {', '.join(absent)}." if absent else ""
     if not done:
@@ -120,10 +120,12 @@ def _verdict(part: pd.DataFrame) -> tuple[str, str, str, list[str]]:
 
 
 def _lead(best: Mapping[Any, Any], others: Sequence[Mapping[Any, Any]]) -> str:
-    """How far ahead, and what the tests of `statistics.against_best` say of it."""
+    """How far ahead, and what the comparisons of all pairs (`statistics.all_pairs`) say of it."""
     if not others:
         return "nothing else finished."
     lead = f"{best['avg'] - others[0]['avg']:.2f} points ahead of {others[0]['name']}"
+    if best["n"] != others[0]["n"]:  # their means are of other repetitions
+        lead = f"ahead of {others[0]['name']} on the seeds and class orders both ran"
     if best["n"] == 1 or others[0]["n"] == 1:
         return f"{lead}. One repetition: a small lead may be chance."
     told = {verdict: [row["name"] for row in others if row["avg_verdict"] == verdict] for verdict in (TIED, UNTESTED)}

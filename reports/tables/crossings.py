@@ -18,15 +18,15 @@ def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.
     for item in shown.to_dict("records"):
         crossing = TableCell(number_text(item["at_mb"] * scale), _reach(item, scale), sort=float(item["at_mb"]))
         names = TableCell(item["better_below"]), TableCell(item["better_above"])
-        rows.append(TableRow("", (*names, crossing, number_cell(item, "units", whole)), runs=run_ids(item)))
+        rows.append(TableRow("", (*names, crossing, number_cell(item, "n", whole)), runs=run_ids(item)))
     text = caption(
         group,
         cells,
         "Budgets at which the average accuracies of two methods cross, on straight lines between the budgets that were "
         "run; in brackets those around it at which the 95 % interval of the paired difference holds zero, open where "
-        "it goes on to the first or last; units: seeds or class orders, with one there is no interval.",
+        "it goes on to the first or last; n: seeds and class orders that both ran, with one there is no interval.",
     )
-    columns = ("Better below", "Better above", f"Crossing ({unit})", "Units")
+    columns = ("Better below", "Better above", f"Crossing ({unit})", "n")
     return Table("crossings", text, columns, (False, False, True, True), tuple(rows), title="Where methods cross")
 
 

@@ -6,6 +6,7 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.tables.table import (
+    INTERVALS,
     Notes,
     Table,
     TableCell,
@@ -13,11 +14,17 @@ from cilbench.reports.tables.table import (
     best_text,
     cite_keys,
     fixed,
-    interval_words,
     run_ids,
     verdict_marks,
 )
-from cilbench.reports.wording import budget_text, conditions_text, protocol_text, repetitions_text, status_text
+from cilbench.reports.wording import (
+    budget_text,
+    conditions_text,
+    design_text,
+    protocol_text,
+    repetitions_text,
+    status_text,
+)
 
 _MEASURES = {"avg": "Average accuracy (%)", "last": "Last accuracy (%)"}
 
@@ -43,11 +50,12 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
             rows.append(TableRow(section, (TableCell(str(name)), *entries), competes, cite, runs=runs))
     done = shown[shown["n"] > 0]
     several = bool(len(done)) and done["n"].max() > 1
-    over = f"mean ± half-width of {interval_words(done['units'])}, " if several else ""
+    single = repetitions_text(done["n"])
+    over = f"mean ± half-width of {INTERVALS} over {design_text(done)}" if several else single
     marked = "; ≈: not distinguishable from it" if any(mark == "≈" for mark, _ in notes.listed()) else ""
     caption = (
-        f"Accuracy at each memory budget on {protocol_text(group)}: {over}{repetitions_text(done['n'])} "
-        f"({conditions_text(group)}). Bold: highest mean at a budget{marked}."
+        f"Accuracy at each memory budget on {protocol_text(group)}: {over} "
+        f"({conditions_text(group)}). Bold: best at a budget{marked}."
     )
     columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
     numeric = tuple(column != "Method" for column in columns)
@@ -72,5 +80,8 @@ def _cell(item: Mapping[Any, Any] | None, measure: str, best: str, notes: Notes)
     value, low, high = item[measure], item[f"{measure}_low"], item[f"{measure}_high"]
     half = "" if pd.isna(low) else f"± {fixed(max(value - low, high - value))}"
     marks = verdict_marks(item, measure, notes) if item["competes"] and best else ()
+    if item["status"] != "done":
+        budget = budget_text(item["budget_bytes"], item["budget_label"])
+        marks = (*marks, notes.mark(f"{item['name']} at {budget}: {status_text(item['status'])}"))
     bold = bool(item["competes"] and best) and best == fixed(value)
     return TableCell(fixed(value), half, marks, bold, sort=float(value))

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, cite_keys, run_ids
-from cilbench.reports.wording import budget_text
+from cilbench.reports.wording import TEST_TEXT, budget_text
 
 
 def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -27,7 +27,7 @@ def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFram
         for *_, row in sorted(rows, key=lambda keyed: keyed[:2])
     ]
     ranges = (
-        "in brackets the ranks that paired t-tests of all pairs (same seeds and class orders, Holm, 5 %) leave open"
+        f"in brackets the ranks that the comparisons leave open ({TEST_TEXT})"
         if own["rank_low"].notna().any()
         else "with one repetition nothing says how sure a rank is"
     )

@@ -9,7 +9,7 @@ import pandas as pd
 from cilbench.reports import comparability as lint
 from cilbench.reports import statistics
 from cilbench.reports.tables.bibtex import read_entries
-from cilbench.reports.wording import budget_text, conditions_text, protocol_text, repetitions_text
+from cilbench.reports.wording import TEST_TEXT, budget_text, conditions_text, design_text, protocol_text
 
 
 @dataclass(frozen=True)
@@ -113,25 +113,28 @@ def run_ids(row: Mapping[Any, Any]) -> tuple[str, ...]:
 
 
 def by_best(frame: pd.DataFrame, *keys: str, measure: str = "avg") -> list[dict[Any, Any]]:
-    """Rows sorted by `keys`, then the best first, then by name."""
+    """Rows sorted by `keys`, then by rank and the best first, then by name."""
     ordered = frame.assign(fold=frame["name"].str.casefold())
-    ascending = [True] * len(keys) + [False, True]
-    return ordered.sort_values([*keys, measure, "fold"], ascending=ascending).to_dict("records")
+    ascending = [True] * (len(keys) + 1) + [False, True]
+    return ordered.sort_values([*keys, f"{measure}_rank", measure, "fold"], ascending=ascending).to_dict("records")
 
 
 # ------------------------------------------------------------------------------------------------ the best
 
 TIED, UNTESTED = "≈", "?"
 _VERDICT_NOTES = {
-    statistics.TIED: (TIED, "not distinguishable from the best, of the same budgets: paired t-test, Holm, 5 %"),
+    statistics.TIED: (TIED, f"not distinguishable from the best ({TEST_TEXT})"),
     statistics.UNTESTED: (UNTESTED, "not tested: fewer than two seeds or class orders in common with the best"),
 }
 
 
 def best_text(frame: pd.DataFrame, measure: str, style: Callable[[float], str] = fixed) -> str:
-    """The best value as it is printed, so that ties in print are all bold; empty where fewer than two have a value."""
-    values = frame[measure].dropna()
-    return style(values.max()) if len(values) > 1 else ""
+    """The value of the best as it is printed, so that ties in print are all bold; empty where fewer than two have one.
+
+    The best is ahead on the repetitions that others have too; a method that did not finish all may have a higher mean.
+    """
+    best = frame.loc[frame[f"{measure.removesuffix('_normalised')}_verdict"] == statistics.BEST, measure]
+    return style(best.iloc[0]) if len(best) and frame[measure].notna().sum() > 1 else ""
 
 
 def verdict_marks(row: Mapping[Any, Any], measure: str, notes: Notes) -> tuple[str, ...]:
@@ -162,19 +165,12 @@ def repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
     if done["n"].max() == 1:
         best = " Bold: best, but the order of near values may be chance." if bold else ""
         return f"n = 1 (one seed and class order): no interval.{best}"
-    same = (done["n"] == done["units"]).all()
-    orders = "" if same else f", in {repetitions_text(done['units']).removeprefix('n = ')} class orders"
     small = " Where n = 1 there is none." if done["n"].min() == 1 else ""
-    return (
-        f"Means over seeds × class orders ({repetitions_text(done['n'])}{orders}), {interval_words(done['units'])} in "
-        f"brackets.{small}{' Bold: highest mean.' if bold else ''}"
-    )
+    best = " Bold: best, on the seeds and class orders that others ran too." if bold else ""
+    return f"Means over {design_text(done)}, {INTERVALS} in brackets.{small}{best}"
 
 
-def interval_words(units: "pd.Series[int]") -> str:
-    """`95 % intervals (Student's t)`: how the intervals of so many units were made."""
-    kinds = [kind for n in sorted(set(units.dropna())) if (kind := statistics.interval_kind(int(n)))]
-    return f"95 % intervals ({', '.join(dict.fromkeys(kinds))})"
+INTERVALS = "95 % t intervals"
 
 
 def cite_keys(cells: pd.DataFrame) -> tuple[str, ...]:

@@ -182,10 +182,10 @@ def test_bars_join_the_longest_runs_that_are_not_told_apart() -> None:
     apart = {("A", "C"), ("A", "D"), ("B", "D"), ("A", "E"), ("B", "E"), ("C", "E"), ("D", "E")}
     names = list("ABCDE")
     pairs = [(a, b, 0.01 if (a, b) in apart else 0.5) for a in names for b in names if a < b]
-    frame = pd.DataFrame(pairs, columns=["name", "other", "p_holm"])
+    frame = pd.DataFrame(pairs, columns=["name", "other", "p"])
     assert ranks.cliques(names, frame) == [(0, 1), (1, 2), (2, 3)]
-    assert ranks.cliques(names, frame.assign(p_holm=0.5)) == [(0, 4)]
-    assert ranks.cliques(names, frame.assign(p_holm=0.01)) == []
+    assert ranks.cliques(names, frame.assign(p=0.5)) == [(0, 4)]
+    assert ranks.cliques(names, frame.assign(p=0.01)) == []
 
 
 def test_two_per_cent_are_seen_in_a_confusion_matrix(three_seeds: reports.Runs) -> None:

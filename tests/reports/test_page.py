@@ -345,7 +345,10 @@ def summary_of(*rows: tuple[str, float, int, str]) -> pd.DataFrame:
     shared = {"published_head": True, "competes": True, "budget_bytes": 49_152, "budget_label": None, "status": "done"}
     bounds = {"avg_low": 1.0, "avg_high": 2.0, "last": 50.0}
     return pd.DataFrame(
-        [shared | bounds | {"name": name, "avg": avg, "n": n, "avg_verdict": told} for name, avg, n, told in rows]
+        [
+            shared | bounds | {"name": name, "avg": avg, "n": n, "avg_verdict": told, "avg_rank": rank}
+            for rank, (name, avg, n, told) in enumerate(rows, 1)
+        ]
     )
 
 

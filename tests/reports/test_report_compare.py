@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 from make_runs import METHODS, REFERENCES, Grid, make_run, make_runs
+from scipy import stats
 
 from cilbench import reports
 from cilbench.reports import before_after
@@ -66,20 +68,71 @@ def test_a_shift_of_every_seed_is_beyond_noise_and_scatter_is_not(sides: tuple[P
     assert row["n"] == 3
 
 
+def answered(path: Path, gained: int, lost: int) -> None:
+    """Change that many answers after the last task, in predictions.npz and metrics.csv."""
+    with np.load(path / "predictions.npz") as stored:
+        arrays = dict(stored)
+    labels, top = arrays["task4/labels"], arrays["task4/head"]
+    right = np.flatnonzero(top[:, 0] == labels)[:lost]
+    wrong = np.flatnonzero(top[:, 0] != labels)[:gained]
+    top[right, 0], top[wrong, 0] = (labels[right] + 1) % 10, labels[wrong]
+    np.savez_compressed(path / "predictions.npz", **arrays)
+    with (path / "metrics.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    for row in rows:
+        if row["task"] == "4":
+            own = labels // 2 == int(row["tested_task"])
+            row["top1"] = f"{100 * (top[own, 0] == labels[own]).mean():.4f}"
+    with (path / "metrics.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def one_seed(folder: Path, gained: int, lost: int) -> pd.DataFrame:
+    """A run before and after on the same 10,000 test images, by measure."""
+    grid = Grid(test_images=1000)
+    for side in ("a", "b"):
+        make_run(folder / side, grid, METHODS[2], BUDGET, 1)
+    answered(next((folder / "b").iterdir()), gained, lost)
+    frame = reports.compare(reports.read_runs([folder / "a"]), reports.read_runs([folder / "b"]))
+    return frame.set_index("measure")
+
+
 @pytest.mark.parametrize(
-    ("by", "verdict"), [(-40.0, before_after.BEYOND), (-1.0, before_after.BELOW), (0.0, before_after.SAME)]
+    ("gained", "lost", "verdict"),
+    [
+        (80, 20, before_after.BEYOND),
+        (55, 45, before_after.BELOW),
+        (5, 5, before_after.BELOW),
+        (0, 0, before_after.SAME),
+    ],
 )
-def test_one_seed_is_held_against_binomial_noise(tmp_path: Path, by: float, verdict: str) -> None:
+def test_one_seed_is_held_against_the_same_test_images(tmp_path: Path, gained: int, lost: int, verdict: str) -> None:
+    """As two test sets, 80 gained and 20 lost of 10,000 are within 1.4 points; on the same images p is 1e-9."""
+    last = one_seed(tmp_path, gained, lost).loc["last"]
+    assert last["verdict"] == verdict
+    assert (last["gained"], last["lost"]) == (gained, lost)
+    assert last["difference"] == pytest.approx((gained - lost) / 100)
+    assert last["p"] == pytest.approx(stats.binomtest(gained, gained + lost).pvalue if gained + lost else 1.0)
+    assert np.isnan(last["low"])
+
+
+def test_the_average_of_one_seed_counts_each_image_once(tmp_path: Path) -> None:
+    """Images that changed at one stage of five: z is that of the last stage, and its points a fifth."""
+    frame = one_seed(tmp_path, 80, 20)
+    assert frame.loc["avg", "difference"] == pytest.approx(frame.loc["last", "difference"] / 5)
+    assert frame.loc["avg", "p"] == pytest.approx(2 * stats.norm.sf(60 / np.sqrt(100)))
+
+
+def test_without_predictions_that_agree_one_seed_is_not_tested(tmp_path: Path) -> None:
     for side in ("a", "b"):
         make_run(tmp_path / side, Grid(), METHODS[2], BUDGET, 1)
-    shifted(next((tmp_path / "b").iterdir()), lambda top1: top1 + by)
-    frame = reports.compare(reports.read_runs([tmp_path / "a"]), reports.read_runs([tmp_path / "b"]))
-    row = frame[frame["measure"] == "last"].iloc[0]
-    assert row["verdict"] == verdict
-    shares = np.array([row["before"], row["after"]]) / 100
-    expected = 1.959964 * 100 * np.sqrt((shares * (1 - shares) / 100).sum())  # 100 test images
-    assert row["yardstick"] == pytest.approx(expected, rel=1e-6)
-    assert np.isnan(row["low"])
+    (run,) = (tmp_path / "b").iterdir()
+    shifted(run, lambda top1: top1 - 40)
+    assert verdicts(tmp_path / "a", tmp_path / "b") == {"DER": before_after.UNTESTED}
+    (run / "predictions.npz").unlink()
+    assert verdicts(tmp_path / "a", tmp_path / "b") == {"DER": before_after.UNTESTED}
 
 
 def test_a_cell_of_one_side_says_so(sides: tuple[Path, Path]) -> None:
@@ -116,14 +169,13 @@ def test_a_cell_that_was_made_otherwise_says_in_what_and_a_label_makes_no_other_
     )
 
 
-def test_means_before_and_after_are_over_class_orders(tmp_path: Path) -> None:
-    """Two seeds of one order count as one: 60, 60 and 90 are 75, and the difference is what lies between the means."""
-    for side, by in (("a", 0.0), ("b", 10.0)):
-        for order, seed, top1 in ((1, 1, 50.0), (1, 2, 50.0), (2, 1, 80.0)):
-            shifted(make_run(tmp_path / side, Grid(order=order), METHODS[2], BUDGET, seed), lambda _, t=top1 + by: t)
+def test_means_before_and_after_are_over_what_both_sides_have(tmp_path: Path) -> None:
+    for side, by, seeds in (("a", 0.0, (1, 2, 3)), ("b", 10.0, (1, 2))):
+        for seed in seeds:
+            shifted(make_run(tmp_path / side, Grid(), METHODS[2], BUDGET, seed), lambda _, t=40.0 + 10 * seed + by: t)
     frame = reports.compare(reports.read_runs([tmp_path / "a"]), reports.read_runs([tmp_path / "b"]))
     row = frame[frame["measure"] == "last"].iloc[0]
-    assert (row["before"], row["after"], row["difference"]) == pytest.approx((65.0, 75.0, 10.0))
+    assert (row["before"], row["after"], row["difference"], row["n"]) == pytest.approx((55.0, 65.0, 10.0, 2))
 
 
 def test_what_is_written_names_what_moved_and_every_run(sides: tuple[Path, Path], tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from matplotlib.figure import Figure
 
 from cilbench import reports
 from cilbench.reports import aggregate, comparability, measures, tables, wording
+from cilbench.reports.spending import CONVENTIONS, spending
 
 BUDGETS = (49_152, 98_304, 196_608)
 
@@ -116,10 +117,10 @@ def test_refused_cells_are_rows_with_their_reason(three_seeds: reports.Runs) -> 
 
 
 def test_spending_adds_up_to_what_was_charged(three_seeds: reports.Runs) -> None:
-    spent = aggregate.spending(three_seeds.cells, three_seeds.ledger)
+    spent = spending(three_seeds.cells, three_seeds.ledger)
     sums = spent.groupby(["convention", "method", "budget_bytes"])["charged_bytes"].sum()
     final = three_seeds.boundaries.query("task == 4").merge(three_seeds.cells, on="run")
-    for convention in aggregate.CONVENTIONS:
+    for convention in CONVENTIONS:
         expected = final.groupby(["method", "budget_bytes"])[f"{convention}_bytes"].mean()
         for (method, budget_bytes), total in expected.items():
             assert sums[convention, method, budget_bytes] == pytest.approx(total)
@@ -192,7 +193,7 @@ def test_bytes_are_those_after_the_last_task_where_a_run_got_there(tmp_path: Pat
     (path / "ledger.csv").write_text("\n".join([rows[0], *(row for row in rows[1:] if row[0] in "01")]) + "\n")
     runs = reports.read_runs([tmp_path])
     assert len(runs.cells) == 3
-    spent = aggregate.spending(runs.cells, runs.ledger)
+    spent = spending(runs.cells, runs.ledger)
     done = runs.cells[runs.cells["status"] == "done"]
     last = runs.ledger[(runs.ledger["task"] == 4) & runs.ledger["run"].isin(done["run"])]
     own = spent[spent["convention"] == "strict"]

@@ -1,0 +1,43 @@
+"""What the bytes are spent on: by kind after the last task, and how much of the budget is held at each stage."""
+
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.aggregate import status_counts
+from cilbench.reports.comparability import METHOD, parts
+
+CONVENTIONS = ("published", "strict")
+
+
+def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
+    """Bytes by kind after the last task, or at the last boundary reached where no run finished, in both conventions: a
+    row per method, budget, convention and kind.
+
+    `charged_bytes` is the mean over repetitions; kinds that a convention does not charge have no row. A cell without a
+    ledger is a row without convention and kind; `status` says why.
+    """
+    last = ledger[ledger["task"] == ledger.groupby("run")["task"].transform("max")]
+    frame = cells.merge(last, on="run", how="left")
+    rows: list[dict[str, Any]] = []
+    keys = [*METHOD, "budget_bytes"]
+    for key, cell in parts(frame, keys):
+        named = dict(zip(keys, key, strict=True))
+        named |= {
+            "budget_label": cell["budget_label"].iloc[0],
+            "status": status_counts(cell.drop_duplicates("run")["status"]),
+        }
+        weighed = cell[cell["kind"].notna()]
+        if (weighed["status"] == "done").any():  # another boundary than the last is no part of their mean
+            weighed = weighed[weighed["status"] == "done"]
+        whose = cell if weighed.empty else weighed
+        counted = {"n": weighed["run"].nunique(), "runs": " ".join(sorted(set(whose["run"])))}
+        for convention in CONVENTIONS:
+            for kind, total in weighed.groupby("kind")[f"{convention}_bytes"].sum().items():
+                if total > 0:
+                    charged = {"kind": kind, "charged_bytes": total / counted["n"]}
+                    rows.append(named | {"convention": convention} | charged | counted)
+        if weighed.empty:
+            rows.append(named | {"convention": None, "kind": None, "charged_bytes": 0.0} | counted)
+    columns = [*keys, "budget_label", "status", "convention", "kind", "charged_bytes", "n", "runs"]
+    return pd.DataFrame(rows, columns=columns)
