@@ -66,8 +66,9 @@ class FOSTER(Rehearsal):
         heads=("head", "nme"),
         rehearsal=True,
         unsealed={"two-branch": "head", "two-branch-nme": "nme"},
-        port="without the authors' AutoAugment, Cutout and β1 per task, as in the survey's comparison; published "
-        "curves are of the two branches before compression (head two-branch, not sealed); what is kept is the student",
+        port="without the authors' AutoAugment, Cutout and class weights by task, as in the survey's comparison; "
+        "published curves are of the two branches before compression (head two-branch, not sealed); the student is "
+        "kept",
     )
     config: Config
     boosted: IncrementalNet | None = None  # both branches, from the end of a later task until it is weighed
