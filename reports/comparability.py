@@ -33,8 +33,18 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "backbone": ("backbone",),
     "head": ("head",),
     "settings": ("settings",),
+    "images": ("data_sha256",),
+    "repetitions": (),  # the seeds and class orders of each method
+    "device": ("device",),
+    "torch": ("torch",),
+    "cilbench": ("cilbench",),
 }
 _WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
+_IF_KNOWN = (*_WITHIN, "images", "device", "torch", "cilbench")  # a run that does not say counts for none
+PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023memo)
+    **{"recipe": "published", "accounting": "published", "storage": "fp32", "fill": "published", "precision": "fp32"},
+    **{"augmentation": "", "requested_backbone": "auto", "order": 1993, "settings": ""},
+}
 _NONE = {"settings": "the recipe's own"}  # how "" is called; "the data set's own" elsewhere
 
 
@@ -86,15 +96,32 @@ def differences(cells: pd.DataFrame) -> list[Difference]:
     found = []
     for aspect, columns in ASPECTS.items():
         users: dict[str, set[str]] = {}
-        for *values, name in cells[[*columns, "name"]].itertuples(index=False):
+        told = _repetitions(cells) if aspect == "repetitions" else cells[[*columns, "name"]]
+        for *values, name in told.itertuples(index=False):
             users.setdefault("/".join(str(value) for value in values if value != ""), set()).add(name)
-        if aspect in _WITHIN:
+        if aspect in _IF_KNOWN:
             users.pop("", None)
         if len(users) > 1:
             ordered = {value: tuple(sorted(users[value], key=str.casefold)) for value in sorted(users)}
             unnamed = _NONE.get(aspect, "the data set's own")
             found.append(Difference(aspect, {value or unnamed: who for value, who in ordered.items()}))
     return found
+
+
+def _repetitions(cells: pd.DataFrame) -> pd.DataFrame:
+    """text, name: the seeds and class orders of each method that competes; floors and ceilings run once."""
+    rows = []
+    for name, part in cells[cells["competes"]].groupby("name"):
+        pairs = sorted(set(part[REPETITION].itertuples(index=False, name=None)))
+        rows.append((", ".join(f"{seed} of order {order}" for seed, order in pairs), str(name)))
+    return pd.DataFrame(rows, columns=["text", "name"])
+
+
+def unlike_published(cells: pd.DataFrame) -> list[str]:
+    """In what runs differ from the conditions of the published points (`PUBLISHED`), and `budgets` of no label."""
+    found = [column for column, value in PUBLISHED.items() if (cells[column] != value).any()]
+    names = {"requested_backbone": "backbone", "order": "class order"}
+    return [names.get(column, column) for column in found] + ["budgets"] * bool(cells["budget_label"].isna().any())
 
 
 def require_known(allowed: Collection[str]) -> None:

@@ -137,12 +137,10 @@ class Group:
             return None, ""
         same = (published["dataset"] == self.group["dataset"]) & (published["base"] == self.group["base"])
         same &= (published["inc"] == self.group["inc"]) & published["budget_mb"].notna()
-        differ = [term for term in ("recipe", "accounting") if self.group[term] != "published"]
         if not same.any():
             return None, " No published points: none of this protocol are known."
-        if differ or self.frame["budget_label"].isna().any() or self.cells["settings"].any():
-            of = " and ".join(differ) or ("budgets" if self.frame["budget_label"].isna().any() else "settings")
-            return None, f" No published points: they are of the published {of}."
+        if differ := comparability.unlike_published(self.cells):
+            return None, f" No published points: they are of another {', '.join(differ)}."
         return pd.DataFrame(published[same]), ""
 
 

@@ -139,3 +139,57 @@ def test_strict_with_what_is_allowed_writes_the_report(tmp_path: Path, monkeypat
     folder, out = str(two_runs(tmp_path / "runs", recipe="smoke")), tmp_path / "out"
     assert report(folder, "--strict", "--allow", "recipe", "--out", str(out), monkeypatch=monkeypatch) == 0
     assert f"cilbench report {folder} --strict --allow recipe;" in (out / "results.tex").read_text()
+
+
+@pytest.mark.parametrize(
+    ("aspect", "field", "value"),
+    [
+        ("images", "data_sha256", "b" * 64),
+        ("device", "device", "NVIDIA H200"),
+        ("torch", "torch", "2.12.0"),
+        ("cilbench", "cilbench", "0.2.0"),
+    ],
+)
+def test_strict_refuses_runs_of_other_images_or_made_by_something_else(
+    tmp_path: Path, aspect: str, field: str, value: str
+) -> None:
+    for method, found in ((DER, {"data_sha256": "a" * 64}), (MEMO, {"data_sha256": "a" * 64, field: value})):
+        edit(make_run(tmp_path, Grid(), method, 49_152, 1), lambda cell, found=found: cell["environment"].update(found))
+    cells = reports.read_runs([tmp_path]).cells
+    with pytest.raises(reports.MixedComparisonError, match=f"differ in {aspect}: .*{value}"):
+        lint.refuse(cells)
+    lint.refuse(cells, [aspect])
+
+
+def test_strict_refuses_a_method_that_was_run_on_other_seeds(tmp_path: Path) -> None:
+    for method, seeds in ((DER, (1, 2)), (MEMO, (1, 2)), (ICARL, (1, 3))):
+        for seed in seeds:
+            make_run(tmp_path, Grid(), method, 49_152, seed)
+    cells = reports.read_runs([tmp_path]).cells
+    with pytest.raises(reports.MixedComparisonError) as raised:
+        lint.refuse(cells, ["backbone", "head"])
+    assert "repetitions: 1 of order 1, 2 of order 2 (DER, MEMO), 1 of order 1, 3 of order 3 (iCaRL)" in str(
+        raised.value
+    )
+    lint.refuse(cells, ["backbone", "head", "repetitions"])
+
+
+@pytest.mark.parametrize(
+    ("said", "request_"),
+    [
+        ("storage", {"storage": "fp16"}),
+        ("fill", {"fill": "adaptive"}),
+        ("precision", {"precision": "bf16"}),
+        ("augmentation", {"augmentation": "flip"}),
+        ("backbone", {"backbone": "resnet18"}),
+        ("class order", {"order": 7}),
+        ("accounting", {"accounting": "strict"}),
+        ("budgets", {"budget_label": None}),
+    ],
+)
+def test_published_points_are_of_their_own_conditions(tmp_path: Path, said: str, request_: dict[str, Any]) -> None:
+    grid = Grid(accounting="published", recipe="published", labels={49_152: "0.05"})
+    run = make_run(tmp_path, grid, DER, 49_152, 1993)
+    assert lint.unlike_published(reports.read_runs([tmp_path]).cells) == []
+    edit(run, lambda cell: cell["request"].update(request_))
+    assert lint.unlike_published(reports.read_runs([tmp_path]).cells) == [said]
