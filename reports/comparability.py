@@ -42,8 +42,15 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
 _WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
 _IF_KNOWN = (*_WITHIN, "images", "device", "torch", "cilbench")  # a run that does not say counts for none
 PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023memo)
-    **{"recipe": "published", "accounting": "published", "storage": "fp32", "fill": "published", "precision": "fp32"},
-    **{"augmentation": "", "requested_backbone": "auto", "order": 1993, "settings": ""},
+    "recipe": "published",
+    "accounting": "published",
+    "storage": "fp32",
+    "fill": "published",
+    "precision": "fp32",
+    "augmentation": "",
+    "requested_backbone": "auto",
+    "order": 1993,
+    "settings": "",
 }
 _NONE = {"settings": "the recipe's own"}  # how "" is called; "the data set's own" elsewhere
 

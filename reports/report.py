@@ -101,7 +101,7 @@ def _write(
     remarks = [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []
     drawn = list(_told(drawing, len(wanted), progress))
     sections = [section_of(group, drawn) for group in groups]
-    page = render_page(sections, runs.cells, left_out, bibtex, made, out, remarks)
+    page = render_page(sections, runs.cells, left_out, bibtex, made, remarks)
     for name, text in {"index.html": page, **_texts(sections, left_out, bibtex, stamp, remarks)}.items():
         (stage / name).write_text(text, encoding="utf-8", newline="\n")
 

@@ -7,12 +7,10 @@ JSON of `book.script_data`, so that a point names its cell, sorts, filters by me
 import base64
 import hashlib
 import json
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 import jinja2
 import pandas as pd
@@ -35,10 +33,9 @@ def render_page(
     left_out: Sequence[LeftOut],
     bibtex: str,
     provenance: Mapping[str, str],
-    page_folder: Path | None = None,
     remarks: Sequence[str] = (),
 ) -> str:
-    """The whole page. `page_folder`, where it will lie, is what links to the run folders start from; none without."""
+    """The whole page: the same wherever it and the run folders lie."""
     book = book_of(sections, cells)
     scripts = {name: _static(f"{name}.js") for name in ("theme", "echarts.min", "page")}
     return _template().render(
@@ -49,7 +46,7 @@ def render_page(
         style=Markup(_static("page.css")),
         policy=_policy(scripts.values()),
         data=Markup(_json(script_data(sections, book))),
-        runs=_runs(book, sections, page_folder),
+        runs=_runs(book, sections),
         left_out=_left_out(left_out, book),
         bibtex=bibtex,
         provenance=provenance,
@@ -175,13 +172,12 @@ def _left_out(left_out: Sequence[LeftOut], book: Book) -> list[tuple[str, str]]:
 _SAID_ONCE = ("Device", "torch", "cilbench", "Commit")
 
 
-def _runs(book: Book, sections: Sequence[Section], page_folder: Path | None) -> dict[str, Any]:
+def _runs(book: Book, sections: Sequence[Section]) -> dict[str, Any]:
     """Every run with its status, what it reached and where it ran. What is the same for all is said once."""
     columns = _run_columns(book, sections)
     texts = {heading: {cell.text for cell in cells} for heading, cells in columns.items()}
     once = {h for h in columns if texts[h] == {"–"} or (h in _SAID_ONCE and len(texts[h]) == 1 < len(book.cells))}
     kept = {heading: cells for heading, cells in columns.items() if heading not in once}
-    folders = [Path(folder) for folder in book.cells["folder"]]
     return {
         "common": "; ".join(f"{h} {columns[h][0].text}" for h in columns if h in once and texts[h] != {"–"}),
         "columns": [(heading, any(cell.sort is not None for cell in cells)) for heading, cells in kept.items()],
@@ -189,12 +185,9 @@ def _runs(book: Book, sections: Sequence[Section], page_folder: Path | None) -> 
             {
                 "id": str(run),
                 "method": str(name),
-                "address": None if page_folder is None else _address(folder, page_folder),
                 "cells": [cells[number] for cells in kept.values()],
             }
-            for number, (run, name, folder) in enumerate(
-                zip(book.cells["run"], book.cells["name"], folders, strict=True)
-            )
+            for number, (run, name) in enumerate(zip(book.cells["run"], book.cells["name"], strict=True))
         ],
     }
 
@@ -232,14 +225,3 @@ def _text(text: object) -> TableCell:
 
 def _number(value: Any, unit: float = 1, style: Any = number_text) -> TableCell:
     return TableCell("–") if pd.isna(value) else TableCell(style(value / unit), sort=float(value / unit))
-
-
-def _address(folder: Path, page_folder: Path) -> str | None:
-    """From the page to a run folder: relative, percent-encoded. None where they have but the root in common.
-
-    Then the link would tell how this machine is laid out; otherwise both can be moved together, and it holds.
-    """
-    here, there = Path(os.path.abspath(page_folder)), Path(os.path.abspath(folder))
-    if here.drive != there.drive or os.path.commonpath([here, there]) == here.anchor:
-        return None
-    return quote(f"./{Path(os.path.relpath(there, here)).as_posix()}/")
