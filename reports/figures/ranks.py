@@ -5,7 +5,6 @@ from functools import partial
 from itertools import pairwise
 from typing import Any
 
-import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
@@ -42,7 +41,7 @@ def rank_over_memory(
     styles = styles or styles_by_name(one.frame)
     budgets = [budget for budget in budgets_of(one.frame) if budget[0] in set(one.ranks["budget_bytes"])]
     with paper_style(one.ranks["name"]):
-        figure, panels, _ = panel_grid(2, paper_columns, 0.42 + 0.34 * len(budgets), sharey=True)
+        figure, panels, _ = panel_grid(2, paper_columns, 0.42 + 0.36 * len(budgets), sharey=True)
         for axes, (measure, title) in zip(panels, ACCURACIES.items(), strict=True):
             means = [mean_ranks(one, measure, size).assign(row=row) for row, (size, _) in enumerate(budgets)]
             points = pd.concat(means)
@@ -106,5 +105,5 @@ def _bars(axes: Axes, ranks: pd.DataFrame, pairs: pd.DataFrame, measure: str, bu
     found = cliques(list(ranks["name"]), own)
     row = float(ranks["row"].iloc[0])
     for number, (first, last) in enumerate(found):
-        y = row + np.linspace(0.2, 0.36, max(len(found), 2))[number]
-        axes.hlines(y, ranks["rank"][first] - 0.04, ranks["rank"][last] + 0.04, color=INK, linewidth=1.6)
+        ends = ranks["rank"][first] - 0.04, ranks["rank"][last] + 0.04
+        axes.hlines(row + 0.2 + 0.09 * number, *ends, color=INK, linewidth=1.2)
