@@ -181,7 +181,7 @@ def write(path: Path, data: bytes) -> None:
 def write_csv(path: Path, columns: Iterable[str], rows: Iterable[Mapping[str, Any]]) -> None:
     """A table with a header."""
     text = io.StringIO(newline="")
-    writer = csv.DictWriter(text, list(columns))
+    writer = csv.DictWriter(text, list(columns), lineterminator="\n")
     writer.writeheader()
     writer.writerows(rows)
     write(path, text.getvalue().encode())
