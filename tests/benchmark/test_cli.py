@@ -53,7 +53,10 @@ WRONG = [
     (("--methods", "icarl", "--budget", "24KiB", "--set", "icarl.batch_size=1.5"), ("icarl.batch_size=1.5", "int")),
     (("--methods", "icarl", "--budget", "24KiB", "--set", "der.lr=1"), ("der", "icarl")),
     (("--methods", "icarl", "--budget", "24KiB", "--set", "lr=1"), ("--set lr=1", "METHOD.FIELD=VALUE")),
-    (("--methods", "icarl", "--budget", "24KiB", "--recipe", "quick"), ("--recipe", "quick", "published, fast, smoke")),
+    (
+        ("--methods", "icarl", "--budget", "24KiB", "--recipe", "quick"),
+        ("--recipe", "quick", "published, survey, fast, smoke"),
+    ),
     (("--methods", "icarl", "--budget", "24KiB", "--accounting", "loose"), ("--accounting", "loose", "strict")),
     (("--methods", "icarl", "--budget", "24KiB", "--backbone", "resnet32"), ("--backbone", "resnet32", "tinyconv12")),
     (("--methods", "icarl", "--budget", "24KiB", "--seeds", "a"), ("--seeds", "'a'")),

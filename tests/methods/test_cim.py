@@ -202,6 +202,8 @@ def test_mask_steps_move_phi_and_nothing_of_the_network(branches: int) -> None:
 class DoubleLook:
     """No augmentation, float64."""
 
+    capturable = False
+
     def train(self, images: Tensor, generator: torch.Generator) -> Tensor:
         return images.double() / 255 - 0.4
 
