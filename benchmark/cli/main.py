@@ -17,6 +17,7 @@ from cilbench.cli.report import report
 from cilbench.cli.terminal import console, prepare, say
 from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
+from cilbench.processes import wait_passively
 
 app = typer.Typer(
     help="The yardstick of class-incremental learning under a memory budget: bytes are weighed, not declared.",
@@ -55,8 +56,9 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
         raise RequestError(f"--keep {how.keep}: allowed are last, all")
     keep: Any = how.keep
 
-    def go(request: RunOptions) -> int:
-        return sweep(request, how.out, how.device, keep, isolate=how.isolate, fresh=how.fresh, jobs=how.jobs)
+    def go(request: RunOptions, threads: str = how.threads) -> int:
+        options = {"isolate": how.isolate, "fresh": how.fresh}
+        return sweep(request, how.out, how.device, keep, **options, jobs=how.jobs, threads=threads)
 
     if how.source is None:
         raise typer.Exit(go(request))
@@ -65,7 +67,7 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
     given = _given(context, {field.name for field in fields(RunOptions)} - {"data_dir"})
     if given:
         raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
-    raise typer.Exit(rerun(how.source, how.out, how.device, request.data_dir, go))
+    raise typer.Exit(rerun(how.source, how.out, how.device, request.data_dir, go, how.threads))
 
 
 def _given(context: typer.Context, names: set[str]) -> list[str]:
@@ -145,6 +147,7 @@ _WrongUse: type[typer.BadParameter] = typer.BadParameter.__mro__[2]
 def main() -> None:
     """Entry point: a wrong request is one line on standard error and exit code 2, never a traceback."""
     prepare()
+    wait_passively()
     try:
         code: Any = app(standalone_mode=False)
     except RequestError as error:
@@ -157,7 +160,6 @@ def main() -> None:
         code = _refuse(message) if message.strip() else 2
     except (typer.Abort, KeyboardInterrupt):
         code = 130
-    if code == 130:
         say("stopped; the same command goes on where this one was", err=True)
     sys.exit(code if isinstance(code, int) else 0)
 

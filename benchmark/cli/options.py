@@ -84,7 +84,14 @@ class HowToRun:
     keep: str = option("last", "Sealed states to keep: last or all.")
     isolate: bool = option(False, "Learn every task in a fresh process.")
     fresh: bool = option(False, "Run again what is already done.")
-    jobs: str = option("auto", "Runs side by side; auto: what fits the device and was measured to gain.", metavar="N")
+    jobs: str = option(
+        "auto", "Runs side by side; auto: one a core on a CPU, what fits and was measured to gain on CUDA.", metavar="N"
+    )
+    threads: str = option(
+        "auto",
+        "CPU threads of a run; auto: one, or what was measured best for a request of one run.",
+        metavar="N",
+    )
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

@@ -15,6 +15,7 @@ from cilbench.methods.contract import Family, Plan, Scenario
 from cilbench.methods.training.numerics import Precision, is_out_of_memory
 from cilbench.request import RunOptions, RunSpec, specs
 
+MOST_THREADS = 1024
 STEP_MEMORY = 3  # a run on CUDA needs this many times what a bare training step does: teacher, images, optimizer
 RUN_BYTES: dict[Family, int] = {"tiny": 2**30, "cifar": 2**31, "imagenet": 2**33}  # of main memory, on a CPU
 
@@ -112,7 +113,7 @@ def pick_workers(
     sums (docs/adr/0013). On CUDA, jobs are as many as fit its free memory and were measured to bring more images per
     second.
     """
-    jobs_asked, threads_asked = _number("--jobs", jobs, 64), _number("--threads", threads, 1024)
+    jobs_asked, threads_asked = _number("--jobs", jobs, 64), _number("--threads", threads, MOST_THREADS)
     first = asked[0]
     if device.type != "cpu":
         n_threads = threads_asked or torch.get_num_threads()

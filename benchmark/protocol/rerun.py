@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 import typer
 
 from cilbench.data.cache import fingerprint
-from cilbench.device.choose import laid_out, pick_device
+from cilbench.device.choose import MOST_THREADS, laid_out, pick_device
 from cilbench.device.environment import environment
 from cilbench.errors import RequestError
 from cilbench.records.files import UNREADABLE, printable
@@ -24,8 +25,15 @@ from cilbench.request import RunOptions, RunSpec, check_feasible, specs
 LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
 
 
-def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Callable[[RunOptions], int]) -> int:
-    """Run the cell of a cell.json into `out`; the exit code of `sweep`, which does it.
+def rerun(
+    source: Path,
+    out: Path,
+    device: str,
+    data_dir: Path | None,
+    sweep: Callable[[RunOptions, str], int],
+    threads: str = "auto",
+) -> int:
+    """Run the cell of a cell.json into `out`; the exit code of `sweep`, which does it. `threads` "auto" is as recorded.
 
     Says what differs from the first time (versions, hardware, memory layout, data) before, and how the predictions
     compare after. Raises RequestError.
@@ -37,13 +45,15 @@ def rerun(source: Path, out: Path, device: str, data_dir: Path | None, sweep: Ca
     if folder.final.exists() and folder.final.samefile(source.resolve().parent):
         raise RequestError(f"--out {out}: the run of --from is there itself; name another folder, e.g. --out again")
     there = pick_device(device)
+    threads = first.threads(there) if threads == "auto" else threads
     here = environment(there) | {
+        "threads": int(threads) if threads.isdecimal() else torch.get_num_threads(),
         "layout": laid_out(spec, check_feasible([spec])[spec.id], there).layout,
         "data_sha256": fingerprint(spec.scenario.dataset, data_dir),
     }
     for line in [*first.not_said(spec), *first.differences(here)]:
         typer.echo(line)
-    code = sweep(request)
+    code = sweep(request, threads)
     typer.echo(compared(source.parent / "predictions.npz", folder.final / "predictions.npz"))
     return code
 
@@ -66,6 +76,12 @@ class Recorded:
             why = error.strerror if isinstance(error, OSError) else error
             raise RequestError(printable(f"{option} {path}: not a whole cell.json ({why})")) from None
         return cls(path, cell.request.model_dump(exclude_unset=True), cell.environment, option)
+
+    def threads(self, device: torch.device) -> str:
+        """As many as then on a CPU, whose sums depend on it; "auto" elsewhere, and where none is recorded."""
+        recorded = self.environment.get("threads")
+        known = type(recorded) is int and 1 <= recorded <= MOST_THREADS
+        return str(recorded) if known and device.type == "cpu" else "auto"
 
     def asked(self, data_dir: Path | None) -> RunOptions:
         """The command line that asks for this cell and no other. Raises RequestError."""
