@@ -9,6 +9,7 @@ Importing torch takes longer than learning what these tests learn. `python nurse
 import atexit
 import builtins
 import errno
+import fcntl
 import gc
 import io
 import json
@@ -26,7 +27,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal
 
-Kind = Literal["count", "kill", "torn", "full", "read-only", "vanish"]
+Kind = Literal["count", "kill", "torn", "full", "read-only", "vanish", "no locks"]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Fault:
 
     count: nothing; `root`.count says in the end how many there were. kill: SIGKILL in place of it. torn: the first half
     of it is written, then SIGKILL. full, read-only: it and all that follow fail as on such a disk. vanish: `root` goes.
+    no locks: from the start, flock is not implemented.
     """
 
     kind: Kind
@@ -51,6 +53,8 @@ class _Faulty:
         for name in ("rename", "replace", "mkdir", "unlink", "remove", "rmdir", "truncate"):
             setattr(os, name, self._guarded(name, getattr(os, name)))
         os.fsync = self._guarded("fsync", os.fsync)
+        if fault.kind == "no locks":
+            fcntl.flock = _not_implemented
         self.open = io.open
         io.open = builtins.open = self._opened  # type: ignore[assignment]
 
@@ -88,6 +92,10 @@ class _Faulty:
             return self.open(file, mode, *others, **given)
         self.change("open")
         return _Written(self.open(file, mode, *others, **given), self)
+
+
+def _not_implemented(descriptor: int, operation: int) -> None:
+    raise OSError(errno.ENOSYS, os.strerror(errno.ENOSYS))
 
 
 class _Written:

@@ -1,0 +1,94 @@
+"""One process at a time, whatever the file system can do."""
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import pytest
+from nursery import Fault, nursery
+from test_kill import evidence, request, whole
+
+from cilbench.locks import has_kernel_locks, lock_file, locked
+
+WITHOUT_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
+
+
+def no_flock(number):
+    def flock(descriptor, how):
+        raise OSError(number, os.strerror(number))
+
+    return flock
+
+
+@pytest.fixture(params=[None, *WITHOUT_LOCKS], ids=lambda number: errno.errorcode.get(number, "flock"))
+def file_system(request, monkeypatch):
+    if request.param is not None:
+        monkeypatch.setattr(fcntl, "flock", no_flock(request.param))
+
+
+@pytest.mark.usefixtures("file_system")
+def test_a_lock_is_held_by_one_and_leaves_nothing_behind(tmp_path):
+    path = tmp_path / "x.lock"
+    for _ in range(2):
+        with locked(path, wait=False) as first:
+            assert first
+            with locked(path, wait=False) as second:
+                assert not second
+            assert list(tmp_path.iterdir())
+        assert list(tmp_path.iterdir()) == []
+
+
+HOLD = """
+import fcntl, os, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[3])
+if sys.argv[2] == "no flock":
+    def flock(descriptor, how): raise OSError(38, "no")
+    fcntl.flock = flock
+from cilbench.locks import locked
+with locked(Path(sys.argv[1]), wait=False) as held:
+    print(held, flush=True)
+    sys.stdin.read()
+"""
+
+
+@pytest.mark.parametrize("kind", ["flock", "no flock"])
+def test_the_lock_of_a_process_that_was_killed_is_free(kind, tmp_path, monkeypatch):
+    if kind == "no flock":
+        monkeypatch.setattr(fcntl, "flock", no_flock(errno.ENOSYS))
+    path = tmp_path / "x.lock"
+    command = [sys.executable, "-c", HOLD, str(path), kind, ""]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as child:
+        assert child.stdout.readline() == "True\n"
+        with locked(path, wait=False) as held:
+            assert not held
+        child.kill()
+    with locked(path, wait=False) as held:
+        assert held
+    assert [p.name for p in tmp_path.iterdir() if p != path] == []
+
+
+def test_another_error_of_the_file_system_is_raised(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", no_flock(errno.EIO))
+    with pytest.raises(OSError, match="Input/output"), locked(tmp_path / "x.lock", wait=False):
+        pass
+
+
+def test_whether_there_are_locks_is_asked_of_the_file_system(monkeypatch):
+    with tempfile.TemporaryFile() as file:
+        assert has_kernel_locks(file.fileno())
+        for number in WITHOUT_LOCKS:
+            monkeypatch.setattr(fcntl, "flock", no_flock(number))
+            assert not has_kernel_locks(file.fileno())
+
+
+def test_a_run_without_locks_gives_what_it_always_gives_and_says_what_takes_their_place(tmp_path):
+    code, said = nursery().run(request("icarl"), tmp_path, Fault("no locks", str(tmp_path / "runs")))
+    assert code == 0, said
+    assert "runs: a file system without locks: files that end in .locked take their place" in said
+    assert evidence(tmp_path / "runs") == whole("icarl")[0]
+    assert lock_file(Path("runs/x.lock")).name == "x.locked"
