@@ -1,9 +1,10 @@
 """The linter of comparisons: nothing that differs in its conditions stands side by side without saying so.
 
-Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation) are kept apart: each
-group has its own tables and figures. Within a group methods may be judged by different heads and keep different
-backbones, often by the protocol's own rule, and may have settings of their own (`--set`); tables mark such rows,
-figures and captions say it. `refuse` is the strict form: nothing may differ but what is allowed by name.
+Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation, images: one name may
+stand for several data sets) are kept apart: each group has its own tables and figures. Within a group methods may be
+judged by different heads and keep different backbones, often by the protocol's own rule, and may have settings of their
+own (`--set`); tables mark such rows, figures and captions say it. `refuse` is the strict form: nothing may differ but
+what is allowed by name.
 """
 
 from collections import Counter
@@ -17,7 +18,7 @@ from cilbench.reports.wording import budget_text
 
 # What two numbers must share to be compared at all: nothing is averaged, ranked or drawn together across these.
 PROTOCOL = ["dataset", "base", "inc", "classes", "image_shape"]
-GROUP = [*PROTOCOL, "recipe", "accounting", "precision", "storage", "fill", "augmentation"]
+GROUP = [*PROTOCOL, "recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256"]
 METHOD = [*GROUP, "method", "name", "competes"]
 REPETITION = ["seed", "order"]
 
@@ -30,10 +31,10 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "storage": ("storage",),
     "fill": ("fill",),
     "augmentation": ("augmentation",),
+    "images": ("data_sha256",),
     "backbone": ("backbone",),
     "head": ("head",),
     "settings": ("settings",),
-    "images": ("data_sha256",),
     "repetitions": (),  # the seeds and class orders of each method
     "device": ("device",),
     "torch": ("torch",),
@@ -52,7 +53,7 @@ PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023mem
     "order": 1993,
     "settings": "",
 }
-_NONE = {"settings": "the recipe's own"}  # how "" is called; "the data set's own" elsewhere
+_NONE = {"settings": "the recipe's own", "images": "not recorded"}  # how "" is called; "the data set's own" elsewhere
 
 
 class MixedRunsError(ValueError):
@@ -104,6 +105,8 @@ def differences(cells: pd.DataFrame) -> list[Difference]:
     for aspect, columns in ASPECTS.items():
         users: dict[str, set[str]] = {}
         told = _repetitions(cells) if aspect == "repetitions" else cells[[*columns, "name"]]
+        if aspect == "images":  # of one name: those of another are another protocol
+            told = told[cells.groupby("dataset")["data_sha256"].transform("nunique") > 1]
         for *values, name in told.itertuples(index=False):
             users.setdefault("/".join(str(value) for value in values if value != ""), set()).add(name)
         if aspect in _IF_KNOWN:

@@ -50,7 +50,7 @@ CELL_COLUMNS = (
         "port",
     ),
     *("dataset", "base", "inc", "classes", "image_shape", "tasks"),
-    *("recipe", "accounting", "precision", "storage", "fill", "augmentation"),
+    *("recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256"),
     *(
         "seed",
         "order",
@@ -267,6 +267,7 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         **{column: getattr(request, column) for column in numbers},
         "image_shape": "×".join(map(str, request.image_shape)),
         "augmentation": _as_text(request.augmentation),
+        "data_sha256": telling(str(record.environment.get("data_sha256") or ""))[:16],
         "budget_label": None if request.budget_label is None else clean(request.budget_label),
         "requested_backbone": telling(request.backbone),
         "backbone": clean(record.plan.backbone) if record.plan else "",

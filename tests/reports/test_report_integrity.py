@@ -14,9 +14,10 @@ from make_runs import METHODS, Grid, add_checksums, make_run
 from toy import run, toy_spec
 
 from cilbench import reports
-from cilbench.reports import evidence
+from cilbench.reports import comparability, evidence
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.tables.latex import latex_text
+from cilbench.reports.wording import conditions_text
 
 BUDGET = 49_152
 LONG = "x" * 100  # reaches behind the 80th character
@@ -272,3 +273,35 @@ def test_latex_never_begins_with_what_a_line_end_takes_as_its_own(text: str) -> 
 
 def test_latex_sets_a_bracket_or_a_star_in_braces() -> None:
     assert [latex_text(text) for text in ("[5cm] x", "*", " [a]", "a[b]*")] == ["{[}5cm] x", "{*}", " {[}a]", "a[b]*"]
+
+
+# --- images of one name
+
+
+def of_images(path: Path, digest: str) -> Path:
+    edit(path, lambda cell: cell["environment"].update(data_sha256=digest))
+    return path
+
+
+def test_runs_of_other_images_under_one_name_are_not_averaged(tmp_path: Path) -> None:
+    for number in range(4):
+        of_images(made(tmp_path, number), "ab"[number % 2] * 64)
+    made(tmp_path, 4)  # of a release that did not record them
+    runs = reports.read_runs([tmp_path])
+    found = {group["data_sha256"]: set(part["seed"]) for group, part in comparability.groups(runs.stages)}
+    assert found == {"a" * 16: {0, 2}, "b" * 16: {1, 3}, "": {4}}
+    with pytest.raises(reports.MixedComparisonError, match=r"differ in images: not recorded .*, a{16} .*, b{16} "):
+        comparability.refuse(runs.cells)
+    comparability.refuse(runs.cells, ["images"])
+    of_images(made(tmp_path / "more", 5, dataset="mnist"), "c" * 64)
+    cells = reports.read_runs([tmp_path / "more", next(tmp_path.glob("digits-*"))]).cells
+    comparability.refuse(cells, ["protocol"])  # another data set has other images: that is the protocol's to say
+    texts = {conditions_text(group) for group, _ in comparability.groups(runs.stages)}
+    assert len(texts) == 3
+
+
+def test_runs_of_other_images_are_not_compared_as_before_and_after(tmp_path: Path) -> None:
+    of_images(made(tmp_path / "before"), "a" * 64)
+    of_images(made(tmp_path / "after"), "b" * 64)
+    changes = reports.compare(*(reports.read_runs([tmp_path / side]) for side in ("before", "after")))
+    assert set(changes["verdict"]) == {"without a result on one side"}
