@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 LOCKED := build/locked
 UV     := build/uv
 
-.PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu reproduction clean
+.PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu parity reproduction clean
 
 # Five methods on real digits, then the report. The budgets are made up as the published ones are: from about one backbone and 20
 # images a class to five of them and as many images.
@@ -77,6 +77,12 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))   ## GPU tests, then t
 	$(GPU_PYTHON) -m pytest -m gpu -p no:cacheprovider -rs $$(grep -rl "mark.gpu" tests --include="test_*.py"); code=$$?; \
 	timeout --signal=TERM --kill-after=60 $(GPU_MINUTES)m $(GPU_PYTHON) -m tools campaign run --device cuda $(CAMPAIGN) \
 		|| [ $$? -eq 124 ] || code=1; exit $$code
+
+# A clone of LAMDA-CL/PyCIL outside the checkout; skipped with a reason where there is none. Runs as long as asked are
+# `python -m tools.parity.runs --help`.
+REFERENCE ?= ../PyCIL
+parity: $(READY)   ## ours and the reference implementation, step by step from the same weights and batches
+	$(BIN)/python -m tools.parity.steps --reference $(REFERENCE) $(PARITY)
 
 reproduction: $(READY)   ## REPRODUCTION.md from results/
 	$(BIN)/python -m tools reproduction write --results results --out REPRODUCTION.md
