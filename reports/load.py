@@ -65,7 +65,7 @@ CELL_COLUMNS = (
     ),
     "growth_clipped",
     *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
-    *("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit", "data_sha256"),
+    *("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit"),
 )
 BOUNDARY_COLUMNS = ("run", "task", "seen", "exemplars", "published_bytes", "strict_bytes", "sealed_bytes")
 TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
@@ -257,7 +257,7 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
     names = tuple(clean(name, 30) for name in record.class_names)
     texts = ("method", "dataset", "recipe", "accounting", "precision", "storage", "fill")
     numbers = ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
-    environment = ("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit", "data_sha256")
+    environment = ("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit")
     return {
         "run": telling(record.id),
         "folder": folder,
