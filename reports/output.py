@@ -19,9 +19,9 @@ class ForeignFolderError(ValueError):
 
 
 def require_ours(out: Path) -> None:
-    """Raises ForeignFolderError where `out` holds files and no earlier report."""
+    """Raises ForeignFolderError where `out` holds files and no earlier report, whole or killed while it was made."""
     there = sorted(path.name for path in out.glob("*") if not path.name.startswith(".")) if out.is_dir() else []
-    if there and not _earlier_outputs(out / _PROVENANCE):
+    if there and not _earlier_outputs(out / _PROVENANCE) and not any(out.glob(f"{_STAGE}*")):
         shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
         raise ForeignFolderError(f"is not a report and not empty ({shown}): name a new folder, or that of a report")
 
@@ -32,9 +32,10 @@ def stage_in(out: Path) -> Iterator[Path]:
     such a one left behind is removed.
     """
     out.mkdir(parents=True, exist_ok=True)
-    for left in out.glob(f"{_STAGE}*"):
-        shutil.rmtree(left, ignore_errors=True)
+    left = list(out.glob(f"{_STAGE}*"))
     with tempfile.TemporaryDirectory(prefix=_STAGE, dir=out) as folder:
+        for other in left:  # once there is a new one: a stage says that what lies beside it is a report's
+            shutil.rmtree(other, ignore_errors=True)
         yield Path(folder)
 
 

@@ -1,5 +1,7 @@
+import signal
 from collections import Counter
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 import torch
@@ -8,6 +10,8 @@ from hypothesis import strategies as st
 from toy import toy_dataset
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
+with suppress(ValueError):  # not the main thread
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by every command that a test starts
 
 Count = Callable[[str, int], None]
 COUNTED = (

@@ -139,6 +139,8 @@ def wait_until(condition, seconds=300):
 def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, options, processes, number, code):
     """As from a terminal or a job scheduler, while the children still import what they need."""
     with in_a_session(tmp_path, options, processes) as (process, _):
+        if "--isolate" in options:  # not the child that measures: one that learns
+            wait_until(lambda: list(tmp_path.glob("runs/icarl*.partial")) and len(spawned(process.pid)) >= processes)
         os.killpg(process.pid, number)
         assert process.wait(300) == code
     said = (tmp_path / "said").read_text()
