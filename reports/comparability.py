@@ -41,7 +41,7 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "cilbench": ("cilbench",),
 }
 _WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
-_IF_KNOWN = (*_WITHIN, "images", "device", "torch", "cilbench")  # a run that does not say counts for none
+_IF_KNOWN = (*_WITHIN, "device", "torch", "cilbench")  # a run that does not say counts for none
 PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023memo)
     "recipe": "published",
     "accounting": "published",

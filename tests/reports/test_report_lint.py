@@ -156,7 +156,7 @@ def test_strict_refuses_runs_of_other_images_or_made_by_something_else(
     for method, found in ((DER, {"data_sha256": "a" * 64}), (MEMO, {"data_sha256": "a" * 64, field: value})):
         edit(make_run(tmp_path, Grid(), method, 49_152, 1), lambda cell, found=found: cell["environment"].update(found))
     cells = reports.read_runs([tmp_path]).cells
-    with pytest.raises(reports.MixedComparisonError, match=f"differ in {aspect}: .*{value}"):
+    with pytest.raises(reports.MixedComparisonError, match=f"differ in {aspect}: .*{value[:16]}"):
         lint.refuse(cells)
     lint.refuse(cells, [aspect])
 
