@@ -27,6 +27,7 @@ from cilbench.reports.wording import (
 )
 
 _MEASURES = {"avg": "Average accuracy (%)", "last": "Last accuracy (%)"}
+_SHORT = {"avg": "average", "last": "last"}
 
 
 def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -47,7 +48,11 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
             ]
             runs = tuple(run for item in at.values() for run in run_ids(item))
             cite = cite_keys(cells[cells["name"] == name])
-            rows.append(TableRow(section, (TableCell(str(name)), *entries), competes, cite, runs=runs))
+            rows.append(
+                TableRow(
+                    section, (TableCell(str(name)), TableCell(_SHORT[measure]), *entries), competes, cite, runs=runs
+                )
+            )
     done = shown[shown["n"] > 0]
     several = bool(len(done)) and done["n"].max() > 1
     single = repetitions_text(done["n"])
@@ -57,11 +62,19 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
         f"Accuracy at each memory budget on {protocol_text(group)}: {over} "
         f"({conditions_text(group)}). Bold: best at a budget{marked}."
     )
-    columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
-    numeric = tuple(column != "Method" for column in columns)
+    columns = ("Method", "Accuracy", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    numeric = tuple(column not in ("Method", "Accuracy") for column in columns)
     told = tuple((mark, text) for mark, text in notes.listed() if mark != "≈")
     return Table(
-        "accuracy", caption, columns, numeric, tuple(rows), told, title="Accuracy at each budget", supplement=False
+        "accuracy",
+        caption,
+        columns,
+        numeric,
+        tuple(rows),
+        told,
+        latex_skips=frozenset({"Accuracy"}),  # headings between the rows say it there
+        title="Accuracy at each budget",
+        supplement=False,
     )
 
 
