@@ -17,8 +17,7 @@ from cilbench.data.cache import card
 from cilbench.data.download import load
 from cilbench.data.folders import import_folder
 
-SHARED = Path(__file__).parents[2] / "shared" / "data" / "unpack.py"
-UNPACK = SHARED if SHARED.exists() else Path("/work/shared/data/unpack.py")
+UNPACK = Path(__file__).resolve().parents[3] / "shared" / "data" / "unpack.py"  # beside a checkout, or not
 
 
 def pixels(image: Image.Image) -> np.ndarray:
