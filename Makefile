@@ -48,7 +48,8 @@ types: $(READY)
 	rm -rf build/types && mkdir -p build/types
 	cp -rs "$(CURDIR)/benchmark" build/types/cilbench
 	cp -rs "$(CURDIR)/methods" "$(CURDIR)/budgets" "$(CURDIR)/reports" build/types/cilbench/
-	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p cilbench
+	cp -rs "$(CURDIR)/tools" build/types/
+	cd build/types && MYPYPATH=. $(CURDIR)/$(BIN)/mypy --config-file $(CURDIR)/pyproject.toml --cache-dir $(CURDIR)/.mypy_cache -p cilbench -p tools
 
 # On a quiet machine; docs/bench.md says what the rows mean. `make bench BENCH="--only herding,codecs"` is a part of it.
 bench: $(READY)  ## speed, as ratios measured in one run

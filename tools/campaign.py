@@ -74,7 +74,7 @@ class Entry:
         given = {OPTIONS[key]: value for key, value in self.options.items()}
         whole = {name: given.pop(name) for name in ("base", "inc") if name in given}
         settings = tuple(_listed(given.pop("settings", [])))
-        texts = {name: str(value) for name, value in given.items()}
+        texts: dict[str, Any] = {name: str(value) for name, value in given.items()}
         return specs(RunOptions(**texts, **whole, settings=settings, data_dir=data_dir))
 
 
@@ -102,7 +102,7 @@ def read_queue(path: Path) -> Queue:
             raise RequestError(f"{path}: run {number}: {unknown[0]}: allowed are {', '.join(sorted(OPTIONS))}")
         if "methods" not in entry.options:
             raise RequestError(f'{path}: run {number}: methods is missing, e.g. methods = "icarl"')
-    said = {key: str(document[key]) for key in ("title", "purpose") if key in document}
+    said = {key: str(document[key]) for key in document if key in {"title", "purpose"}}
     return Queue(str(document.get("slug", path.stem)), said, entries)
 
 

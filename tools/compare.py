@@ -19,7 +19,7 @@ TASK_TOLERANCE = 3.0  # points at any task
 SAME = {"foster+cim": "cim"}
 JUDGED_BEFORE = {"foster": "two-branch", "cim": "two-branch"}  # published before compression (docs/two-branch.md)
 # What a run that stands beside published numbers has; its seed is free. The class order is PyCIL's.
-USUAL = {"accounting": ["published"], "storage": ["fp32"], "order": [1993]}
+USUAL: dict[str, list[Any]] = {"accounting": ["published"], "storage": ["fp32"], "order": [1993]}
 USUAL |= {"recipe": ["published", "survey"], "fill": ["published", "fixed"]}
 APART = ("precision", "recipe", "fill")  # what is not averaged over
 
@@ -112,7 +112,9 @@ def as_published(folder: Folder, numbers: published.Numbers) -> "pd.Series[bool]
     """Which rows may stand beside published numbers: nothing was shortened, set, stored or charged otherwise."""
     rows = folder.rows
     assert rows is not None
-    wanted = pd.Series([_asked_backbone(numbers.get(place_of(row), ())) for _, row in rows.iterrows()], rows.index, str)
+    wanted = pd.Series(
+        [_asked_backbone(numbers.get(place_of(row), ())) for _, row in rows.iterrows()], rows.index, dtype=str
+    )
     untouched = rows["settings"].isna() & (not any("--set" in command for command in folder.about.get("commands", [])))
     usual = pd.concat([rows[column].isin(values) for column, values in USUAL.items()], axis=1).all(axis=1)
     return usual & untouched & rows["requested_backbone"].eq(wanted)

@@ -55,8 +55,8 @@ of memory is held against their mean task by task as well.
 {TASK_TOLERANCE:g}; published repeats of one configuration differ by 1.7 themselves. **Differs**: not so, and why.
 **Port**: we ran it, and nothing is published to hold it against. A method that no budget binds has none."""
 
-COLUMNS = ("Method", "Budget", "Head", "Published avg / last", "Ours avg / last")
-COLUMNS += ("Difference avg / last", "Furthest task", "Seeds", "Command", "Status")
+COLUMNS = ["Method", "Budget", "Head", "Published avg / last", "Ours avg / last"]
+COLUMNS += ["Difference avg / last", "Furthest task", "Seeds", "Command", "Status"]
 
 
 @dataclass(frozen=True)
@@ -133,7 +133,8 @@ def _counts(book: Book) -> str:
 
 
 def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
-    numbers, lines = book.numbers.get(place, ()), []
+    numbers = book.numbers.get(place, ())
+    lines: list[tuple[str, ...]] = []
     own, *others = [f"{_pair(n.avg, n.last)} {book.cite(n.source)}" for n in numbers] or ["–"]
     theirs = f"{own} ({'; '.join(others)})" if others else own
     command = _command(place, numbers)

@@ -56,7 +56,7 @@ def collect(runs: Sequence[Path], into: Path, commands: Sequence[str], day: str,
     rows = _merged(into / "runs.csv", _run_rows(stages), ["run", "head"])
     tested = stages[stages["task"].notna()].astype({"task": int, "seen": int}).round({"top1": 4})
     whole = _merged(into / "stages.csv", tested[list(STAGE_COLUMNS)], ["run", "head", "task"])
-    about = {"title": into.name} | said | read_about(into)
+    about: dict[str, Any] = {"title": into.name} | said | read_about(into)
     machine = {column: _distinct(rows[column]) for column in ("device", "python", "torch", "cilbench", "commit")}
     about |= {"date": day, "commands": list(dict.fromkeys([*about.get("commands", []), *commands]))}
     about["machine"] = about.get("machine", {}) | machine

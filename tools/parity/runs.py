@@ -20,15 +20,18 @@ import typer
 from rich.console import Console
 from scipy import stats
 
-from cilbench.data import datasets
+from cilbench.data.cache import default_data_dir
+from cilbench.data.download import load
 from cilbench.methods.contract import Context
-from cilbench.methods.training.engine import numerics
+from cilbench.methods.training.numerics import numerics
 from cilbench.request import RunOptions, specs
 from cilbench.scenario import seen_test_images, stream
 from tools.parity.reference import Data, NotThere, Reference, observed
 
 CPU = torch.device("cpu")
-PUBLISHED = {  # epochs and milestones of first and later tasks: models/icarl.py, models/replay.py
+PUBLISHED: dict[
+    str, dict[str, Any]
+] = {  # epochs and milestones of first and later tasks: models/icarl.py, models/replay.py
     "icarl": {"init_epoch": 200, "init_milestones": [60, 120, 170], "epochs": 170, "milestones": [80, 120]},
     "replay": {"init_epoch": 200, "init_milestones": [60, 120, 170], "epochs": 70, "milestones": [30, 50]},
 }
@@ -39,7 +42,7 @@ def one_run(method: str, side: str, seed: int, recipe: float, tasks: int, refere
     torch.set_num_threads(1)
     options = RunOptions(methods=method, budget_mb="7.6", recipe=f"{recipe:g}", seeds=str(seed), precision="fp32")
     (spec,) = specs(options)
-    dataset = datasets.load("cifar100", data_dir)
+    dataset = load("cifar100", data_dir)
     given = [task for task in stream(dataset, spec.scenario, CPU) if task.index < tasks]
     torch.manual_seed(seed)
     learn = _ours(spec) if side == "ours" else _theirs(method, spec, dataset, given, recipe, reference)
@@ -58,7 +61,8 @@ def one_run(method: str, side: str, seed: int, recipe: float, tasks: int, refere
 
 
 def _ours(spec: Any) -> Any:
-    plan, state = spec.plan(), {}
+    plan = spec.plan()
+    state: dict[str, Any] = {}
 
     def learn(task: Any, images: Any) -> Any:
         learner = spec.method.build(plan, spec.scenario, CPU)
@@ -80,7 +84,7 @@ def _ours(spec: Any) -> Any:
 
 def _theirs(method: str, spec: Any, dataset: Any, given: Any, recipe: float, folder: Path) -> Any:
     images, labels = torch.cat([t.images for t in given]), torch.cat([t.labels for t in given])
-    test = seen_test_images(dataset, spec.scenario, len(given) - 1, CPU)
+    test: Any = seen_test_images(dataset, spec.scenario, len(given) - 1, CPU)
     data = Data((images, labels), test, spec.scenario.inc, None)
     reference = Reference(folder, method, data, spec.plan().exemplars, epochs=1, steps=1)
     for name, value in PUBLISHED[method].items():
@@ -114,7 +118,7 @@ def main(
     done = pd.read_csv(table) if table.exists() else pd.DataFrame(columns=["method", "side", "seed"])
     known = set(zip(done["method"], done["side"], done["seed"], strict=True))
     wanted = [(m, side, s) for s in range(1, seeds + 1) for m in methods.split(",") for side in ("ours", "reference")]
-    place = data_dir or datasets.default_data_dir()
+    place = data_dir or default_data_dir()
     with ProcessPoolExecutor(jobs, mp_context=get_context("spawn")) as pool:
         left = [run for run in wanted if run not in known]
         going = [pool.submit(one_run, *run, recipe, tasks, reference, place) for run in left]

@@ -24,9 +24,10 @@ from rich.console import Console
 from rich.table import Table
 from torch import Tensor
 
-from cilbench.data import datasets
+from cilbench.data.cache import default_data_dir
+from cilbench.data.download import load
 from cilbench.methods.contract import Context, Task
-from cilbench.methods.training.engine import numerics
+from cilbench.methods.training.numerics import numerics
 from cilbench.request import RunOptions, RunSpec, specs
 from cilbench.scenario import seen_test_images, stream
 from tools.parity.reference import Data, NotThere, Phase, Reference, copied, patched, weights
@@ -55,7 +56,7 @@ class Compared:
 def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
     """Raises NotThere, DatasetError."""
     spec = _spec(method, data_dir)
-    dataset = datasets.load("cifar100", data_dir)
+    dataset = load("cifar100", data_dir)
     plan = spec.plan()
     tasks = [_part(task) for task in stream(dataset, spec.scenario, CPU) if task.index < TASKS]
     data = _data(spec, dataset, tasks)
@@ -75,6 +76,12 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
             rows[-1] = _with_evidence(rows[-1], _learner(spec, plan, state), theirs, data)
             theirs.after_task()
     return rows
+
+
+def _tensor(images: Any) -> Tensor:
+    """CIFAR-100's images are small enough to be one."""
+    assert isinstance(images, Tensor)
+    return images
 
 
 def _spec(method: str, data_dir: Path) -> RunSpec:
@@ -108,7 +115,7 @@ def float64() -> Iterator[None]:
 
 
 def _learner(spec: RunSpec, plan: Any, state: dict[str, Tensor] | None) -> Any:
-    learner = spec.method.build(plan, spec.scenario, CPU)
+    learner: Any = spec.method.build(plan, spec.scenario, CPU)
     if state is not None:
         learner.load(state)
     shown = learner.transform.eval
@@ -117,11 +124,13 @@ def _learner(spec: RunSpec, plan: Any, state: dict[str, Tensor] | None) -> Any:
 
 
 def _data(spec: RunSpec, dataset: Any, tasks: list[Task]) -> Data:
-    images, labels = torch.cat([t.images for t in tasks]), torch.cat([t.labels for t in tasks])
+    images, labels = torch.cat([_tensor(t.images) for t in tasks]), torch.cat([t.labels for t in tasks])
     mean, std = (torch.tensor(v, dtype=torch.float32)[:, None, None] for v in (spec.scenario.mean, spec.scenario.std))
-    test = seen_test_images(dataset, spec.scenario, TASKS - 1, CPU)
+    tested, answers = seen_test_images(dataset, spec.scenario, TASKS - 1, CPU)
     # in float32, as ours is normalised, then widened
-    return Data((images, labels), test, INC, lambda batch: ((batch.float() / 255 - mean) / std).double())
+    return Data(
+        (images, labels), (_tensor(tested), answers), INC, lambda batch: ((batch.float() / 255 - mean) / std).double()
+    )
 
 
 @contextmanager
@@ -200,7 +209,7 @@ def main(
     rows: list[Compared] = []
     for method in methods.split(","):
         try:
-            rows += compare(method, reference, data_dir or datasets.default_data_dir())
+            rows += compare(method, reference, data_dir or default_data_dir())
         except NotThere as error:
             console.print(f"skipped: {error}", markup=False)
             return

@@ -72,10 +72,10 @@ def job(
     would choose on the device.
     """
     card = dataset.card
-    method = resolve(method, "published", settings, {})
+    resolved = resolve(method, "published", settings, {})
     scenario = make_scenario(card, 0, INC, ORDER, backbone)
     precision = precision or pick_precision(scenario, device)
-    spec = RunSpec(method, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)
+    spec = RunSpec(resolved, scenario, Budget(budget_bytes), None, seed, ORDER, "published", precision)
     plan = spec.plan()
     return Job(laid_out(spec, plan, device), plan, dataset, device)
 
