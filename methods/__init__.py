@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "icarl": "cilbench.methods.icarl:ICaRL",
     "der": "cilbench.methods.der:DER",
     "foster": "cilbench.methods.foster:FOSTER",
+    "wa": "cilbench.methods.wa:WA",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",

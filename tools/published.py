@@ -10,9 +10,8 @@ from typing import Any, cast
 from cilbench.reports.load import load_published
 
 # As papers call them → as cilbench does.
-NAMES = {name.lower(): name.lower() for name in ("Finetune", "Replay", "iCaRL", "FOSTER", "DER", "MEMO", "CIM", "DGMa")}
-NAMES |= {"dgmw": "dgm"}
-METHODS = ("finetune", "replay", "icarl", "foster", "der", "memo", "cim", "dgm", "joint")
+METHODS = ("finetune", "replay", "icarl", "wa", "foster", "der", "memo", "cim", "dgm", "joint")
+NAMES = {name: name for name in (*METHODS, "dgma")} | {"dgmw": "dgm"}
 UNBOUND = frozenset({"finetune", "joint"})  # no budget binds them
 ANY = "any"  # the budget of a number that has none
 

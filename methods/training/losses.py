@@ -18,6 +18,27 @@ def kd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tenso
     return -(soft_targets * F.log_softmax(student_BK / temperature, dim=1)).sum(1).mean()
 
 
+def balanced_distillation(
+    net: IncrementalNet, teacher: IncrementalNet, known: int, temperature: float
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """(1 − λ)·CE on all classes + λ·KD of the teacher's, λ = known / seen (BiC, Wu 2019, eq. 3; WA, Zhao 2020, §3.2).
+
+    Nothing is known in a first task: cross-entropy alone.
+    """
+    share = known / net.seen
+
+    def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        logits_BK = net(x_BCHW)
+        value = F.cross_entropy(logits_BK, labels_B)
+        if not known:
+            return value
+        with torch.no_grad():
+            old_logits_BK = teacher(x_BCHW)
+        return (1 - share) * value + share * kd_loss(logits_BK[:, :known], old_logits_BK, temperature)
+
+    return loss
+
+
 def expansion_loss(
     net: IncrementalNet, auxiliary_head: nn.Linear, known: int, weight: float
 ) -> Callable[[Tensor, Tensor], Tensor]:

@@ -205,7 +205,10 @@ def test_every_task_of_every_head_is_held_against_the_public_runs(tmp_path):
     as_the_public_runs(results, "nme", {3: -2.9, 7: 2.5})
     as_the_public_runs(results, "head", {4: 3.1, 9: -3.0})
     text = text_of(results)
-    assert "122 configurations of ours have published numbers: 118 not run yet," in text  # each counts once
+    places = len(published.numbers())
+    assert (
+        f"{places} configurations of ours have published numbers: {places - 4} not run yet," in text
+    )  # each counts once
     rows = compared(text)
     nme, head = rows["icarl", "7.6 MB", "nme"], rows["icarl", "7.6 MB", "head"]
     assert (nme[FURTHEST], nme[STATUS]) == ("−2.90 at 3", "reproduced")
