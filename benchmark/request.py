@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
@@ -13,14 +13,14 @@ from typing import Any, get_args
 from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
 from cilbench.budgets.sealed import Storage
-from cilbench.budgets.size import PUBLISHED_BYTES, parse_budget_mb, parse_bytes
-from cilbench.cli.options import RunOptions
+from cilbench.budgets.size import PUBLISHED_BYTES, format_bytes, parse_budget_mb, parse_bytes
 from cilbench.data import cache
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.numerics import MemoryFormat, Precision
+from cilbench.options import RunOptions
 from cilbench.scenario import make_scenario
 
 __all__ = ["RunOptions", "RunSpec", "check_feasible", "chosen_settings", "specs"]
@@ -85,6 +85,12 @@ class RunSpec:
         start = f"{method}-{r['dataset']}-b{r['base']}i{r['inc']}-{r['budget_bytes']}B-s{r['seed']}-o{r['order']}"
         return f"{start}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
+    @property
+    def title(self) -> str:
+        """The run in a few words."""
+        seeds = f"seed {self.seed}" + ("" if self.order == self.seed else f" order {self.order}")
+        return f"{self.method.name} {format_bytes(self.budget.bytes)} {seeds}"
+
     def plan(self) -> Plan:
         """Raises BudgetTooSmall, and RequestError for settings that make no sense at any budget."""
         try:
@@ -99,7 +105,7 @@ def specs(request: RunOptions) -> list[RunSpec]:
     """Every (budget, method, seed, order). Raises RequestError (DatasetError for an unknown data set).
 
     What does not compete is a line in every figure and runs once, at the largest budget. A precision of "auto" is the
-    device's to choose (`sweep`); until then it is float32.
+    device's to choose (`in_fastest_precision`); until then it is float32.
     """
     card = cache.card(request.dataset, request.data_dir or cache.default_data_dir())
     base = card.base if request.base is None else request.base
@@ -144,7 +150,7 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
     }
 
 
-def check_feasible(asked: list[RunSpec]) -> dict[str, Plan | BudgetTooSmall]:
+def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | BudgetTooSmall]:
     """The plan, or the refusal, of every cell by id.
 
     Raises RequestError for a method that fits none of the budgets: that request is wrong. One that fits some of them

@@ -68,6 +68,30 @@ def test_arrows(folder, allowed):
             assert not any(name.split(".")[0] == "torch" for name in imported(path)), path.name
 
 
+FLOORS = (  # of benchmark/, from the top
+    "__main__",
+    "cli",
+    "protocol",
+    "device",
+    "request",
+    "options scenario",
+    "data",
+    "records",
+    "machine_cache processes locks errors",
+    "__init__",
+)
+
+
+def test_arrows_inside_benchmark_point_downwards():
+    """A folder or module of benchmark/ imports its own floor's others nowhere, and nothing of a floor above."""
+    floor = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
+    for path in sorted((ROOT / "benchmark").rglob("*.py")):
+        own = path.relative_to(ROOT / "benchmark").with_suffix("").parts[0]
+        for name in imported(path):
+            if name.startswith("cilbench.") and (there := name.split(".")[1]) in floor and there != own:
+                assert floor[there] > floor[own], f"{path} imports {name}, which is not below it"
+
+
 @pytest.mark.parametrize("module", ["cilbench.reports", "cilbench.records.folder"])
 def test_a_module_loads_without_torch(module):
     code = f"import sys, {module}; sys.exit('torch' in sys.modules)"

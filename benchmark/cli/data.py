@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from cilbench.cli.options import a_path
 from cilbench.cli.terminal import console, say
+from cilbench.options import a_path
 
 if TYPE_CHECKING:
     from rich.table import Table

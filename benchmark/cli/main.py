@@ -12,11 +12,11 @@ import typer
 
 from cilbench import __version__
 from cilbench.cli.data import app as data_app
-from cilbench.cli.options import HowToRun, RunOptions, spread
 from cilbench.cli.report import report
 from cilbench.cli.terminal import console, prepare, say
 from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
+from cilbench.options import HowToRun, RunOptions, spread
 from cilbench.processes import wait_passively
 
 app = typer.Typer(
@@ -50,24 +50,20 @@ def cilbench(
 @spread
 def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
     """Run methods under budgets; what is done already is not run again."""
+    from cilbench.cli.progress import Screen
+    from cilbench.protocol.rerun import rerun
     from cilbench.protocol.sweep import sweep
+    from cilbench.request import specs
 
     if how.keep not in {"last", "all"}:
         raise RequestError(f"--keep {how.keep}: allowed are last, all")
-    keep: Any = how.keep
-
-    def go(request: RunOptions, threads: str = how.threads) -> int:
-        options = {"isolate": how.isolate, "fresh": how.fresh}
-        return sweep(request, how.out, how.device, keep, **options, jobs=how.jobs, threads=threads)
-
     if how.source is None:
-        raise typer.Exit(go(request))
-    from cilbench.protocol.rerun import rerun
-
+        auto = request.precision == "auto"
+        raise typer.Exit(sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=auto))
     given = _given(context, {field.name for field in fields(RunOptions)} - {"data_dir"})
     if given:
         raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
-    raise typer.Exit(rerun(how.source, how.out, how.device, request.data_dir, go, how.threads))
+    raise typer.Exit(rerun(how.source, request.data_dir, how, Screen()))
 
 
 def _given(context: typer.Context, names: set[str]) -> list[str]:

@@ -6,9 +6,9 @@ from typing import Annotated, Any
 
 import typer
 
-from cilbench.cli.options import a_path
 from cilbench.cli.terminal import console, say
 from cilbench.errors import RequestError
+from cilbench.options import a_path
 
 
 def report(

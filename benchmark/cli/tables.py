@@ -16,7 +16,7 @@ from rich.text import Text
 
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import format_bytes, human_bytes
-from cilbench.device.choose import in_precision, laid_out
+from cilbench.device.choose import in_fastest_precision, laid_out
 from cilbench.errors import RequestError
 from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
 from cilbench.methods.contract import MethodCard, Plan
@@ -33,10 +33,10 @@ def plan_records(request: RunOptions, device: torch.device | None = None) -> lis
 
     `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
     """
-    requests = [replace(request, dataset=name.strip()) for name in request.dataset.split(",")]
-    if device is not None:
-        requests = [in_precision(one, device) for one in requests]
-    asked = [spec for one in requests for spec in specs(one)]
+    groups = [specs(replace(request, dataset=name.strip())) for name in request.dataset.split(",")]
+    if device is not None and request.precision == "auto":
+        groups = [in_fastest_precision(group, device) for group in groups]
+    asked = [spec for group in groups for spec in group]
     # Seeds and orders change what is drawn, not what fits.
     distinct = {(spec.scenario.dataset, spec.budget, spec.method.name): spec for spec in asked}
     return [_record(spec, device) for spec in distinct.values()]
@@ -129,7 +129,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}))
 
 
-def result_table(asked: list[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:
+def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:
     """What a sweep came to, a table a budget: means over runs, ± their standard deviation where there are several."""
     columns = ["method", "avg %", "last %", "exemplars", "of budget", "status"]
     groups: dict[str, list[list[str]]] = {}
@@ -203,7 +203,7 @@ def _without(number: int, row: list[str]) -> list[str]:
     return [*row[:number], *row[number + 1 :]]
 
 
-def announce(asked: list[RunSpec]) -> list[str]:
+def announce(asked: Sequence[RunSpec]) -> list[str]:
     """What a request resolved to, a line each: the protocol, how many runs, what a published label stands for."""
     first, orders = asked[0], list(dict.fromkeys(spec.order for spec in asked))
     scenario = first.scenario

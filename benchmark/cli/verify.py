@@ -5,9 +5,9 @@ from typing import Annotated
 
 import typer
 
-from cilbench.cli.options import a_path
 from cilbench.cli.terminal import say
 from cilbench.errors import RequestError
+from cilbench.options import a_path
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of them.", parser=a_path)]
 DataDir = Annotated[

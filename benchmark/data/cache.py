@@ -28,8 +28,8 @@ import numpy.typing as npt
 import platformdirs
 
 from cilbench.data.cards import DatasetCard, DatasetError, builtin_cards, imported_card
-from cilbench.device.cache import recall, remember
 from cilbench.locks import locked
+from cilbench.machine_cache import recall, remember
 
 Uint8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]

@@ -13,7 +13,7 @@ from cilbench.device.measure import PROCESSES, WORTH_PROCESSES, Say, fastest_thr
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Family, Plan, Scenario
 from cilbench.methods.training.numerics import Precision, is_out_of_memory
-from cilbench.request import RunOptions, RunSpec, specs
+from cilbench.request import RunSpec
 
 MOST_THREADS = 1024
 STEP_MEMORY = 3  # a run on CUDA needs this many times what a bare training step does: teacher, images, optimizer
@@ -38,10 +38,10 @@ def pick_device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def in_precision(request: RunOptions, device: torch.device, say: Say = silent) -> RunOptions:
-    """A request whose precision is no longer "auto": one for all methods. Raises RequestError for a wrong request."""
-    scenario = specs(request)[0].scenario
-    return replace(request, precision=pick_precision(scenario, device, say)) if request.precision == "auto" else request
+def in_fastest_precision(asked: Sequence[RunSpec], device: torch.device, say: Say = silent) -> list[RunSpec]:
+    """The runs of one request in the precision that `pick_precision` finds: one for all methods."""
+    precision = pick_precision(asked[0].scenario, device, say)
+    return [replace(spec, precision=precision) for spec in asked]
 
 
 def pick_precision(scenario: Scenario, device: torch.device, say: Say = silent) -> Precision:

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.device.cache import recall, remember
+from cilbench.machine_cache import recall, remember
 from cilbench.methods.contract import Family, Scenario
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.training.cudagraph import CudaGraphStep

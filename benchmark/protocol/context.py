@@ -1,7 +1,9 @@
-"""What one run consists of, as one object that is handed along."""
+"""What one run consists of, as one object that is handed along, and who watches it and the sweep it is part of."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Protocol
 
 import torch
@@ -9,7 +11,7 @@ import torch
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.download import Dataset
 from cilbench.methods.contract import Plan
-from cilbench.records.folder import Keep, Resumed, RunFolder
+from cilbench.records.folder import Keep, Outcome, Resumed, RunFolder
 from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
 
@@ -28,6 +30,28 @@ class Reporter(Protocol):
     def stopping(self) -> bool:
         """Was this process asked to end? It then ends as soon as a checkpoint is written."""
         ...
+
+
+class SweepReporter(Reporter, Protocol):
+    """Shows the runs of a sweep, one after another: `begin` names the one that comes next, `say` tells of it."""
+
+    def begin(self, number: int, spec: RunSpec) -> None: ...
+
+    def say(self, text: str) -> None: ...
+
+
+class Screen(Protocol):
+    """Shows a sweep to a person. It is pickled into the processes that work for the sweep."""
+
+    def say(self, line: str) -> None: ...
+
+    def announce(self, asked: Sequence[RunSpec]) -> None: ...
+
+    def reporting(
+        self, runs: int, stopping: Callable[[], bool], *, in_worker: bool = False
+    ) -> AbstractContextManager[SweepReporter]: ...
+
+    def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None: ...
 
 
 @dataclass(frozen=True)

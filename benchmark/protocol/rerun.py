@@ -4,8 +4,8 @@ cell.json may be somebody else's: what it asks for is checked as a command line 
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,9 @@ from cilbench.data.cache import fingerprint
 from cilbench.device.choose import MOST_THREADS, laid_out, pick_device
 from cilbench.device.environment import environment
 from cilbench.errors import RequestError
+from cilbench.options import HowToRun
+from cilbench.protocol.context import Screen
+from cilbench.protocol.sweep import sweep
 from cilbench.records.files import UNREADABLE, printable
 from cilbench.records.folder import RunFolder
 from cilbench.records.schema import read_cell, read_predictions
@@ -27,25 +30,22 @@ LABEL = "budget_label"  # in the record beside the request: how a budget was cal
 
 def rerun(
     source: Path,
-    out: Path,
-    device: str,
     data_dir: Path | None,
-    sweep: Callable[[RunOptions, str], int],
-    threads: str = "auto",
+    how: HowToRun,
+    screen: Screen,
 ) -> int:
-    """Run the cell of a cell.json into `out`; the exit code of `sweep`, which does it. `threads` "auto" is as recorded.
+    """Run the cell of a cell.json once more; the exit code of `sweep`, which does it. `--threads auto` is as recorded.
 
     Says what differs from the first time (versions, hardware, memory layout, data) before, and how the predictions
     compare after. Raises RequestError.
     """
     first = Recorded.read(source)
-    request = first.asked(data_dir)
-    (spec,) = specs(request)
-    folder = RunFolder(out, spec.id)
+    spec = first.spec(data_dir)
+    folder = RunFolder(how.out, spec.id)
     if folder.final.exists() and folder.final.samefile(source.resolve().parent):
-        raise RequestError(f"--out {out}: the run of --from is there itself; name another folder, e.g. --out again")
-    there = pick_device(device)
-    threads = first.threads(there) if threads == "auto" else threads
+        raise RequestError(f"--out {how.out}: the run of --from is there itself; name another folder, e.g. --out again")
+    there = pick_device(how.device)
+    threads = first.threads(there) if how.threads == "auto" else how.threads
     here = environment(there) | {
         "threads": int(threads) if threads.isdecimal() else torch.get_num_threads(),
         "layout": laid_out(spec, check_feasible([spec])[spec.id], there).layout,
@@ -53,7 +53,7 @@ def rerun(
     }
     for line in [*first.not_said(spec), *first.differences(here)]:
         typer.echo(line)
-    code = sweep(request, threads)
+    code = sweep([spec], data_dir, replace(how, threads=threads), screen)
     typer.echo(compared(source.parent / "predictions.npz", folder.final / "predictions.npz"))
     return code
 
@@ -83,8 +83,8 @@ class Recorded:
         known = type(recorded) is int and 1 <= recorded <= MOST_THREADS
         return str(recorded) if known and device.type == "cpu" else "auto"
 
-    def asked(self, data_dir: Path | None) -> RunOptions:
-        """The command line that asks for this cell and no other. Raises RequestError."""
+    def spec(self, data_dir: Path | None) -> RunSpec:
+        """This run and no other, asked for as on a command line. Raises RequestError."""
         r = self.request
         try:
             request = RunOptions(
@@ -114,7 +114,7 @@ class Recorded:
             raise RequestError(
                 printable(f"{self.option} {self.path}: this version cannot run {_named(differ, _leaves(r))}")
             )
-        return request
+        return spec
 
     def not_said(self, spec: RunSpec) -> Iterator[str]:
         """Settings that have come since, a line each: the cell runs with their defaults, under another name."""

@@ -2,37 +2,31 @@
 
 import signal
 import tempfile
-from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from rich.console import Console
-from rich.table import Table
-from rich.text import Text
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.cli import terminal
-from cilbench.cli.tables import announce, result_table
 from cilbench.data.download import Dataset, load
-from cilbench.device.choose import Workers, in_precision, laid_out, pick_device, pick_workers
+from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_device, pick_workers
 from cilbench.device.measure import using_threads
 from cilbench.device.memory import free_cached
 from cilbench.errors import RequestError
 from cilbench.locks import has_kernel_locks
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
+from cilbench.options import HowToRun
 from cilbench.processes import Stop, end_with_parent, run_workers, stoppable
 from cilbench.protocol import estimate
-from cilbench.protocol.context import RunContext
-from cilbench.protocol.progress import ConsoleReporter, reporting, title
+from cilbench.protocol.context import RunContext, Screen, SweepReporter
 from cilbench.protocol.run import execute
 from cilbench.records.files import printable
 from cilbench.records.folder import Keep, Outcome, RunFolder
 from cilbench.records.schema import FINAL
-from cilbench.request import RunOptions, RunSpec, check_feasible, specs
+from cilbench.request import RunSpec, check_feasible
 
 
 @dataclass(frozen=True)
@@ -51,6 +45,7 @@ class Sweep:
     isolate: bool
     fresh: bool
     before: Mapping[str, tuple[int, int] | None]
+    screen: Screen
 
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.out, spec.id)
@@ -60,34 +55,29 @@ class Sweep:
 
 
 def sweep(
-    request: RunOptions,
-    out: Path,
-    device: str,
-    keep: Keep,
+    asked: Sequence[RunSpec],
+    data_dir: Path | None,
+    how: HowToRun,
+    screen: Screen,
     *,
-    isolate: bool,
-    fresh: bool,
-    jobs: str = "auto",
-    threads: str = "auto",
+    fastest_precision: bool = False,
 ) -> int:
-    """Run what is not done yet. 0 where every run is done or is another process's, else 1.
+    """Run what is not done yet, all of one data set. 0 where every run is done or is another process's, else 1.
 
     Request, folders and data are checked before anything is measured or trained: raises RequestError.
+    `fastest_precision`: the runs take the one that is measured to be faster on the device.
     """
-    console = terminal.console(160)
-
-    def say(line: str) -> None:
-        console.print(line, markup=False)
-
-    there = pick_device(device)
-    check_feasible(asked := specs(request))
+    out, fresh, say = how.out, how.fresh, screen.say
+    keep: Keep = "all" if how.keep == "all" else "last"
+    there = pick_device(how.device)
+    check_feasible(asked)
     locks = _check_writable(out)
-    dataset = load(request.dataset, request.data_dir)
-    for line in announce(asked):
-        say(line)
+    dataset = load(asked[0].scenario.dataset, data_dir)
+    screen.announce(asked)
     if not locks:
         say(f"{out}: a file system without locks: files that end in .locked take their place")
-    asked = specs(in_precision(request, there, say))
+    if fastest_precision:
+        asked = in_fastest_precision(asked, there, say)
     plans = check_feasible(asked)
     folders = {spec.id: RunFolder(out, spec.id) for spec in asked}
     ended = {} if fresh else {spec.id: folders[spec.id].outcome() for spec in asked}  # raises for what is in the way
@@ -96,9 +86,9 @@ def sweep(
         folders[run_id].check_images(dataset.fingerprint)
     laid = [laid_out(spec, plans[spec.id], there, say) if spec.id in unfinished else spec for spec in asked]
     open_ = [spec for spec in laid if ended.get(spec.id) is None]
-    workers = pick_workers(jobs, threads, len(open_), asked, there, say)
+    workers = pick_workers(how.jobs, how.threads, len(open_), asked, there, say)
     stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
-    todo = Sweep(tuple(laid), plans, request.data_dir, out, there, keep, isolate, fresh, stamps)
+    todo = Sweep(tuple(laid), plans, data_dir, out, there, keep, how.isolate, fresh, stamps, screen)
     say(f"device {there}, {asked[0].precision}{workers}; run folders in {out}")
     begun = {spec.id: 0 if fresh else _tasks_done(folders[spec.id]) for spec in open_}
     with using_threads(workers.threads), stoppable() as stop:
@@ -106,11 +96,12 @@ def sweep(
             say(line)
         if workers.jobs > 1:
             todo = _side_by_side(todo, workers, stop)
-        with reporting(console, len(asked), stop) as reporter:
+        with screen.reporting(len(asked), stop) as reporter:
             outcomes = _run_all(todo, dataset, reporter, stop)
         if stop():
             return stop.exit_code
-    return _conclude(console, todo, outcomes)
+    screen.conclude(asked, outcomes, out)
+    return _exit_code(outcomes)
 
 
 def _tasks_done(folder: RunFolder) -> int:
@@ -137,13 +128,11 @@ def _work(todo: Sweep, threads: int) -> None:
     """In a process of its own: do every run that no other process is doing."""
     end_with_parent()
     torch.set_num_threads(threads)
-    with stoppable(patient=True) as stop:
-        console = Console(width=160, force_terminal=False, highlight=False)
-        with reporting(console, len(todo.specs), stop) as reporter:
-            _run_all(todo, todo.load_images(), reporter, None)
+    with stoppable(patient=True) as stop, todo.screen.reporting(len(todo.specs), stop, in_worker=True) as reporter:
+        _run_all(todo, todo.load_images(), reporter, None)
 
 
-def _run_all(todo: Sweep, dataset: Dataset, reporter: ConsoleReporter, stop: Stop | None) -> dict[str, Outcome]:
+def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop | None) -> dict[str, Outcome]:
     """Every run in turn, until a signal ends it. `stop` is None in a worker: its parent says what is left."""
     outcomes: dict[str, Outcome] = {}
     for number, spec in enumerate(todo.specs):
@@ -156,11 +145,11 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: ConsoleReporter, stop: Sto
                 reporter.note(_stopped(stop, done, len(todo.specs), todo.folder(spec)))
             break
         if outcome.status != "done" and (stop is not None or outcome.status != "running"):
-            reporter.note(f"{title(spec)}: {outcome.status}: {printable(outcome.reason or '')}")
+            reporter.note(f"{spec.title}: {outcome.status}: {printable(outcome.reason or '')}")
     return outcomes
 
 
-def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: ConsoleReporter, *, said_here: bool) -> Outcome:
+def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReporter, *, said_here: bool) -> Outcome:
     """Do a run, unless it has ended before or another process is doing it. Raises Interrupted."""
     if reporter.stopping():
         raise Interrupted
@@ -223,17 +212,6 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _conclude(console: Console, todo: Sweep, outcomes: Mapping[str, Outcome]) -> int:
-    """A table of what is not done, and the sums. A run that another process is doing is no failure of ours."""
-    bad = [spec for spec in todo.specs if outcomes[spec.id].status != "done"]
-    if bad:
-        table = Table("run", "status", "reason")
-        for spec in bad:
-            table.add_row(title(spec), outcomes[spec.id].status, Text(printable(outcomes[spec.id].reason or "")))
-        console.print(table)
-    console.print(result_table(list(todo.specs), outcomes, todo.out))
-    counts = Counter(outcome.status for outcome in outcomes.values())
-    summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
-    end = f"{len(todo.specs)} runs: {summary}; in {todo.out}. Next: cilbench report {todo.out}"
-    console.print(end, markup=False, soft_wrap=True)
-    return 1 if any(outcomes[spec.id].status != "running" for spec in bad) else 0
+def _exit_code(outcomes: Mapping[str, Outcome]) -> int:
+    """A run that another process is doing is no failure of ours."""
+    return 1 if any(outcome.status not in ("done", "running") for outcome in outcomes.values()) else 0

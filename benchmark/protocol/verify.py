@@ -38,7 +38,7 @@ from cilbench.records.schema import (
     read_predictions,
     read_rows,
 )
-from cilbench.request import RunSpec, specs
+from cilbench.request import RunSpec
 
 _MATTERS = ("cilbench", "git_commit", "torch", "platform", "device", "threads")  # to the last bits of a score
 _MOST_THREADS = 1024
@@ -72,7 +72,7 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
     if not kept:
         raise RequestError(f"RUN {folder}: no sealed state was kept, so no learner can be rebuilt")
     run = Recorded.read(folder / CELL, option="RUN")
-    (spec,) = specs(run.asked(data_dir))
+    spec = run.spec(data_dir)
     dataset = load(spec.scenario.dataset, data_dir)
     if cell.environment.get("data_sha256") not in (None, dataset.fingerprint):
         raise RequestError(f"RUN {folder}: the run was made of other images than this data folder has")

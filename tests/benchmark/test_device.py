@@ -8,8 +8,9 @@ import pytest
 import torch
 from toy import CPU, toy_spec
 
-from cilbench.device import cache, choose, measure
-from cilbench.device.choose import Workers, in_precision, laid_out, pick_precision, pick_workers
+from cilbench import machine_cache
+from cilbench.device import choose, measure
+from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_precision, pick_workers
 from cilbench.device.measure import BareStep, fastest_threads, step_seconds, using_threads
 from cilbench.errors import RequestError
 from cilbench.request import RunOptions, specs
@@ -27,9 +28,9 @@ def silent(line):
 @pytest.fixture(autouse=True)
 def nothing_is_known(tmp_path, monkeypatch):
     monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
-    cache._measured_here.cache_clear()
+    machine_cache._measured_here.cache_clear()
     yield
-    cache._measured_here.cache_clear()
+    machine_cache._measured_here.cache_clear()
 
 
 @pytest.fixture
@@ -51,14 +52,14 @@ def test_what_is_fastest_is_measured_once_and_remembered(cifar, tmp_path, monkey
     monkeypatch.setattr(measure, "_fastest", lambda *given: calls.append(given) or SECONDS)
     assert pick_precision(cifar.scenario, CPU, said.append) == "bf16"
     assert laid_out(replace(cifar, precision="bf16"), cifar.plan(), CPU, said.append).layout == "contiguous"
-    cache._measured_here.cache_clear()  # another process
+    machine_cache._measured_here.cache_clear()  # another process
     assert laid_out(cifar, cifar.plan(), CPU, said.append).layout == "channels_last"
     assert len(calls) == 1
     assert said == ["measuring on cpu, 1 threads: a training step of resnet32 on 3 channels in fp32, bf16"]
     assert list(json.loads((tmp_path / "machine.json").read_text())["step_seconds"].values()) == [SECONDS]
     for n, damaged in enumerate(('{"step_seconds": {"x": 3', "[]", '{"step_seconds": 3}'), start=2):
         (tmp_path / "machine.json").write_text(damaged)
-        cache._measured_here.cache_clear()
+        machine_cache._measured_here.cache_clear()
         pick_precision(cifar.scenario, CPU)
         assert len(calls) == n
 
@@ -80,9 +81,9 @@ def test_bf16_is_never_tried_on_a_cpu_without_it(flags, tried, cifar, monkeypatc
             return 1e-9
 
     monkeypatch.setattr(measure, "BareStep", Step)
-    request = in_precision(RunOptions(methods="icarl", budget_mb="7.6"), CPU)
+    (chosen,) = in_fastest_precision([cifar], CPU)
     assert set(seen) == tried
-    assert request.precision == "fp32"  # of two that are alike
+    assert chosen.precision == "fp32"  # of two that are alike
     assert laid_out(replace(cifar, precision="bf16"), cifar.plan(), CPU).layout in ("contiguous", "channels_last")
 
 
@@ -90,9 +91,9 @@ def test_a_cpu_that_is_faster_in_bf16_takes_it_only_where_it_has_it(cifar, monke
     monkeypatch.setattr(measure, "_fastest", lambda d, f, b, c, keys: {key: SECONDS[key] for key in keys})
     for flags, expected in ((BF16, "bf16"), (NO_BF16, "fp32")):
         a_cpu(monkeypatch, flags)
-        cache._measured_here.cache_clear()
-        (cache.machine_file()).unlink(missing_ok=True)
-        assert in_precision(RunOptions(methods="icarl", budget_mb="7.6"), CPU).precision == expected
+        machine_cache._measured_here.cache_clear()
+        machine_cache.machine_file().unlink(missing_ok=True)
+        assert in_fastest_precision([cifar], CPU)[0].precision == expected
 
 
 def test_a_slow_machine_is_measured_for_its_limit_and_no_longer(monkeypatch):
@@ -139,7 +140,7 @@ def test_a_device_that_is_full_before_anything_is_chosen_is_told_in_one_line(cif
 
     monkeypatch.setattr(measure, "_fastest", full)
     with pytest.raises(RequestError, match="--device cpu: not enough free memory for one training step"):
-        in_precision(RunOptions(methods="icarl", budget_mb="7.6"), CPU)
+        in_fastest_precision([cifar], CPU)
     with pytest.raises(RequestError, match="--device cpu: not enough free memory"):
         laid_out(cifar, cifar.plan(), CPU)
 
@@ -245,7 +246,7 @@ def test_a_measuring_process_that_dies_is_no_gain(cifar, monkeypatch):
     monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(torch.random, "fork_rng", lambda devices: using_threads(1))
     for survivors in (1, 0):
-        cache._measured_here.cache_clear()
+        machine_cache._measured_here.cache_clear()
         monkeypatch.setattr(measure, "_side_by_side", lambda n, *_, alive=survivors: [(10.0, 1.0)] * n * (n <= alive))
         assert pick_workers("auto", "auto", 20, [cifar] * 20, CUDA).jobs == 1
 

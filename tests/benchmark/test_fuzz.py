@@ -186,7 +186,7 @@ def is_short(message: str) -> None:
 def any_setting(draw: st.DataObject) -> None:
     """`--set` of any field of any method: refused, or of the field's type and finite, and in the cell's record."""
     from cilbench.methods.registry import resolve
-    from cilbench.request import RunOptions, specs
+    from cilbench.request import RunOptions
 
     method = draw.draw(st.sampled_from(["icarl", "der", "memo", "foster", "dgm", "replay", "cim"]))
     chosen = resolve(method, "smoke", {}, {})
@@ -303,7 +303,7 @@ def spoilt(folder: Path) -> None:
         RunFolder(folder.parent, folder.name).outcome()
     if accepted(folder):
         recorded = Recorded.read(folder / "cell.json")
-        (spec,) = specs(recorded.asked(nursery().data_dir))
+        spec = recorded.spec(nursery().data_dir)
         told, asked = deciding(recorded.request), deciding(json.loads(json.dumps(spec.request)))
         assert told == {key: asked.get(key) for key in told}  # what is not told is said, and is the default
 

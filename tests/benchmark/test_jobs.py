@@ -12,13 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from rich.console import Console
 from toy import CPU, Silent, toy_spec, with_class
 
+from cilbench.cli.progress import Screen
 from cilbench.errors import RequestError
 from cilbench.locks import locked
 from cilbench.methods.icarl import ICaRL
-from cilbench.protocol.sweep import Sweep, _check_writable, _conclude, _run_one
+from cilbench.protocol.sweep import Sweep, _check_writable, _exit_code, _run_one
 from cilbench.records.files import read_json
 from cilbench.records.folder import RunFolder
 
@@ -189,7 +189,7 @@ def sweep_of(*specs, out, fresh=False):
     """As it begins now."""
     plans = {spec.id: spec.plan() for spec in specs}
     stamps = {spec.id: RunFolder(out, spec.id).stamp() for spec in specs}
-    return Sweep(specs, plans, Path(), out, CPU, "last", isolate=False, fresh=fresh, before=stamps)
+    return Sweep(specs, plans, Path(), out, CPU, "last", isolate=False, fresh=fresh, before=stamps, screen=Screen())
 
 
 def test_a_run_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path):
@@ -217,8 +217,8 @@ def test_a_run_that_another_process_is_doing_is_no_failure(toy, tmp_path, capsys
     with locked(tmp_path / f"{taken.id}.lock", wait=False) as mine:
         assert mine
         outcomes = {spec.id: _run_one(todo, spec, toy, Listening(), said_here=True) for spec in todo.specs}
-    console = Console(width=120)
     assert [outcome.status for outcome in outcomes.values()] == ["running", "failed"]
-    assert _conclude(console, replace(todo, specs=(taken,)), outcomes) == 0
-    assert _conclude(console, todo, outcomes) == 1
+    assert _exit_code({taken.id: outcomes[taken.id]}) == 0
+    assert _exit_code(outcomes) == 1
+    Screen().conclude(todo.specs, outcomes, tmp_path)
     assert "another process is at it" in capsys.readouterr().out

@@ -14,8 +14,8 @@ from rich.console import Console
 import cilbench
 from cilbench.cli import terminal
 from cilbench.cli.main import main
-from cilbench.cli.options import RunOptions
 from cilbench.cli.tables import announce, plan_records, plan_table, result_table
+from cilbench.options import RunOptions
 from cilbench.records.folder import RunFolder
 from cilbench.request import specs
 

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger, unseal
+from cilbench.cli.progress import Screen
 from cilbench.data.download import Dataset
 from cilbench.device.measure import BareStep
 from cilbench.methods import METHODS
@@ -23,13 +24,14 @@ from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.loop import TaskData, fit
 from cilbench.methods.training.numerics import numerics
+from cilbench.options import HowToRun
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.evaluate import predict, restore_learner
 from cilbench.protocol.run import execute
 from cilbench.protocol.sweep import sweep
 from cilbench.protocol.task import learn_and_seal
 from cilbench.records.folder import RunFolder
-from cilbench.request import RunOptions
+from cilbench.request import RunOptions, specs
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -228,5 +230,6 @@ def test_a_cell_that_is_stopped_on_cuda_goes_on_from_its_checkpoint(colour, tmp_
 def test_runs_side_by_side_on_one_device_are_all_done(tmp_path):
     request = RunOptions(methods="icarl,replay,der", budget="48KiB", dataset="digits", recipe="smoke")
     request = replace(request, data_dir=tmp_path / "data")
-    assert sweep(request, tmp_path / "runs", str(DEVICE), "last", isolate=False, fresh=False, jobs="3") == 0
+    how = HowToRun(out=tmp_path / "runs", device=str(DEVICE), jobs="3")
+    assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True) == 0
     assert len(list((tmp_path / "runs").glob("*/cell.json"))) == 3

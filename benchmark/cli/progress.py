@@ -1,22 +1,23 @@
-"""Shows a sweep on a console: a bar on a terminal, a line a task elsewhere."""
+"""Shows a sweep on a console: a bar on a terminal, a line a task elsewhere, tables at its end."""
 
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
 
-from cilbench.budgets.size import format_bytes, human_bytes
-from cilbench.records.folder import Resumed
+from cilbench.budgets.size import human_bytes
+from cilbench.cli import terminal
+from cilbench.cli.tables import announce, result_table
+from cilbench.records.files import printable
+from cilbench.records.folder import Outcome, Resumed
 from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
-
-
-def title(spec: RunSpec) -> str:
-    """A run in a few words."""
-    seeds = f"seed {spec.seed}" + ("" if spec.order == spec.seed else f" order {spec.order}")
-    return f"{spec.method.name} {format_bytes(spec.budget.bytes)} {seeds}"
 
 
 class ConsoleReporter:
@@ -37,7 +38,7 @@ class ConsoleReporter:
     def say(self, text: str) -> None:
         """A line about the run that is going on."""
         if self.spec is not None:
-            self.note(f"{title(self.spec)}: {text}")
+            self.note(f"{self.spec.title}: {text}")
 
     def resumed(self, resumed: Resumed) -> None:
         for why in resumed.why:
@@ -50,7 +51,7 @@ class ConsoleReporter:
         self.images += images
         if self.bar is not None and self.bar_id is not None and self.spec is not None:
             rate = self.images / max(time.perf_counter() - self.started, 1e-9)
-            text = f"{self.number + 1}/{self.runs} {title(self.spec)}  {rate:,.0f} images/s"
+            text = f"{self.number + 1}/{self.runs} {self.spec.title}  {rate:,.0f} images/s"
             self.bar.update(self.bar_id, completed=self.number + share, description=text)
 
     def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None:
@@ -71,12 +72,40 @@ class ConsoleReporter:
         )
 
 
-@contextmanager
-def reporting(console: Console, runs: int, stopping: Callable[[], bool]) -> Iterator[ConsoleReporter]:
-    """A reporter of so many runs, with a bar where the console is a terminal."""
-    if not console.is_terminal:
-        yield ConsoleReporter(console, runs, None, stopping)
-        return
-    columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
-    with Progress(*columns, console=console) as bar:
-        yield ConsoleReporter(console, runs, bar, stopping)
+class Screen:
+    """A sweep on standard output. In a worker, whose terminal is shared, there is no bar and there are no colours."""
+
+    def say(self, line: str) -> None:
+        terminal.console().print(line, markup=False)
+
+    def announce(self, asked: Sequence[RunSpec]) -> None:
+        for line in announce(asked):
+            self.say(line)
+
+    @contextmanager
+    def reporting(
+        self, runs: int, stopping: Callable[[], bool], *, in_worker: bool = False
+    ) -> Iterator[ConsoleReporter]:
+        """A reporter of so many runs, with a bar where the console is a terminal."""
+        console = Console(width=160, force_terminal=False, highlight=False) if in_worker else terminal.console()
+        if not console.is_terminal:
+            yield ConsoleReporter(console, runs, None, stopping)
+            return
+        columns = (BarColumn(), TextColumn("{task.description}"), TimeRemainingColumn())
+        with Progress(*columns, console=console) as bar:
+            yield ConsoleReporter(console, runs, bar, stopping)
+
+    def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None:
+        """A table of what is not done, one of the results, and the sums."""
+        console = terminal.console()
+        if bad := [spec for spec in asked if outcomes[spec.id].status != "done"]:
+            table = Table("run", "status", "reason")
+            for spec in bad:
+                outcome = outcomes[spec.id]
+                table.add_row(spec.title, outcome.status, Text(printable(outcome.reason or "")))
+            console.print(table)
+        console.print(result_table(asked, outcomes, out))
+        counts = Counter(outcome.status for outcome in outcomes.values())
+        summary = ", ".join(f"{n} {status}" for status, n in counts.most_common())
+        end = f"{len(asked)} runs: {summary}; in {out}. Next: cilbench report {out}"
+        console.print(end, markup=False, soft_wrap=True)
