@@ -40,8 +40,9 @@ def groups_of(runs: Runs, published: pd.DataFrame | None) -> list["Group"]:
 class Group:
     """`group` are the conditions its runs share, `frame` its rows of `Runs.stages`, `slug` the start of its file names.
 
-    `published` are published points of this very protocol, recipe and accounting; None where there are none, and
-    `without_published` is then a sentence that says why.
+    `published` are published points of this very protocol and its conditions; None where there are none, and
+    `without_published` is then a sentence that says why. `published_aucs` are the areas, where the runs have the
+    published budgets and no other: an area depends on all of them.
     """
 
     def __init__(
@@ -60,7 +61,9 @@ class Group:
         self.spending = spending(self.cells, self.ledger)
         tests = runs.tests[runs.tests["run"].isin(frame["run"])]
         self.close_up = evidence.close_up(evidence.representatives(self.cells), tests)
-        self.published, self.without_published = self._published(published)
+        points, self.without_published = self._published(published)
+        self.published = None if points is None else points[points["budget_mb"].notna()]
+        self.published_aucs = self._published_aucs(points)
 
     @cached_property
     def comparison(self) -> comparison.Comparison:
@@ -136,12 +139,19 @@ class Group:
         if published is None:
             return None, ""
         same = (published["dataset"] == self.group["dataset"]) & (published["base"] == self.group["base"])
-        same &= (published["inc"] == self.group["inc"]) & published["budget_mb"].notna()
+        same &= published["inc"] == self.group["inc"]
         if not same.any():
             return None, " No published points: none of this protocol are known."
         if differ := comparability.unlike_published(self.cells):
             return None, f" No published points: they are of another {', '.join(differ)}."
         return pd.DataFrame(published[same]), ""
+
+    def _published_aucs(self, points: pd.DataFrame | None) -> pd.DataFrame | None:
+        if points is None:
+            return None
+        ours = self.cells.loc[self.cells["competes"], "budget_label"].astype(float)
+        same = set(ours) == set(points["budget_mb"].dropna())
+        return points[points["measure"].isin(("auc_a", "auc_l"))] if same else None
 
 
 class _Slugs:

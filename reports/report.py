@@ -111,7 +111,7 @@ def tables_of(group: Group) -> list[tables.Table]:
     one, given = group.comparison, group.group
     made = [tables.paper_table(given, one.summary, group.cells)]
     if len(one.aucs):
-        made.append(tables.auc_table(given, one.aucs, group.cells))
+        made.append(tables.auc_table(given, one.aucs, group.cells, group.published_aucs))
     made.append(tables.results_table(given, one.summary, group.cells))
     if one.ranks["name"].nunique() > 1:
         made.append(tables.rank_table(given, one.ranks, group.cells))

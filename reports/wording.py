@@ -73,6 +73,7 @@ def design_text(frame: pd.DataFrame) -> str:
 
 # What the marks and rank ranges of a table rest on, for its caption.
 TEST_TEXT = "all pairs of methods at one budget, on the seeds and class orders both ran: Tukey, 5 % per budget"
+TEST_TEXT_AREAS = "all pairs of areas, on the seeds and class orders both ran: Tukey, 5 %"
 
 
 def exemplars_text(fewest: object, most: object) -> str:

@@ -125,6 +125,7 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
     refused = budget_bytes < method.smallest_budget_bytes
     key = json.dumps(
         [method.method, grid.dataset, grid.inc, budget_bytes, seed, grid.accounting, grid.recipe, dict(grid.config)]
+        + ([] if grid.order is None else [grid.order])
     )
     digest = hashlib.sha256(key.encode()).hexdigest()
     run_id = f"{grid.dataset}-{method.method}-{budget_bytes}B-s{seed}-{digest[:8]}"

@@ -1,5 +1,6 @@
 """Areas under accuracy over memory, readable form first."""
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -35,11 +36,16 @@ _MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
 }
 
 
-def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame) -> Table:
+def auc_table(
+    group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame, published: pd.DataFrame | None = None
+) -> Table:
     """A row per competing method of one group: areas divided by the range of budgets, areas as published, APM at both
-    ends. Best areas bold, what is not distinguishable from them marked ≈.
+    ends. Best areas bold, what is not distinguishable from them marked ≈. `published` (AUC rows of `load_published`
+    that were measured as these runs were) stand beside ours.
     """
     notes = Notes()
+    theirs = {} if published is None else published.set_index(["method", "measure"])["value"].to_dict()
+    beside = [m for m in _MEASURES if any((name, m) in theirs for name in aucs["name"])]
     best = {m: best_text(aucs, m, style) for m, (_, style) in _MEASURES.items() if m.startswith("auc")}
     rows = []
     for item in by_best(aucs, measure="auc_a"):
@@ -49,21 +55,32 @@ def auc_table(group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame)
             told = verdict_marks(item, measure.removesuffix("_normalised"), notes) if best.get(measure) else ()
             bold = bool(best.get(measure)) and best[measure] == style(item[measure])
             entries.append(number_cell(item, measure, style, told, bold))
+            if measure in beside:
+                value = theirs.get((item["name"], measure), math.nan)
+                entries.append(number_cell({measure: value}, measure, _as_printed))
         entries.append(number_cell(item, "n", whole))
         rows.append(
             TableRow("", tuple(entries), cite=cite_keys(cells[cells["name"] == item["name"]]), runs=run_ids(item))
         )
     first = aucs.iloc[0]
     span = f"{number_text(first['smallest_mb'])} to {number_text(first['largest_mb'])} MB"
+    sources = "; ".join(sorted(set(published["source"]))) if published is not None and beside else ""
     text = caption(
         group,
         cells,
         f"Areas under average (AUC-A) and last (AUC-L) accuracy over the budget from {span} ({first['budgets']} "
         "budgets): divided by that range (norm.), and as published, a fraction times MB; APM-S and APM-E: average "
         "accuracy (%) per MB at its ends.",
+        f"Publ.: as printed in {sources}." if sources else "",
         repetition_sentence(aucs),
     )
-    columns = ("Method", *(heading for heading, _ in _MEASURES.values()), "n")
+    headings = [h for m, (name, _) in _MEASURES.items() for h in ((name, f"{name} publ.") if m in beside else (name,))]
+    columns = ("Method", *headings, "n")
     numeric = tuple(column != "Method" for column in columns)
     title = "Areas under accuracy over memory"
     return Table("auc", text, columns, numeric, tuple(rows), notes.listed(), title=title)
+
+
+def _as_printed(value: float) -> str:
+    """With the decimals of the source: two, of areas in the hundreds one."""
+    return "–" if pd.isna(value) else f"{value:.2f}" if value < 100 else f"{value:.1f}"

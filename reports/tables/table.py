@@ -9,7 +9,7 @@ import pandas as pd
 from cilbench.reports import comparability as lint
 from cilbench.reports import statistics
 from cilbench.reports.tables.bibtex import read_entries
-from cilbench.reports.wording import TEST_TEXT, budget_text, conditions_text, design_text, protocol_text
+from cilbench.reports.wording import TEST_TEXT, TEST_TEXT_AREAS, budget_text, conditions_text, design_text, protocol_text
 
 
 @dataclass(frozen=True)
@@ -122,10 +122,6 @@ def by_best(frame: pd.DataFrame, *keys: str, measure: str = "avg") -> list[dict[
 # ------------------------------------------------------------------------------------------------ the best
 
 TIED, UNTESTED = "≈", "?"
-_VERDICT_NOTES = {
-    statistics.TIED: (TIED, f"not distinguishable from the best ({TEST_TEXT})"),
-    statistics.UNTESTED: (UNTESTED, "not tested: fewer than two seeds or class orders in common with the best"),
-}
 
 
 def best_text(frame: pd.DataFrame, measure: str, style: Callable[[float], str] = fixed) -> str:
@@ -142,10 +138,13 @@ def verdict_marks(row: Mapping[Any, Any], measure: str, notes: Notes) -> tuple[s
     repetitions (with one the caption says so).
     """
     verdict = row[f"{measure}_verdict"]
-    if verdict not in _VERDICT_NOTES or row["n"] < 2:
+    if verdict not in (statistics.TIED, statistics.UNTESTED) or row["n"] < 2:
         return ()
-    symbol, text = _VERDICT_NOTES[verdict]
-    return (notes.mark(text, symbol),)
+    if verdict == statistics.UNTESTED:
+        text = "not tested: fewer than two seeds or class orders in common with the best"
+        return (notes.mark(text, UNTESTED),)
+    tested = TEST_TEXT_AREAS if measure.startswith("auc") else TEST_TEXT
+    return (notes.mark(f"not distinguishable from the best ({tested})", TIED),)
 
 
 # ------------------------------------------------------------------------------------------------ captions

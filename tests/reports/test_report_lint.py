@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from make_runs import METHODS, Grid, make_run
+from make_runs import METHODS, Grid, make_run, make_runs
 
 from cilbench import reports
 from cilbench.cli.main import main as cli
@@ -15,6 +15,7 @@ from cilbench.reports import aggregate, tables
 from cilbench.reports import comparability as lint
 from cilbench.reports.figures import memory
 from cilbench.reports.group import groups_of
+from cilbench.reports.report import tables_of
 
 DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
 
@@ -177,6 +178,7 @@ def test_strict_refuses_a_method_that_was_run_on_other_seeds(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("said", "request_"),
     [
+        ("recipe", {"recipe": "fast"}),
         ("storage", {"storage": "fp16"}),
         ("fill", {"fill": "adaptive"}),
         ("precision", {"precision": "bf16"}),
@@ -193,3 +195,28 @@ def test_published_points_are_of_their_own_conditions(tmp_path: Path, said: str,
     assert lint.unlike_published(reports.read_runs([tmp_path]).cells) == []
     edit(run, lambda cell: cell["request"].update(request_))
     assert lint.unlike_published(reports.read_runs([tmp_path]).cells) == [said]
+
+
+LABELS = {7_998_016: "7.6", 13_045_376: "12.4", 16_797_696: "16.0", 20_761_216: "19.8", 24_645_632: "23.5"}
+TERMS: dict[str, Any] = {"dataset": "cifar100", "inc": 10, "tasks": 10, "recipe": "published", "order": 1993}
+TERMS["accounting"] = "published"
+
+
+@pytest.mark.parametrize("change", ["", "storage", "budgets", "protocol"])
+def test_published_points_and_areas_are_of_the_published_protocol_alone(tmp_path: Path, change: str) -> None:
+    budgets = list(LABELS)[1:] if change == "budgets" else list(LABELS)
+    terms = TERMS | ({"inc": 5, "tasks": 20} if change == "protocol" else {})
+    for run in make_runs(tmp_path, Grid((DER, MEMO), budgets, LABELS, **terms)):
+        if change == "storage":
+            edit(run, lambda cell: cell["request"].update(storage="fp16"))
+    (group,) = groups_of(reports.read_runs([tmp_path]), reports.load_published())
+    assert (group.published is None) == (change in ("storage", "protocol"))
+    assert (group.published_aucs is None) == (change != "")  # an area depends on all of its budgets
+    assert ("No published points" in group.without_published) == (group.published is None)
+    (table,) = [table for table in tables_of(group) if table.name == "auc"]
+    assert ("AUC-A publ." in table.columns) == (change == "")
+    if not change:
+        rows = {row.cells[0].text: dict(zip(table.columns, row.cells, strict=True)) for row in table.rows}
+        assert rows["DER"]["AUC-A publ."].text == "10.74"  # zhou2024survey, Table 4
+        assert rows["MEMO"]["AUC-L publ."].text == "9.03"
+        assert "zhou2024survey, Table 4" in table.caption
