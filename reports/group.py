@@ -20,7 +20,7 @@ from cilbench.reports.wording import (
     design_text,
     listed,
     protocol_text,
-    repetitions_text,
+    repetitions_wanted,
     status_text,
 )
 
@@ -104,11 +104,21 @@ class Group:
 
     def caption(self, about: str, bands: bool = True) -> str:
         """A caption of means over repetitions."""
+        done = self.done
+        if len(done) and done["n"].max() > 1:
+            return self.words(f"{about} Means over {design_text(done)}{f', {INTERVALS}' if bands else ''}.")
+        return self.words(f"{about} One repetition of each." if len(done) else about)
+
+    @property
+    def done(self) -> pd.DataFrame:
+        """Rows of the summary that have a result and compete, by their published heads."""
         summary = self.comparison.summary
-        done = summary[summary["competes"] & (summary["n"] > 0) & summary["published_head"]]
-        several = bands and len(done) > 0 and done["n"].max() > 1
-        over = f"over {design_text(done)}; {INTERVALS}" if several else repetitions_text(done["n"])
-        return self.words(f"{about} Means, {over}.")
+        return summary[summary["competes"] & (summary["n"] > 0) & summary["published_head"]]
+
+    @property
+    def wanted(self) -> str:
+        """What should be repeated; nothing where published numbers, of one order, are what runs are held against."""
+        return "" if self.group["recipe"] == "published" else repetitions_wanted(self.done, self.title)
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What stands above its section of the page: (what, value)."""

@@ -98,7 +98,8 @@ def _write(
     overlaid = published_bibtex() if any(group.published is not None for group in groups) else []
     bibtex = tables.bib_text(*bibliography([*(text for text in runs.cells["bibtex"] if text), *overlaid]))
     boxes = missing_letters(text for group in groups for text in group.texts())
-    remarks = [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []
+    remarks = [group.wanted for group in groups if group.wanted]
+    remarks += [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []
     drawn = list(_told(drawing, len(wanted), progress))
     sections = [section_of(group, drawn) for group in groups]
     page = render_page(sections, runs.cells, left_out, bibtex, made, remarks)
@@ -150,7 +151,7 @@ def _texts(
             latex[table.supplement].append(tables.to_latex(table, f"{table.name}-{section.anchor}"))
     needs = "% needs \\usepackage{booktabs,graphicx}\n"
     figures = tables.latex_figures([figure for section in sections for figure in section.figures.values()])
-    foot = " ".join([*remarks, tables.one_line(stamp)])
+    foot = "\n\n".join([*remarks, tables.one_line(stamp)])
     return {
         "results.md": tables.to_markdown("Results", named, left_out, foot),
         "results.tex": head + needs + "\n".join(latex[False]),

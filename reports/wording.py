@@ -71,6 +71,23 @@ def design_text(frame: pd.DataFrame) -> str:
     )
 
 
+def repetitions_wanted(frame: pd.DataFrame, title: str) -> str:
+    """What should be repeated for the numbers of a group to be known, for people; empty where enough is. As
+    `design_text`; the spread over orders was measured on digits (docs/reports.md).
+    """
+    if frame.empty or frame["orders"].max() > 1:
+        return ""
+    if frame["seeds"].max() == 1:
+        return (
+            f"{title}: one seed and one class order. Nothing says how sure any number is; `--seeds 1993,1,2` and "
+            "`--orders 1993,1,2` repeat runs."
+        )
+    return (
+        f"{title}: class orders were not varied. Intervals and tests hold for this order alone, and over orders "
+        "accuracies scatter about twice as much as over seeds; `--orders 1993,1,2` varies them."
+    )
+
+
 # What the marks and rank ranges of a table rest on, for its caption.
 TEST_TEXT = "all pairs of methods at one budget, on the seeds and class orders both ran: Tukey, 5 % per budget"
 TEST_TEXT_AREAS = "all pairs of areas, on the seeds and class orders both ran: Tukey, 5 %"

@@ -9,7 +9,14 @@ import pandas as pd
 from cilbench.reports import comparability as lint
 from cilbench.reports import statistics
 from cilbench.reports.tables.bibtex import read_entries
-from cilbench.reports.wording import TEST_TEXT, TEST_TEXT_AREAS, budget_text, conditions_text, design_text, protocol_text
+from cilbench.reports.wording import (
+    TEST_TEXT,
+    TEST_TEXT_AREAS,
+    budget_text,
+    conditions_text,
+    design_text,
+    protocol_text,
+)
 
 
 @dataclass(frozen=True)
