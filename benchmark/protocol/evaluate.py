@@ -14,6 +14,7 @@ from torch import Tensor
 from cilbench.budgets.sealed import State, unseal
 from cilbench.data.download import Dataset
 from cilbench.methods.contract import Method, Plan, Scenario
+from cilbench.methods.training.flops import uncounted
 from cilbench.methods.training.images import Images, reordered
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
@@ -75,8 +76,9 @@ def predict(method: Method, images: Images, heads: tuple[str, ...]) -> Predictio
         return found
 
     found_NH5 = in_batches(top5, images).cpu()
-    for number, head in enumerate(heads):
-        _check_company(scores_of, images, found_NH5[:, number, 0], head)
+    with uncounted():  # it is our doing
+        for number, head in enumerate(heads):
+            _check_company(scores_of, images, found_NH5[:, number, 0], head)
     return {head: found_NH5[:, number].numpy() for number, head in enumerate(heads)}
 
 

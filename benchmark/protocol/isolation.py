@@ -23,6 +23,7 @@ from cilbench.budgets.sealed import unseal
 from cilbench.device.memory import peak_memory_bytes
 from cilbench.methods.contract import Task
 from cilbench.methods.training.checkpoint import Interrupted
+from cilbench.methods.training.flops import computed_elsewhere, counting
 from cilbench.methods.training.images import DiskImages, Images
 from cilbench.methods.training.loop import Diverged
 from cilbench.methods.training.numerics import is_out_of_memory
@@ -68,7 +69,8 @@ def learn_in_subprocess(
 def evaluate_in_subprocess(given: SealedTask, images: Images) -> Predictions:
     """`evaluate` in a process of its own, which gets images and no labels."""
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        _in_a_process(_evaluate, folder, (given, _portable(images)))
+        said = _in_a_process(_evaluate, folder, (given, _portable(images)))
+        computed_elsewhere(said["flops"])
         return {
             head: np.load(Path(folder) / f"{number}.npy", allow_pickle=False)
             for number, head in enumerate(given.spec.method.card.heads)
@@ -176,6 +178,7 @@ def _learn(
         "images": learned.images,
         "peak_memory_bytes": peak_memory_bytes(device),
         "earlier_seconds": learned.earlier_seconds,
+        "flops": learned.flops,
     }
     return {"lines": lines, "learned": figures}
 
@@ -183,7 +186,8 @@ def _learn(
 def _evaluate(stop: Stop, folder: Path, given: SealedTask, images: Arrays) -> dict[str, Any]:
     """Takes seconds: a signal is left to the parent."""
     assert given.sealed is not None
-    found = evaluate(given.spec, given.plan, unseal(given.sealed), _unpacked(images, given.device), given.device)
+    with counting("evaluation") as flops:
+        found = evaluate(given.spec, given.plan, unseal(given.sealed), _unpacked(images, given.device), given.device)
     for number, predictions in enumerate(found.values()):
         np.save(folder / f"{number}.npy", predictions)
-    return {}
+    return {"flops": flops.by_phase}

@@ -7,6 +7,7 @@ import gc
 import hashlib
 import time
 import traceback
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
 from typing import Any
@@ -22,6 +23,7 @@ from cilbench.device.memory import free_cached, peak_memory_bytes, reset_peak_me
 from cilbench.errors import in_one_line
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
+from cilbench.methods.training.flops import counting
 from cilbench.methods.training.images import Images, release
 from cilbench.methods.training.loop import Diverged
 from cilbench.methods.training.numerics import is_out_of_memory, numerics
@@ -100,11 +102,16 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
         state = unseal(sealed)
         exemplars, norms = exemplar_count(state), head_norms(state)
         clock.lap("weigh")
-        predictions = _restore_and_evaluate(run, SealedTask(run.spec, plan, run.device, sealed), state, index)
-        unsealed = _evaluate_unsealed(run, plan, learned, predictions, index)
+        with counting("evaluation") as evaluated:
+            predictions = _restore_and_evaluate(run, SealedTask(run.spec, plan, run.device, sealed), state, index)
+        with counting("evaluation") as larger:
+            unsealed = _evaluate_unsealed(run, plan, learned, predictions, index)
         clock.lap("evaluate")
         metrics = accuracies(predictions, run.spec.scenario, index)
+        flops = {**learned.flops, **evaluated.by_phase, **({"unsealed": larger.total} if larger.total else {})}
+        flops_per_image = evaluated.by_phase["evaluation"] // len(predictions["labels"])
         record = _task_record(run.spec, learned, (ledger, unsealed), exemplars, index, clock)
+        record = record.model_copy(update={"flops": flops, "flops_per_image": flops_per_image})
         run.folder.add_task(record, ledger, sealed, predictions, metrics, norms, run.keep)
         run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in predictions if head != "labels"})
     if sealed is not None:  # once more where the process was killed while it was written
@@ -284,5 +291,6 @@ def _timing(records: list[TaskRecord]) -> dict[str, Any]:
         "seal_seconds": sum(r.seal_seconds for r in records),
         "images": images,
         "images_per_second": images / train_seconds if train_seconds else None,
+        "flops": dict(sum((Counter(r.flops) for r in records), Counter[str]())),
         "peak_memory_bytes": max((r.peak_memory_bytes for r in records), default=0),
     }

@@ -4,7 +4,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from cilbench.budgets.sealed import seal
 from cilbench.errors import in_one_line
 from cilbench.methods.contract import Context, Plan, Task
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Unrestorable
+from cilbench.methods.training.flops import counting
 from cilbench.methods.training.numerics import numerics
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.request import RunSpec
@@ -42,7 +43,7 @@ class Learned:
 
     `peak_memory_bytes` is that of an isolated process. `earlier_seconds` were spent on the task before the process was
     last interrupted. `unsealed` are the bytes of a larger learner that is evaluated and not carried on
-    (`MethodCard.unsealed`).
+    (`MethodCard.unsealed`). `flops` were counted while the task was learned, by phase.
     """
 
     sealed: bytes
@@ -51,6 +52,7 @@ class Learned:
     peak_memory_bytes: int = 0
     earlier_seconds: float = 0.0
     unsealed: bytes | None = None
+    flops: Mapping[str, int] = field(default_factory=dict)
 
 
 def learn_and_seal(
@@ -90,12 +92,13 @@ def learn_task(
             method = restore_learner(spec, plan, sealed, device)
         learning = time.perf_counter()
         generator = torch.Generator(device).manual_seed(seed)
-        method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint()))
+        with counting() as flops:
+            method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint()))
         sealing = time.perf_counter()
         result = seal(method.state(), spec.budget.storage)
         seconds = learning - loading + time.perf_counter() - sealing
         unsealed = seal(method.unsealed_state(), spec.budget.storage) if spec.method.card.unsealed else None
-        return Learned(result, seconds, unsealed=unsealed)
+        return Learned(result, seconds, unsealed=unsealed, flops=+flops.by_phase)
 
 
 def learn_resumably(

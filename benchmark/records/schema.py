@@ -58,6 +58,9 @@ LIMITS = {
     STATE: 16 * 1024 * MIB,
 }
 
+# Operations after a task is learned: class means, predictions, and all of a larger learner that is not carried on.
+LATER_PHASES = frozenset({"means", "evaluation", "unsealed"})
+
 Status = Literal["done", "failed", "refused", "over_budget", "diverged"]
 Accounting = Literal["published", "strict"]
 Kind = Literal["backbone", "generator", "masks", "exemplars", "other", "head", "statistics", "labels", "boxes"]
@@ -92,6 +95,7 @@ def _number_text(value: str) -> str:
 
 Count = Annotated[int, Field(ge=0, lt=2**62)]  # fits a column of 64-bit integers
 Positive = Annotated[int, Field(gt=0, lt=2**62)]
+Operations = Annotated[int, Field(ge=0, lt=10**30)]
 Number = Annotated[float, Field(ge=0, lt=1e18)]
 Percent = Annotated[float, Field(ge=0, le=100)]
 Side = Annotated[int, Field(gt=0, lt=2**31)]
@@ -163,7 +167,9 @@ class TaskRecord(_Record):
     """One boundary: what was weighed, and what it took. `exemplars` counts images.
 
     `judge_seconds` are part of `wall_seconds`, `seal_seconds` (loading included) of `train_seconds`; `unsealed_…_bytes`
-    are those of a larger learner that is judged and not sealed (`Card.unsealed`). What older runs do not say is 0.
+    are those of a larger learner that is judged and not sealed (`Card.unsealed`). `flops` are floating-point operations
+    by what they were for (`methods/training/flops.py`): all but `LATER_PHASES` while the task was learned.
+    `flops_per_image`: to predict one test image. What older runs do not say is 0, or empty.
     """
 
     task: Count
@@ -181,6 +187,13 @@ class TaskRecord(_Record):
     seal_seconds: Number = 0.0
     unsealed_published_bytes: Count = 0
     unsealed_strict_bytes: Count = 0
+    flops: dict[str, Operations] = {}
+    flops_per_image: Operations = 0
+
+    @property
+    def train_flops(self) -> int:
+        """Operations while the task was learned."""
+        return sum(count for phase, count in self.flops.items() if phase not in LATER_PHASES)
 
 
 class TaskFile(_Record):
@@ -248,6 +261,7 @@ class Timing(_Record):
     wall_seconds: Number | None = None
     images_per_second: Number | None = None
     peak_memory_bytes: Number | None = None
+    flops: dict[str, Operations] = {}
 
 
 class Ending(_Record):

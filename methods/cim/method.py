@@ -41,6 +41,7 @@ from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Count, Positive, Schedule, Share, Weight, in_epochs
 from cilbench.methods.training.cudagraph import CudaGraphStep
+from cilbench.methods.training.flops import Repeated
 from cilbench.methods.training.images import TaskDataImages, iter_batches
 from cilbench.methods.training.loop import Loss, TaskData, not_captured
 from cilbench.methods.training.numerics import full_precision
@@ -154,6 +155,7 @@ class TaskMasks:
         self.take: Callable[..., None] = self.upper_step
         if self.transform.capturable:
             self.take = CudaGraphStep(self.upper_step, device, self.context.generator, note)
+        self.take = Repeated(self.take)
         self.steps = math.ceil(self.config.steps_per_class * len(self.task_data.labels[: self.task_data.new].unique()))
         self.show_probability = 0.0
         self.boxes_N4 = torch.empty(0, 4)  # of the task's own images, once they are drawn

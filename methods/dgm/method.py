@@ -73,6 +73,7 @@ from cilbench.methods.dgm.validation import Validation
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.checkpoint import Resumable, Stateful
 from cilbench.methods.training.cudagraph import CudaGraphStep
+from cilbench.methods.training.flops import Repeated, counted_as
 from cilbench.methods.training.images import Images
 from cilbench.methods.training.loop import Diverged, all_finite, in_batches, not_captured
 from cilbench.methods.training.numerics import full_precision
@@ -129,7 +130,8 @@ class DGM:
         if self.validation:
             task = self.validation.hold_out(task, rng)
         images, labels = self._resized(task.images), task.labels
-        old_images, old_labels = self._rehearsed(max(1, round(len(images) / len(self.scenario.new(t)))), rng)
+        with counted_as("replay"):
+            old_images, old_labels = self._rehearsed(max(1, round(len(images) / len(self.scenario.new(t)))), rng)
         pool, pool_labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])
 
         self.discriminator = net = self._next_discriminator(self.scenario.seen(t))
@@ -153,7 +155,7 @@ class DGM:
             critic_steps=config.critic_steps,
             clip=config.generator_clip,
         )
-        take = CudaGraphStep(adversaries, self.device, rng, not_captured(context, t, "learning"))
+        take = Repeated(CudaGraphStep(adversaries, self.device, rng, not_captured(context, t, "learning")))
 
         steps = math.ceil(len(images) / config.batch_size)
         taken = min(steps, config.max_steps or steps)

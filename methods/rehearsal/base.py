@@ -20,6 +20,7 @@ from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
 from cilbench.methods.training.augment import Transform
+from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.loop import TaskData, in_batches
 
 
@@ -102,7 +103,8 @@ class Rehearsal:
         """Of the exemplars as they are stored; once after loading, none of it is kept."""
         if self.means_KD is None:
             exemplars, labels = self.memory.decoded(self.device)
-            self.means_KD = class_means(in_batches(self.features, exemplars), labels, self.net.seen)
+            with counted_as("means"):
+                self.means_KD = class_means(in_batches(self.features, exemplars), labels, self.net.seen)
         return self.means_KD
 
     def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:

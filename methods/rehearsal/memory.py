@@ -19,6 +19,7 @@ from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Schedule
+from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.images import concat_images
 from cilbench.methods.training.loop import Loss, TaskCompression, TaskData, in_batches
 
@@ -145,6 +146,7 @@ class ExemplarMemory:
         labels = torch.arange(len(counts)).repeat_interleave(counts)
         return torch.cat([empty, *images]).to(device), labels.to(device)
 
+    @counted_as("exemplars")
     def keep(
         self,
         task: Task,

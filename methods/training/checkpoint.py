@@ -20,6 +20,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor, nn
 
+from cilbench.methods.training.flops import count_on, counted
+
 Tensors = Mapping[str, Tensor]
 Numbers = Mapping[str, float]
 
@@ -176,7 +178,7 @@ class Resumable:
 
     def _kept(self, tensors: Tensors) -> dict[str, Tensor]:
         random_states = {"own": self.generator.get_state(), "global": torch.get_rng_state(), "others": _others_state()}
-        parts = {"loop": tensors, "random": random_states}
+        parts = {"loop": tensors, "random": random_states, "flops": {"count": counted()}}
         parts |= {f"module{i}": module.state_dict() for i, module in enumerate(self.modules)}
         parts |= {f"optimizer{i}": _optimizer_state(optimizer) for i, optimizer in enumerate(self.optimizers)}
         parts |= {f"other{i}": other.state_dict() for i, other in enumerate(self.others)}
@@ -194,6 +196,8 @@ class Resumable:
         torch.set_rng_state(states["global"])
         if "others" in states:  # checkpoints of before have none
             _restore_others(states["others"])
+        if "flops/count" in found:
+            count_on(found["flops/count"])
 
 
 def _others_state() -> Tensor:

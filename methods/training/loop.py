@@ -20,6 +20,7 @@ from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Resumable, Stateful
 from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.cudagraph import CudaGraphStep
+from cilbench.methods.training.flops import Repeated, counted_as
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 from cilbench.methods.training.numerics import evaluation_batch, full_precision
 
@@ -93,6 +94,7 @@ def fit(
     take: Callable[[Tensor, Tensor], None] = step
     if transform.capturable:
         take = CudaGraphStep(step, task_data.labels.device, context.generator, not_captured(context, task, phase))
+    take = Repeated(take)
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))
@@ -104,7 +106,8 @@ def fit(
             midway = {}
         else:
             if compressor is not None:
-                compressor.before_epoch(epoch)
+                with counted_as("compression"):
+                    compressor.before_epoch(epoch)
             order = batches(len(task_data.labels), schedule.batch_size, schedule.max_steps, context.generator)
         compressed = time.perf_counter()
         for number, batch in enumerate(iter_batches(task_data.images, order[first:]), start=first):
@@ -122,7 +125,8 @@ def fit(
             raise Diverged(task, epoch, int(sound_steps), lr)
         compressing_seconds, trained = compressed - started, time.perf_counter()
         if compressor is not None:
-            compressor.after_epoch(epoch, lr, loss)
+            with counted_as("compression"):
+                compressor.after_epoch(epoch, lr, loss)
             compressing_seconds += time.perf_counter() - trained
         mean_loss = total_loss / sum(map(len, order))
         seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
@@ -201,11 +205,11 @@ def in_batches(function: Callable[..., Tensor], images: Images, *along: Tensor) 
     It is given the same rows of each of `along` as well. Where the device's memory is not enough for a batch, with
     smaller ones.
     """
-    size = evaluation_batch(images.device)
+    size, counted = evaluation_batch(images.device), Repeated(function)
     while True:
         try:
             parts = zip(images.split(size), *(tensor.split(size) for tensor in along), strict=True)
-            return torch.cat([function(*part) for part in parts])
+            return torch.cat([counted(*part) for part in parts])
         except torch.OutOfMemoryError:
             if size == 1:
                 raise

@@ -37,6 +37,9 @@ def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
     alone, together = (sorted((tmp_path / number).glob("*/predictions.npz")) for number in ("1", "3"))
     assert len(alone) == 3
     assert [p.read_bytes() for p in alone] == [p.read_bytes() for p in together]
+    flops = [[read_json(p.with_name("cell.json"))["timing"]["flops"] for p in paths] for paths in (alone, together)]
+    assert flops[0] == flops[1]
+    assert all(of_run["training"] > 0 for of_run in flops[0])
     assert done.stdout.count("task 5/5") == 3  # no run twice
 
 
