@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
+LIGHT  := $(VENV)/.light
 READY  := $(VENV)/.ready
 
 LOCKED := build/locked
@@ -9,13 +10,9 @@ UV     := build/uv
 
 .PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu parity reproduction clean
 
-# Five methods on real digits, then the report. The budgets are made up as the published ones are: from about one backbone and 20
-# images a class to five of them and as many images.
-demo: $(READY)
-	rm -rf demo
-	$(BIN)/cilbench run --dataset digits --methods dgm,cim,memo,icarl,der --budget 24KiB,44KiB,68KiB --out demo/runs
-	$(BIN)/cilbench report demo/runs --out demo/report
-	@echo "the page: file://$(CURDIR)/demo/report/index.html"
+# The environment of the demo has the package alone; what the tests need comes with `make test`.
+demo: $(LIGHT)
+	$(BIN)/cilbench demo
 
 # A process a core, a thread each: torch's own threads bring little on networks as small as those of the tests.
 test: lint types   ## what CI runs
@@ -88,11 +85,16 @@ parity: $(READY)   ## ours and the reference implementation, step by step from t
 reproduction: $(READY)   ## REPRODUCTION.md from results/
 	$(BIN)/python -m tools reproduction write --results results --out REPRODUCTION.md
 
-$(READY): pyproject.toml
+# torch is most of it. PyPI's wheel for Linux brings CUDA along; the one for a CPU is on PyTorch's own index, which pip takes
+# from the environment: PIP_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_EXTRA_INDEX_URL=https://pypi.org/simple make demo
+$(LIGHT): WHAT = .
+$(READY): WHAT = .[dev]
+$(LIGHT) $(READY): pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "cilbench needs Python 3.11 or newer")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet --editable ".[dev]"
+	@echo "installing cilbench and what it needs into $(VENV); most of the download is torch: 200 MB for a CPU, 3 GB with CUDA"
+	$(BIN)/python -m pip install --quiet --progress-bar on --editable "$(WHAT)"
 	touch $@
 
 clean:

@@ -29,46 +29,91 @@ def a_whole_number(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
 
 
-def option(default: Any, help: str, name: str = "", *, several: Any = None, **more: Any) -> Any:
-    """A field of a dataclass of options, called `name` where not as the field. `several`: the type of a repeatable
-    one on the command line, a tuple in the dataclass. `more` is for typer.Option."""
-    return field(default=default, metadata={"name": name, "several": several, "typer": {"help": help, **more}})
+# Panels of `--help`, in the order in which a person asks.
+COMPARED = "What is compared"
+TRAINING = "Protocol and training"
+MACHINE = "How it is done on this machine"
+FILES = "Files"
+
+
+def complete_methods(incomplete: str) -> list[str]:
+    """Every way to go on with a list such as `icarl,de`."""
+    from cilbench.methods import ALIASES, METHODS
+
+    before, comma, begun = incomplete.rpartition(",")
+    taken = before.split(",")
+    return [f"{before}{comma}{name}" for name in [*METHODS, *ALIASES] if name.startswith(begun) and name not in taken]
+
+
+DataDir = Annotated[
+    Path | None,
+    typer.Option("--data-dir", metavar="DIR", help="Where data sets are kept.", envvar="CILBENCH_DATA", parser=a_path),
+]
+Device = Annotated[str, typer.Option("--device", metavar="NAME", help="auto, cpu, cuda, cuda:1 or mps.")]
+
+
+def option(
+    default: Any, help: str, panel: str, metavar: str | None = None, name: str = "", *, several: Any = None, **more: Any
+) -> Any:
+    """A field of a dataclass of options, called `name` where not as the field. A flag has no `metavar`.
+
+    `several`: the type of a repeatable one on the command line, a tuple in the dataclass. `more` is for typer.Option.
+    """
+    shown = {"help": help, "metavar": metavar, "rich_help_panel": panel, **more}
+    return field(default=default, metadata={"name": name, "several": several, "typer": shown})
 
 
 @dataclass(frozen=True)
 class RunOptions:
     """What is asked for by `run` and `plan`, as typed; None where the data set's default holds."""
 
-    methods: str = option("", "Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes.")
+    methods: str = option(
+        "",
+        "Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes.",
+        COMPARED,
+        "NAMES",
+        autocompletion=complete_methods,
+    )
     budget_mb: str | None = option(
-        None, "MB of 2**20 B, comma-separated; published labels are exact; `published`: all of them."
+        None, "MB of 2**20 B, comma-separated; published labels are exact; `published`: all of them.", COMPARED, "MB"
     )
-    budget: str | None = option(None, "Sizes with a unit, comma-separated: 7998016B, 7.6MiB, 8MB.")
-    dataset: str = option("cifar100", "`cilbench data list` shows them; digits needs no download.")
+    budget: str | None = option(None, "Sizes with a unit, comma-separated: 7998016B, 7.6MiB, 8MB.", COMPARED, "SIZES")
+    align_to: str | None = option(
+        None, "In place of a budget: a method's full size, e.g. der (memory-aligned).", COMPARED, "METHOD"
+    )
+    dataset: str = option("cifar100", "`cilbench data list` shows them; digits needs no download.", COMPARED, "NAME")
+    seeds: str = option("1993", "Seeds of everything random but the class order.", COMPARED, "N,N,…")
+    orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.", COMPARED, "N,N,…")
     base: int | None = option(
-        None, "Classes of the first task; 0: as many as in the others.", parser=a_whole_number, metavar="N"
+        None, "Classes of the first task; 0: as many as in the others.", TRAINING, "N", parser=a_whole_number
     )
-    inc: int | None = option(None, "Classes of every later task.", parser=a_whole_number, metavar="N")
-    seeds: str = option("1993", "Seeds of everything random but the class order.")
-    orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.")
+    inc: int | None = option(None, "Classes of every later task.", TRAINING, "N", parser=a_whole_number)
     recipe: str | None = option(
         None,
         "published, survey, fast (a tenth of the epochs), a share of them such as 0.3, or smoke.",
+        TRAINING,
+        "NAME",
     )
-    backbone: str = option("auto", "auto, or one network for every method that has a choice.")
-    accounting: str = option("published", "What the budget binds: published or strict.")
-    storage: str = option("fp32", "Backbones are stored as fp32, bf16 or fp16.")
+    backbone: str = option("auto", "auto, or one network for every method that has a choice.", TRAINING, "NAME")
+    accounting: str = option("published", "What the budget binds: published or strict.", TRAINING, "NAME")
+    storage: str = option("fp32", "Backbones are stored as fp32, bf16 or fp16.", TRAINING, "TYPE")
     fill: str = option(
         "published",
         "published, adaptive (what models do not need yet is used) or fixed (per class).",
+        TRAINING,
+        "NAME",
     )
-    align_to: str | None = option(None, "In place of a budget: a method's full size, e.g. der (memory-aligned).")
-    precision: str = option("auto", "fp32, bf16, or auto: bf16 where it was measured to be faster.")
+    precision: str = option("auto", "fp32, bf16, or auto: bf16 where it was measured to be faster.", TRAINING, "TYPE")
     settings: tuple[str, ...] = option(
-        (), "A hyper-parameter, e.g. icarl.lr=0.05; repeatable.", "--set", several=list[str] | None
+        (),
+        "A hyper-parameter, e.g. icarl.lr=0.05; repeatable.",
+        TRAINING,
+        "KEY=VALUE",
+        "--set",
+        several=list[str] | None,
     )
     data_dir: Path | None = option(
-        None, "Where data sets are kept.", parser=a_path, metavar="DIR", envvar="CILBENCH_DATA"
+        None, "Where data sets are kept.", FILES, "DIR", parser=a_path, envvar="CILBENCH_DATA"
     )
 
 
@@ -76,22 +121,23 @@ class RunOptions:
 class HowToRun:
     """How `run` does it: nothing here is part of a result."""
 
-    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.")
+    out: Path = option(Path("runs"), "Where run folders go.", FILES, "DIR", parser=a_path)
+    keep: str = option("last", "Sealed states to keep: last or all.", FILES, "WHICH")
+    fresh: bool = option(False, "Run again what is already done.", FILES)
     source: Path | None = option(
-        None, "Run the cell of a cell.json again, and compare.", "--from", parser=a_path, metavar="CELL.JSON"
+        None, "Run the cell of a cell.json again, and compare.", FILES, "CELL.JSON", "--from", parser=a_path
     )
-    out: Path = option(Path("runs"), "Where run folders go.", parser=a_path, metavar="DIR")
-    keep: str = option("last", "Sealed states to keep: last or all.")
-    isolate: bool = option(False, "Learn every task in a fresh process.")
-    fresh: bool = option(False, "Run again what is already done.")
+    device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", MACHINE, "NAME")
     jobs: str = option(
-        "auto", "Runs side by side; auto: one a core on a CPU, what fits and was measured to gain on CUDA.", metavar="N"
+        "auto",
+        "Runs side by side; auto: one a core on a CPU, what fits and was measured to gain on CUDA.",
+        MACHINE,
+        "N",
     )
     threads: str = option(
-        "auto",
-        "CPU threads of a run; auto: one, or what was measured best for a request of one run.",
-        metavar="N",
+        "auto", "CPU threads of a run; auto: one, or what was measured best for a request of one run.", MACHINE, "N"
     )
+    isolate: bool = option(False, "Learn every task in a fresh process.", MACHINE)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

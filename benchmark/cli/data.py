@@ -7,8 +7,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from cilbench.cli.help import Command, Group
 from cilbench.cli.terminal import console, say
-from cilbench.options import a_path
+from cilbench.options import DataDir, a_path
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -16,15 +17,10 @@ if TYPE_CHECKING:
     from cilbench.data.cards import DatasetCard
     from cilbench.data.folders import Progress
 
-app = typer.Typer(help="Data sets: list, fetch, import.", no_args_is_help=True, add_completion=False)
-
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", metavar="DIR", help="Where caches lie.", envvar="CILBENCH_DATA", parser=a_path),
-]
+app = typer.Typer(cls=Group, help="Data sets: list, fetch, import.", no_args_is_help=True)
 
 
-@app.command("list")
+@app.command("list", cls=Command)
 def list_datasets(data_dir: DataDir = None) -> None:
     """Show every data set and check, byte by byte, those that are there. Exit code 1 where one is damaged."""
     table, damaged = _inventory(_folder(data_dir))
@@ -34,7 +30,7 @@ def list_datasets(data_dir: DataDir = None) -> None:
     raise typer.Exit(1 if damaged else 0)
 
 
-@app.command()
+@app.command(cls=Command)
 def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], data_dir: DataDir = None) -> None:
     """Download a data set (digits: unpack scikit-learn's), or build a damaged one again."""
     from cilbench.data import download
@@ -42,7 +38,7 @@ def fetch(name: Annotated[str, typer.Argument(metavar="NAME")], data_dir: DataDi
     _report(download.fetch(name, _folder(data_dir)), _folder(data_dir))
 
 
-@app.command("import")
+@app.command("import", cls=Command)
 def import_dataset(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What --dataset will call it.")],
     source: Annotated[

@@ -6,27 +6,27 @@ nothing written.
 
 import sys
 from dataclasses import fields
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from cilbench import __version__
 from cilbench.cli.data import app as data_app
+from cilbench.cli.help import CHECK, COMPARE, LOOK_UP, Command, Group
 from cilbench.cli.report import report
-from cilbench.cli.terminal import console, prepare, say
+from cilbench.cli.terminal import console, prepare, say, working
 from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
-from cilbench.options import HowToRun, RunOptions, spread
+from cilbench.options import DataDir, Device, HowToRun, RunOptions, a_path, spread
 from cilbench.processes import wait_passively
 
 app = typer.Typer(
-    help="The yardstick of class-incremental learning under a memory budget: bytes are weighed, not declared.",
+    cls=Group,
     no_args_is_help=True,
-    add_completion=False,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.add_typer(data_app, name="data", help="Data sets: list, fetch, import.")
 
 TIME_UNTOLD = "How long that would train is measured with --time, in a few steps."
 
@@ -43,27 +43,66 @@ def cilbench(
         bool, typer.Option("--version", help="Show the version and exit.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    """Holds the options of `cilbench` itself."""
+    """The yardstick of class-incremental learning under a memory budget: bytes are weighed, not declared.
+
+    cilbench demo                 five methods on real digits, then the report
+    cilbench run --dataset digits --methods icarl,der --budget 24KiB,44KiB
+    cilbench report               figures, tables and a page from runs/
+    cilbench run --help           every option
+
+    Data sets lie in $CILBENCH_DATA or --data-dir; `cilbench doctor` says where that is.
+    """
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=COMPARE)
+def demo(
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where run folders and the report go.", parser=a_path)
+    ] = Path("demo"),
+    recipe: Annotated[
+        str | None, typer.Option("--recipe", metavar="NAME", help="As of `run`; smoke is over in a minute.")
+    ] = None,
+) -> None:
+    """Five methods on real digits at three budgets, then the report. No download; minutes on a laptop."""
+    # From about one backbone and 20 images a class to five of them and as many images, as the published budgets are.
+    request = RunOptions(methods="dgm,cim,memo,icarl,der", budget="24KiB,44KiB,68KiB", dataset="digits", recipe=recipe)
+    code = _sweep(request, HowToRun(out=out / "runs"))
+    if code == 0:
+        report(runs=[out / "runs"], out=out / "report")
+        say(f"the page: {(out / 'report' / 'index.html').resolve().as_uri()}")
+    raise typer.Exit(code)
+
+
+@app.command(cls=Command, rich_help_panel=COMPARE)
 @spread
 def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
-    """Run methods under budgets; what is done already is not run again."""
-    from cilbench.cli.progress import Screen
-    from cilbench.protocol.rerun import rerun
-    from cilbench.protocol.sweep import sweep
-    from cilbench.request import specs
+    """Run methods under budgets; what is done already is not run again.
 
+    cilbench run --dataset digits --methods icarl,der --budget 24KiB,44KiB
+    cilbench run --methods dgm,cim,memo,icarl,der --budget-mb published
+    cilbench run --methods icarl+jpeg:50 --budget-mb 7.6 --set icarl.lr=0.05
+    cilbench run --from runs/<run>/cell.json --out again
+    """
     if how.keep not in {"last", "all"}:
         raise RequestError(f"--keep {how.keep}: allowed are last, all")
     if how.source is None:
-        auto = request.precision == "auto"
-        raise typer.Exit(sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=auto))
+        raise typer.Exit(_sweep(request, how))
+    from cilbench.cli.progress import Screen
+    from cilbench.protocol.rerun import rerun
+
     given = _given(context, {field.name for field in fields(RunOptions)} - {"data_dir"})
     if given:
         raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
     raise typer.Exit(rerun(how.source, request.data_dir, how, Screen()))
+
+
+def _sweep(request: RunOptions, how: HowToRun) -> int:
+    from cilbench.cli.progress import Screen
+    from cilbench.protocol.sweep import sweep
+    from cilbench.request import specs
+
+    auto = request.precision == "auto"
+    return sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=auto)
 
 
 def _given(context: typer.Context, names: set[str]) -> list[str]:
@@ -73,17 +112,20 @@ def _given(context: typer.Context, names: set[str]) -> list[str]:
     return [option.opts[0] for option, source in sources if source is not None and source.name == "COMMANDLINE"]
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=COMPARE)
 @spread
 def plan(
     request: RunOptions,
     time: Annotated[
         bool, typer.Option("--time", help="Measure a few steps of every method: how long would it train?")
     ] = False,
-    device: Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")] = "auto",
+    device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="A list of records instead of a table.")] = False,
 ) -> None:
-    """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data."""
+    """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data.
+
+    cilbench plan --methods icarl,der,memo --budget-mb 7.6,23.5
+    """
     from cilbench.cli.tables import plan_records, plan_table, time_lines
     from cilbench.device.choose import pick_device
 
@@ -100,31 +142,58 @@ def plan(
         there.print(line, markup=False)
 
 
-app.command()(report)
-app.command()(audit)
-app.command()(verify)
+app.command(cls=Command, rich_help_panel=COMPARE)(report)
+app.command(cls=Command, rich_help_panel=CHECK)(audit)
+app.command(cls=Command, rich_help_panel=CHECK)(verify)
 
 
-@app.command(name="weigh")
+@app.command(cls=Command, rich_help_panel=CHECK)
+def doctor(
+    device: Device = "auto",
+    data_dir: DataDir = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where run folders would go.", parser=a_path)
+    ] = Path("runs"),
+) -> None:
+    """What will be used here and why: device, precision, threads, data, disk, versions. Belongs in a bug report."""
+    from cilbench.cli.tables import two_columns
+
+    with working("looking"):
+        from cilbench.cli.doctor import findings
+
+        found = list(findings(device, data_dir, out))
+    console(80).print(two_columns(found))
+
+
+@app.command(name="weigh", cls=Command, rich_help_panel=LOOK_UP)
 def weigh_things(
     things: Annotated[
         list[str], typer.Argument(metavar="THING…", help="A backbone, a safetensors file, an image folder.")
     ],
-    codec: Annotated[str, typer.Option("--codec", help="For images: raw, jpeg:QUALITY or lowres:FACTOR.")] = "raw",
+    codec: Annotated[
+        str, typer.Option("--codec", metavar="CODEC", help="For images: raw, jpeg:QUALITY or lowres:FACTOR.")
+    ] = "raw",
 ) -> None:
-    """What a thing weighs, and what that is worth in images and in backbones."""
+    """What a thing weighs, and what that is worth in images and in backbones.
+
+    cilbench weigh resnet32 torchvision:resnet50 model.safetensors photos/
+    """
     from cilbench.cli.weigh import report_on
 
     for line in [line for thing in things for line in report_on(thing, codec)]:
         say(line)
 
 
-@app.command()
+@app.command(cls=Command, rich_help_panel=LOOK_UP)
 def methods(
     name: Annotated[str | None, typer.Argument(help="A method, to read all of what departs from its paper.")] = None,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the citations instead.")] = False,
 ) -> None:
-    """The methods there are, their papers and what is not as in the paper."""
+    """The methods there are, their papers and what is not as in the paper.
+
+    cilbench methods              all of them
+    cilbench methods der+cim      what one keeps, and all that departs from its paper
+    """
     from cilbench.cli.tables import method_cards, method_text, methods_table
 
     if name is not None:
@@ -135,6 +204,8 @@ def methods(
     else:
         console(140).print(methods_table())
 
+
+app.add_typer(data_app, name="data", rich_help_panel=LOOK_UP)
 
 # Older releases of typer raise click's exceptions, newer ones bring their own copy: this is the base in both.
 _WrongUse: type[typer.BadParameter] = typer.BadParameter.__mro__[2]

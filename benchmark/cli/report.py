@@ -20,15 +20,22 @@ def report(
     ] = Path("report"),
     published: Annotated[bool, typer.Option("--published", help="Overlay published points of the protocol.")] = False,
     strict: Annotated[
-        bool, typer.Option("--strict", help="Refuse runs that differ in protocol, accounting, recipe, head, …")
+        bool,
+        typer.Option("--strict", help="Refuse runs that differ in protocol, accounting, recipe, head, …"),
     ] = False,
-    allow: Annotated[str, typer.Option("--allow", help="What may differ under --strict, comma-separated.")] = "",
+    allow: Annotated[
+        str, typer.Option("--allow", metavar="NAMES", help="What may differ under --strict, comma-separated.")
+    ] = "",
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="A B", help="Before and after: which cells moved.", parser=a_path),
     ] = None,
 ) -> None:
-    """Tables, figures and one HTML page from run folders; or what moved between two sets of them."""
+    """Tables, figures and one HTML page from run folders; or what moved between two sets of them.
+
+    cilbench report                      of runs/, into report/
+    cilbench report --compare before after
+    """
     if compare and (runs or published or strict or allow):
         raise RequestError("--compare A B takes two folders of runs and goes with --out alone")
     if compare:

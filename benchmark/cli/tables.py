@@ -2,7 +2,7 @@
 
 import sys
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
@@ -17,7 +17,7 @@ from rich.text import Text
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.device.choose import in_fastest_precision, laid_out
-from cilbench.errors import RequestError
+from cilbench.errors import RequestError, printable
 from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
 from cilbench.methods.contract import MethodCard, Plan
 from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
@@ -95,6 +95,14 @@ def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]
     for recipe, seconds in spent.items():
         lines += estimate.way_out(seconds, recipe, device)
     return lines
+
+
+def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
+    """A name and what is to be said of it, broken between words."""
+    table = Table.grid(padding=(0, 2))
+    for name, text in rows:
+        table.add_row(Text(name), Text(printable(text)))
+    return table
 
 
 def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 140) -> Group:

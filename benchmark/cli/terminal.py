@@ -6,6 +6,8 @@ import io
 import os
 import sys
 import unicodedata
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, TextIO
 
 from cilbench.errors import printable
@@ -83,6 +85,14 @@ def console(plain_width: int = 160, *, stderr: bool = False) -> "Console":
     if stream.isatty():
         return Console(stderr=stderr, highlight=False)
     return Console(stderr=stderr, highlight=False, width=plain_width, force_terminal=False)
+
+
+@contextmanager
+def working(what: str) -> "Iterator[Console]":
+    """A spinner on a terminal until something is shown: imports and measurements take seconds."""
+    there = console()
+    with there.status(f"{what} …") if there.is_terminal else nullcontext():
+        yield there
 
 
 def say(line: str, *, err: bool = False) -> None:

@@ -7,14 +7,9 @@ import typer
 
 from cilbench.cli.terminal import say
 from cilbench.errors import RequestError
-from cilbench.options import a_path
+from cilbench.options import DataDir, Device, a_path
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of them.", parser=a_path)]
-DataDir = Annotated[
-    Path | None,
-    typer.Option("--data-dir", help="Where data sets are kept.", parser=a_path, metavar="DIR", envvar="CILBENCH_DATA"),
-]
-Device = Annotated[str, typer.Option("--device", help="auto, cpu, cuda, cuda:1 or mps.")]
 
 
 def audit(runs: Runs) -> None:

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cilbench.errors import counted
 from cilbench.machine_cache import recall, remember
 from cilbench.methods.contract import Family, Scenario
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
@@ -49,7 +50,8 @@ def figures(
     key = f"{device_name(device)}{threads}, torch {torch.__version__}: {what}"
     known = recall(section, key, here=refresh)
     if known is None and measure is not None:
-        say(f"measuring on {device}{threads}: {what}")
+        said = f" with {counted(torch.get_num_threads(), 'thread')}" if threads else ""
+        say(f"measuring on {device}{said}: {what}")
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             known = measure()
         if known:

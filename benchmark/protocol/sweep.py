@@ -2,7 +2,8 @@
 
 import signal
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,7 +15,7 @@ from cilbench.data.download import Dataset, load
 from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_device, pick_workers
 from cilbench.device.measure import using_threads
 from cilbench.device.memory import free_cached
-from cilbench.errors import RequestError
+from cilbench.errors import RequestError, counted
 from cilbench.locks import has_kernel_locks
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
@@ -71,7 +72,7 @@ def sweep(
     keep: Keep = "all" if how.keep == "all" else "last"
     there = pick_device(how.device)
     check_feasible(asked)
-    locks = _check_writable(out)
+    locks = check_writable(out)
     dataset = load(asked[0].scenario.dataset, data_dir)
     screen.announce(asked)
     if not locks:
@@ -90,6 +91,8 @@ def sweep(
     stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
     todo = Sweep(tuple(laid), plans, data_dir, out, there, keep, how.isolate, fresh, stamps, screen)
     say(f"device {there}, {asked[0].precision}{workers}; run folders in {out}")
+    for line in _ended_already(folders, ended, dataset):
+        say(line)
     begun = {spec.id: 0 if fresh else _tasks_done(folders[spec.id]) for spec in open_}
     with using_threads(workers.threads), stoppable() as stop:
         for line in estimate.described(open_, plans, there, begun, workers.gain, len(dataset.test.labels), say):
@@ -102,6 +105,20 @@ def sweep(
             return stop.exit_code
     screen.conclude(asked, outcomes, out)
     return _exit_code(outcomes)
+
+
+def _ended_already(
+    folders: Mapping[str, RunFolder], ended: Mapping[str, Outcome | None], dataset: Dataset
+) -> Iterator[str]:
+    """How many runs are not run again; a line more for each that was made of other images than there are now."""
+    final = {run_id: outcome for run_id, outcome in ended.items() if outcome is not None and outcome.status in FINAL}
+    if final:
+        counts = Counter(outcome.status.replace("_", " ") for outcome in final.values())
+        told = ", ".join(f"{n} {status}" for status, n in counts.most_common())
+        yield f"{told} already, of {counted(len(folders), 'run')}; --fresh runs them again"
+    for run_id in final:
+        if folders[run_id].ended_on() not in (None, dataset.fingerprint):
+            yield f"{run_id}: of other images than this data folder has now"
 
 
 def _tasks_done(folder: RunFolder) -> int:
@@ -138,7 +155,7 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
     for number, spec in enumerate(todo.specs):
         reporter.begin(number, spec)
         try:
-            outcomes[spec.id] = outcome = _run_one(todo, spec, dataset, reporter, said_here=stop is not None)
+            outcomes[spec.id] = outcome = _run_one(todo, spec, dataset, reporter)
         except Interrupted:
             if stop is not None:
                 done = sum(outcome.status == "done" for outcome in outcomes.values())
@@ -149,7 +166,7 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
     return outcomes
 
 
-def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReporter, *, said_here: bool) -> Outcome:
+def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReporter) -> Outcome:
     """Do a run, unless it has ended before or another process is doing it. Raises Interrupted."""
     if reporter.stopping():
         raise Interrupted
@@ -165,10 +182,6 @@ def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReport
             if outcome is None:
                 plan = todo.plans[spec.id]
                 return execute(RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate))
-            if said_here:
-                then = folder.ended_on()
-                other = ", of other images than this data folder has now"
-                reporter.say(f"{outcome.status} already{other if then not in (None, dataset.fingerprint) else ''}")
             return outcome
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")
@@ -189,7 +202,7 @@ def _stopped(stop: Stop, done: int, runs: int, folder: RunFolder) -> str:
     return f"stopped by {name}: {done} of {runs} runs are done{kept}; the same command goes on from there"
 
 
-def _check_writable(out: Path) -> bool:
+def check_writable(out: Path) -> bool:
     """Raises RequestError where no run folder can be made; are there locks that end with their process?
 
     Tried in the nearest folder that is there, with a file that has no name: `out` itself would vanish under another

@@ -18,7 +18,7 @@ from cilbench.cli.progress import Screen
 from cilbench.errors import RequestError
 from cilbench.locks import locked
 from cilbench.methods.icarl import ICaRL
-from cilbench.protocol.sweep import Sweep, _check_writable, _exit_code, _run_one
+from cilbench.protocol.sweep import Sweep, _exit_code, _run_one, check_writable
 from cilbench.records.files import read_json
 from cilbench.records.folder import RunFolder
 
@@ -47,7 +47,7 @@ def test_many_that_begin_in_one_new_folder_do_not_take_it_from_each_other(tmp_pa
     """Looking whether --out can be written neither makes nor removes it."""
     with ThreadPoolExecutor(8) as pool:
         for turn in range(100):
-            list(pool.map(_check_writable, [tmp_path / str(turn) / "runs"] * 8))
+            list(pool.map(check_writable, [tmp_path / str(turn) / "runs"] * 8))
     assert list(tmp_path.iterdir()) == []
 
 
@@ -58,7 +58,7 @@ def test_many_that_begin_in_one_new_folder_do_not_take_it_from_each_other(tmp_pa
 def test_an_out_that_cannot_be(name, why, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(RequestError, match=rf"--out .*: cannot be written \({why}\)"):
-        _check_writable(tmp_path / name)
+        check_writable(tmp_path / name)
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
@@ -202,14 +202,14 @@ def test_a_run_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path
 
     def run_one(todo):
         reporter = Listening()
-        outcome = _run_one(todo, todo.specs[0], toy, reporter, said_here=True)
+        outcome = _run_one(todo, todo.specs[0], toy, reporter)
         return outcome.status, reporter.notes[-1:] or len(reporter.done)
 
     before = sweep_of(spec, out=tmp_path)
     assert run_one(sweep_of(failing, out=tmp_path))[0] == "failed"
-    assert run_one(before) == ("failed", ["failed already"])
+    assert run_one(before) == ("failed", 0)
     assert run_one(sweep_of(spec, out=tmp_path)) == ("done", 3)
-    assert run_one(replace(before, fresh=True)) == ("done", ["done already"])
+    assert run_one(replace(before, fresh=True)) == ("done", 0)
     assert run_one(sweep_of(spec, out=tmp_path, fresh=True)) == ("done", 3)
 
 
@@ -219,7 +219,7 @@ def test_a_run_that_another_process_is_doing_is_no_failure(toy, tmp_path, capsys
     todo = sweep_of(taken, failing, out=tmp_path)
     with locked(tmp_path / f"{taken.id}.lock", wait=False) as mine:
         assert mine
-        outcomes = {spec.id: _run_one(todo, spec, toy, Listening(), said_here=True) for spec in todo.specs}
+        outcomes = {spec.id: _run_one(todo, spec, toy, Listening()) for spec in todo.specs}
     assert [outcome.status for outcome in outcomes.values()] == ["running", "failed"]
     assert _exit_code({taken.id: outcomes[taken.id]}) == 0
     assert _exit_code(outcomes) == 1

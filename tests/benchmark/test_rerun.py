@@ -81,7 +81,8 @@ def test_other_images_are_said(first: Path, tmp_path: Path) -> None:
     assert code == 0, said
     code, said = nursery().run((*command, *other), tmp_path)
     assert code == 0
-    assert ": done already, of other images than this data folder has now\n" in said
+    assert "1 done already, of 1 run;" in said
+    assert ": of other images than this data folder has now\n" in said
     code, said = nursery().run(("run", "--from", str(first), "--device", "cpu", *other), tmp_path)
     then, now = (fingerprint("tiny", Path(folder)) for _, folder in (here, other))
     assert f"data_sha256: then {then}, now {now}" in said.splitlines()

@@ -46,6 +46,63 @@ def test_the_package_is_a_command(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"cilbench {cilbench.__version__}\n")
 
 
+@pytest.mark.parametrize("command", ["", "run", "plan", "data list", "report", "doctor"])
+def test_help_fits_a_terminal_and_names_no_type(command, monkeypatch, capsys):
+    monkeypatch.setenv("COLUMNS", "80")
+    out = helped(command, monkeypatch, capsys)
+    assert max(map(len, out.splitlines())) <= 80
+    assert not re.search(r"<(bool|str|int|list.*|Path)>", out)
+
+
+def helped(command, monkeypatch, capsys) -> str:
+    monkeypatch.setattr(sys, "argv", ["cilbench", *command.split(), "--help"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    assert end.value.code == 0
+    return capsys.readouterr().out
+
+
+def test_the_help_of_run_begins_with_examples_and_every_option_is_in_a_group(monkeypatch, capsys):
+    out = helped("run", monkeypatch, capsys)
+    examples, *panels = out.split("╭─ ")
+    assert "cilbench run --dataset digits" in examples
+    assert [panel.partition(" ─")[0] for panel in panels] == [
+        "Options",
+        "What is compared",
+        "Protocol and training",
+        "Files",
+        "How it is done on this machine",
+    ]
+    assert re.findall(r"--\w+", panels[0]) == ["--help"]
+
+
+@pytest.mark.parametrize(("begun", "offered"), [("ica", "icarl"), ("icarl,de", "icarl,der"), ("der,de", None)])
+def test_a_shell_completes_names_of_methods(begun, offered):
+    environment = os.environ | {"_CILBENCH_COMPLETE": "complete_bash", "COMP_WORDS": f"cilbench run --methods {begun}"}
+    environment["COMP_CWORD"] = "3"
+    code = "import sys; sys.argv = ['cilbench']; from cilbench.cli.main import main; main()"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
+    assert done.stdout.split() == ([offered] if offered else [])
+
+
+def test_the_doctor_says_what_will_be_used_and_why(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("CILBENCH_DATA", str(tmp_path / "data"))
+    monkeypatch.setattr(sys, "argv", ["cilbench", "doctor", "--device", "cpu"])
+    with pytest.raises(SystemExit) as end:
+        main()
+    out = capsys.readouterr().out
+    assert end.value.code == 0
+    assert max(map(len, out.splitlines())) <= 80
+    said = dict(re.findall(r"^(\S+(?: \S+)*)  +(.*)$", out, re.M))
+    assert said["cilbench"].startswith(cilbench.__version__)
+    assert said["device"].startswith("cpu (")
+    assert re.match("(fp32|bf16)", said["precision"])
+    assert "free for data" in said["disk"]
+    assert said["data"].startswith(str(tmp_path / "data")[:20])
+    assert list(tmp_path.iterdir()) == []
+
+
 # --- encodings and pipes
 
 
