@@ -19,6 +19,8 @@ METHODS: dict[str, str] = {
     "der": "cilbench.methods.der:DER",
     "foster": "cilbench.methods.foster:FOSTER",
     "wa": "cilbench.methods.wa:WA",
+    "lwf": "cilbench.methods.lwf:LwF",
+    "ewc": "cilbench.methods.ewc:EWC",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",

@@ -101,7 +101,7 @@ class IncrementalNet(nn.Module):
 
     def export(self) -> dict[str, Tensor]:
         """State: parameters of the backbones, their running statistics, the head."""
-        parameters = {_state_key(name): p.detach() for name, p in self.named_parameters()}
+        parameters = {state_key(name): p.detach() for name, p in self.named_parameters()}
         # num_batches_tracked is read only where BatchNorm's momentum is None, which no layer here has.
         buffers = {
             f"statistics/{name}": b for name, b in self.named_buffers() if not name.endswith("num_batches_tracked")
@@ -118,7 +118,7 @@ class IncrementalNet(nn.Module):
         targets = self.state_dict(keep_vars=True)
         with torch.no_grad():
             for name in own:
-                key = _state_key(name) if isinstance(targets[name], nn.Parameter) else f"statistics/{name}"
+                key = state_key(name) if isinstance(targets[name], nn.Parameter) else f"statistics/{name}"
                 targets[name].copy_(state[key])
 
     def _new_branch(self) -> nn.Module:
@@ -158,5 +158,6 @@ def _run(part: nn.Module, maps: Tensor) -> Tensor:
         return part(maps)
 
 
-def _state_key(name: str) -> str:
+def state_key(name: str) -> str:
+    """A parameter's name → its key in the sealed state."""
     return f"head/{name.removeprefix('head.')}" if name.startswith("head.") else f"backbone/{name}"

@@ -4,7 +4,7 @@ kept        network (backbones, running statistics, head) and encoded exemplars
 recomputed  class means, the teacher (the network as it was loaded)
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -164,14 +164,21 @@ def plan_rehearsal(
     )
 
 
-def plan_reference(method: str, budget: Budget, scenario: Scenario, images: int | None) -> Plan:
+def plan_reference(
+    method: str,
+    budget: Budget,
+    scenario: Scenario,
+    images: int | None,
+    beside: Callable[[IncrementalNet], State] = lambda net: {},
+) -> Plan:
     """The protocol's backbone and `images` exemplars as they are, at any cost; None: no memory, within the budget.
 
-    Raises BudgetTooSmall, without a memory only.
+    `beside` gives what the method carries beside a network, of one on `meta`. Raises BudgetTooSmall, without a memory
+    only.
     """
     growth, compression = NetworkGrowth(), Plain(Raw())
     backbone = _candidates(growth, budget, scenario)[0]
-    states = _model_states(growth, scenario, backbone, compression, counts=images is not None)
+    states = _model_states(growth, scenario, backbone, compression, counts=images is not None, beside=beside)
     models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
     model_bytes = models[-1].total(budget.accounting)
     if images is None and model_bytes > budget.bytes:
@@ -201,8 +208,13 @@ def _candidates(growth: NetworkGrowth, budget: Budget, scenario: Scenario) -> li
 
 
 def _model_states(
-    growth: NetworkGrowth, scenario: Scenario, backbone: str, compression: Compression, counts: bool = True
-) -> Iterator[dict[str, Tensor]]:
+    growth: NetworkGrowth,
+    scenario: Scenario,
+    backbone: str,
+    compression: Compression,
+    counts: bool = True,
+    beside: Callable[[IncrementalNet], State] = lambda net: {},
+) -> Iterator[State]:
     """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
     with meta:
@@ -215,7 +227,7 @@ def _model_states(
                 net.add_branch()
             net.grow_head(seen)
             per_class = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)} if counts else {}
-        yield net.export() | compression.export(net) | per_class
+        yield {**net.export(), **beside(net), **compression.export(net), **per_class}
 
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:
