@@ -128,7 +128,7 @@ class EWC(Rehearsal):
         return {name: (total / len(order) / self.config.fisher_max).clamp(max=1.0) for name, total in sums.items()}
 
     def state(self) -> State:
-        return super().state() | _state(self.importance, self.anchor)
+        return {**super().state(), **_state(self.importance, self.anchor)}
 
     def load(self, state: State) -> None:
         super().load(state)
