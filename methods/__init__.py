@@ -19,6 +19,7 @@ METHODS: dict[str, str] = {
     "der": "cilbench.methods.der:DER",
     "foster": "cilbench.methods.foster:FOSTER",
     "wa": "cilbench.methods.wa:WA",
+    "bic": "cilbench.methods.bic:BiC",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
     "replay": "cilbench.methods.replay:Replay",

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
+from cilbench.methods.networks.heads import HeadKind, linear, new_head
 from cilbench.methods.training.numerics import full_precision, memory_format
 
 
@@ -30,9 +31,10 @@ class IncrementalNet(nn.Module):
         *,
         share_general: bool = False,
         head_bias: bool = True,
+        head: HeadKind = linear,
     ) -> None:
         super().__init__()
-        self.head_bias = head_bias
+        self.scenario, self.head_bias, self.head_kind = scenario, head_bias, head
         self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
         self.branch_features = BACKBONES[self.family][backbone].features
         self.device, self.memory_format = device, memory_format()
@@ -57,15 +59,15 @@ class IncrementalNet(nn.Module):
 
     def grow_head(self, seen: int) -> None:
         """Make the head [seen, D·branches]; rows and columns it had keep their weights, the others start anew."""
-        old, self.head = self.head, self.new_head(self.branch_features * len(self.branches), seen)
+        features = self.branch_features * len(self.branches)
+        old, self.head = self.head, self.head_kind(features, seen, self.head_bias, self.scenario).to(self.device)
         if old is not None:
             with torch.no_grad():
-                self.head.weight[: old.out_features, : old.in_features] = old.weight
-                if self.head_bias:
-                    self.head.bias[: old.out_features] = old.bias
+                for new_p, old_p in zip(self.head.parameters(), old.parameters(), strict=True):
+                    new_p[tuple(map(slice, old_p.shape))] = old_p
 
     def new_head(self, features: int, classes: int) -> nn.Linear:
-        """Another head of this net's kind, on its device."""
+        """Another linear head, with a bias if this net's has one, on its device."""
         return new_head(features, classes, bias=self.head_bias).to(self.device)
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
@@ -127,15 +129,6 @@ class IncrementalNet(nn.Module):
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=self.memory_format)
-
-
-def new_head(features: int, classes: int, *, bias: bool = True) -> nn.Linear:
-    """A linear classifier as PyCIL draws it: Kaiming uniform with gain 1, bias 0."""
-    head = nn.Linear(features, classes, bias=bias)
-    nn.init.kaiming_uniform_(head.weight, nonlinearity="linear")
-    if bias:
-        nn.init.zeros_(head.bias)
-    return head
 
 
 def freeze(module: nn.Module) -> None:

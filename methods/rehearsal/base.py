@@ -16,6 +16,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, wh
 from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
+from cilbench.methods.networks.heads import HeadKind, linear
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
@@ -26,10 +27,17 @@ from cilbench.methods.training.loop import TaskData, in_batches
 
 @dataclass(frozen=True)
 class NetworkGrowth:
-    """How a method's network grows: one branch for good, or one a task; general layers shared or not."""
+    """How a method's network grows: one branch for good, or one a task; general layers shared or not; which head."""
 
     expanding: bool = False
     share_general: bool = False
+    head: HeadKind = linear
+
+    def net(self, scenario: Scenario, backbone: str, device: torch.device, head_bias: bool) -> IncrementalNet:
+        """A network of this kind, without a branch as yet."""
+        return IncrementalNet(
+            scenario, backbone, device, share_general=self.share_general, head_bias=head_bias, head=self.head
+        )
 
 
 class Rehearsal:
@@ -49,13 +57,7 @@ class Rehearsal:
     ) -> None:
         compression = compression or Plain(Raw())
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
-        self.net = IncrementalNet(
-            scenario,
-            plan.backbone,
-            device,
-            share_general=self.growth.share_general,
-            head_bias=compression.head_bias,
-        )
+        self.net = self.growth.net(scenario, plan.backbone, device, compression.head_bias)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
         self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
         self.transform = Transform(scenario, device, config.augmentation(scenario))
@@ -218,8 +220,7 @@ def _model_states(
     """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
     with meta:
-        share_general, head_bias = growth.share_general, compression.head_bias
-        net = IncrementalNet(scenario, backbone, meta, share_general=share_general, head_bias=head_bias)
+        net = growth.net(scenario, backbone, meta, compression.head_bias)
     for task in range(scenario.tasks):
         seen = scenario.seen(task)
         with meta:
