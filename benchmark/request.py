@@ -97,7 +97,7 @@ class RunSpec:
             return self.method.plan(self.budget, self.scenario)
         except BudgetTooSmall:
             raise
-        except ValueError as error:
+        except (ValueError, TypeError) as error:  # TypeError: a plug-in's plan for another release
             raise RequestError(f"--methods {self.method.name}: {error}") from None
 
 

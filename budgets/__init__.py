@@ -6,6 +6,7 @@ Knows nothing of methods or data sets; uses torch for tensors alone.
 if __name__ == "budgets":  # imported from the repository root: a second copy beside the installed package
     raise ImportError("import cilbench.budgets, not budgets: the folder is only where that package's files lie")
 
+from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import KINDS, Accounting, Allowance, Entry, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
@@ -20,10 +21,12 @@ __all__ = [
     "Budget",
     "BudgetTooSmall",
     "Entry",
+    "Layout",
     "Ledger",
     "Weight",
     "format_bytes",
     "human_bytes",
+    "layout_of",
     "parse_budget_mb",
     "parse_bytes",
     "seal",

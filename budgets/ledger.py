@@ -126,6 +126,11 @@ class Ledger:
     def strict(self) -> int:
         return sum(e.strict_bytes for e in self.entries)
 
+    @property
+    def layout(self) -> frozenset[str]:
+        """Of every tensor its key, dtype and number of sides: `backbone/conv.weight F32 4` (`layout`)."""
+        return frozenset(f"{e.kind}/{e.item} {e.dtype} {len(e.shape)}" for e in self.entries)
+
     def total(self, accounting: Accounting) -> int:
         """Bytes that count against a budget under `accounting`."""
         return self.published if accounting == "published" else self.strict

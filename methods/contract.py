@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from cilbench.budgets.layout import Layout
 from cilbench.budgets.ledger import Allowance
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
@@ -115,8 +116,9 @@ class Plan:
 
     `exemplar_bytes[t]` is what all exemplars together may take after task t, `exemplars` how many images as they are
     that makes after the last; `model_bytes` is everything else that is charged then. `published_bytes` and
-    `strict_bytes` are upper bounds on the sealed state after each task. `details` are a method's own numbers (a
-    generator's width).
+    `strict_bytes` are upper bounds on the sealed state after each task. `layout` declares every tensor of those states
+    (`cilbench.budgets.layout_of`), `unsealed_layout` those of a larger learner (`MethodCard.unsealed`) where they are
+    others. `details` are a method's own numbers (a generator's width).
     """
 
     budget: Budget
@@ -126,6 +128,8 @@ class Plan:
     model_bytes: int
     published_bytes: tuple[int, ...]
     strict_bytes: tuple[int, ...]
+    layout: Layout
+    unsealed_layout: Layout = ()
     details: Mapping[str, int] = field(default_factory=dict)
 
 

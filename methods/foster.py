@@ -27,12 +27,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cilbench.budgets.codecs import Raw
+from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
-from cilbench.methods.rehearsal.memory import ShowOnly
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, expanding_layout
+from cilbench.methods.rehearsal.memory import Compression, Plain, ShowOnly
 from cilbench.methods.training.config import Count, Positive, Rate, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import TaskCompression, TaskData, fit
 from cilbench.methods.training.losses import kd_loss
@@ -72,6 +74,12 @@ class FOSTER(Rehearsal):
     )
     config: Config
     boosted: IncrementalNet | None = None  # both branches, from the end of a later task until it is weighed
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
+        compression = compression or Plain(Raw())
+        plan = super().plan(budget, scenario, config, compression)
+        return replace(plan, unsealed_layout=expanding_layout(plan, scenario, compression, branches=2))
 
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from cilbench.budgets.layout import check_layout
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, unseal
@@ -98,7 +99,7 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
         learned = _learn_and_seal(run, SealedTask(run.spec, plan, run.device, sealed), index)
         clock.lap("train")
         sealed = learned.sealed
-        ledger = _weigh(run.spec, sealed, index)
+        ledger = _weigh(run.spec, plan, sealed, index)
         state = unseal(sealed)
         exemplars, norms = exemplar_count(state), head_norms(state)
         clock.lap("weigh")
@@ -186,11 +187,12 @@ def _learn_once(run: RunContext, given: SealedTask, index: int) -> Learned:
         gc.collect()
 
 
-def _weigh(spec: RunSpec, sealed: bytes, task: int) -> Ledger:
-    """What the sealed bytes cost. Raises OverBudget."""
+def _weigh(spec: RunSpec, plan: Plan, sealed: bytes, task: int) -> Ledger:
+    """What the sealed bytes cost. Raises OverBudget, LedgerError for tensors that were not planned."""
     ledger = Ledger.of_sealed(sealed, spec.scenario.allowance)
     if spec.method.card.bounded and ledger.total(spec.budget.accounting) > spec.budget.bytes:
         raise OverBudget(task, ledger, spec.budget)
+    check_layout(ledger, plan.layout, task)
     return ledger
 
 
@@ -215,7 +217,9 @@ def _evaluate_unsealed(run: RunContext, plan: Plan, learned: Learned, prediction
         given = SealedTask(run.spec, plan, run.device, learned.unsealed)
         larger = _restore_and_evaluate(run, given, unseal(learned.unsealed), task)
     predictions |= {name: larger[head] for name, head in run.spec.method.card.unsealed.items()}
-    return Ledger.of_sealed(learned.unsealed, run.spec.scenario.allowance)
+    ledger = Ledger.of_sealed(learned.unsealed, run.spec.scenario.allowance)
+    check_layout(ledger, plan.unsealed_layout or plan.layout, task)
+    return ledger
 
 
 def _task_record(

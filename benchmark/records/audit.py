@@ -5,6 +5,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from cilbench.budgets.layout import check_layout
 from cilbench.budgets.ledger import Allowance, Ledger
 from cilbench.records.files import MIB, UNREADABLE, printable, read_bytes, sha256_of, size_of
 from cilbench.records.schema import (
@@ -100,6 +101,8 @@ class _Recorded:
         request = self.cell.request
         try:
             ledger = Ledger.of_sealed(path, Allowance(request.classes, math.prod(request.image_shape)))
+            if self.cell.plan and self.cell.plan.layout:
+                check_layout(ledger, self.cell.plan.layout, record.task)
         except ValueError as error:
             return [str(error)]
         checks = [

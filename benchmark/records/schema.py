@@ -253,6 +253,7 @@ class PlanRecord(_Record):
 
     backbone: str = ""
     exemplars: Count
+    layout: list[list[str]] = []  # tensors declared of each task's sealed state; older runs have none
 
 
 class Timing(_Record):

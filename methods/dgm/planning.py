@@ -16,6 +16,8 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from cilbench.budgets.codecs import Raw
+from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, Storage, ledger_of_state, pack_bits
@@ -33,7 +35,8 @@ from cilbench.methods.dgm.generator import (
     new_generator,
     weight_shapes,
 )
-from cilbench.methods.dgm.validation import images_per_class
+from cilbench.methods.dgm.validation import Validation, images_per_class
+from cilbench.methods.rehearsal.memory import stored_shapes
 
 SMALLEST_D = 4  # the plan narrows the discriminator no further
 DISCRIMINATOR_SHARE = 0.25  # of the budget, at most: what is known of old classes is in the generator
@@ -230,8 +233,17 @@ def make_plan(budget: Budget, scenario: Scenario, config: DGMConfig) -> Plan:
         model_bytes=design.total(networks, scenario, config) + validation_bytes(budget, scenario, config),
         published_bytes=(budget.bytes,) * len(seen),
         strict_bytes=(budget.bytes + free_bytes,) * len(seen),
+        layout=_layout(design, budget.storage, scenario, config),
         details=design.details,
     )
+
+
+def _layout(design: Design, storage: Storage, scenario: Scenario, config: DGMConfig) -> Layout:
+    """Widths are those of the schedule; names, dtypes and ranks do not depend on them."""
+    *history, last = design.schedule(scenario, config)
+    networks = (design.ledger(storage, scenario, config, history[: t + 1], last) for t in range(scenario.tasks))
+    stored = (stored_shapes(Raw()) if config.exemplars else {}) | (Validation.shapes() if config.validation else {})
+    return layout_of(Ledger((*ledger.entries, *ledger_of_state(stored).entries)) for ledger in networks)
 
 
 def _counts_bytes(scenario: Scenario, config: DGMConfig) -> int:

@@ -57,6 +57,14 @@ class Validation:
         last = int(self.labels.max())
         return range(next(t for t in range(self.scenario.tasks) if last < self.scenario.seen(t)) + 1)
 
+    @staticmethod
+    def shapes() -> State:
+        """What `export` gives, of one image and on the `meta` device: names, dtypes and ranks."""
+        return {
+            "exemplars/validation": torch.empty(1, 1, 1, 1, dtype=torch.uint8, device="meta"),
+            "labels/validation_per_class": torch.empty(1, dtype=torch.int32, device="meta"),
+        }
+
     def export(self) -> State:
         counts = self.labels.bincount().to(torch.int32)
         return {"exemplars/validation": self.images, "labels/validation_per_class": counts}

@@ -4,14 +4,17 @@ kept        network (backbones, running statistics, head) and encoded exemplars
 recomputed  class means, the teacher (the network as it was loaded)
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Raw
+from cilbench.budgets.layout import Layout, layout_of
+from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
 from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
@@ -19,7 +22,7 @@ from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.heads import HeadKind, linear
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
-from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory
+from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory, stored_shapes
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.loop import TaskData, in_batches
@@ -163,6 +166,7 @@ def plan_rehearsal(
         model_bytes=model_bytes,
         published_bytes=tuple(m.published + e.published for m, e in zip(models, memories, strict=True)),
         strict_bytes=tuple(m.strict + e.strict for m, e in zip(models, memories, strict=True)),
+        layout=_layout(models, codec),
     )
 
 
@@ -194,7 +198,21 @@ def plan_reference(
         model_bytes=model_bytes,
         published_bytes=tuple(m.published + exemplar_bytes for m in models),
         strict_bytes=tuple(m.strict + exemplar_bytes for m in models),
+        layout=_layout(models, None if images is None else compression.codec),
     )
+
+
+def expanding_layout(plan: Plan, scenario: Scenario, compression: Compression, branches: int) -> Layout:
+    """Of a network that has a branch more after each task, `branches` at the most, and the exemplars beside it."""
+    states = _model_states(NetworkGrowth(expanding=True), scenario, plan.backbone, compression)
+    models = [ledger_of_state(state, plan.budget.storage) for state in islice(states, branches)]
+    return _layout(models, compression.codec)
+
+
+def _layout(models: Iterable[Ledger], codec: Codec | None) -> Layout:
+    """Of planned models, and exemplars under a codec beside each."""
+    held = ledger_of_state(stored_shapes(codec)).entries if codec else ()
+    return layout_of(Ledger((*model.entries, *held)) for model in models)
 
 
 def _candidates(growth: NetworkGrowth, budget: Budget, scenario: Scenario) -> list[str]:

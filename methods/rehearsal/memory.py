@@ -217,6 +217,19 @@ class ExemplarMemory:
         self.classes = [Encoded(*part) for part in parts]
 
 
+def stored_shapes(codec: Codec) -> dict[str, Tensor]:
+    """What `ExemplarMemory.export` gives, of one exemplar and on the `meta` device: names, dtypes and ranks."""
+    state = {
+        "exemplars/payload": torch.empty(1, dtype=torch.uint8, device="meta"),
+        "labels/images_per_class": torch.empty(1, dtype=torch.int32, device="meta"),
+    }
+    if codec.side_info == "boxes":
+        state["boxes/exemplars"] = torch.empty(1, 4, dtype=torch.int16, device="meta")
+    elif codec.side_info == "lengths":
+        state["labels/lengths"] = torch.empty(1, dtype=torch.int32, device="meta")
+    return state
+
+
 @dataclass(frozen=True)
 class MemoryBytes:
     """Upper bounds on what an exemplar memory costs, beside the count of images per class."""
