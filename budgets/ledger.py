@@ -51,6 +51,7 @@ FLOATS = {"F16", "BF16", "F32", "F64"}
 INTEGERS = {"U8", "I8", "U16", "I16", "U32", "I32", "U64", "I64"}
 
 HEADER_BYTES_LIMIT = 100_000_000  # of a header, as safetensors has it
+MAP_POSITIONS = 16  # 4×4: the discriminator beside a generator (DCGAN) hands its last map to the head unpooled
 SIDES_LIMIT = 64  # of a shape, as NumPy and PyTorch have it
 SHOWN = 80  # characters of a name that a message repeats
 
@@ -80,16 +81,19 @@ class Allowance:
             return entry.dtype in INTEGERS
         return entry.kind != "boxes" or (entry.dtype == "I16" and len(entry.shape) == 2 and entry.shape[1] == 4)
 
-    def limits_bytes(self, charged: Mapping[str, int]) -> dict[str, int]:
+    def limits_bytes(self, ledger: "Ledger") -> dict[str, int]:
         """Free bytes of each kind beside what is charged.
 
-        A head as large as the network below it; running statistics a quarter of it; 8 B of labels a class and a 64th of
-        the payload, for no stored image is so short that its length is more; a box for every quarter of an image.
+        A float32 head on all features of the network below it, and no larger than that; running statistics a quarter of
+        it; 8 B of labels a class and a 64th of the payload, for no stored image is so short that its length is more; a
+        box for every quarter of an image.
         """
+        charged = ledger.by_kind("published")
         network_bytes = charged.get("backbone", 0) + charged.get("generator", 0)
+        features = feature_width(ledger.entries) * (MAP_POSITIONS if "generator" in charged else 1)
         payload_bytes = charged.get("exemplars", 0)
         return {
-            "head": network_bytes,
+            "head": min(network_bytes, 4 * (self.classes + 1) * (features + 1)),
             "statistics": network_bytes // 4,
             "labels": 8 * self.classes + payload_bytes // 64,
             "boxes": 8 * (4 * payload_bytes // max(1, self.image_bytes)),
@@ -300,7 +304,7 @@ def _entry(key: str, dtype: str, shape: tuple[int, ...], shapes: Mapping[str, tu
 
 def _capped(ledger: Ledger, allowance: Allowance) -> Iterator[Entry]:
     """The entries; of the free kinds charged is what is not of the form the kind is for, or beyond what it can need."""
-    left = allowance.limits_bytes(ledger.by_kind("published"))
+    left = allowance.limits_bytes(ledger)
     for entry in ledger.entries:
         if entry.published_bytes or entry.kind not in left:
             yield entry
@@ -308,6 +312,23 @@ def _capped(ledger: Ledger, allowance: Allowance) -> Iterator[Entry]:
         free_bytes = min(entry.bytes, left[entry.kind]) if allowance.is_plain(entry) else 0
         left[entry.kind] -= free_bytes
         yield replace(entry, published_bytes=entry.bytes - free_bytes)
+
+
+def feature_width(entries: Iterable[Entry]) -> int:
+    """Features that a backbone can hand to a head: those of the widest layer of each branch, added up.
+
+    A branch is what has one name up to the first number in it (`branches.3`, `layer4`). One that is not half as large
+    as the largest is part of another's way, or no branch. A layer wider than four times its inputs counts as that wide:
+    to make features up costs as much as to learn them.
+    """
+    sizes, widest = Counter[str](), Counter[str]()
+    for e in entries:
+        if e.kind == "backbone":
+            branch = re.match(r"\D*\d*", e.item)[0]  # type: ignore[index]  # matches anything
+            sizes[branch] += e.bytes
+            if len(e.shape) > 1:
+                widest[branch] = max(widest[branch], min(e.shape[0], 4 * math.prod(e.shape[1:])))
+    return sum(widest[branch] for branch, size in sizes.items() if 2 * size >= max(sizes.values()))
 
 
 def _is_running_statistic(key: str, dtype: str, shape: tuple[int, ...], shapes: Mapping[str, tuple[int, ...]]) -> bool:

@@ -176,6 +176,25 @@ def test_pixels_under_any_kind_are_charged(key, tensor, toy, tmp_path):
     assert f"{key.partition('/')[0]} " in outcome.reason
 
 
+class InALargeHead(Replay):
+    """A matrix with a row a class, planned as one: 1,200 B of pixels in what is called a head."""
+
+    @classmethod
+    def plan(cls, *args, **kwargs):
+        plan = super().plan(*args, **kwargs)
+        return replace(plan, layout=((*plan.layout[0], "head/images F32 2"), *plan.layout[1:]))
+
+    def state(self):
+        return {**super().state(), "head/images": NANS[:300].view(6, 50)}
+
+
+def test_a_head_is_free_up_to_the_features_below_it(toy, tmp_path):
+    """The network is 2,952 B, its own head 312 B: 4 B × (6 + 1) classes × (12 + 1) features are free."""
+    outcome, _ = run(with_class(toy_spec("replay", toy, budget_bytes=10_000), InALargeHead), toy, tmp_path)
+    assert outcome.status == "over_budget"
+    assert f"head {312 + 1200 - 364:,}" in outcome.reason
+
+
 @pytest.mark.parametrize("key", ["cache/images", "images", "backbone", "/images", "BACKBONE/images"])
 def test_an_unknown_key_ends_the_cell(key, toy, tmp_path):
     outcome, _ = run(with_class(toy_spec("replay", toy), sealing(key, PIXELS)), toy, tmp_path)

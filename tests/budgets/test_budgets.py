@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cilbench.budgets import Allowance, Ledger, format_bytes, human_bytes, parse_budget_mb, parse_bytes, seal, unseal
-from cilbench.budgets.ledger import KINDS, LedgerError
+from cilbench.budgets.ledger import KINDS, LedgerError, feature_width
 from cilbench.budgets.planning import exemplar_count, whole_fitting
 from cilbench.budgets.sealed import DTYPE_NAMES, STORED_KINDS, ledger_of_state, pack_bits, unpack_bits
 
@@ -242,6 +242,7 @@ def test_a_header_is_no_store_either(header):
 def test_only_what_is_beyond_the_allowance_is_charged():
     allowance = Allowance(classes=10, image_bytes=64)
     state = {
+        "backbone/conv.weight": torch.ones(8, 1, 3, 3),
         "backbone/bn.weight": torch.ones(100),
         "statistics/bn.running_mean": torch.ones(100),
         "head/weight": torch.ones(11, 20),
@@ -249,8 +250,30 @@ def test_only_what_is_beyond_the_allowance_is_charged():
     }
     published = {e.item: e.published_bytes for e in ledger_of_state(state, "fp32", allowance).entries}
     assert published == {
+        "conv.weight": 288,
         "bn.weight": 400,
-        "bn.running_mean": 400 - 100,
-        "weight": 880 - 400,
+        "bn.running_mean": 400 - (288 + 400) // 4,
+        "weight": 880 - 4 * 11 * (8 + 1),
         "images_per_class": 160 - 80,
     }
+
+
+def conv(outputs: int, inputs: int) -> torch.Tensor:
+    return torch.empty(outputs, inputs, 3, 3, device="meta")
+
+
+@pytest.mark.parametrize(
+    ("shapes", "width"),
+    [
+        ({"stem.weight": conv(64, 3), "layer4.conv.weight": conv(512, 256), "layer3.conv.weight": conv(256, 128)}, 512),
+        ({"branches.0.1.weight": conv(64, 9), "branches.1.1.weight": conv(64, 9), "shared.0.weight": conv(32, 3)}, 128),
+        ({"branches.0.1.weight": conv(64, 32), "branches.1.1.weight": conv(32, 1)}, 64),  # no whole branch
+        ({"a.weight": torch.empty(10_000, 1)}, 4),  # a layer of one input makes no 10,000 features
+        ({"bn.weight": torch.empty(10_000)}, 0),
+        ({}, 0),
+    ],
+    ids=["resnet", "two branches", "a branch that is none", "features of one input", "no layer", "nothing"],
+)
+def test_features_that_a_backbone_can_hand_to_a_head(shapes, width):
+    state = {f"backbone/{name}": value for name, value in shapes.items()}
+    assert feature_width(ledger_of_state(state).entries) == width

@@ -4,9 +4,12 @@ import pytest
 import torch
 
 from cilbench.budgets.planning import Budget
+from cilbench.budgets.sealed import ledger_of_state
 from cilbench.budgets.size import PUBLISHED_BYTES
 from cilbench.cli.tables import plan_records
+from cilbench.methods.dgm.planning import Design
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes, build_shared, build_specialised
+from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.request import RunOptions, specs
 
 # (family, name) → parameters of the general layers, of the specialised last stage. MEMO (arXiv 2205.13218) Tables 2-12.
@@ -144,3 +147,35 @@ def test_memory_aligned_imagenet1000():
 def test_half_the_bytes_for_the_backbone_are_301_more_exemplars(storage):
     (record,) = plan_records(RunOptions("icarl", budget_mb="7.6", storage=storage))
     assert (record["exemplars"], record["model_bytes"]) == (2301, 927_008)
+
+
+@pytest.mark.parametrize("share_general", [False, True])
+@pytest.mark.parametrize(("family", "backbone"), [(f, name) for f, members in BACKBONES.items() for name in members])
+def test_a_linear_head_on_every_backbone_is_free_and_hardly_more(family, backbone, share_general):
+    """`published` leaves heads out: the bound on them is that of the network's own features, one branch or three."""
+    name = {"tiny": "digits", "cifar": "cifar100", "imagenet": "imagenet100"}[family]
+    (spec,) = specs(RunOptions(methods="replay", dataset=name, budget="1GiB", backbone=backbone))
+    with torch.device("meta"):
+        net = IncrementalNet(spec.scenario, backbone, torch.device("meta"), share_general=share_general)
+        for branches in (1, 2, 3):
+            net.add_branch()
+            net.grow_head(spec.scenario.classes)
+            free = ledger_of_state(net.export(), "fp32", spec.scenario.allowance)
+            assert not any(e.published_bytes for e in free.entries if e.kind == "head")
+            bound_bytes = spec.scenario.allowance.limits_bytes(free)["head"]
+            head_bytes = sum(e.bytes for e in free.entries if e.kind == "head")
+            general = share_general and family == "imagenet"  # general layers as large as a branch count as one
+            assert bound_bytes <= 1.12 * head_bytes or (general and bound_bytes <= 2 * head_bytes)
+
+
+@pytest.mark.parametrize(
+    ("dataset", "budget"), [("digits", "24KiB"), ("mnist", "4MiB"), ("cifar100", "12MiB"), ("imagenet50", "200MiB")]
+)
+@pytest.mark.parametrize("name", ["dgm", "dgma"])
+def test_the_heads_of_dgm_are_free(name, dataset, budget):
+    (spec,) = specs(RunOptions(methods=name, dataset=dataset, budget=budget))
+    design, config = Design.of(spec.plan()), spec.method.config
+    *history, last = design.schedule(spec.scenario, config)
+    for tasks in (1, len(history)):
+        ledger = design.ledger("fp32", spec.scenario, config, history[:tasks], last)
+        assert not any(e.published_bytes for e in ledger.entries if e.kind == "head")
