@@ -27,8 +27,14 @@ from cilbench.reports.wording import exemplars_text, status_text
 
 MEASURES = {"avg": "Avg (%)", "last": "Last (%)", "forgetting": "Forgetting"}
 FLOOR_NOTE = "a floor or a ceiling, not ranked"
-STRICT_NOTE = "keeps more than the budget under the strict accounting (every byte), while the published sum fits"
-_COLUMNS = ("Budget", "Method", "Head", *MEASURES.values(), "Exemplars", "Published (B)", "Strict (B)", "Backbone", "n")
+# Heads, running statistics, labels and boxes of the rehearsal methods make 4.2 % at most on the published protocols:
+# above this there is more in what `published` leaves free than a head.
+STRICT_MARK_PERCENT = 10
+STRICT_NOTE = f"over the budget by more than {STRICT_MARK_PERCENT} % under the strict accounting (every byte)"
+_COLUMNS = (
+    *("Budget", "Method", "Head", *MEASURES.values(), "Exemplars", "Published (B)", "Strict (B)", "Over (%)"),
+    *("Backbone", "n"),
+)
 
 
 def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -45,7 +51,8 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
         group,
         cells,
         "Avg: mean top-1 accuracy over all stages; last: after the last stage; forgetting in points; bytes: the most "
-        "kept at any task boundary; exemplars: images kept after the last task.",
+        f"kept at any task boundary; over: by how much strict bytes exceed the budget, marked above "
+        f"{STRICT_MARK_PERCENT} %; exemplars: images kept after the last task.",
         repetition_sentence(shown),
     )
     columns = (*_COLUMNS, "Status")
@@ -73,8 +80,8 @@ def _row(item: Mapping[Any, Any], group: pd.DataFrame, best: Mapping[str, str], 
         measures.append(number_cell(item, measure, fixed, told, bold))
     if status:
         measures[0] = TableCell(status)
-    over = item["n"] and item["strict_bytes"] > item["budget_bytes"] >= item["published_bytes"]
-    over = over and item["competes"] and item["accounting"] == "published"
+    over = item["n"] and item["competes"] and item["accounting"] == "published"
+    marked = over and item["strict_excess"] > STRICT_MARK_PERCENT
     return TableRow(
         section=f"Budget {budget.text}" if item["competes"] else "Floor and ceiling, not ranked",
         cells=(
@@ -93,7 +100,8 @@ def _row(item: Mapping[Any, Any], group: pd.DataFrame, best: Mapping[str, str], 
                 sort=number_cell(item, "exemplars_max", whole).sort,
             ),
             number_cell(item, "published_bytes", whole),
-            number_cell(item, "strict_bytes", whole, (notes.mark(STRICT_NOTE, "†"),) if over else ()),
+            number_cell(item, "strict_bytes", whole),
+            number_cell(item, "strict_excess", fixed, (notes.mark(STRICT_NOTE, "†"),) if marked else ()),
             TableCell(item["backbone"] if isinstance(item["backbone"], str) and item["backbone"] else "–"),
             number_cell(item, "n", whole),
             TableCell(status_text(item["status"])),

@@ -157,7 +157,7 @@ def test_a_linear_head_on_every_backbone_is_free_and_hardly_more(family, backbon
     (spec,) = specs(RunOptions(methods="replay", dataset=name, budget="1GiB", backbone=backbone))
     with torch.device("meta"):
         net = IncrementalNet(spec.scenario, backbone, torch.device("meta"), share_general=share_general)
-        for branches in (1, 2, 3):
+        for _ in range(3):
             net.add_branch()
             net.grow_head(spec.scenario.classes)
             free = ledger_of_state(net.export(), "fp32", spec.scenario.allowance)

@@ -301,18 +301,23 @@ def test_results_table_sets_references_apart_and_marks_the_best(tmp_path: Path) 
     assert any("exemplars are stored compressed" in text for _, text in table.notes)
 
 
-def test_a_method_over_budget_under_strict_alone_is_marked(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("extra_bytes", "marks"), [(4_000, ()), (9_000, ("†",))])
+def test_a_method_far_over_budget_under_strict_is_marked(tmp_path: Path, extra_bytes: int, marks: Any) -> None:
     path = make_run(tmp_path, Grid(accounting="published"), METHODS[0], 49_152, 1)
     make_run(tmp_path, Grid(accounting="published"), METHODS[2], 49_152, 1)
-    text = (path / "ledger.csv").read_text() + "".join(f"{task},head,extra,1,U8,9000,0,9000\n" for task in range(5))
+    text = (path / "ledger.csv").read_text() + "".join(
+        f"{task},head,extra,1,U8,{extra_bytes},0,{extra_bytes}\n" for task in range(5)
+    )
     (path / "ledger.csv").write_text(text)
-    edit(path, lambda cell: [task.update(strict_bytes=task["strict_bytes"] + 9000) for task in cell["tasks"]])
+    edit(path, lambda cell: [task.update(strict_bytes=task["strict_bytes"] + extra_bytes) for task in cell["tasks"]])
     runs = reports.read_runs([tmp_path])
     ((group, frame),) = comparability.groups(runs.stages)
     table = tables.results_table(group, aggregate.summary(frame), runs.cells)
-    strict = {row.cells[1].text: row.cells[8].marks for row in table.rows}
-    assert strict == {"iCaRL": ("†",), "DER": ()}
-    assert ("†", STRICT_NOTE) in table.notes
+    over = {row.cells[1].text: row.cells[9] for row in table.rows}
+    last = runs.boundaries.groupby("run")["strict_bytes"].max()[path.name]
+    assert over["iCaRL"].text == f"{100 * (last / 49_152 - 1):.2f}"
+    assert (over["iCaRL"].marks, over["DER"].marks) == (marks, ())
+    assert (("†", STRICT_NOTE) in table.notes) == bool(marks)
 
 
 def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
