@@ -121,6 +121,13 @@ def known_methods() -> dict[str, str]:
     return table
 
 
+def plug_in_of(name: str) -> str:
+    """The distribution that brings a method, as `its-name 1.0`; empty for a method that is built in."""
+    base = _spelled_out(name)[0].partition("+")[0]
+    points = () if base in METHODS else entry_points(group="cilbench.methods", name=base)
+    return next((f"{point.dist.name} {point.dist.version}" for point in points if point.dist), "")
+
+
 def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: Mapping[str, str]) -> MethodSpec:
     """The method called `name`, configured: its own defaults, what the data set asks for, the recipe, `settings`.
 

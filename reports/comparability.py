@@ -35,13 +35,16 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "backbone": ("backbone",),
     "head": ("head",),
     "settings": ("settings",),
+    "plug-in": ("plug_in",),  # who brings a method, and the epochs of its own defaults
+    "dtypes": ("dtypes",),  # of what is learned
     "repetitions": (),  # the seeds and class orders of each method
+    "isolation": ("isolation",),
     "device": ("device",),
     "torch": ("torch",),
     "cilbench": ("cilbench",),
 }
 _WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
-_IF_KNOWN = (*_WITHIN, "device", "torch", "cilbench")  # a run that does not say counts for none
+_IF_KNOWN = (*_WITHIN, "dtypes", "device", "torch", "cilbench")  # a run that does not say counts for none
 PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023memo)
     "recipe": "published",
     "accounting": "published",
@@ -53,7 +56,8 @@ PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023mem
     "order": 1993,
     "settings": "",
 }
-_NONE = {"settings": "the recipe's own", "images": "not recorded"}  # how "" is called; "the data set's own" elsewhere
+# How "" is called; "the data set's own" elsewhere. Runs of older releases do not record all.
+_NONE = {"settings": "the recipe's own"} | dict.fromkeys(("images", "plug-in", "isolation"), "not recorded")
 
 
 class MixedRunsError(ValueError):

@@ -65,12 +65,14 @@ CELL_COLUMNS = (
     ),
     "growth_clipped",
     *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
+    *("isolation", "plug_in", "dtypes"),
     *("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit"),
 )
 BOUNDARY_COLUMNS = ("run", "task", "seen", "exemplars", "published_bytes", "strict_bytes", "sealed_bytes")
 TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
 LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_bytes")
 
+_LEARNED = {"backbone", "generator", "head", "statistics"}
 _MOST_CLASSES = 100_000
 _SETTINGS_LENGTH = 200
 _TOO_LARGE = 2**62  # for a column of 64-bit integers
@@ -242,7 +244,7 @@ def _read_run(folder: Path) -> _Run:
         if digests.get(name, recorded) != recorded:
             raise BadRecord(f"{name} is not as it was written: its checksum differs")
     tests = _tests(raw.get(METRICS, b""), cell["run"])
-    ledger = _ledger(raw.get(LEDGER, b""), cell["run"])
+    ledger, cell["dtypes"] = _ledger(raw.get(LEDGER, b""), cell["run"])
     boundaries = [_boundary(task, cell["run"]) for task in record.tasks]
     if done:
         _check_complete(cell, [telling(head) for head in record.card.heads], boundaries, tests, ledger)
@@ -274,6 +276,8 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "growth_clipped": record.events.get("growth_clipped", 0),
         "planned_exemplars": record.plan.exemplars if record.plan else None,
         "config": json.dumps(request.config, sort_keys=True),
+        "isolation": _isolation(record.environment),
+        "plug_in": _plug_in(record),
         "settings": _set_by_hand(record.settings or {}),
         "head": telling(card.heads[0]),
         "class_names": names if len(names) == request.classes else (),
@@ -288,6 +292,26 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         **{column: getattr(timing, column) for column in ("wall_seconds", "images_per_second", "peak_memory_bytes")},
         **{column: clean(str(record.environment.get(column) or "")) for column in environment},
     }
+
+
+def _isolation(environment: Mapping[str, Any]) -> str:
+    """Was every task learned in a process of its own? Empty where an older run does not say."""
+    return {True: "isolated", False: "one process"}.get(environment.get("isolated"), "")  # type: ignore[arg-type]
+
+
+def _plug_in(record: CellRecord) -> str:
+    """`built in`, or who brings the method and how long its own defaults train it; empty where an older run is silent.
+
+    Nobody holds the defaults of a plug-in against a recipe: a report says which they are.
+    """
+    brought_by = record.environment.get("plug_in")
+    if not isinstance(brought_by, str):
+        return ""
+    base = record.request.method.partition("+")[0]
+    config = record.request.config.get(base)
+    settings = config.items() if isinstance(config, Mapping) else ()
+    epochs = [f"{base}.{name}={json.dumps(value)}" for name, value in settings if "epochs" in name]
+    return telling(", ".join([brought_by, *epochs]), _SETTINGS_LENGTH) if brought_by else "built in"
 
 
 def _check_classes(cell: Mapping[str, Any]) -> None:
@@ -310,18 +334,22 @@ def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
     return rows
 
 
-def _ledger(data: bytes, run: str) -> list[dict[str, Any]]:
-    """ledger.csv summed over the items of each kind."""
+def _ledger(data: bytes, run: str) -> tuple[list[dict[str, Any]], str]:
+    """ledger.csv summed over the items of each kind, and the dtypes of what was learned: `F32`, `BF16, F32`."""
     totals: dict[tuple[int, str], list[int]] = {}
+    dtypes = set[str]()
     for row in read_rows(data, LedgerRow, LEDGER):
         if row.task >= _MOST_CLASSES:  # each would take a row of its own
             raise BadRecord(f"{LEDGER}: a row is of task {row.task}")
+        if row.kind in _LEARNED:
+            dtypes.add(clean(row.dtype, 10))
         sums = totals.setdefault((row.task, row.kind), [0, 0, 0])
         sizes = (row.bytes, row.published_bytes, row.strict_bytes)
         totals[row.task, row.kind] = [a + b for a, b in zip(sums, sizes, strict=True)]
     if any(total >= _TOO_LARGE for sums in totals.values() for total in sums):
         raise BadRecord(f"{LEDGER}: more bytes than there can be")
-    return [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
+    rows = [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
+    return rows, ", ".join(sorted(dtypes))
 
 
 def _check_complete(

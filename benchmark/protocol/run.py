@@ -23,6 +23,7 @@ from cilbench.device.environment import environment
 from cilbench.device.memory import free_cached, peak_memory_bytes, reset_peak_memory
 from cilbench.errors import in_one_line
 from cilbench.methods.contract import Plan
+from cilbench.methods.registry import plug_in_of
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.flops import counting
 from cilbench.methods.training.images import Images, release
@@ -277,6 +278,8 @@ def _run_record(run: RunContext, outcome: Outcome) -> dict[str, Any]:
             **environment(run.device),
             "layout": spec.layout,
             "data_sha256": run.dataset.fingerprint,
+            "isolated": run.isolate,
+            "plug_in": plug_in_of(spec.method.name),
         },
         "timing": _timing(records),
         "events": run.folder.events(),

@@ -58,7 +58,7 @@ class Validation:
         return range(next(t for t in range(self.scenario.tasks) if last < self.scenario.seen(t)) + 1)
 
     @staticmethod
-    def shapes() -> State:
+    def shapes() -> dict[str, Tensor]:
         """What `export` gives, of one image and on the `meta` device: names, dtypes and ranks."""
         return {
             "exemplars/validation": torch.empty(1, 1, 1, 1, dtype=torch.uint8, device="meta"),

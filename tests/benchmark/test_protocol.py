@@ -5,6 +5,7 @@ import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -178,8 +179,23 @@ def test_isolated_tasks_give_the_same_bytes(toy, tmp_path):
     for task in range(2):
         name = f"tasks/{task}/state.safetensors"
         assert (here / name).read_bytes() == (there / name).read_bytes()
-    images = [json.loads((f / "cell.json").read_text())["timing"]["images"] for f in (here, there)]
+    records = [json.loads((f / "cell.json").read_text()) for f in (here, there)]
+    images = [record["timing"]["images"] for record in records]
     assert images[0] == images[1] > 0
+    assert [record["environment"]["isolated"] for record in records] == [False, True]
+
+
+def test_a_run_records_the_plug_in_of_its_method(toy, tmp_path, monkeypatch):
+    dist = SimpleNamespace(name="cilbench-mine", version="1.2")
+    point = SimpleNamespace(name="mine", value="cilbench.methods.replay:Replay", dist=dist)
+    monkeypatch.setattr("cilbench.methods.registry.entry_points", lambda **_: [point])
+    spec = toy_spec("replay", toy, inc=3)
+    plugged = toy_spec("mine+lowres:2", toy, inc=3)
+    recorded = []
+    for number, asked in enumerate((spec, plugged)):
+        _, folder = run(asked, toy, tmp_path / str(number))
+        recorded.append(json.loads((folder / "cell.json").read_text())["environment"]["plug_in"])
+    assert recorded == ["", "cilbench-mine 1.2"]
 
 
 def test_seeds_of_tasks_differ():

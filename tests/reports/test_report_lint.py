@@ -149,17 +149,65 @@ def test_strict_with_what_is_allowed_writes_the_report(tmp_path: Path, monkeypat
         ("device", "device", "NVIDIA H200"),
         ("torch", "torch", "2.12.0"),
         ("cilbench", "cilbench", "0.2.0"),
+        ("isolation", "isolated", True),
+        ("plug-in", "plug_in", "mine 1.0"),
     ],
 )
 def test_strict_refuses_runs_of_other_images_or_made_by_something_else(
-    tmp_path: Path, aspect: str, field: str, value: str
+    tmp_path: Path, aspect: str, field: str, value: Any
 ) -> None:
-    for method, found in ((DER, {"data_sha256": "a" * 64}), (MEMO, {"data_sha256": "a" * 64, field: value})):
+    usual = {"data_sha256": "a" * 64, "isolated": False, "plug_in": ""}
+    for method, found in ((DER, usual), (MEMO, usual | {field: value})):
         edit(make_run(tmp_path, Grid(), method, 49_152, 1), lambda cell, found=found: cell["environment"].update(found))
     cells = reports.read_runs([tmp_path]).cells
-    with pytest.raises(reports.MixedComparisonError, match=f"differ in {aspect}: .*{value[:16]}"):
+    with pytest.raises(
+        reports.MixedComparisonError, match=f"differ in {aspect}: .*{'isolated' if value is True else value[:16]}"
+    ):
         lint.refuse(cells)
     lint.refuse(cells, [aspect])
+
+
+def test_strict_says_how_long_a_plug_in_trains_by_its_own_defaults(tmp_path: Path) -> None:
+    for method, brought_by, epochs in ((DER, "", 170), (MEMO, "mine 1.0", 10_000)):
+        edit(
+            make_run(tmp_path, Grid(), method, 49_152, 1),
+            lambda cell, brought_by=brought_by, epochs=epochs: (
+                cell["environment"].update(plug_in=brought_by),
+                cell["request"].update(config={cell["request"]["method"]: {"epochs": epochs, "lr": 0.1}}),
+            ),
+        )
+    with pytest.raises(
+        reports.MixedComparisonError, match=r"plug-in: built in \(DER\), mine 1.0, memo.epochs=10000 \(MEMO\)"
+    ):
+        lint.refuse(reports.read_runs([tmp_path]).cells)
+
+
+def test_strict_refuses_two_versions_of_a_plug_in(tmp_path: Path) -> None:
+    for seed, version in ((1, "mine 1.0"), (2, "mine 1.1")):
+        run = make_run(tmp_path, Grid(), MEMO, 49_152, seed)
+        edit(run, lambda cell, version=version: cell["environment"].update(plug_in=version))
+    with pytest.raises(reports.MixedComparisonError, match=r"plug-in: mine 1.0.*mine 1.1"):
+        lint.refuse(reports.read_runs([tmp_path]).cells)
+
+
+def test_strict_says_of_older_runs_what_they_do_not_record(tmp_path: Path) -> None:
+    make_run(tmp_path, Grid(), DER, 49_152, 1)
+    new = make_run(tmp_path, Grid(), MEMO, 49_152, 1)
+    edit(new, lambda cell: cell["environment"].update(isolated=False, plug_in=""))
+    with pytest.raises(reports.MixedComparisonError) as raised:
+        lint.refuse(reports.read_runs([tmp_path]).cells)
+    assert "plug-in: not recorded (DER), built in (MEMO)" in str(raised.value)
+    assert "isolation: not recorded (DER), one process (MEMO)" in str(raised.value)
+
+
+def test_strict_refuses_other_dtypes_of_what_is_learned(tmp_path: Path) -> None:
+    make_run(tmp_path, Grid(), DER, 49_152, 1)
+    ledger = make_run(tmp_path, Grid(), MEMO, 49_152, 1) / "ledger.csv"
+    ledger.write_text(ledger.read_text().replace(",U8,", ",F64,", 1))
+    cells = reports.read_runs([tmp_path]).cells
+    with pytest.raises(reports.MixedComparisonError, match=r"differ in dtypes: F64, U8 \(MEMO\), U8 \(DER\)"):
+        lint.refuse(cells)
+    lint.refuse(cells, ["dtypes"])
 
 
 def test_strict_refuses_a_method_that_was_run_on_other_seeds(tmp_path: Path) -> None:
