@@ -20,6 +20,8 @@ METHODS: dict[str, str] = {
     "foster": "cilbench.methods.foster:FOSTER",
     "wa": "cilbench.methods.wa:WA",
     "bic": "cilbench.methods.bic:BiC",
+    "eeil": "cilbench.methods.eeil:EEIL",
+    "lucir": "cilbench.methods.lucir:LUCIR",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
     "replay": "cilbench.methods.replay:Replay",

@@ -10,7 +10,23 @@ from typing import Any, cast
 from cilbench.reports.load import load_published
 
 # As papers call them → as cilbench does.
-METHODS = ("finetune", "lwf", "ewc", "replay", "icarl", "bic", "wa", "foster", "der", "memo", "cim", "dgm", "joint")
+METHODS = (
+    "finetune",
+    "lwf",
+    "ewc",
+    "replay",
+    "icarl",
+    "eeil",
+    "lucir",
+    "bic",
+    "wa",
+    "foster",
+    "der",
+    "memo",
+    "cim",
+    "dgm",
+    "joint",
+)
 NAMES = {name: name for name in (*METHODS, "dgma")} | {"dgmw": "dgm"}
 UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc"})  # the same at every budget that holds them
 ANY = "any"  # the budget of a number that has none

@@ -2,12 +2,14 @@
 
 linear     W f + b                                       most methods
 corrected  α_t (W f + b) + β_t for the classes of task t   BiC
+cosine     η cos(w, f)                                     LUCIR
 """
 
 from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from cilbench.methods.contract import Scenario
 
@@ -39,6 +41,51 @@ class CorrectedHead(nn.Linear):
             [row.expand(size, 2) for row, size in zip(self.correction, self.sizes, strict=True)]
         ).unbind(1)
         return super().forward(features_BD) * alpha_K + beta_K
+
+
+class CosineHead(nn.Linear):
+    """η · cosine of features and class rows, η learned (LUCIR, Hou 2019, eq. 4; drawn as PyCIL's convs/linears.py)."""
+
+    def __init__(self, features: int, classes: int) -> None:
+        super().__init__(features, classes, bias=False)
+        nn.init.uniform_(self.weight, -(features**-0.5), features**-0.5)
+        self.scale = nn.Parameter(torch.ones(1))
+        self.opened: tuple[NewRows, ...] = ()  # not a submodule: its rows are those of `weight`
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        return self.scale * self.similarities(features_BD)
+
+    def similarities(self, features_BD: Tensor) -> Tensor:
+        """Cosines [B, K] in [−1, 1]."""
+        weight = self.opened[0].joined(self.weight) if self.opened else self.weight
+        return F.linear(F.normalize(features_BD, dim=1), F.normalize(weight, dim=1))
+
+    def open(self, known: int) -> "NewRows":
+        """Rows of old classes stay as they are, weight decay included; those of new ones learn as this module."""
+        self.weight.requires_grad_(False)
+        self.opened = (NewRows(self.weight, known),)
+        return self.opened[0]
+
+    def close(self) -> None:
+        """`weight` is whole again, with what the new rows have learned."""
+        self.weight.requires_grad_(True)
+        self.opened = ()
+
+
+class NewRows(nn.Module):
+    """The rows from `known` on of a weight [K, D], as a parameter in the same memory."""
+
+    def __init__(self, weight: Tensor, known: int) -> None:
+        super().__init__()
+        self.known, self.rows = known, nn.Parameter(weight.data[known:])
+
+    def joined(self, weight: Tensor) -> Tensor:
+        """All rows; gradients reach the new ones."""
+        return torch.cat([weight[: self.known].detach(), self.rows])
+
+
+def cosine(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:
+    return CosineHead(features, classes)
 
 
 def _drawn(head: nn.Linear) -> nn.Linear:

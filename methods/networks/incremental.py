@@ -19,8 +19,9 @@ from cilbench.methods.training.numerics import full_precision, memory_format
 class IncrementalNet(nn.Module):
     """Normalised images [B, C, H, W] → logits [B, seen].
 
-    `share_general` is MEMO's layout; otherwise every branch is a whole backbone. A new net has neither branch nor head:
-    `add_branch` and `grow_head` make them, or `load`. Weights are drawn on the CPU: every device starts from the same.
+    `share_general` is MEMO's layout; otherwise every branch is a whole backbone. `signed`: without its last ReLU, so
+    that features may be negative. A new net has neither branch nor head: `add_branch` and `grow_head` make them, or
+    `load`. Weights are drawn on the CPU: every device starts from the same.
     """
 
     def __init__(
@@ -32,9 +33,10 @@ class IncrementalNet(nn.Module):
         share_general: bool = False,
         head_bias: bool = True,
         head: HeadKind = linear,
+        signed: bool = False,
     ) -> None:
         super().__init__()
-        self.scenario, self.head_bias, self.head_kind = scenario, head_bias, head
+        self.scenario, self.head_bias, self.head_kind, self.signed = scenario, head_bias, head, signed
         self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
         self.branch_features = BACKBONES[self.family][backbone].features
         self.device, self.memory_format = device, memory_format()
@@ -125,7 +127,11 @@ class IncrementalNet(nn.Module):
 
     def _new_branch(self) -> nn.Module:
         whole = [] if self.share_general else [build_shared(self.family, self.backbone, self.channels)]
-        return self._placed(nn.Sequential(*whole, build_specialised(self.family, self.backbone)))
+        branch = nn.Sequential(*whole, build_specialised(self.family, self.backbone))
+        if self.signed:
+            *_, last = (name for name, layer in branch.named_modules() if isinstance(layer, nn.ReLU))
+            branch.set_submodule(last, nn.Identity())
+        return self._placed(branch)
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=self.memory_format)

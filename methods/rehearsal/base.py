@@ -30,16 +30,24 @@ from cilbench.methods.training.loop import TaskData, in_batches
 
 @dataclass(frozen=True)
 class NetworkGrowth:
-    """How a method's network grows: one branch for good, or one a task; general layers shared or not; which head."""
+    """How a method's network grows: one branch for good, or one a task; general layers shared or not; which head;
+    features of both signs (no last ReLU) or not."""
 
     expanding: bool = False
     share_general: bool = False
     head: HeadKind = linear
+    signed: bool = False
 
     def net(self, scenario: Scenario, backbone: str, device: torch.device, head_bias: bool) -> IncrementalNet:
         """A network of this kind, without a branch as yet."""
         return IncrementalNet(
-            scenario, backbone, device, share_general=self.share_general, head_bias=head_bias, head=self.head
+            scenario,
+            backbone,
+            device,
+            share_general=self.share_general,
+            head_bias=head_bias,
+            head=self.head,
+            signed=self.signed,
         )
 
 

@@ -1,10 +1,14 @@
 """Parts of a task's data, for phases that learn from less than all of it."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
+from cilbench.methods.contract import Task
+from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.training.images import ConcatImages
-from cilbench.methods.training.loop import TaskData
+from cilbench.methods.training.loop import TaskData, in_batches
 
 
 def subset(task_data: TaskData, positions_M: Tensor) -> TaskData:
@@ -27,3 +31,17 @@ def held_out(task_data: TaskData, per_class: int, generator: torch.Generator) ->
     held_N = torch.zeros(len(task_data.labels), dtype=torch.bool, device=task_data.labels.device)
     held_N[torch.cat(drawn)] = True
     return subset(task_data, (~held_N).nonzero()[:, 0]), subset(task_data, held_N.nonzero()[:, 0])
+
+
+def balanced(task: Task, task_data: TaskData, known: int, features: Callable[[Tensor], Tensor]) -> TaskData:
+    """All exemplars, and of every new class as many images as an old one has on average, herded by `features`.
+
+    For fine-tuning on as many images of each class (EEIL §4.2; PODNet §4.2). At least one image a class.
+    """
+    per_class = max(1, (len(task_data.labels) - task_data.new) // known)
+    features_ND = in_batches(features, task.images)
+    of_class = [(task.labels == label).nonzero()[:, 0] for label in task.labels.unique().tolist()]
+    orders = herd([features_ND[positions] for positions in of_class], per_class)
+    chosen = [positions[order.to(positions.device)] for positions, order in zip(of_class, orders, strict=True)]
+    exemplars = torch.arange(task_data.new, len(task_data.labels), device=task.labels.device)
+    return subset(task_data, torch.cat([torch.cat(chosen).sort().values, exemplars]))
