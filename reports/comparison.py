@@ -6,8 +6,9 @@ import pandas as pd
 
 from cilbench.reports.aggregate import aucs, curves, summary
 from cilbench.reports.comparability import require_one_group
-from cilbench.reports.contrasts import comparisons, crossings, ranks
+from cilbench.reports.contrasts import comparisons, crossings, interquartile_means, ranks
 from cilbench.reports.measures import measures
+from cilbench.reports.variance import variances
 
 
 class Comparison:
@@ -61,6 +62,16 @@ class Comparison:
     def crossings(self) -> pd.DataFrame:
         """As of `crossings`."""
         return crossings(self.finished)
+
+    @cached_property
+    def interquartile_means(self) -> pd.DataFrame:
+        """As of `interquartile_means`."""
+        return interquartile_means(self.finished)
+
+    @cached_property
+    def variances(self) -> pd.DataFrame:
+        """As of `variances`."""
+        return variances(self.finished)
 
     @cached_property
     def curves(self) -> pd.DataFrame:

@@ -14,6 +14,7 @@ from cilbench.reports import statistics
 from cilbench.reports.comparability import GROUP, REPETITION, parts
 from cilbench.reports.measures import JUDGED, budget_mb
 
+MANY = 10  # repetitions from which on a mean of their middle half is given
 _COMPARED = ["first", "second", "n", "difference", "low", "high", "p", "test", "effect", "effect_low", "effect_high"]
 
 
@@ -100,6 +101,24 @@ def _crossings_of(first: pd.DataFrame, second: pd.DataFrame, megabytes: Mapping[
         {"at_mb": c.at, "low_mb": c.low, "high_mb": c.high, "n": len(whole), "ahead_before": c.ahead_before}
         for c in statistics.crossings(budgets, whole.to_numpy(dtype=float), seeds, orders)
     ]
+
+
+def interquartile_means(finished: pd.DataFrame) -> pd.DataFrame:
+    """A row per competing method, budget and measure with at least MANY repetitions: `iqm` with `low` and `high`
+    (`statistics.interquartile_mean`), `n`. Fewer have no middle half to speak of.
+    """
+    rows = []
+    keys = [*GROUP, "name", "budget_bytes", "budget_label"]
+    for key, part in parts(_judged(finished), keys):
+        for measure in JUDGED if len(part) >= MANY else ():
+            values = part[measure].to_numpy(dtype=float)
+            found = statistics.interquartile_mean(values, part["seed"], part["order"])
+            low, high = np.clip(found[1:], 0, 100)
+            design = {"n": len(part), "seeds": part["seed"].nunique(), "orders": part["order"].nunique()}
+            named = dict(zip(keys, key, strict=True)) | {"measure": measure, "iqm": found[0], "low": low, "high": high}
+            rows.append(named | design | {"runs": " ".join(sorted(part["run"]))})
+    columns = ["measure", "iqm", "low", "high", "n", "seeds", "orders", "runs"]
+    return pd.DataFrame(rows, columns=[*keys, *columns])
 
 
 def _judged(finished: pd.DataFrame) -> pd.DataFrame:

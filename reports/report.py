@@ -116,6 +116,12 @@ def tables_of(group: Group) -> list[tables.Table]:
     made.append(tables.results_table(given, one.summary, group.cells))
     if one.ranks["name"].nunique() > 1:
         made.append(tables.rank_table(given, one.ranks, group.cells))
+    if one.comparisons["p"].notna().any():
+        made.append(tables.pair_table(given, one.comparisons, group.cells))
+    if len(one.variances):
+        made.append(tables.variance_table(given, one.variances, group.cells))
+    if len(one.interquartile_means):
+        made.append(tables.iqm_table(given, one.interquartile_means, group.cells))
     if (one.crossings["measure"] == "avg").any():
         made.append(tables.crossing_table(given, one.crossings, group.cells))
     if group.anything_finished:
@@ -178,6 +184,8 @@ def _csv(runs: Runs, groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
         "auc": [one.aucs for one in ones],
         "curves": [one.curves for one in ones],
         "comparisons": [one.comparisons for one in ones],
+        "variance": [one.variances for one in ones],
+        "iqm": [one.interquartile_means for one in ones],
         "ranks": [one.ranks for one in ones],
         "crossings": [one.crossings for one in ones],
         "spending": [group.spending for group in groups],

@@ -93,7 +93,7 @@ def handles_of(names: Iterable[str], styles: Mapping[str, Style], **look: Any) -
     """Entries of a legend: a line with its marker for each name, by the alphabet."""
     look = {"markeredgecolor": "white", "markeredgewidth": 0.5, **look}
     return [
-        Line2D([], [], color=styles[name].colour, marker=styles[name].marker, label=name, **look)
+        Line2D([], [], **({"color": styles[name].colour, "marker": styles[name].marker, "label": name} | look))
         for name in sorted(set(names), key=str.casefold)
     ]
 

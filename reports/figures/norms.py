@@ -47,6 +47,6 @@ def weight_norms(
         ink_line(axes, y=1)
         lines(axes, table, "class", "norm", styles, markersize=3 if table["class"].max() < 40 else 0)
         axes.set(xlabel="Class, by arrival", ylabel="Weight norm / its mean")
-        axes.xaxis.set_major_locator(MaxNLocator(10, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
         finish(figure, handles_of(names["name"], styles))
     return figure

@@ -20,12 +20,13 @@ from cilbench.reports.wording import budget_text
 
 
 def drawing(group: Group) -> Drawing | None:
-    """Where two methods or more have a rank."""
-    if group.comparison.ranks["name"].nunique() < 2:
+    """Where repetitions say how sure a rank is."""
+    if group.comparison.ranks["rank_low"].isna().all():
         return None
-    about = "Mean rank over repetitions at each budget, best at the left."
-    if group.comparison.ranks["rank_low"].notna().any():
-        about += " Bars join methods that the comparisons (Tukey, 5 % per budget) do not tell apart."
+    about = (
+        "Mean rank over repetitions at each budget, best at the left. Bars join methods that the comparisons (Tukey, "
+        "5 % per budget) do not tell apart."
+    )
     make = partial(rank_over_memory, group.comparison, styles=group.styles)
     return group.drawing("ranks", group.caption(about, bands=False), make)
 

@@ -4,7 +4,18 @@ says which groups have it, what its caption is and how it is drawn.
 
 from collections.abc import Callable
 
-from cilbench.reports.figures import balance, classes, confusion, kinds, memory, norms, ranks, remembered, transfer
+from cilbench.reports.figures import (
+    balance,
+    classes,
+    confusion,
+    kinds,
+    memory,
+    norms,
+    profiles,
+    ranks,
+    remembered,
+    transfer,
+)
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.group import Group
 
@@ -15,6 +26,7 @@ FIGURES: tuple[Callable[[Group], Drawing | None], ...] = (
     balance.drawing,
     transfer.drawing,
     ranks.drawing,
+    profiles.drawing,
     confusion.drawing,
     norms.drawing,
     remembered.drawing,

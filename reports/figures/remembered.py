@@ -35,13 +35,13 @@ def remembered_images(evidence: Sequence[Evidence], paper_columns: PaperColumns 
     shown = [(item, item.remembered) for item in evidence if item.remembered is not None]
     if not shown:
         raise ValueError("none of these runs has remembered images")
-    columns = 0 if paper_columns == 1 else min(len(shown), 6)
     with paper_style(text for item, _ in shown for text in (item.name, *item.class_names)):
-        figure, panels, _ = panel_grid(len(shown), paper_columns, 2.0, columns=columns)
+        figure, panels, _ = panel_grid(len(shown), paper_columns, 2.0)
         for axes, (item, remembered) in zip(panels, shown, strict=True):
             _image_grid(axes, remembered, item.class_names)
-            kind = " (generated)" if remembered.kind == "generated" else ""
-            name_panel(axes, item.name + kind)
+            name_panel(axes, item.name)
+            if remembered.kind == "generated":
+                axes.set_xlabel("generated")
         finish(figure, [])
     return figure
 

@@ -23,7 +23,20 @@ from cilbench.reports.tables.table import TableCell, by_best
 from cilbench.reports.wording import budget_text, number_text, repetitions_text, status_text
 
 _FOLDER = Path(__file__).parent
-_CSV = ("results", "auc", "curves", "comparisons", "ranks", "crossings", "spending", "stages", "runs", "bytes")
+_CSV = (
+    "results",
+    "auc",
+    "curves",
+    "comparisons",
+    "variance",
+    "iqm",
+    "ranks",
+    "crossings",
+    "spending",
+    "stages",
+    "runs",
+    "bytes",
+)
 _TEXTS = ("results.md", "results.tex", "supplement.tex", "references.bib")
 
 

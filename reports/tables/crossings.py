@@ -6,8 +6,7 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, number_cell, run_ids, whole
-from cilbench.reports.wording import number_text
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, four, number_cell, run_ids, whole
 
 
 def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -16,7 +15,7 @@ def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.
     unit, scale = ("KiB", 1024.0) if shown["at_mb"].max() < 1 else ("MB", 1.0)
     rows = []
     for item in shown.to_dict("records"):
-        crossing = TableCell(number_text(item["at_mb"] * scale), _reach(item, scale), sort=float(item["at_mb"]))
+        crossing = TableCell(four(item["at_mb"] * scale), _reach(item, scale), sort=float(item["at_mb"]))
         names = TableCell(item["better_below"]), TableCell(item["better_above"])
         rows.append(TableRow("", (*names, crossing, number_cell(item, "n", whole)), runs=run_ids(item)))
     text = caption(
@@ -34,5 +33,5 @@ def _reach(item: Mapping[Any, Any], scale: float) -> str:
     low, high = item["low_mb"], item["high_mb"]
     if pd.isna(low):
         return ""
-    start = "(…" if math.isinf(low) else f"[{number_text(low * scale)}"
-    return f"{start}, " + ("…)" if math.isinf(high) else f"{number_text(high * scale)}]")
+    start = "(…" if math.isinf(low) else f"[{four(low * scale)}"
+    return f"{start}, " + ("…)" if math.isinf(high) else f"{four(high * scale)}]")

@@ -59,8 +59,8 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
     over = f"mean ± half-width of {INTERVALS} over {design_text(done)}" if several else single
     marked = "; ≈: not distinguishable from it" if any(mark == "≈" for mark, _ in notes.listed()) else ""
     caption = (
-        f"Accuracy at each memory budget on {protocol_text(group)}: {over} "
-        f"({conditions_text(group)}). Bold: best at a budget{marked}."
+        f"Accuracy at each memory budget on {protocol_text(group)}, {conditions_text(group)}: {over}. "
+        f"Bold: best at a budget{marked}."
     )
     columns = ("Method", "Accuracy", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
     numeric = tuple(column not in ("Method", "Accuracy") for column in columns)

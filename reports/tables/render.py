@@ -98,12 +98,17 @@ def row_name(row: TableRow) -> str:
 
 def to_latex(table: Table, label: str) -> str:
     """One or more `table*` environments (booktabs); `label` becomes tab:LABEL. A table longer than a page is cut,
-    between sections where that is near. A column of means and half-widths is set as two, flush right, so that decimal
-    points stand in line.
+    between sections where that is near. A column of means and half-widths is set as two with ± between, flush right, so
+    that decimal points and signs stand in line. A column with marks has room for them.
     """
     kept = [number for number, column in enumerate(table.columns) if column not in table.latex_skips]
     halved = [n for n in kept if any(row.cells[n].interval.startswith("±") for row in table.rows)]
-    spec = "".join(r"r@{\,}r" if n in halved else "r" if table.numeric[n] else "l" for n in kept)
+    marked = [n for n in kept if table.numeric[n] and any(row.cells[n].marks for row in table.rows)]
+    spec = "".join(
+        (r"r@{\,$\pm$\,}r" if n in halved else "r" if table.numeric[n] else "l")
+        + ((r"@{\hskip 14pt}" if n != kept[-1] else r"@{\hskip 8pt}") if n in marked else "")
+        for n in kept
+    )
     small = any(cell.interval for row in table.rows for cell in row.cells) and not halved
     cut, parts = _cut(table.rows), []
     for number, rows in enumerate(cut, 1):

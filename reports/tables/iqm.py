@@ -1,0 +1,46 @@
+"""Means of the middle half of many repetitions."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.tables.table import (
+    INTERVALS,
+    Table,
+    TableCell,
+    TableRow,
+    caption,
+    cite_keys,
+    fixed,
+    number_cell,
+    run_ids,
+)
+from cilbench.reports.wording import budget_text, design_text
+
+_SECTIONS = {"avg": "Average accuracy (%)", "last": "Last accuracy (%)"}
+
+
+def iqm_table(group: Mapping[str, Any], means: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per method and measure, a column per budget. `means` as of `contrasts.interquartile_means`, one group."""
+    budgets = means.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    rows = []
+    for measure, section in _SECTIONS.items():
+        own = means[means["measure"] == measure].rename(columns={"low": "iqm_low", "high": "iqm_high"})
+        best = own.groupby("name")["iqm"].mean().sort_values(ascending=False, kind="stable")
+        for name in best.index:
+            at = own[own["name"] == name].set_index("budget_bytes").to_dict("index")
+            found = [at.get(size) for size in budgets["budget_bytes"]]
+            entries = [number_cell(item, "iqm", fixed) if item else TableCell("–") for item in found]
+            runs = tuple(run for item in at.values() for run in run_ids(item))
+            cite = cite_keys(cells[cells["name"] == name])
+            rows.append(TableRow(section, (TableCell(str(name)), *entries), cite=cite, runs=runs))
+    text = caption(
+        group,
+        cells,
+        "Interquartile means (Agarwal et al., 2021): of the middle half of the repetitions, so that no single run "
+        f"decides; over {design_text(means)}, {INTERVALS} of trimmed means (Yuen, 1974) in brackets.",
+    )
+    columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    numeric = tuple(column != "Method" for column in columns)
+    return Table("iqm", text, columns, numeric, tuple(rows), title="Interquartile means")

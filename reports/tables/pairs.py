@@ -1,0 +1,58 @@
+"""Every pair of methods at every budget: differences and effect sizes with their intervals."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.statistics import LEVEL
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, fixed, number_cell, run_ids
+from cilbench.reports.wording import TEST_TEXT, budget_text
+
+_SECTIONS = {"difference": "Difference (points)", "effect": "Effect (standard deviations of one run)"}
+
+
+def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per pair, a column per budget, of average accuracy: the difference with its interval, and the difference
+    in standard deviations of one run with its own. `comparisons` as of `contrasts.comparisons`, of one group.
+    """
+    own = comparisons[comparisons["measure"] == "avg"]
+    labels = cells.drop_duplicates("budget_bytes").set_index("budget_bytes")["budget_label"]
+    sizes = sorted(own["budget_bytes"].unique())
+    rows = []
+    for column, section in _SECTIONS.items():
+        for first, second, part in _ordered(own):
+            at = part.rename(columns={"low": "difference_low", "high": "difference_high"})
+            at = at.set_index("budget_bytes").to_dict("index")
+            entries = [TableCell(first), TableCell(second)]
+            for size in sizes:
+                item = at.get(size)
+                sure = item is not None and item["p"] < 1 - LEVEL
+                entries.append(TableCell("–") if item is None else number_cell(item, column, fixed, bold=sure))
+            runs = tuple(dict.fromkeys(run for item in at.values() for run in run_ids(item)))
+            rows.append(TableRow(section, tuple(entries), runs=runs))
+    n = sorted(set(own["n"]))
+    text = caption(
+        group,
+        cells,
+        "Average accuracy of one method minus that of another at each budget, with 95 % intervals that hold for all "
+        f"pairs of a budget at once; below, the same in standard deviations of one run, with intervals of their own "
+        f"(noncentral t); n = {n[0]}{f'–{n[-1]}' if len(n) > 1 else ''}. Bold: told apart ({TEST_TEXT}).",
+    )
+    columns = ("Method", "minus", *(budget_text(int(size), labels[size]) for size in sizes))
+    numeric = tuple(column not in ("Method", "minus") for column in columns)
+    return Table("pairs", text, columns, numeric, tuple(rows), title="Every pair of methods")
+
+
+def _ordered(own: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
+    """The pairs, the better method of each first, its differences turned; the largest difference on top."""
+    signed = ["difference", "low", "high", "effect", "effect_low", "effect_high"]
+    turned = ["difference", "high", "low", "effect", "effect_high", "effect_low"]
+    found = []
+    for (first, second), part in own.groupby(["name", "other"]):
+        mean = part["difference"].mean()
+        if mean < 0:
+            first, second, mean = second, first, -mean
+            part = part.assign(**{to: -part[of] for to, of in zip(signed, turned, strict=True)})
+        found.append((mean, str(first), str(second), part))
+    return [tuple(item[1:]) for item in sorted(found, key=lambda item: (-item[0], item[1], item[2]))]

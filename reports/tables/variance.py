@@ -1,0 +1,41 @@
+"""Where the variance of accuracies comes from."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, fixed, number_cell, run_ids, whole
+
+_MEASURES = {"avg": "Avg", "last": "Last"}
+
+
+def variance_table(group: Mapping[str, Any], variances: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per source: degrees of freedom, share of the sum of squares, size in points. `variances` as of
+    `variance.variances`, of one group.
+    """
+    by_measure = {measure: part.set_index("source") for measure, part in variances.groupby("measure")}
+    first = next(iter(by_measure.values()))
+    rows = []
+    for source in first.index:
+        entries = [TableCell(str(source).capitalize()), number_cell(first.loc[source], "df", whole)]
+        for measure in _MEASURES:
+            item = by_measure[measure].loc[source]
+            entries += [number_cell(item, "share", fixed), number_cell(item, "sd", fixed)]
+        rows.append(TableRow("", tuple(entries), runs=run_ids(first.loc[source])))
+    item = first.iloc[0]
+    sizes = {"method": item["methods"].count(", ") + 1} | {
+        what: item[f"{what}s"] for what in ("budget", "order", "seed")
+    }
+    counted = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for what, number in sizes.items())
+    left_out = f" Left out, as not all their runs are there: {item['left_out']}." if item["left_out"] else ""
+    text = caption(
+        group,
+        cells,
+        f"Balanced analysis of variance over {counted}: share of the sum of squares (%), and size in points (standard "
+        "deviation, 0 where the mean square is below that of its error); interactions that are not listed are in the "
+        f"residual.{left_out}",
+    )
+    columns = ("Source", "df", *(f"{name} {what}" for name in _MEASURES.values() for what in ("share (%)", "SD")))
+    numeric = tuple(column != "Source" for column in columns)
+    return Table("variance", text, columns, numeric, tuple(rows), title="Where the variance comes from")
