@@ -36,7 +36,7 @@ def variances(finished: pd.DataFrame) -> pd.DataFrame:
             array = values.to_numpy().reshape(len(values), *factors.values())
             found = analysis(array, [METHOD, *factors])
             used = group[group["name"].isin(values.index)]
-            said = {
+            said: dict[str, Any] = {
                 "measure": measure,
                 "methods": ", ".join(map(str, values.index)),
                 "left_out": ", ".join(sorted(set(map(str, group["name"])) - set(map(str, values.index)))),
@@ -45,7 +45,7 @@ def variances(finished: pd.DataFrame) -> pd.DataFrame:
                 "seeds": used["seed"].nunique(),
                 "runs": " ".join(sorted(used["run"])),
             }
-            tables.append(found.assign(**dict(zip(GROUP, shared, strict=True)), **said))
+            tables.append(found.assign(**(dict(zip(GROUP, shared, strict=True)) | said)))
     columns = [*GROUP, *COLUMNS]
     return pd.concat(tables, ignore_index=True)[columns] if tables else pd.DataFrame(columns=columns)
 
@@ -75,7 +75,7 @@ def analysis(values: Floats, factors: Sequence[str]) -> pd.DataFrame:
     negative. Factors of one level are no source.
     """
     number = {factor: axis for axis, factor in enumerate(factors) if values.shape[axis] > 1}
-    terms = [(factor,) for factor in number]
+    terms: list[tuple[str, ...]] = [(factor,) for factor in number]
     terms += [pair for pair in ((METHOD, BUDGET), (METHOD, ORDER)) if set(pair) <= set(number)]
     squares: dict[tuple[str, ...], tuple[int, float]] = {}
     for term in terms:

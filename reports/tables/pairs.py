@@ -22,8 +22,8 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
     rows = []
     for column, section in _SECTIONS.items():
         for first, second, part in _ordered(own):
-            at = part.rename(columns={"low": "difference_low", "high": "difference_high"})
-            at = at.set_index("budget_bytes").to_dict("index")
+            named = part.rename(columns={"low": "difference_low", "high": "difference_high"})
+            at = named.set_index("budget_bytes").to_dict("index")
             entries = [TableCell(first), TableCell(second)]
             for size in sizes:
                 item = at.get(size)
@@ -54,5 +54,5 @@ def _ordered(own: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:
         if mean < 0:
             first, second, mean = second, first, -mean
             part = part.assign(**{to: -part[of] for to, of in zip(signed, turned, strict=True)})
-        found.append((mean, str(first), str(second), part))
-    return [tuple(item[1:]) for item in sorted(found, key=lambda item: (-item[0], item[1], item[2]))]
+        found.append((-mean, str(first), str(second), part))
+    return [(first, second, part) for _, first, second, part in sorted(found, key=lambda item: item[:3])]
