@@ -20,6 +20,7 @@ METHODS: dict[str, str] = {
     "foster": "cilbench.methods.foster:FOSTER",
     "wa": "cilbench.methods.wa:WA",
     "bic": "cilbench.methods.bic:BiC",
+    "gem": "cilbench.methods.gem:GEM",
     "eeil": "cilbench.methods.eeil:EEIL",
     "lucir": "cilbench.methods.lucir:LUCIR",
     "lwf": "cilbench.methods.lwf:LwF",

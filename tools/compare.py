@@ -74,12 +74,17 @@ class Comparison:
         return [f"{what} {signed(gap)}" for what, gap, most in found if abs(gap) > most]
 
 
+def printed(found: Ours, numbers: Sequence[Published]) -> list[Published]:
+    """What papers print of this head; nothing of a memory of another kind."""
+    return [n for n in numbers if found.fill == "published" and n.of(found.head, found.published_head)]
+
+
 def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) -> Comparison:
     """With the number of the same kind of experiment, never the nearest, and with the mean of the public runs of it.
 
     A head that papers print no number of is held against the public runs alone, and so is a memory of another kind.
     """
-    numbers = numbers if found.fill == "published" and found.published_head else ()
+    numbers = printed(found, numbers)
     variant = published.FIXED if found.fill == "fixed" else numbers[0].variant if numbers else published.BENCHMARK
     kind = (found.head, found.backbone, found.recipe, variant)
     alike = [curve for curve in curves if (curve.head, curve.backbone, curve.recipe, curve.variant) == kind]

@@ -14,6 +14,7 @@ METHODS = (
     "finetune",
     "lwf",
     "ewc",
+    "gem",
     "replay",
     "icarl",
     "eeil",
@@ -59,7 +60,10 @@ class Place:
 
 @dataclass(frozen=True)
 class Published:
-    """A published number, in %; NaN where only the other is printed. `ask` is how cilbench is asked for the budget."""
+    """A published number, in %; NaN where only the other is printed. `ask` is how cilbench is asked for the budget.
+
+    `head`: the prediction it is of, where that is not the method's first (GEM with 2000 exemplars: the nearest mean).
+    """
 
     avg: float
     last: float
@@ -67,6 +71,11 @@ class Published:
     confidence: str
     source: str
     variant: str
+    head: str = ""
+
+    def of(self, head: str, is_first: bool) -> bool:
+        """May it stand beside what is predicted by `head`? Numbers of two heads are never compared."""
+        return self.head == head if self.head else is_first
 
 
 @dataclass(frozen=True)
@@ -92,7 +101,8 @@ def numbers() -> dict[Place, list[Published]]:
     for entry in _document()["reproduction"]:
         for name, values in entry["values"].items():
             avg, last = (math.nan if value < 0 else float(value) for value in values)
-            number = Published(avg, last, entry.get("ask", ""), entry["confidence"], entry["source"], entry["variant"])
+            said = entry["confidence"], entry["source"], entry["variant"], entry.get("head", "")
+            number = Published(avg, last, entry.get("ask", ""), *said)
             found.setdefault(_place(entry, name), []).append(number)
     sweep = load_published().query("budget_mb.notna()")
     for key, part in sweep.groupby(["dataset", "base", "inc", "method", "budget_mb"], sort=False):

@@ -33,6 +33,7 @@ from tools.compare import (
     compare,
     heads,
     ours,
+    printed,
     signed,
     verdict,
 )
@@ -135,8 +136,6 @@ def _counts(book: Book) -> str:
 def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
     numbers = book.numbers.get(place, ())
     lines: list[tuple[str, ...]] = []
-    own, *others = [f"{_pair(n.avg, n.last)} {book.cite(n.source)}" for n in numbers] or ["–"]
-    theirs = f"{own} ({'; '.join(others)})" if others else own
     command = _command(place, numbers)
     for entry, compared in book.rows(place):
         head, mine, gap, furthest, seeds = "–", "–", "–", "–", "–"
@@ -146,10 +145,18 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
             gap = f"{signed(compared.avg)} / {signed(compared.last)}" if compared.known else "–"
             furthest = f"{signed(compared.furthest)} at {compared.task}" if compared.task else "–"
             seeds = ", ".join(map(str, entry.seeds))
-        printed = theirs if entry is None or _printed(entry) else "–"
-        start = (place.method, _budget_text(place.budget), head, printed, mine)
+        theirs = _theirs(book, numbers if entry is None else printed(entry, numbers))
+        start = (place.method, _budget_text(place.budget), head, theirs, mine)
         lines.append((*start, gap, furthest, seeds, command, verdict(place, entry, compared)))
     return lines
+
+
+def _theirs(book: Book, numbers: Sequence[Published]) -> str:
+    """Published numbers of one head, the own kind of experiment first; named where it is not the method's first."""
+    own, *others = [
+        f"{_pair(n.avg, n.last)}{f' by {n.head}' if n.head else ''} {book.cite(n.source)}" for n in numbers
+    ] or ["–"]
+    return f"{own} ({'; '.join(others)})" if others else own
 
 
 def _printed(entry: Ours) -> bool:

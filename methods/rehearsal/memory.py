@@ -125,6 +125,19 @@ class ShowOnly:
         return None
 
 
+class TellLoss:
+    """A compression that is told a loss of the method's choice: where that of `fit` is no function of the images."""
+
+    def __init__(self, compressor: TaskCompression, loss: Loss) -> None:
+        self.compressor, self.loss = compressor, loss
+        self.show, self.encode, self.herded = compressor.show, compressor.encode, compressor.herded
+        self.before_epoch = compressor.before_epoch
+        self.state_dict, self.load_state_dict = compressor.state_dict, compressor.load_state_dict
+
+    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
+        self.compressor.after_epoch(epoch, lr, self.loss)
+
+
 class ExemplarMemory:
     """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
 

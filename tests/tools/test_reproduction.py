@@ -399,3 +399,14 @@ def test_a_wrong_request_is_one_line(arguments, says, tmp_path, monkeypatch, cap
     assert says in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_a_number_of_one_head_is_never_held_against_another():
+    """GEM: 40.18 with 2,000 exemplars is the nearest mean, the sweep's 27.2 is the linear head."""
+    known = published.numbers()[Place("cifar100", 0, 10, "7.6", "gem")]
+    assert [(n.avg, n.head) for n in known] == [(40.18, "nme"), (27.2, "")]
+    for head, first, theirs in (("nme", False, 40.18), ("head", True, 27.2)):
+        assert [n.avg for n in known if n.of(head, first)] == [theirs]
+    (aligned,) = published.numbers()[Place("cifar100", 0, 5, "43224320B", "gem")]
+    assert aligned.of("head", True)
+    assert not aligned.of("nme", False)
