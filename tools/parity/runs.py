@@ -29,9 +29,9 @@ from cilbench.scenario import seen_test_images, stream
 from tools.parity.reference import Data, NotThere, Reference, observed
 
 CPU = torch.device("cpu")
-PUBLISHED: dict[
-    str, dict[str, Any]
-] = {  # epochs and milestones of first and later tasks: models/icarl.py, models/replay.py
+Settings = dict[str, Any]
+# Epochs and milestones of first and later tasks: models/icarl.py, models/replay.py.
+PUBLISHED: dict[str, Settings] = {
     "icarl": {"init_epoch": 200, "init_milestones": [60, 120, 170], "epochs": 170, "milestones": [80, 120]},
     "replay": {"init_epoch": 200, "init_milestones": [60, 120, 170], "epochs": 70, "milestones": [30, 50]},
 }
