@@ -23,6 +23,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 from torch import Tensor
+from torch.nn import functional as F
 
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
@@ -34,6 +35,7 @@ from tools.parity.reference import Data, NotThere, Phase, Reference, copied, pat
 
 TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch: forty a task
 PER_CLASS, EXEMPLARS = 100, 200
+TIE = 1e-9  # scores that are no further apart are equal
 CPU = torch.device("cpu")
 
 
@@ -62,18 +64,22 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
     data = _data(spec, dataset, tasks)
     rows: list[Compared] = []
     state: dict[str, Tensor] | None = None
+    herded_by: list[Any] = []  # of each task's classes, the network
     torch.manual_seed(spec.seed)
     with numerics(CPU, "fp32", "contiguous"), float64():
         theirs = Reference(reference, method, data, plan.exemplars, EPOCHS, STEPS)
         for task in tasks:
-            learner = _learner(spec, plan, state)
+            learner = _learner(spec, plan, state, data)
             with recorded(learner, method) as phases:
                 generator = torch.Generator().manual_seed(spec.seed + task.index)
                 learner.learn(task, Context(generator, lambda line: None, lambda share, images: None))
             other = theirs.learn(phases)
             state = {key: tensor.clone() for key, tensor in learner.state().items()}
             rows += [_row(method, task.index, n, *pair) for n, pair in enumerate(zip(phases, other, strict=True))]
-            rows[-1] = _with_evidence(rows[-1], _learner(spec, plan, state), theirs, data)
+            herded_by.append((getattr(learner, "boosted", None) or learner.net).eval())
+            kept = _exemplars_alike(learner.memory.decoded(CPU), theirs.exemplars(), herded_by, data)
+            said = _predictions_alike(_learner(spec, plan, state, data), theirs, data)
+            rows[-1] = replace(rows[-1], exemplars_alike_percent=kept, **said)
             theirs.after_task()
     return rows
 
@@ -114,12 +120,12 @@ def float64() -> Iterator[None]:
         torch.set_default_dtype(before)
 
 
-def _learner(spec: RunSpec, plan: Any, state: dict[str, Tensor] | None) -> Any:
+def _learner(spec: RunSpec, plan: Any, state: dict[str, Tensor] | None, data: Data) -> Any:
+    """Ours, evaluated on images normalised as the reference's are: float32 rounds the other order otherwise."""
     learner: Any = spec.method.build(plan, spec.scenario, CPU)
     if state is not None:
         learner.load(state)
-    shown = learner.transform.eval
-    learner.transform.eval = lambda images: shown(images).double()
+    learner.transform.eval = data.normalise
     return learner
 
 
@@ -179,23 +185,39 @@ def _row(method: str, task: int, number: int, ours: Phase, theirs: Phase) -> Com
     return Compared(method, task, number, len(losses), ours.losses[0], float(losses.max()), max(apart))
 
 
-def _with_evidence(row: Compared, rebuilt: Any, theirs: Reference, data: Data) -> Compared:
-    """What the rebuilt learner keeps and says, beside the reference's."""
-    images, labels = rebuilt.memory.decoded(CPU)
-    their_images, their_labels = theirs.exemplars()
-    order, their_order = np.argsort(labels.numpy(), kind="stable"), np.argsort(their_labels, kind="stable")
-    same_count = np.array_equal(labels.numpy()[order], their_labels[their_order])
-    alike = (images.numpy()[order] == their_images[their_order]).all((1, 2, 3)).mean() if same_count else 0.0
-    seen = INC * (row.task + 1)
-    tested = data.test[1] < seen
+@torch.no_grad()
+def _exemplars_alike(ours: tuple[Tensor, Tensor], theirs: Any, herded_by: list[Any], data: Data) -> float:
+    """In %, of the places in herding order: the same image, or one whose features herding could not tell from it. After
+    few steps at a learning rate of 0.1 many images have the same few features.
+    """
+    (images, labels), (their_images, their_labels) = ours, (torch.from_numpy(part) for part in theirs)
+    alike, places = 0, 0
+    for label in labels.unique().tolist():
+        net = herded_by[label // INC]
+        pair = images[labels == label], their_images[their_labels == label]
+        mine, other = (F.normalize(net.features(data.normalise(part)), dim=1) for part in pair)
+        both = min(len(mine), len(other))
+        alike += int(((mine[:both] - other[:both]).norm(dim=1) < TIE).sum())
+        places += max(len(mine), len(other))
+    return 100 * alike / places
+
+
+def _predictions_alike(rebuilt: Any, theirs: Reference, data: Data) -> dict[str, Any]:
+    """What the rebuilt learner says of the test images beside the reference, by head."""
+    said = theirs.predictions()
+    tested = data.test[1] < rebuilt.net.seen
     with torch.no_grad():
         scores = rebuilt.scores(data.test[0][tested])
-    said = theirs.predictions()
-    shares = {
-        head: 100 * float((scores[head].argmax(1).numpy() == said[head]).mean()) for head in said if head in scores
-    }
-    evidence = {f"{head}_alike_percent": share for head, share in shares.items()}
-    return Compared(**{**asdict(row), "exemplars_alike_percent": 100 * float(alike), **evidence})
+    return {f"{head}_alike_percent": _alike(scores[head], said[head]) for head in said if head in scores}
+
+
+def _alike(scores_NK: Tensor, said_N: Any) -> float:
+    """In %, of the images on which ours decides: where all features are zero, as after few steps at a learning rate of
+    0.1 those of many are, every class mean is at a distance of one.
+    """
+    best_N2 = scores_NK.topk(2).values
+    decided_N = (best_N2[:, 0] - best_N2[:, 1] > TIE).numpy()
+    return 100 * float((scores_NK.argmax(1).numpy() == said_N)[decided_N].mean())
 
 
 def main(
