@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import data as torch_data
 
 Batch = tuple[Tensor, Tensor]  # normalised and augmented images [B, C, H, W], labels int64 [B]
-CLASSES = {"icarl": "iCaRL", "replay": "Replay", "der": "DER", "memo": "MEMO", "foster": "FOSTER"}
+CLASSES = {"icarl": "iCaRL", "replay": "Replay", "wa": "WA", "der": "DER", "memo": "MEMO", "foster": "FOSTER"}
 # The settings of exps/*.json that a learner reads from its arguments; lengths are the caller's.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "memo": {
@@ -234,7 +234,7 @@ class Reference:
     def parts(self, student: bool = False) -> list[list[Tensor]]:
         """What trains in a phase, in our order: the network, then the auxiliary head where there is one."""
         net = self.learner._snet if student else self.learner._network
-        if self.method in {"icarl", "replay"}:
+        if self.method in {"icarl", "replay", "wa"}:
             return [[*weights(net.convnet), *weights(net.fc)]]
         if self.method == "memo":
             modules = [net.TaskAgnosticExtractor, *net.AdaptiveExtractors, net.fc]

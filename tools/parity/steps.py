@@ -146,6 +146,7 @@ def recorded(learner: Any, method: str) -> Iterator[list[Phase]]:
     module: Any = importlib.import_module(type(learner).__module__)
     fit, train = module.fit, learner.transform.train
     shown: list[Tensor] = []
+    trained: list[Any] = []
 
     def training(images: Tensor, generator: torch.Generator) -> Tensor:
         shown.append(train(images, generator).double())
@@ -163,9 +164,11 @@ def recorded(learner: Any, method: str) -> Iterator[list[Phase]]:
 
         fit(noted, modules, *others, **more)
         phases[-1].after = copied([_weights(m) for m in modules])
+        trained[:] = modules
 
     with patched(module, fit=recording), patched(learner.transform, train=training):
         yield phases
+    phases[-1].after = copied([_weights(m) for m in trained])  # the head is aligned once all is learned
 
 
 def _weights(module: Any) -> list[Tensor]:
@@ -222,7 +225,7 @@ def _alike(scores_NK: Tensor, said_N: Any) -> float:
 
 def main(
     reference: Annotated[Path, typer.Option("--reference", help="A clone of LAMDA-CL/PyCIL.")],
-    methods: Annotated[str, typer.Option("--methods")] = "icarl,replay,der,memo,foster",
+    methods: Annotated[str, typer.Option("--methods")] = "icarl,replay,wa,der,memo,foster",
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where CIFAR-100 is kept.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for steps.csv and about.toml.")] = None,
 ) -> None:
