@@ -103,6 +103,12 @@ class RunOptions:
         TRAINING,
         "NAME",
     )
+    validate: str | None = option(
+        None,
+        "Hold out this share of each class's training images and evaluate on it, on no test image: to choose --set by.",
+        TRAINING,
+        "SHARE",
+    )
     precision: str = option("auto", "fp32, bf16, or auto: bf16 where it was measured to be faster.", TRAINING, "TYPE")
     settings: tuple[str, ...] = option(
         (),

@@ -44,6 +44,7 @@ class RunSpec:
     precision: Precision = "fp32"
     layout: MemoryFormat = "contiguous"
     low_memory: bool = False
+    validation: float | None = None  # the share of training images that stands in for the test images
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class RunSpec:
             "precision": self.precision,
             "config": self.method.settings(),
             **self._augmentation(),
+            **({} if self.validation is None else {"validation": self.validation}),
         }
 
     def _augmentation(self) -> dict[str, str]:
@@ -126,11 +128,22 @@ def specs(request: RunOptions) -> list[RunSpec]:
         scenarios = {order: make_scenario(card, base, inc, order, request.backbone) for order in orders}
     except ValueError as error:
         raise RequestError(str(error)) from None
+    validation = None if request.validate is None else _share("--validate", request.validate)
     methods = _methods(request, recipe, card.overrides)
     budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
     precision: Precision = _one_of("--precision", request.precision.replace("auto", "fp32"), Precision)
     return [
-        RunSpec(method, scenarios[order], replace(terms, bytes=size_bytes), label, seed, order, recipe, precision)
+        RunSpec(
+            method,
+            scenarios[order],
+            replace(terms, bytes=size_bytes),
+            label,
+            seed,
+            order,
+            recipe,
+            precision,
+            validation=validation,
+        )
         for (size_bytes, label), method, seed, order in product(budgets, methods, seeds, orders)
         if method.card.competes or size_bytes == budgets[-1][0]
     ]
@@ -256,6 +269,16 @@ def _seeds(option: str, text: str) -> list[int]:
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
         raise RequestError(f"{option} {text!r}: write different whole numbers from 0 to 2**32-1, e.g. 1993,1994")
     return seeds
+
+
+def _share(option: str, text: str) -> float:
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 0.5:
+        raise RequestError(f"{option} {text}: write a share of the training images, above 0 and up to 0.5, e.g. 0.1")
+    return share
 
 
 def _split(text: str) -> list[str]:

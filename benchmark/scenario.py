@@ -11,6 +11,7 @@ from torch import Tensor
 
 from cilbench.data.cards import DatasetCard
 from cilbench.data.download import Dataset, Images
+from cilbench.data.validation import NOT_IN_SPLIT
 from cilbench.methods.contract import Scenario, Task
 from cilbench.methods.networks.backbones import BACKBONES
 from cilbench.methods.training.images import DiskImages
@@ -61,7 +62,7 @@ def stream(
 
     `low_memory` leaves images in their file whatever their size.
     """
-    arrival = _arrival_numbers(scenario)[dataset.train.labels]
+    arrival = _arrival_numbers(scenario, dataset.train.labels)
     for index in range(first, scenario.tasks):
         new = scenario.new(index)
         yield Task(index, *_select(dataset.train, arrival, new, device, low_memory))
@@ -69,7 +70,7 @@ def stream(
 
 def seen_test_images(dataset: Dataset, scenario: Scenario, task: int, device: torch.device) -> tuple[Pixels, Tensor]:
     """Test images of all classes seen after `task`: uint8 [N, C, H, W]; int64 [N], arrival numbers."""
-    arrival = _arrival_numbers(scenario)[dataset.test.labels]
+    arrival = _arrival_numbers(scenario, dataset.test.labels)
     return _select(dataset.test, arrival, range(scenario.seen(task)), device)
 
 
@@ -78,9 +79,9 @@ def class_names(dataset: Dataset, scenario: Scenario) -> list[str]:
     return [dataset.class_names[c] for c in scenario.class_order]
 
 
-def _arrival_numbers(scenario: Scenario) -> np.ndarray:
-    """int64 [classes]: data-set class id → arrival number."""
-    return np.argsort(np.array(scenario.class_order))
+def _arrival_numbers(scenario: Scenario, labels: np.ndarray) -> np.ndarray:
+    """int64 [N]: the data set's own class ids → arrival numbers; what is not in the split stays so."""
+    return np.where(labels == NOT_IN_SPLIT, NOT_IN_SPLIT, np.argsort(np.array(scenario.class_order))[labels])
 
 
 def _select(

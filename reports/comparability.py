@@ -1,10 +1,10 @@
 """The linter of comparisons: nothing that differs in its conditions stands side by side without saying so.
 
 Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation, images: one name may
-stand for several data sets) are kept apart: each group has its own tables and figures. Within a group methods may be
-judged by different heads and keep different backbones, often by the protocol's own rule, and may have settings of their
-own (`--set`); tables mark such rows, figures and captions say it. `refuse` is the strict form: nothing may differ but
-what is allowed by name.
+stand for several data sets; split: test images, or held-out training images) are kept apart: each group has its own
+tables and figures. Within a group methods may be judged by different heads and keep different backbones, often by the
+protocol's own rule, and may have settings of their own (`--set`); tables mark such rows, figures and captions say it.
+`refuse` is the strict form: nothing may differ but what is allowed by name.
 """
 
 from collections import Counter
@@ -18,7 +18,7 @@ from cilbench.reports.wording import budget_text
 
 # What two numbers must share to be compared at all: nothing is averaged, ranked or drawn together across these.
 PROTOCOL = ["dataset", "base", "inc", "classes", "image_shape"]
-GROUP = [*PROTOCOL, "recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256"]
+GROUP = [*PROTOCOL, "recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256", "validation"]
 METHOD = [*GROUP, "method", "name", "competes"]
 REPETITION = ["seed", "order"]
 
@@ -32,6 +32,7 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "fill": ("fill",),
     "augmentation": ("augmentation",),
     "images": ("data_sha256",),
+    "split": ("validation",),  # what accuracies are of: test images, or training images that were held out
     "backbone": ("backbone",),
     "head": ("head",),
     "settings": ("settings",),
@@ -52,12 +53,15 @@ PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023mem
     "fill": "published",
     "precision": "fp32",
     "augmentation": "",
+    "validation": "",
     "requested_backbone": "auto",
     "order": 1993,
     "settings": "",
 }
 # How "" is called; "the data set's own" elsewhere. Runs of older releases do not record all.
-_NONE = {"settings": "the recipe's own"} | dict.fromkeys(("images", "plug-in", "isolation"), "not recorded")
+_NONE = {"settings": "the recipe's own", "split": "test images"} | dict.fromkeys(
+    ("images", "plug-in", "isolation"), "not recorded"
+)
 
 
 class MixedRunsError(ValueError):

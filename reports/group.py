@@ -171,9 +171,13 @@ class _Slugs:
         self.used: set[str] = set()
 
     def of(self, group: Mapping[str, Any]) -> str:
-        usual = {"storage": "fp32", "fill": "published", "augmentation": ""}
+        usual = {"storage": "fp32", "fill": "published", "augmentation": "", "validation": ""}
         named: Iterable[str] = ("recipe", "accounting", "precision", *usual)
-        conditions = "-".join(str(group[column]) for column in named if group[column] != usual.get(column))
+        conditions = "-".join(
+            f"{'validation ' * (column == 'validation')}{group[column]}"
+            for column in named
+            if group[column] != usual.get(column)
+        )
         text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{conditions}"
         slug = wanted = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "group"
         number = 1

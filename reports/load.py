@@ -50,7 +50,7 @@ CELL_COLUMNS = (
         "port",
     ),
     *("dataset", "base", "inc", "classes", "image_shape", "tasks"),
-    *("recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256"),
+    *("recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256", "validation"),
     *(
         "seed",
         "order",
@@ -270,6 +270,7 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "image_shape": "×".join(map(str, request.image_shape)),
         "augmentation": _as_text(request.augmentation),
         "data_sha256": telling(str(record.environment.get("data_sha256") or ""))[:16],
+        "validation": "" if request.validation is None else f"{100 * request.validation:g} % of the training images",
         "budget_label": None if request.budget_label is None else clean(request.budget_label),
         "requested_backbone": telling(request.backbone),
         "backbone": clean(record.plan.backbone) if record.plan else "",

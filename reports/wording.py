@@ -40,6 +40,7 @@ def conditions_text(group: Mapping[str, Any]) -> str:
         + stored
         + ("" if group["fill"] == "published" else f", {group['fill']} fill")
         + (f", augmentation {group['augmentation']}" if group["augmentation"] else "")
+        + (f", validation accuracies on held-out {group['validation']}" if group["validation"] else "")
         + (f", images {group['data_sha256'][:8]}" if group["data_sha256"] else "")
     )
 

@@ -139,7 +139,8 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
 
 def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:
     """What a sweep came to, a table a budget: means over runs, ± their standard deviation where there are several."""
-    columns = ["method", "avg %", "last %", "exemplars", "of budget", "status"]
+    split = " (validation)" if asked[0].validation else ""
+    columns = ["method", f"avg %{split}", f"last %{split}", "exemplars", "of budget", "status"]
     groups: dict[str, list[list[str]]] = {}
     by_cell: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in asked:
@@ -221,6 +222,11 @@ def announce(asked: Sequence[RunSpec]) -> list[str]:
         f"{scenario.dataset}: Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks,"
         f" {order}, recipe {first.recipe}, accounting {first.budget.accounting}"
     ]
+    if first.validation is not None:
+        lines.append(
+            f"validation: {100 * first.validation:g} % of each class's training images are held out and evaluated on;"
+            " no test image is"
+        )
     if len(orders) > 1:
         lines.append(f"{len(asked)} runs; --orders are seeds, each of a class order of its own: {listed}")
     budgets = {spec.budget.bytes: spec.budget_label for spec in asked}

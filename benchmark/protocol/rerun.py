@@ -97,6 +97,7 @@ class Recorded:
                 orders=str(r["order"]),
                 precision=r["precision"],
                 settings=tuple(_settings(r["config"])),
+                validate=str(r["validation"]) if "validation" in r else None,
                 data_dir=data_dir,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -19,6 +19,7 @@ from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, unseal
 from cilbench.budgets.size import format_bytes, human_bytes
+from cilbench.data.validation import held_out
 from cilbench.device.environment import environment
 from cilbench.device.memory import free_cached, peak_memory_bytes, reset_peak_memory
 from cilbench.errors import in_one_line
@@ -68,6 +69,7 @@ def execute(run: RunContext) -> Outcome:
     """Run to the end and leave the folder finished, whatever came of it. A crash is a failed run."""
     breach = None
     try:
+        run = replace(run, dataset=held_out(run.dataset, run.spec.validation, run.spec.seed))
         run.reporter.resumed(run.folder.open(run.dataset.fingerprint))
         try:
             if isinstance(run.plan, BudgetTooSmall):

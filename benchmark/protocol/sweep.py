@@ -12,6 +12,7 @@ import torch
 
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.download import Dataset, load
+from cilbench.data.validation import held_out
 from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_device, pick_workers
 from cilbench.device.measure import using_threads
 from cilbench.device.memory import free_cached
@@ -74,6 +75,7 @@ def sweep(
     check_feasible(asked)
     locks = check_writable(out)
     dataset = load(asked[0].scenario.dataset, data_dir)
+    held_out(dataset, asked[0].validation, asked[0].seed)  # raises where a class has too few images, whatever the seed
     screen.announce(asked)
     if not locks:
         say(f"{out}: a file system without locks: files that end in .locked take their place")

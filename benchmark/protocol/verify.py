@@ -15,6 +15,7 @@ import torch
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.sealed import unseal
 from cilbench.data.download import Dataset, load
+from cilbench.data.validation import held_out
 from cilbench.device.choose import pick_device
 from cilbench.device.environment import environment
 from cilbench.device.measure import using_threads
@@ -76,6 +77,7 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
     dataset = load(spec.scenario.dataset, data_dir)
     if cell.environment.get("data_sha256") not in (None, dataset.fingerprint):
         raise RequestError(f"RUN {folder}: the run was made of other images than this data folder has")
+    dataset = held_out(dataset, spec.validation, spec.seed)
     there = pick_device(device)
     layouts: tuple[MemoryFormat, ...] = get_args(MemoryFormat)
     spec = replace(spec, layout=next((x for x in layouts if x == cell.environment.get("layout")), spec.layout))

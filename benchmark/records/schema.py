@@ -229,6 +229,7 @@ class Request(_Record):
     precision: Text
     augmentation: Any = None  # none: the data set's own
     config: dict[str, Any]
+    validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # the share of training images evaluated on, if any
     budget_label: Annotated[str, AfterValidator(_number_text)] | None = None
 
 

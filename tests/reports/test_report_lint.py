@@ -41,6 +41,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "storage": {"storage": "fp16"},
     "fill": {"fill": "adaptive"},
     "augmentation": {"augmentation": {"flip": True}},
+    "split": {"validation": 0.1},
 }
 
 
@@ -234,6 +235,7 @@ def test_strict_refuses_a_method_that_was_run_on_other_seeds(tmp_path: Path) -> 
         ("backbone", {"backbone": "resnet18"}),
         ("class order", {"order": 7}),
         ("accounting", {"accounting": "strict"}),
+        ("validation", {"validation": 0.1}),
         ("budgets", {"budget_label": None}),
     ],
 )
@@ -268,3 +270,16 @@ def test_published_points_and_areas_are_of_the_published_protocol_alone(tmp_path
         assert rows["DER"]["AUC-A publ."].text == "10.74"  # zhou2024survey, Table 4
         assert rows["MEMO"]["AUC-L publ."].text == "9.03"
         assert "zhou2024survey, Table 4" in table.caption
+
+
+def test_accuracies_on_held_out_images_are_a_section_of_their_own_and_called_so(tmp_path: Path) -> None:
+    runs = reports.read_runs([two_runs(tmp_path, validation=0.1)])
+    captions = [memory.drawing(group).caption for group in groups_of(runs, None)]
+    assert ["validation accuracies on held-out 10 % of the training images" in text for text in captions] == [
+        False,
+        True,
+    ]
+    assert [group.slug.endswith("validation-10-of-the-training-images") for group in groups_of(runs, None)] == [
+        False,
+        True,
+    ]
