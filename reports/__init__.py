@@ -22,6 +22,7 @@ from cilbench.reports.figures.confusion import confusion_matrices
 from cilbench.reports.figures.kinds import bytes_by_kind
 from cilbench.reports.figures.memory import accuracy_over_memory
 from cilbench.reports.figures.norms import weight_norms
+from cilbench.reports.figures.pareto import accuracy_over_costs
 from cilbench.reports.figures.ranks import rank_over_memory
 from cilbench.reports.figures.remembered import remembered_images
 from cilbench.reports.figures.styles import save
@@ -44,6 +45,7 @@ __all__ = [
     "Runs",
     "UnknownAspectError",
     "accuracy_over_classes",
+    "accuracy_over_costs",
     "accuracy_over_memory",
     "bytes_by_kind",
     "changes_of_cells",

@@ -6,6 +6,7 @@ import pandas as pd
 
 from cilbench.reports.aggregate import aucs, curves, summary
 from cilbench.reports.comparability import require_one_group
+from cilbench.reports.compute import costs, frontiers
 from cilbench.reports.contrasts import comparisons, crossings, interquartile_means, ranks
 from cilbench.reports.measures import measures
 from cilbench.reports.variance import variances
@@ -47,6 +48,16 @@ class Comparison:
     def aucs(self) -> pd.DataFrame:
         """As of `aucs`."""
         return aucs(self.frame)
+
+    @cached_property
+    def costs(self) -> pd.DataFrame:
+        """As of `costs`."""
+        return costs(self.frame)
+
+    @cached_property
+    def frontiers(self) -> pd.DataFrame:
+        """As of `frontiers`."""
+        return frontiers(self.frame)
 
     @cached_property
     def comparisons(self) -> pd.DataFrame:

@@ -68,7 +68,10 @@ CELL_COLUMNS = (
     *("isolation", "plug_in", "dtypes"),
     *("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit"),
 )
-BOUNDARY_COLUMNS = ("run", "task", "seen", "exemplars", "published_bytes", "strict_bytes", "sealed_bytes")
+BOUNDARY_COLUMNS = (
+    *("run", "task", "seen", "exemplars", "published_bytes", "strict_bytes", "sealed_bytes"),
+    *("train_flops", "flops_per_image"),
+)
 TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
 LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_bytes")
 
@@ -163,7 +166,8 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
 
 def _typed(rows: Sequence[Mapping[str, Any]], columns: Sequence[str]) -> pd.DataFrame:
     """A table whose columns have their types also where it has no row."""
-    types = {"run": str, "head": str, "kind": str, "top1": float, "top5": float}
+    texts, decimals = ("run", "head", "kind"), ("top1", "top5", "train_flops", "flops_per_image")
+    types: dict[str, type] = dict.fromkeys(texts, str) | dict.fromkeys(decimals, float)
     return pd.DataFrame(rows, columns=list(columns)).astype({column: types.get(column, int) for column in columns})
 
 
@@ -325,7 +329,8 @@ def _check_classes(cell: Mapping[str, Any]) -> None:
 
 
 def _boundary(task: TaskRecord, run: str) -> dict[str, Any]:
-    return {"run": run} | {column: getattr(task, column) for column in BOUNDARY_COLUMNS[1:]}
+    row = {"run": run} | {column: getattr(task, column) for column in BOUNDARY_COLUMNS[1:]}
+    return row if task.flops else row | {"train_flops": math.nan, "flops_per_image": math.nan}
 
 
 def _tests(data: bytes, run: str) -> list[dict[str, Any]]:

@@ -16,7 +16,7 @@ CEILING = "joint"  # key of the method that learns from all data seen so far: in
 
 def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     """A row per run, stage and head: the columns of `cells`, then task, seen, head, published_head, images, top1, top5,
-    old_top1, new_top1, forgetting, backward_transfer, intransigence, exemplars, published_bytes, strict_bytes.
+    old_top1, new_top1, forgetting, backward_transfer, intransigence, and those of `boundaries`.
 
     `old_top1` is over the classes of earlier tasks (none at the first stage), `new_top1` over those of the stage's own.
     A run without accuracies keeps one row, for its status.

@@ -126,6 +126,10 @@ def tables_of(group: Group) -> list[tables.Table]:
         made.append(tables.crossing_table(given, one.crossings, group.cells))
     if group.anything_finished:
         made.append(tables.transfer_table(given, one.summary, group.cells))
+    if len(one.costs):
+        made.append(tables.compute_table(given, one.costs, group.cells))
+    if len(one.frontiers):
+        made.append(tables.frontier_table(given, one.frontiers, group.cells))
     return made
 
 
@@ -189,6 +193,8 @@ def _csv(runs: Runs, groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
         "ranks": [one.ranks for one in ones],
         "crossings": [one.crossings for one in ones],
         "spending": [group.spending for group in groups],
+        "compute": [one.costs for one in ones],
+        "frontiers": [one.frontiers for one in ones],
     }
     return {name: pd.concat(frames, ignore_index=True) for name, frames in of_all.items()} | {
         "confusion": evidence.confusion_frame(found),

@@ -13,6 +13,14 @@ def unit_of(largest_bytes: float) -> tuple[str, int]:
     return ("KiB", 2**10) if largest_bytes < 2**20 else ("MB", 2**20)
 
 
+def flops_unit_of(most: float) -> tuple[str, float]:
+    """The same of floating-point operations."""
+    return next((unit, scale) for unit, scale in _FLOPS if most >= scale or scale == 1)
+
+
+_FLOPS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("FLOP", 1.0))
+
+
 def number_text(value: float) -> str:
     """At most four significant digits, no exponent, no trailing zeros: `7.628`, `48`, `1273`."""
     return f"{value:.0f}" if abs(value) >= 1000 else f"{value:.4g}"
@@ -105,3 +113,9 @@ def listed(numbers: Iterable[int]) -> str:
     """`1, 2, 3`; of many the first six and how many there are."""
     found = sorted(set(numbers))
     return ", ".join(map(str, found[:6])) + (f", … ({len(found)})" if len(found) > 6 else "")
+
+
+def listed_words(words: Iterable[str]) -> str:
+    """`a`, `a and b`, `a, b and c`."""
+    *most, last = [*words] or [""]
+    return f"{', '.join(most)} and {last}" if most else last

@@ -28,6 +28,7 @@ class Synthetic:
     port: str = ""
     competes: bool = True
     expands: bool = False
+    arithmetic: float = 1.0  # operations of a task, in units of 1e12
     smallest_budget_bytes: int = 0
 
     @property
@@ -65,9 +66,10 @@ METHODS = (
         6,
         ("nme", "head"),
         "exemplars are stored compressed",
+        arithmetic=1.6,
     ),
-    Synthetic("der", "DER", "2103.16788", "yan2021der", 52, 13, expands=True),
-    Synthetic("memo", "MEMO", "2205.13218", "zhou2023memo", 54, 12, expands=True),
+    Synthetic("der", "DER", "2103.16788", "yan2021der", 52, 13, expands=True, arithmetic=3.0),
+    Synthetic("memo", "MEMO", "2205.13218", "zhou2023memo", 54, 12, expands=True, arithmetic=1.5),
     Synthetic(
         "dgm",
         "DGM",
@@ -80,8 +82,8 @@ METHODS = (
     ),
 )
 REFERENCES = (
-    Synthetic("finetune", "Fine-tuning", "1312.6211", "goodfellow2013", 19, 0, competes=False),
-    Synthetic("joint", "Joint training", "1312.6211", "goodfellow2013", 97, 0, competes=False),
+    Synthetic("finetune", "Fine-tuning", "1312.6211", "goodfellow2013", 19, 0, competes=False, arithmetic=0.5),
+    Synthetic("joint", "Joint training", "1312.6211", "goodfellow2013", 97, 0, competes=False, arithmetic=8.0),
 )
 
 
@@ -104,6 +106,7 @@ class Grid:
     test_images: int = 10  # of each class
     config: Mapping[str, Any] = field(default_factory=lambda: {"training": {"lr": 0.1, "epochs": 30}})
     settings: Mapping[str, Any] | None = None  # what was set by hand; older runs do not say
+    counted: bool = True  # operations; older runs do not say
 
     def seen(self, task: int) -> int:
         return self.base + task * self.inc if self.base else (task + 1) * self.inc
@@ -219,6 +222,7 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
                 "strict_bytes": totals[task][1],
                 "exemplars": exemplars // grid.seen(task) * grid.seen(task),
                 "wall_seconds": 2.5,
+                **(_flops(method, task) if grid.counted else {}),
             }
             for task in range(grid.tasks)
         ],
@@ -305,6 +309,12 @@ def _predictions(
             top[:, 0] = first
             arrays[f"task{task}/{head}"] = top
     return arrays
+
+
+def _flops(method: Synthetic, task: int) -> dict[str, Any]:
+    training = int(1e12 * method.arithmetic * (1 + (method.expands * task)))
+    per_image = 10**6 * (1 + method.expands * task)
+    return {"flops": {"training": training, "evaluation": 1000 * per_image}, "flops_per_image": per_image}
 
 
 def _ledger(

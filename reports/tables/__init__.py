@@ -1,7 +1,9 @@
 """The tables of a report: one file a table (`Table`s of text), and `render`, which writes them."""
 
 from cilbench.reports.tables.auc import auc_table
+from cilbench.reports.tables.compute import compute_table
 from cilbench.reports.tables.crossings import crossing_table
+from cilbench.reports.tables.frontier import frontier_table
 from cilbench.reports.tables.iqm import iqm_table
 from cilbench.reports.tables.pairs import pair_table
 from cilbench.reports.tables.paper import paper_table
@@ -27,7 +29,9 @@ __all__ = [
     "TableRow",
     "auc_table",
     "bib_text",
+    "compute_table",
     "crossing_table",
+    "frontier_table",
     "iqm_table",
     "latex_document",
     "latex_figures",

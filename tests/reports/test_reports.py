@@ -231,7 +231,7 @@ def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pyte
         made += [eval(line, scope)] if is_value else []
         exec("" if is_value else line, scope)
     figures = [value for value in [*made, scope["figure"]] if isinstance(value, Figure)]
-    assert len(figures) == 9
+    assert len(figures) == 10
     assert (tmp_path / "memory.pdf").is_file()
 
 

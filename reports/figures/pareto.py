@@ -1,0 +1,129 @@
+"""Accuracy for bytes, for operations, and for both: who is on the front."""
+
+from collections.abc import Mapping
+from functools import partial
+from typing import Any
+
+import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import LogLocator, NullFormatter
+
+from cilbench.reports.comparison import Comparison
+from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.figures.layout import (
+    SMALL,
+    dashed_handles,
+    dashes,
+    finish,
+    handles_of,
+    limit,
+    panel_grid,
+    say_n,
+)
+from cilbench.reports.figures.styles import FAINT, INK, PaperColumns, Style, paper_style, styles_by_name
+from cilbench.reports.group import Group
+from cilbench.reports.wording import flops_unit_of, unit_of
+
+_FADED = 0.3
+_EDGES = {True: (INK, 0.8), False: ("white", 0.5)}
+
+
+def drawing(group: Group) -> Drawing | None:
+    """Where two runs or more that compete have counted their operations."""
+    if len(_points(group.comparison)) < 2:
+        return None
+    about = (
+        "Average accuracy for the most bytes kept, for the floating-point operations of training, and the two costs "
+        "against each other, with the accuracy of what is on the front. Ringed: on the front, nothing is as accurate "
+        "for as little; faded: dominated."
+    )
+    make = partial(accuracy_over_costs, group.comparison, styles=group.styles)
+    return group.drawing("pareto", group.caption(about), make)
+
+
+def _points(one: Comparison) -> pd.DataFrame:
+    """A row per competing method and budget that counted its operations."""
+    costs = one.costs[one.costs["train_flops"].gt(0)]
+    return pd.DataFrame(costs[costs["competes"].astype(bool)])
+
+
+def accuracy_over_costs(
+    frame: pd.DataFrame | Comparison, paper_columns: PaperColumns = 2, styles: Mapping[str, Style] | None = None
+) -> Figure:
+    """Average accuracy over bytes kept, over operations of training, and the two costs against each other, a panel
+    each; a point per method and budget, with its 95 % interval, on logarithmic axes. The front of each panel, of means,
+    is a line of steps with ringed points; what another point dominates is faded. Dashed: operations of joint training
+    and of finetuning.
+    """
+    one = Comparison.of(frame)
+    styles = styles or styles_by_name(one.frame)
+    points = _points(one)
+    unit, scale = unit_of(points["kept_bytes"].max())
+    operations, divisor = flops_unit_of(points["train_flops"].max())
+    points = points.assign(kept=points["kept_bytes"] / scale, flops=points["train_flops"] / divisor)
+    references = one.costs[~one.costs["competes"].astype(bool) & one.costs["train_flops"].gt(0)]
+    with paper_style(points["name"]):
+        figure, panels, place = panel_grid(3, paper_columns, 2.1)
+        for axes, cost, title in zip(
+            panels, ("memory", "compute", "both"), ("For bytes", "For operations", "For both"), strict=True
+        ):
+            axes.set_title(title)
+            _draw(axes, points, cost, styles)
+            say_n(axes, points["n"])
+        for axes in panels[:2]:
+            axes.set_ylabel("Average accuracy (%)")
+            limit(axes, points, "avg")
+        for axes, label in zip(panels, (f"Kept ({unit})", f"Training ({operations})", f"Kept ({unit})"), strict=True):
+            axes.set_xlabel(label)
+        panels[2].set_ylabel(f"Training ({operations})")
+        panels[2].set_yscale("log")
+        _room(panels[2], "y", points["flops"])
+        names = sorted(references["name"].unique())
+        for name, own in references.groupby("name"):
+            at = own["train_flops"].mean() / divisor
+            panels[1].axvline(at, color=FAINT, dashes=dashes(str(name), names), linewidth=1, zorder=1)
+        _room(panels[1], "x", pd.concat([points["flops"], references["train_flops"] / divisor]))
+        handles: list[Artist] = [*handles_of(points["name"], styles, linestyle="none"), *dashed_handles(references)]
+        ring: dict[str, Any] = {"marker": "o", "markerfacecolor": "none", "markeredgecolor": INK}
+        handles.append(Line2D([], [], linestyle="none", label="on the front", **ring))
+        finish(figure, handles, place)
+    return figure
+
+
+def _draw(axes: Axes, points: pd.DataFrame, cost: str, styles: Mapping[str, Style]) -> None:
+    """The points of one panel, what is on the front over what is not."""
+    x = "flops" if cost == "compute" else "kept"
+    y = "flops" if cost == "both" else "avg"
+    axes.set_xscale("log")
+    labelled: list[tuple[float, float]] = []
+    for item in points.sort_values(f"on_{cost}").to_dict("records"):
+        on_front, style = bool(item[f"on_{cost}"]), styles[str(item["name"])]
+        look: dict[str, Any] = {"color": style.colour, "alpha": 1.0 if on_front else _FADED, "zorder": 3 + on_front}
+        if cost != "both" and not pd.isna(item["avg_low"]):
+            axes.vlines(item[x], item["avg_low"], item["avg_high"], linewidth=0.9, **look)
+        edge: dict[str, Any] = dict(zip(("markeredgecolor", "markeredgewidth"), _EDGES[on_front], strict=True))
+        axes.plot(item[x], item[y], marker=style.marker, linestyle="none", gid=cost, **look, **edge)
+        if cost == "both" and on_front:
+            near = sum(max(item[x] / a, a / item[x], item[y] / b, b / item[y]) < 1.15 for a, b in labelled)
+            beside = ((4, 2), (4, -7), (-14, 2), (-14, -7))[near % 4]  # neighbours on other sides
+            labelled.append((item[x], item[y]))
+            look = {"textcoords": "offset points", "xytext": beside, "fontsize": SMALL, "color": INK}
+            axes.annotate(f"{item['avg']:.1f}", (item[x], item[y]), **look)
+    if cost != "both":
+        steps = points[points[f"on_{cost}"]].sort_values(x)
+        axes.step(steps[x], steps[y], where="post", color=FAINT, linewidth=0.8, zorder=2, gid="front")
+    _room(axes, "x", points[x])
+
+
+def _room(axes: Axes, which: str, values: "pd.Series[float]") -> None:
+    """Limits a little beyond the values of a logarithmic axis, and few ticks."""
+    ratio = (values.max() / values.min()) ** 0.08 * 1.12
+    limits = values.min() / ratio, values.max() * ratio
+    (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
+    axis = axes.xaxis if which == "x" else axes.yaxis
+    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
+    axis.set_major_formatter(lambda value, _: f"{value:g}")
+    axis.set_minor_formatter(NullFormatter())

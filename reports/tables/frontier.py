@@ -1,0 +1,42 @@
+"""How much of the plane of accuracy and bytes, of accuracy and operations, and of all three a method's runs reach."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pandas as pd
+
+from cilbench.reports.compute import FRONTS
+from cilbench.reports.tables.table import (
+    Table,
+    TableCell,
+    TableRow,
+    caption,
+    cite_keys,
+    number_cell,
+    repetition_sentence,
+    run_ids,
+    whole,
+)
+
+_HEADINGS = {"memory": "Over bytes (%)", "compute": "Over operations (%)", "both": "Over both (%)"}
+
+
+def frontier_table(group: Mapping[str, Any], frontiers: pd.DataFrame, cells: pd.DataFrame) -> Table:
+    """A row per competing method, the largest volume of all three first."""
+    rows = []
+    for item in frontiers.sort_values(["both", "name"], ascending=[False, True]).to_dict("records"):
+        numbers = [number_cell(item, name) for name in FRONTS]
+        entries = (TableCell(str(item["name"])), *numbers, *(number_cell(item, c, whole) for c in ("budgets", "n")))
+        cite = cite_keys(cells[cells["name"] == item["name"]])
+        rows.append(TableRow("", entries, cite=cite, runs=run_ids(item)))
+    text = caption(
+        group,
+        cells,
+        "Areas and hypervolume: the best average accuracy (%) that a method's runs reach with at most so many bytes "
+        "kept, with at most so many operations of training, and with both, as a mean over logarithmic axes from the "
+        "least that any run here needs to twice the most. 100: all of it at once, for the least.",
+        repetition_sentence(frontiers, bold=False),
+    )
+    columns = ("Method", *(_HEADINGS[name] for name in FRONTS), "Budgets", "n")
+    numeric = tuple(column != "Method" for column in columns)
+    return Table("frontier", text, columns, numeric, tuple(rows), title="Accuracy for bytes and for operations")
