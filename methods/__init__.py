@@ -23,6 +23,7 @@ METHODS: dict[str, str] = {
     "gem": "cilbench.methods.gem:GEM",
     "eeil": "cilbench.methods.eeil:EEIL",
     "lucir": "cilbench.methods.lucir:LUCIR",
+    "podnet": "cilbench.methods.podnet:PODNet",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
     "replay": "cilbench.methods.replay:Replay",

@@ -4,9 +4,10 @@ arXiv 1612.00796).
 Keeps      one backbone and a linear head, and beside every parameter of them its importance F (the diagonal of the
            Fisher matrix) and its anchor θ* (what it was when the last task ended); no image. Without exemplars is not
            without memory: three copies of the network.
-Charged    F and θ* as the parameters they belong to: those of the backbone as `backbone`, under both accountings, those
-           of the head as `head`, which `published` leaves out. At a boundary θ* is the network itself, so two copies
-           would do; the third is sealed and charged because the method, and who counts it, has three.
+Charged    F and θ* as the parameters they belong to: those of the backbone as `backbone`, under both accountings; those
+           of the head as `head`, of which `published` leaves out as much as one head has. At a boundary θ* is the
+           network itself, so two copies would do; the third is sealed and charged because the method, and who counts
+           it, has three.
 Loss       cross-entropy of the new classes' logits among themselves + λ/2·Σ F (θ − θ*)² (eq. 3).
 Importance after a task, one pass over its images as they are trained on: the mean over batches of the squared gradient
            of the batch's cross-entropy over all classes seen, at most `fisher_max`. Merged with what was known: α·F_old

@@ -19,6 +19,7 @@ METHODS = (
     "icarl",
     "eeil",
     "lucir",
+    "podnet",
     "bic",
     "wa",
     "foster",

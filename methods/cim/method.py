@@ -37,6 +37,7 @@ from cilbench.methods.bibliography import cite
 from cilbench.methods.cim.boxes import as_stored, class_activation_map, fixed_boxes, hybrid, resize, tight_boxes
 from cilbench.methods.cim.rational import RELU, Twin, activations, learns, phi_of
 from cilbench.methods.contract import Context, MethodCard, Scenario
+from cilbench.methods.networks.heads import class_rows
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Count, Positive, Schedule, Share, Weight, in_epochs
@@ -243,7 +244,8 @@ class TaskMasks:
         """CAM [B, h, w] and logits of the mask model, which takes θ as a constant."""
         theta = self.theta()
         maps_BDhw, logits_BK = self.mask_net.run(theta, x_BCHW, self.phi if self.learned else ())
-        return class_activation_map(maps_BDhw, theta["head.weight"][labels_B]), logits_BK
+        rows_KD = class_rows(theta["head.weight"], maps_BDhw.shape[1])
+        return class_activation_map(maps_BDhw, rows_KD[labels_B]), logits_BK
 
     def draw(self) -> list[Tensor]:
         """Positions of an epoch's batches, of new images and old: for the hybrid images, held out, and so on in turn.

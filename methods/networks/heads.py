@@ -3,6 +3,7 @@
 linear     W f + b                                       most methods
 corrected  α_t (W f + b) + β_t for the classes of task t   BiC
 cosine     η cos(w, f)                                     LUCIR
+local      η Σ_p softmax_p(cos(w_p, f))·cos(w_p, f)         PODNet, ten rows (proxies) a class
 """
 
 from collections.abc import Callable
@@ -44,10 +45,14 @@ class CorrectedHead(nn.Linear):
 
 
 class CosineHead(nn.Linear):
-    """η · cosine of features and class rows, η learned (LUCIR, Hou 2019, eq. 4; drawn as PyCIL's convs/linears.py)."""
+    """η · cosine of features and class rows, η learned (LUCIR, Hou 2019, eq. 4; drawn as PyCIL's convs/linears.py).
 
-    def __init__(self, features: int, classes: int) -> None:
-        super().__init__(features, classes, bias=False)
+    With several proxies, `weight` [K, P·D] has those of a class in one row, and their cosines are averaged by their
+    softmax: the local similarity classifier (PODNet, Douillard 2020, eq. 5).
+    """
+
+    def __init__(self, features: int, classes: int, proxies: int = 1) -> None:
+        super().__init__(proxies * features, classes, bias=False)
         nn.init.uniform_(self.weight, -(features**-0.5), features**-0.5)
         self.scale = nn.Parameter(torch.ones(1))
         self.opened: tuple[NewRows, ...] = ()  # not a submodule: its rows are those of `weight`
@@ -58,7 +63,9 @@ class CosineHead(nn.Linear):
     def similarities(self, features_BD: Tensor) -> Tensor:
         """Cosines [B, K] in [−1, 1]."""
         weight = self.opened[0].joined(self.weight) if self.opened else self.weight
-        return F.linear(F.normalize(features_BD, dim=1), F.normalize(weight, dim=1))
+        rows_KPD = weight.view(len(weight), -1, features_BD.shape[1])
+        cosines_BKP = torch.einsum("bd,kpd->bkp", F.normalize(features_BD, dim=1), F.normalize(rows_KPD, dim=2))
+        return (cosines_BKP.softmax(2) * cosines_BKP).sum(2)
 
     def open(self, known: int) -> "NewRows":
         """Rows of old classes stay as they are, weight decay included; those of new ones learn as this module."""
@@ -86,6 +93,15 @@ class NewRows(nn.Module):
 
 def cosine(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:
     return CosineHead(features, classes)
+
+
+def local_similarity(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:
+    return CosineHead(features, classes, proxies=10)  # PODNet §5.1; PyCIL models/podnet.py
+
+
+def class_rows(weight: Tensor, features: int) -> Tensor:
+    """One row [K, D] a class: the mean of its proxies where it has several."""
+    return weight.view(len(weight), -1, features).mean(1)
 
 
 def _drawn(head: nn.Linear) -> nn.Linear:

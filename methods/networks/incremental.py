@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario
-from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
+from cilbench.methods.networks.backbones import BACKBONES, ConvBlock, build_shared, build_specialised
 from cilbench.methods.networks.heads import HeadKind, linear, new_head
 from cilbench.methods.training.numerics import full_precision, memory_format
 
@@ -76,6 +76,20 @@ class IncrementalNet(nn.Module):
         """Last feature maps of all branches: [B, D·branches, h, w]. What is frozen runs without a graph."""
         shared = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
         return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
+
+    def stage_maps(self, x_BCHW: Tensor) -> list[Tensor]:
+        """Feature maps [B, C, h, w] after every stage of the newest branch, those that `maps` gives last.
+
+        A stage is a row of residual blocks; where there are none, a convolution and what follows it.
+        """
+        layers = [layer for part in self.branches[-1].children() for layer in part.children()]
+        residual = [layer for layer in layers if not isinstance(layer, ConvBlock | nn.MaxPool2d)]
+        maps, found = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format)), []
+        for layer in layers:
+            maps = _run(layer, maps)
+            if layer in residual or (not residual and isinstance(layer, ConvBlock)):
+                found.append(maps)
+        return found
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Average-pooled feature maps: [B, D·branches]."""

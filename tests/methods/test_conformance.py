@@ -191,7 +191,8 @@ def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, sto
     # toy has fewer images than fit: planned as if nobody knew how many there are
     whole, halved = (replace(s, scenario=replace(s.scenario, train_images=0)).plan() for s in (full, half))
     if name in REHEARSAL and whole.backbone == halved.backbone:
-        assert halved.exemplars >= whole.exemplars + whole.model_bytes // 2 // full.scenario.image_bytes - 1
+        saved = ledger.by_kind("published")["backbone"]  # as much as is left
+        assert halved.exemplars >= whole.exemplars + saved // full.scenario.image_bytes - 1
 
 
 @pytest.mark.parametrize("name", [*REHEARSAL, "icarl+lowres:2"])
@@ -208,7 +209,7 @@ def test_adaptive_fill_spends_early_what_the_models_need_later(name):
     early, late = (kept[1][t] - kept[0][t] for t in (0, -1))
     expanding = load_class(name.partition("+")[0]).growth.expanding
     assert late == 0
-    assert early > 0 if expanding else early == 0
+    assert early > 0 if expanding or name == "podnet" else early == 0  # of its proxies the most is charged
 
 
 def test_jpeg_exemplars_are_counted_as_they_encode():
