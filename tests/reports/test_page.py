@@ -323,6 +323,21 @@ def _page_of_texts(folder: Path, text: str) -> Path:
     return write_page(folder / "runs", folder / "out")
 
 
+def test_the_contents_lead_to_every_table_and_headings_differ(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
+    for recipe in ("fast", "smoke"):
+        make_runs(tmp_path / "runs", Grid(METHODS[:3], BUDGETS, seeds=SEEDS, order=7, recipe=recipe))
+    text = reports.write_report([tmp_path / "runs"], tmp_path / "out").index.read_text(encoding="utf-8")
+    links = re.findall(r'href="#([^"]+)"', text[text.index("<nav") : text.index("</nav>")])
+    ids = re.findall(r' id="([^"]+)"', text)
+    assert len(ids) == len(set(ids))
+    assert set(links) <= set(ids)
+    assert {f"digits-b0-inc2-{recipe}-strict-fp32-results" for recipe in ("fast", "smoke")} <= set(links)
+    headings = re.findall(r"<h2[^>]*>(.*?)</h2>", text)
+    assert len(headings) == len(set(headings)) >= 5
+    assert "class orders were not varied" in text  # and asks for more
+
+
 # ------------------------------------------------------------------------------------------------ words
 
 

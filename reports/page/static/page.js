@@ -187,7 +187,7 @@ function describe(section, point, others) {
 // ------------------------------------------------------------------------------------------------ curves
 
 const swatches = boxes.map((box) => box.parentElement.querySelector("svg"));  // the one place that says how a method looks
-const FEW = 460;  // pixels below which lines have no names beside them: the filter names them
+const FEW = 460;  // pixels below which lines are named under them, not beside
 const MARK = 10;  // pixels
 const CROSS = "path://M-1 -.7L-.7 -1L0 -.3L.7 -1L1 -.7L.3 0L1 .7L.7 1L0 .3L-.7 1L-1 .7L-.3 0Z";
 
@@ -207,6 +207,9 @@ function colour(name) {
 /** Cells of the head that is asked for: each method's own published one, or one by its name. */
 const ofHead = (cells, head) => cells.filter((cell) => shown.has(cell.method) && (head ? cell.head === head || cell.n === 0 : cell.published));
 
+/** What no budget binds, as a line across: where it was not run it is as at the budget where it was. */
+const across = (points, budgets) => budgets.map(({ x }) => points.find((point) => point.x === x) ?? { ...points[0], x });
+
 const VIEWS = {
   /** Accuracy against the budget: a line per method, an × at the foot where there is no result. */
   memory(section, { measure, head }) {
@@ -217,6 +220,7 @@ const VIEWS = {
       if (!lines.has(cell.method)) lines.set(cell.method, []);
       lines.get(cell.method).push({ x: section.budgets[cell.budget].x, mean, low, high, cell });
     }
+    for (const [method, points] of lines) if (!data.methods[method].competes) lines.set(method, across(points, section.budgets));
     return {
       lines,
       absent: cells.filter((cell) => cell.n === 0 && data.methods[cell.method].competes),
@@ -247,16 +251,35 @@ const VIEWS = {
   },
 };
 
-/** Axes around what is drawn: round accuracies within 0 to 100, a margin beside the first and the last tick. */
+const competing = (lines) => [...lines].filter(([method]) => data.methods[method].competes).flatMap(([, points]) => points);
+const ends = (values) => [Math.min(...values), Math.max(...values)];
+const clamp = (value, low, high) => Math.min(Math.max(value, low), high);
+
+/** Axes around the lines that compete: round accuracies within 0 to 100, a margin beside the first and the last tick.
+ * Floors, ceilings and wide intervals widen them by a part of the lines' range at most. */
 function limits({ lines, published, ticks }) {
-  const values = [...lines.values(), published].flat().flatMap((point) => [point.mean, point.low, point.high]).filter((value) => value !== null);
-  const [least, most] = values.length ? [Math.max(0, Math.min(...values)), Math.min(100, Math.max(...values))] : [0, 100];
+  const drawn = [...competing(lines), ...published];
+  const own = drawn.length ? drawn : [...lines.values()].flat();
+  const [lowest, highest] = own.length ? ends(own.map((point) => point.mean)) : [0, 100];
+  const reach = Math.max(highest - lowest, 2);
+  const near = (points, keys, share) => points.flatMap((point) => keys.map((key) => point[key])).filter((value) => value !== null)
+    .map((value) => clamp(value, lowest - share * reach, highest + share * reach));
+  const others = [...lines].filter(([method]) => !data.methods[method].competes).flatMap(([, points]) => points)
+    .filter((point) => point.mean >= lowest - reach / 4 && point.mean <= highest + reach / 4);
+  const [least, most] = ends([lowest, highest, ...near(own, ["low", "high"], 0.5), ...near(others, ["mean"], 0.25)]).map((value) => clamp(value, 0, 100));
   const step = [1, 2, 5, 10, 20].find((size) => Math.ceil(most / size) - Math.floor(least / size) <= 7);
   const [low, high] = [step * Math.floor(least / step), step * Math.ceil(most / step)];
-  const places = [...ticks, ...published.map((point) => point.x)];
-  const [first, last] = [Math.min(...places), Math.max(...places)];
+  const [first, last] = ends([...ticks, ...published.map((point) => point.x)]);
   const margin = 0.04 * (last - first) || 1;
   return { step, y: [low, Math.max(high, low + step)], x: [first - margin, last + margin] };
+}
+
+/** Floors and ceilings that end beyond the axis, in words: `↑ Joint training 97.71 %`. */
+function beyond(view) {
+  const { y } = limits(view);
+  return [...view.lines].filter(([method]) => !data.methods[method].competes).map(([method, points]) => [method, points.at(-1).mean])
+    .filter(([, mean]) => mean < y[0] || mean > y[1])
+    .map(([method, mean]) => `${mean > y[1] ? "↑" : "↓"} ${data.methods[method].name} ${percent(mean)}`).join(", ");
 }
 
 /** The interval of each point, joined to a band that goes a little beyond its ends: one point alone has one, too. */
@@ -277,7 +300,7 @@ function band(points, colour) {
   return { type: "custom", silent: true, data: known.length ? [0] : [], renderItem, z: 1, clip: true };
 }
 
-function curve(method, points, ink, room) {
+function curve(method, points, ink, room, within) {
   const { colour, symbol, competes } = look(method);
   return {
     type: "line", name: data.methods[method].name, z: 3,
@@ -285,7 +308,7 @@ function curve(method, points, ink, room) {
     symbol: competes ? symbol : "emptyCircle", symbolSize: competes ? MARK : 6, symbolKeepAspect: true, showAllSymbol: true,
     itemStyle: { color: colour }, lineStyle: { color: colour, width: competes ? 2 : 1.5, type: competes ? "solid" : [5, 4] },
     emphasis: { focus: "series", scale: 1.5, lineStyle: { width: 3 } }, blur: { lineStyle: { opacity: 0.25 }, itemStyle: { opacity: 0.25 } },
-    endLabel: { show: room > 0, formatter: "{a}", color: ink, fontSize: 12, lineHeight: 16, distance: 10, width: room - 20, overflow: "truncate" },
+    endLabel: { show: room > 0 && within(points.at(-1).mean), formatter: "{a}", color: ink, fontSize: 12, lineHeight: 16, distance: 10, width: room - 20, overflow: "truncate" },
     labelLayout: { moveOverlap: "shiftY" },
   };
 }
@@ -332,7 +355,7 @@ function option(view, section, width, beside) {
       formatter: ({ data: { point }, seriesIndex, dataIndex }) => describe(section, point, beside(seriesIndex, dataIndex)) },
     series: [
       ...[...view.lines].map(([method, points]) => band(points, look(method).colour)),
-      ...[...view.lines].map(([method, points]) => curve(method, points, ink, room)),
+      ...[...view.lines].map(([method, points]) => curve(method, points, ink, room, (mean) => mean >= y[0] && mean <= y[1])),
       hollow(view.published),
       crosses(view.absent, section, y[0]),
     ],
@@ -361,7 +384,10 @@ class Chart {
       : series.data.map(({ point }, dataIndex) => ({ seriesIndex, dataIndex, point })));  // in the order of the arrow keys
     this.engine.setOption(drawn, { notMerge: true });
     const bands = [...view.lines.values()].flat().some((point) => point.low !== null);
-    const remarks = [view.remark, bands && "Bands: 95 % intervals of the mean.", choices.head ? this.section.differ_by_one_head : this.section.differ];
+    const off = beyond(view);
+    this.box.querySelector(".legend").replaceChildren(...(this.plot.clientWidth < FEW ? [...view.lines.keys()] : [])
+      .map((method) => element("span", {}, swatches[method].cloneNode(true), data.methods[method].name)));
+    const remarks = [view.remark, off && `Beyond the axis: ${off}.`, bands && "Bands: 95 % intervals of the mean.", choices.head ? this.section.differ_by_one_head : this.section.differ];
     this.box.querySelector(".remark").textContent = remarks.filter(Boolean).join(" ");
   }
 
