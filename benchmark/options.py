@@ -133,6 +133,9 @@ class HowToRun:
     source: Path | None = option(
         None, "Run the cell of a cell.json again, and compare.", FILES, "CELL.JSON", "--from", parser=a_path
     )
+    log: str = option(
+        "", "Curves as well, in OUT-logs: csv, tensorboard, trackio or wandb (extras of those names).", FILES, "WHERE"
+    )
     device: str = option("auto", "auto, cpu, cuda, cuda:1 or mps.", MACHINE, "NAME")
     jobs: str = option(
         "auto",

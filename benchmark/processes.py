@@ -12,9 +12,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing.connection import Connection, wait
 from multiprocessing.context import SpawnProcess
 from types import FrameType
-from typing import Any
+from typing import Any, cast
 
 # What terminals and batch systems send before they kill: Slurm by --signal, LSF and SGE as USR1, USR2 or XCPU, a lost
 # login as HUP. Windows has the first two.
@@ -92,20 +93,42 @@ def end_with_parent() -> None:
 
 
 def run_workers(
-    target: Callable[..., None], arguments: tuple[Any, ...], workers: int, stopping: Callable[[], bool]
+    target: Callable[..., None],
+    arguments: tuple[Any, ...],
+    workers: int,
+    stopping: Callable[[], bool],
+    hear: Callable[[int, Any], None],
 ) -> None:
-    """Run `target(*arguments)` in so many processes and wait for them; they are asked to end when we are.
+    """Run `target(*arguments, tell)` in so many processes and wait for them; they are asked to end when we are.
 
-    `target` has to be `stoppable`, and to `end_with_parent`.
+    What a worker tells, by a pipe of its own, `hear` is given with the worker's number. `target` has to be `stoppable`,
+    and to `end_with_parent`.
     """
     context = get_context("spawn")
-    processes: list[SpawnProcess] = [context.Process(target=target, args=arguments) for _ in range(workers)]
+    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
+    processes: list[SpawnProcess] = [
+        context.Process(target=target, args=(*arguments, sending.send)) for _, sending in pipes
+    ]
+    hearing = {receiving: number for number, (receiving, _) in enumerate(pipes)}
+
+    def hear_all() -> None:
+        for pipe in cast(list[Connection], wait(list(hearing), 0.05)):
+            try:
+                told = pipe.recv()
+            except (EOFError, OSError):  # the worker has ended
+                del hearing[pipe]
+            else:
+                hear(hearing[pipe], told)
+
     try:
-        for process in processes:
+        for process, (_, sending) in zip(processes, pipes, strict=True):
             start_sheltered(process)
+            sending.close()  # the worker's alone: its end ends the pipe
         asked = False
-        while any(process.is_alive() for process in processes):
-            time.sleep(0.05)
+        while hearing or any(process.is_alive() for process in processes):
+            hear_all()
+            if not hearing:
+                time.sleep(0.05)
             if stopping() and not asked:
                 asked = True
                 for process in processes:

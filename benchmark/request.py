@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
-from typing import Any, get_args
+from typing import Any, NamedTuple, get_args
 
 from cilbench.budgets.ledger import Accounting
 from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
@@ -45,6 +45,7 @@ class RunSpec:
     layout: MemoryFormat = "contiguous"
     low_memory: bool = False
     validation: float | None = None  # the share of training images that stands in for the test images
+    budget_typed: str = ""  # the size as it was asked for, e.g. "24 KiB"
 
     @cached_property
     def request(self) -> dict[str, Any]:
@@ -88,10 +89,17 @@ class RunSpec:
         return f"{start}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
     @property
+    def budget_text(self) -> str:
+        """The budget as it was asked for, and what that is: `7.6 MB = 7,998,016 B, as published`."""
+        exact = format_bytes(self.budget.bytes)
+        typed = f"{self.budget_typed} = {exact}" if self.budget_typed not in ("", exact) else exact
+        return f"{typed}, as published" if self.budget_label else typed
+
+    @property
     def title(self) -> str:
         """The run in a few words."""
         seeds = f"seed {self.seed}" + ("" if self.order == self.seed else f" order {self.order}")
-        return f"{self.method.name} {format_bytes(self.budget.bytes)} {seeds}"
+        return f"{self.method.name} {self.budget_typed or format_bytes(self.budget.bytes)} {seeds}"
 
     def plan(self) -> Plan:
         """Raises BudgetTooSmall, and RequestError for settings that make no sense at any budget."""
@@ -136,16 +144,17 @@ def specs(request: RunOptions) -> list[RunSpec]:
         RunSpec(
             method,
             scenarios[order],
-            replace(terms, bytes=size_bytes),
-            label,
+            replace(terms, bytes=size.bytes),
+            size.label,
             seed,
             order,
             recipe,
             precision,
             validation=validation,
+            budget_typed=size.typed,
         )
-        for (size_bytes, label), method, seed, order in product(budgets, methods, seeds, orders)
-        if method.card.competes or size_bytes == budgets[-1][0]
+        for size, method, seed, order in product(budgets, methods, seeds, orders)
+        if method.card.competes or size == budgets[-1]
     ]
 
 
@@ -225,33 +234,50 @@ def _settings(texts: tuple[str, ...]) -> dict[str, str]:
     return settings
 
 
-def _budgets(
-    request: RunOptions, protocol: tuple[str, int, int], terms: Budget, scenario: Scenario
-) -> list[tuple[int, str | None]]:
+class _Size(NamedTuple):
+    """A budget: bytes, the published label that stands for them, the size as typed."""
+
+    bytes: int
+    label: str | None
+    typed: str
+
+
+def _budgets(request: RunOptions, protocol: tuple[str, int, int], terms: Budget, scenario: Scenario) -> list[_Size]:
+    """From the smallest to the largest. Raises RequestError."""
     if [request.budget, request.budget_mb, request.align_to].count(None) != 2:
         raise RequestError(
             "give the budget once: --budget-mb 7.6 (MB = 2**20 B), --budget 7998016B (7.6MiB, 8MB), or --align-to der"
         )
     if request.align_to is not None:
         try:
-            return [(resolve(request.align_to, "published", {}, {}).full_bytes(terms, scenario), None)]
+            size_bytes = resolve(request.align_to, "published", {}, {}).full_bytes(terms, scenario)
+            return [_Size(size_bytes, None, format_bytes(size_bytes))]
         except (UnknownMethod, BadSetting) as error:
             raise RequestError(f"--align-to: {error}") from None
     if request.budget_mb == "published":
         if protocol not in PUBLISHED_BYTES:
             there = "; ".join(f"{name} Base-{base} Inc-{inc}" for name, base, inc in PUBLISHED_BYTES)
             raise RequestError(f"--budget-mb published: no budgets were published for this protocol, only for {there}")
-        return [(size_bytes, label) for label, size_bytes in PUBLISHED_BYTES[protocol].items()]
+        return [_Size(size_bytes, label, f"{label} MB") for label, size_bytes in PUBLISHED_BYTES[protocol].items()]
     option = "--budget" if request.budget_mb is None else "--budget-mb"
     text = (request.budget if request.budget_mb is None else request.budget_mb) or ""
     # A comma between digits may group thousands, as in 1,200KiB; after a unit it never does.
     comma = r"(?<![0-9]),|,(?![0-9]{3}(?:[^0-9]|$))" if option == "--budget" else ","
     parts = re.split(comma, text)
     try:
-        found = [parse_budget_mb(p, protocol) if option == "--budget-mb" else (parse_bytes(p), None) for p in parts]
+        if option == "--budget-mb":
+            found = [_Size(*parse_budget_mb(part, protocol), f"{part.strip()} MB") for part in parts]
+        else:
+            found = [_Size(parse_bytes(part), None, _spaced(part)) for part in parts]
     except ValueError as error:
         raise RequestError(f"{option}: {error}") from None
-    return sorted(dict(found).items())
+    return sorted({size.bytes: size for size in found}.values())
+
+
+def _spaced(size: str) -> str:
+    """`24KiB` as `24 KiB`; bytes with their thousands apart."""
+    number, unit = re.fullmatch(r"\s*(.*?)\s*([A-Za-z]+)\s*", size).groups()  # type: ignore[union-attr]
+    return format_bytes(parse_bytes(size)) if unit in "bB" else f"{number} {unit}"
 
 
 def _one_of(option: str, text: str, choice: Any) -> Any:

@@ -79,12 +79,16 @@ class Silent:
 
     done: list[int] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    epochs: list[Any] = field(default_factory=list)
 
     def resumed(self, resumed: Any) -> None:
         self.begun = resumed
 
     def progress(self, share: float, images: int) -> None:
         assert 0 <= share <= 1 + 1e-9
+
+    def epoch(self, line: Any) -> None:
+        self.epochs.append(line)
 
     def note(self, line: str) -> None:
         self.notes.append(line)

@@ -7,7 +7,7 @@ nothing written.
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -20,6 +20,9 @@ from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
 from cilbench.options import DataDir, Device, HowToRun, RunOptions, a_path, spread
 from cilbench.processes import wait_passively
+
+if TYPE_CHECKING:
+    from cilbench.cli.progress import Screen
 
 app = typer.Typer(
     cls=Group,
@@ -87,22 +90,30 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
         raise RequestError(f"--keep {how.keep}: allowed are last, all")
     if how.source is None:
         raise typer.Exit(_sweep(request, how))
-    from cilbench.cli.progress import Screen
-    from cilbench.protocol.rerun import rerun
+    with working("loading"):
+        from cilbench.protocol.rerun import rerun
 
     given = _given(context, {field.name for field in fields(RunOptions)} - {"data_dir"})
     if given:
         raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
-    raise typer.Exit(rerun(how.source, request.data_dir, how, Screen()))
+    raise typer.Exit(rerun(how.source, request.data_dir, how, _screen(how)))
 
 
 def _sweep(request: RunOptions, how: HowToRun) -> int:
-    from cilbench.cli.progress import Screen
-    from cilbench.protocol.sweep import sweep
-    from cilbench.request import specs
+    with working("loading"):
+        from cilbench.protocol.sweep import sweep
+        from cilbench.request import specs
 
     auto = request.precision == "auto"
-    return sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=auto)
+    return sweep(specs(request), request.data_dir, how, _screen(how), fastest_precision=auto)
+
+
+def _screen(how: HowToRun) -> "Screen":
+    from cilbench.cli.progress import Screen
+    from cilbench.cli.trackers import check_tracker
+
+    check_tracker(how.log)
+    return Screen(how.log, how.out.with_name(f"{how.out.name}-logs"))
 
 
 def _given(context: typer.Context, names: set[str]) -> list[str]:

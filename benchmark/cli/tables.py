@@ -15,7 +15,6 @@ from rich.table import Table
 from rich.text import Text
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.device.choose import in_fastest_precision, laid_out
 from cilbench.errors import RequestError, printable
 from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
@@ -50,6 +49,7 @@ def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
         "inc": spec.scenario.inc,
         "tasks": spec.scenario.tasks,
         "recipe": spec.recipe,
+        "budget": spec.budget_text,
         "budget_bytes": spec.budget.bytes,
         "budget_label": spec.budget_label,
         "accounting": spec.budget.accounting,
@@ -111,9 +111,8 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     columns += ["training"] if timed else []
     groups: dict[str, list[list[str]]] = {}
     for r in records:
-        label = f"the published {r['budget_label']} MB" if r["budget_label"] else human_bytes(r["budget_bytes"])
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
-        title = f"{protocol}; {r['budget_bytes']:,} B, {label}"
+        title = f"{protocol}; {r['budget']}"
         cells = {"method": r["method"]}
         if r["status"] == "refused":
             cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
@@ -144,8 +143,7 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
     groups: dict[str, list[list[str]]] = {}
     by_cell: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in asked:
-        label = f"the published {spec.budget_label} MB" if spec.budget_label else human_bytes(spec.budget.bytes)
-        by_cell.setdefault((f"{format_bytes(spec.budget.bytes)}, {label}", spec.method.name), []).append(spec)
+        by_cell.setdefault((spec.budget_text, spec.method.name), []).append(spec)
     for (title, method), specs_of_it in by_cell.items():
         counts = Counter(outcomes[spec.id].status for spec in specs_of_it if spec.id in outcomes)
         done = [spec for spec in specs_of_it if spec.id in outcomes and outcomes[spec.id].status == "done"]
@@ -219,8 +217,8 @@ def announce(asked: Sequence[RunSpec]) -> list[str]:
     listed = ", ".join(map(str, orders))
     order = f"class order {listed}" if len(orders) == 1 else f"{len(orders)} class orders"
     lines = [
-        f"{scenario.dataset}: Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks,"
-        f" {order}, recipe {first.recipe}, accounting {first.budget.accounting}"
+        f"{scenario.dataset} Base-{scenario.base} Inc-{scenario.inc}, {scenario.tasks} tasks,"
+        f" {order}, {first.recipe} recipe, {first.budget.accounting} bytes"
     ]
     if first.validation is not None:
         lines.append(
@@ -229,11 +227,7 @@ def announce(asked: Sequence[RunSpec]) -> list[str]:
         )
     if len(orders) > 1:
         lines.append(f"{len(asked)} runs; --orders are seeds, each of a class order of its own: {listed}")
-    budgets = {spec.budget.bytes: spec.budget_label for spec in asked}
-    for size, label in budgets.items():
-        meaning = f" (the published {label} MB)" if label else ""
-        lines.append(f"budget {size:,} B = {human_bytes(size)}{meaning}")
-    return lines
+    return lines + [f"budget {text}" for text in dict.fromkeys(spec.budget_text for spec in asked)]
 
 
 def method_cards() -> list[tuple[str, MethodCard]]:

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 
@@ -23,6 +23,10 @@ class Reporter(Protocol):
 
     def progress(self, share: float, images: int) -> None: ...
 
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """What log.jsonl says of an epoch that is over."""
+        ...
+
     def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None: ...
 
     def note(self, line: str) -> None: ...
@@ -37,18 +41,28 @@ class SweepReporter(Reporter, Protocol):
 
     def begin(self, number: int, spec: RunSpec) -> None: ...
 
+    def end(self, spec: RunSpec) -> None: ...
+
     def say(self, text: str) -> None: ...
+
+    def hear(self, worker: int, told: Any) -> None:
+        """What the reporter of another process tells."""
+        ...
 
 
 class Screen(Protocol):
-    """Shows a sweep to a person. It is pickled into the processes that work for the sweep."""
+    """Shows a sweep to a person. It is pickled into the processes that work for the sweep, whose reporters `tell`."""
 
     def say(self, line: str) -> None: ...
 
     def announce(self, asked: Sequence[RunSpec]) -> None: ...
 
+    def waiting(self) -> AbstractContextManager[None]:
+        """While something takes seconds."""
+        ...
+
     def reporting(
-        self, runs: int, stopping: Callable[[], bool], *, in_worker: bool = False
+        self, runs: int, stopping: Callable[[], bool], workers: int, tell: Callable[[Any], None] | None = None
     ) -> AbstractContextManager[SweepReporter]: ...
 
     def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None: ...

@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
 from multiprocessing import get_context
 from pathlib import Path
@@ -29,9 +29,10 @@ from cilbench.methods.training.loop import Diverged
 from cilbench.methods.training.numerics import is_out_of_memory
 from cilbench.processes import Stop, end_with_parent, start_sheltered, stoppable
 from cilbench.protocol.evaluate import Predictions, evaluate
-from cilbench.protocol.task import Learned, SealedTask, learn_resumably
+from cilbench.protocol.task import Learned, Progress, SealedTask, TaskLog, learn_resumably
 
 GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
+TOLD = "told.jsonl"
 SIGNAL_SECONDS = 1.0  # a signal to a process group may take so long from one process to the next
 
 Arrays = NDArray[np.uint8] | DiskImages  # images as a process is handed them: their bytes, or the file they are in
@@ -50,16 +51,17 @@ def learn_in_subprocess(
     task: Task,
     checkpoint: Path,
     stopping: Callable[[], bool],
-    lines: list[Mapping[str, Any]],
+    log: TaskLog,
+    progress: Progress = lambda share, images: None,
 ) -> Learned:
-    """`learn_resumably` in a process of its own. What it logs is added to `lines`.
+    """`learn_resumably` in a process of its own.
 
     Raises Diverged, Interrupted, ChildOutOfMemory, or RuntimeError with what the child said.
     """
     arrays = _portable(task.images), task.labels.cpu().numpy()
     with tempfile.TemporaryDirectory(prefix="cilbench-") as folder:
-        said = _in_a_process(_learn, folder, (given, task.index, *arrays, checkpoint.absolute()), stopping)
-        lines += said["lines"]
+        hear = _Hearing(Path(folder) / TOLD, log, progress)
+        said = _in_a_process(_learn, folder, (given, task.index, *arrays, checkpoint.absolute()), stopping, hear)
         learned = Learned((Path(folder) / "state").read_bytes(), **said["learned"])
         if not given.spec.method.card.unsealed:
             return learned
@@ -77,6 +79,28 @@ def evaluate_in_subprocess(given: SealedTask, images: Images) -> Predictions:
         }
 
 
+class _Hearing:
+    """What a child tells while it learns: lines of JSON, log lines and `[share, images]`, in a file that it adds to."""
+
+    def __init__(self, path: Path, log: TaskLog, progress: Progress) -> None:
+        self.path, self.log, self.progress = path, log, progress
+        self.read_bytes = 0
+
+    def __call__(self) -> None:
+        if not self.path.exists():
+            return
+        with self.path.open("rb") as file:
+            file.seek(self.read_bytes)
+            whole = file.read().rpartition(b"\n")[0]
+        self.read_bytes += len(whole) + 1 if whole else 0
+        for text in whole.splitlines():
+            said = json.loads(text)
+            if isinstance(said, dict):
+                self.log.append(said)
+            else:
+                self.progress(*said)
+
+
 def _portable(images: Images) -> Arrays:
     return images if isinstance(images, DiskImages) else images.cpu().numpy()
 
@@ -90,8 +114,9 @@ def _in_a_process(
     folder: str,
     arguments: tuple[Any, ...],
     stopping: Callable[[], bool] = lambda: False,
+    hear: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """Run `target(stop, folder, *arguments)` in a fresh process and return its result.json.
+    """Run `target(stop, folder, *arguments)` in a fresh process and return its result.json; `hear` while it works.
 
     Asks the child to end once we are to end.
     """
@@ -102,6 +127,7 @@ def _in_a_process(
         asked = False
         while process.is_alive() and not result.exists():
             process.join(0.05)
+            hear()
             if stopping() and not asked:
                 process.terminate()
                 asked = True
@@ -110,6 +136,7 @@ def _in_a_process(
         if process.pid is not None:
             process.kill()
             process.join()
+    hear()
     if not result.exists() and stopping():
         raise Interrupted
     if not result.exists():
@@ -162,14 +189,23 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
 def _learn(
     stop: Stop, folder: Path, given: SealedTask, index: int, images: Arrays, labels: NDArray[np.int64], checkpoint: Path
 ) -> dict[str, Any]:
-    device, lines = given.device, list[Mapping[str, Any]]()
-    try:
-        task = Task(index, _unpacked(images, device), torch.from_numpy(labels).to(device))
-        learned = learn_resumably(given, task, checkpoint, stop, lines)
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        raise ChildOutOfMemory(str(error), peak_memory_bytes(device)) from None
+    device = given.device
+    with (folder / TOLD).open("w", encoding="utf-8") as told:
+
+        def tell(said: object) -> None:
+            told.write(json.dumps(said) + "\n")
+            told.flush()
+
+        def progress(share: float, images: int) -> None:
+            tell((share, images))
+
+        try:
+            task = Task(index, _unpacked(images, device), torch.from_numpy(labels).to(device))
+            learned = learn_resumably(given, task, checkpoint, stop, TaskLog(tell), progress)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise ChildOutOfMemory(str(error), peak_memory_bytes(device)) from None
     (folder / "state").write_bytes(learned.sealed)
     if learned.unsealed is not None:
         (folder / "unsealed").write_bytes(learned.unsealed)
@@ -180,7 +216,7 @@ def _learn(
         "earlier_seconds": learned.earlier_seconds,
         "flops": learned.flops,
     }
-    return {"lines": lines, "learned": figures}
+    return {"learned": figures}
 
 
 def _evaluate(stop: Stop, folder: Path, given: SealedTask, images: Arrays) -> dict[str, Any]:

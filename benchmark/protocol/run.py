@@ -42,7 +42,7 @@ from cilbench.protocol.evaluate import (
     restore_learner,
 )
 from cilbench.protocol.isolation import ChildOutOfMemory, evaluate_in_subprocess, learn_in_subprocess
-from cilbench.protocol.task import Learned, SealedTask, learn_resumably, task_seed
+from cilbench.protocol.task import Learned, SealedTask, TaskLog, learn_resumably, task_seed
 from cilbench.records.files import printable
 from cilbench.records.folder import Outcome
 from cilbench.records.schema import FORMAT, TaskRecord
@@ -169,22 +169,22 @@ def _learn_once(run: RunContext, given: SealedTask, index: int) -> Learned:
     """Learn one task, logged in the folder. Its images are blank when it ends: a method may have kept them."""
     task = next(stream(run.dataset, run.spec.scenario, run.device, index, low_memory=given.spec.low_memory))
     images, checkpoint, tasks = task.images, run.folder.checkpoint(index), run.spec.scenario.tasks
-    lines: list[Mapping[str, Any]] = []
     reporter = run.reporter
+
+    def progress(share: float, images: int) -> None:
+        reporter.progress((index + share) / tasks, images)
+
+    def show(line: Mapping[str, Any]) -> None:
+        if "epoch" in line:
+            reporter.epoch(line)
+        if line.get("event") in ("checkpoint_damaged", "checkpoint_not_written"):
+            what = f"{line['event'].replace('_', ' ')}: {checkpoint}: {line['reason']}"
+            reporter.note(printable(f"{run.spec.method.name}: {what}"))
+
+    learn = learn_in_subprocess if run.isolate else learn_resumably
     try:
-        if run.isolate:
-            return learn_in_subprocess(given, task, checkpoint, reporter.stopping, lines)
-
-        def progress(share: float, images: int) -> None:
-            reporter.progress((index + share) / tasks, images)
-
-        return learn_resumably(given, task, checkpoint, reporter.stopping, lines, progress)
+        return learn(given, task, checkpoint, reporter.stopping, TaskLog(run.folder.log, show), progress)
     finally:
-        for line in lines:
-            run.folder.log(line)
-            if line.get("event") in ("checkpoint_damaged", "checkpoint_not_written"):
-                what = f"{line['event'].replace('_', ' ')}: {checkpoint}: {line['reason']}"
-                reporter.note(printable(f"{run.spec.method.name}: {what}"))
         release(images)
         del task, images
         gc.collect()

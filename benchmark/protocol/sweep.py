@@ -3,10 +3,11 @@
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,7 +36,8 @@ from cilbench.request import RunSpec, check_feasible
 class Sweep:
     """Runs to do, and how: what a worker process is handed. Workers share the runs by the locks of their folders.
 
-    `before` has the `RunFolder.stamp` of every run when the sweep began: what ended since is not run again.
+    `before` has the `RunFolder.stamp` of every run when the sweep began: what ended since is not run again. `open` are
+    the ids of those that had not ended.
     """
 
     specs: tuple[RunSpec, ...]
@@ -48,6 +50,7 @@ class Sweep:
     fresh: bool
     before: Mapping[str, tuple[int, int] | None]
     screen: Screen
+    open: frozenset[str] = frozenset()
 
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.out, spec.id)
@@ -69,6 +72,26 @@ def sweep(
     Request, folders and data are checked before anything is measured or trained: raises RequestError.
     `fastest_precision`: the runs take the one that is measured to be faster on the device.
     """
+    with screen.waiting():
+        todo, dataset, workers = _prepared(asked, data_dir, how, screen, fastest_precision)
+    with using_threads(workers.threads), stoppable() as stop:
+        with screen.waiting():
+            for line in _estimated(todo, workers, dataset):
+                screen.say(line)
+        with screen.reporting(len(asked), stop, workers.jobs) as reporter:
+            if workers.jobs > 1:
+                todo = _side_by_side(todo, workers, stop, reporter)
+            outcomes = _run_all(todo, dataset, reporter, stop)
+        if stop():
+            return stop.exit_code
+    screen.conclude(todo.specs, outcomes, how.out)
+    return _exit_code(outcomes)
+
+
+def _prepared(
+    asked: Sequence[RunSpec], data_dir: Path | None, how: HowToRun, screen: Screen, fastest_precision: bool
+) -> tuple[Sweep, Dataset, Workers]:
+    """Everything that is checked and measured before the first run. Raises RequestError."""
     out, fresh, say = how.out, how.fresh, screen.say
     keep: Keep = "all" if how.keep == "all" else "last"
     there = pick_device(how.device)
@@ -88,25 +111,22 @@ def sweep(
     for run_id in unfinished & ended.keys():
         folders[run_id].check_images(dataset.fingerprint)
     laid = [laid_out(spec, plans[spec.id], there, say) if spec.id in unfinished else spec for spec in asked]
-    open_ = [spec for spec in laid if ended.get(spec.id) is None]
+    open_ = frozenset(spec.id for spec in laid if ended.get(spec.id) is None)
     workers = pick_workers(how.jobs, how.threads, len(open_), asked, there, say)
     stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
-    todo = Sweep(tuple(laid), plans, data_dir, out, there, keep, how.isolate, fresh, stamps, screen)
     say(f"device {there}, {asked[0].precision}{workers}; run folders in {out}")
     for line in _ended_already(folders, ended, dataset):
         say(line)
-    begun = {spec.id: 0 if fresh else _tasks_done(folders[spec.id]) for spec in open_}
-    with using_threads(workers.threads), stoppable() as stop:
-        for line in estimate.described(open_, plans, there, begun, workers.gain, len(dataset.test.labels), say):
-            say(line)
-        if workers.jobs > 1:
-            todo = _side_by_side(todo, workers, stop)
-        with screen.reporting(len(asked), stop) as reporter:
-            outcomes = _run_all(todo, dataset, reporter, stop)
-        if stop():
-            return stop.exit_code
-    screen.conclude(asked, outcomes, out)
-    return _exit_code(outcomes)
+    todo = Sweep(tuple(laid), plans, data_dir, out, there, keep, how.isolate, fresh, stamps, screen, open_)
+    return todo, dataset, workers
+
+
+def _estimated(todo: Sweep, workers: Workers, dataset: Dataset) -> list[str]:
+    """How long it will take."""
+    open_ = [spec for spec in todo.specs if spec.id in todo.open]
+    begun = {spec.id: 0 if todo.fresh else _tasks_done(todo.folder(spec)) for spec in open_}
+    images = len(dataset.test.labels)
+    return estimate.described(open_, todo.plans, todo.device, begun, workers.gain, images, todo.screen.say)
 
 
 def _ended_already(
@@ -130,7 +150,7 @@ def _tasks_done(folder: RunFolder) -> int:
     return 0
 
 
-def _side_by_side(todo: Sweep, workers: Workers, stop: Stop) -> Sweep:
+def _side_by_side(todo: Sweep, workers: Workers, stop: Stop, reporter: SweepReporter) -> Sweep:
     """Have worker processes do the runs. What they leave, because one of them died, is this process's to do."""
     free_cached(todo.device)  # what measuring needed is theirs
     for spec in todo.specs:
@@ -139,15 +159,23 @@ def _side_by_side(todo: Sweep, workers: Workers, stop: Stop) -> Sweep:
             if mine and todo.fresh and folder.stamp() == todo.before[spec.id]:
                 folder.discard()
     todo = replace(todo, fresh=False)
-    run_workers(_work, (todo, workers.threads), workers.jobs, stop)
+    run_workers(_work, (todo, workers), workers.jobs, stop, reporter.hear)
     return todo
 
 
-def _work(todo: Sweep, threads: int) -> None:
+def _work(todo: Sweep, workers: Workers, tell: Callable[[Any], None]) -> None:
     """In a process of its own: do every run that no other process is doing."""
     end_with_parent()
-    torch.set_num_threads(threads)
-    with stoppable(patient=True) as stop, todo.screen.reporting(len(todo.specs), stop, in_worker=True) as reporter:
+    torch.set_num_threads(workers.threads)
+
+    def told(what: Any) -> None:
+        with suppress(OSError):  # the parent is gone, and so is this process in a moment: no failure of a run
+            tell(what)
+
+    with (
+        stoppable(patient=True) as stop,
+        todo.screen.reporting(len(todo.specs), stop, workers.jobs, told) as reporter,
+    ):
         _run_all(todo, todo.load_images(), reporter, None)
 
 
@@ -163,6 +191,8 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
                 done = sum(outcome.status == "done" for outcome in outcomes.values())
                 reporter.note(_stopped(stop, done, len(todo.specs), todo.folder(spec)))
             break
+        if outcome.status != "running":
+            reporter.end(spec)
         if outcome.status != "done" and (stop is not None or outcome.status != "running"):
             reporter.note(f"{spec.title}: {outcome.status}: {printable(outcome.reason or '')}")
     return outcomes

@@ -4,6 +4,7 @@ import hashlib
 import random
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ import torch
 from cilbench.budgets.sealed import seal
 from cilbench.errors import in_one_line
 from cilbench.methods.contract import Context, Plan, Task
-from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Unrestorable
+from cilbench.methods.training.checkpoint import Checkpoint, Unrestorable
 from cilbench.methods.training.flops import counting
 from cilbench.methods.training.numerics import numerics
 from cilbench.protocol.evaluate import restore_learner
@@ -53,6 +54,35 @@ class Learned:
     earlier_seconds: float = 0.0
     unsealed: bytes | None = None
     flops: Mapping[str, int] = field(default_factory=dict)
+
+
+class TaskLog:
+    """What a task logs: `write` gets every line as it comes, `show` those of this process.
+
+    Lines that a checkpoint brings are written with the first new one: a task that is begun again after all has none.
+    What cannot be written, on a disk that is full, waits for the next line or for the end of the task.
+    """
+
+    def __init__(self, write: Log, show: Log = lambda line: None) -> None:
+        self.write, self.show = write, show
+        self.lines: list[Mapping[str, Any]] = []
+        self._written = 0
+
+    def append(self, line: Mapping[str, Any]) -> None:
+        self.lines.append(line)
+        with suppress(OSError):
+            self.flush()
+        self.show(line)
+
+    def flush(self) -> None:
+        """Raises OSError."""
+        for line in self.lines[self._written :]:
+            self.write(line)
+            self._written += 1
+
+    def restart(self) -> None:
+        """The task is learned from its beginning."""
+        self.lines, self._written = [], 0
 
 
 def learn_and_seal(
@@ -106,10 +136,10 @@ def learn_resumably(
     task: Task,
     checkpoint: Path,
     stopping: Callable[[], bool],
-    lines: list[Mapping[str, Any]],
+    log: TaskLog,
     progress: Progress = lambda share, images: None,
 ) -> Learned:
-    """`learn_task`, from the checkpoint where there is one. What is logged is added to `lines`.
+    """`learn_task`, from the checkpoint where there is one.
 
     Raises Interrupted once a checkpoint is written, OSError for a checkpoint that cannot be read.
     """
@@ -119,7 +149,7 @@ def learn_resumably(
     def beside() -> dict[str, Any]:
         """What the checkpoint keeps for us."""
         seconds = found.get("seconds", 0.0) + time.perf_counter() - started
-        return {"lines": [dict(line) for line in lines], "images": sum(trained), "seconds": seconds}
+        return {"lines": [dict(line) for line in log.lines], "images": sum(trained), "seconds": seconds}
 
     def progressed(share: float, images: int) -> None:
         trained.append(images)
@@ -128,23 +158,22 @@ def learn_resumably(
     def event(name: str, error: Exception) -> dict[str, Any]:
         return {"task": task.index, "event": name, "reason": in_one_line(error)}
 
-    kept = Checkpoint(checkpoint, stopping, beside, lambda error: lines.append(event("checkpoint_not_written", error)))
+    kept = Checkpoint(checkpoint, stopping, beside, lambda error: log.append(event("checkpoint_not_written", error)))
     try:
         kept.read()
     except ValueError as error:
-        lines.append(event("checkpoint_damaged", error))
+        log.append(event("checkpoint_damaged", error))
     found = kept.found
-    lines += found.get("lines", [])
+    log.lines += found.get("lines", [])
     trained.append(found.get("images", 0))
     try:
-        learned = learn_task(given.spec, given.plan, task, given.sealed, given.device, lines.append, progressed, kept)
-    except Interrupted:
-        lines.clear()  # the checkpoint has them
-        raise
+        learned = learn_task(given.spec, given.plan, task, given.sealed, given.device, log.append, progressed, kept)
     except Unrestorable as error:  # a whole checkpoint, but of another device or version
         checkpoint.unlink()
-        lines[:] = [event("checkpoint_damaged", error)]
-        return learn_resumably(given, task, checkpoint, stopping, lines, progress)
+        log.restart()
+        log.append(event("checkpoint_damaged", error))
+        return learn_resumably(given, task, checkpoint, stopping, log, progress)
+    log.flush()
     return replace(learned, images=sum(trained), earlier_seconds=found.get("seconds", 0.0))
 
 

@@ -186,7 +186,9 @@ class DGM:
             judged = {}
             if self.validation and (epoch % EPOCHS_A_JUDGEMENT == 0 or epoch + 1 == config.epochs):
                 judged["validation_top1"] = 100 * self.validation.judge(self._predicted, net)
-            context.log({"task": t, "epoch": epoch, "lr": config.lr, **losses, **speed, **judged})
+            context.log(
+                {"task": t, "epoch": epoch, "epochs": config.epochs, "lr": config.lr, **losses, **speed, **judged}
+            )
             context.progress((epoch + 1) / config.epochs, shown)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of graphs

@@ -130,7 +130,7 @@ def fit(
             compressing_seconds += time.perf_counter() - trained
         mean_loss = total_loss / sum(map(len, order))
         seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
-        record = {"task": task, "phase": phase, "epoch": epoch, "loss": mean_loss, "lr": lr}
+        record = {"task": task, "phase": phase, "epoch": epoch, "epochs": schedule.epochs, "loss": mean_loss, "lr": lr}
         speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
         context.log({**record, **speed, "compressing_seconds": compressing_seconds})
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))

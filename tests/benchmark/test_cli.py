@@ -124,7 +124,7 @@ def test_run_report_resume_audit(cilbench, tmp_path):
     first = cilbench(*request)
     assert first.returncode == 0, first.stdout + first.stderr
     assert "10 runs: 10 done" in first.stdout
-    assert "task 5/5, 10 classes" in first.stdout
+    assert "task 5/5: " in first.stdout
     folders = sorted(p.name for p in (tmp_path / "runs").iterdir())
     assert len(folders) == 10
     stamps = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")}
