@@ -41,7 +41,7 @@ def count(record_property: Callable[[str, object], None]) -> Count:
     return counted
 
 
-def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+def pytest_terminal_summary(terminalreporter: "pytest.TerminalReporter") -> None:
     sums: Counter[str] = Counter()
     for report in terminalreporter.stats.get("passed", []):
         sums.update({what: number for what, number in report.user_properties if what in COUNTED})

@@ -10,7 +10,7 @@ does: a tree of CIFAR-100 by fine label gets torchvision's ids. Names of classes
 
 import hashlib
 import math
-import os
+import re
 import shutil
 import unicodedata
 from collections import Counter
@@ -21,6 +21,7 @@ from dataclasses import replace as changed
 from functools import partial
 from pathlib import Path, PurePosixPath
 
+import joblib
 import numpy as np
 
 from cilbench.data import cache
@@ -46,6 +47,7 @@ Files = dict[str, dict[str, list[str]]]  # split → class → paths
 
 SIZE_LIMIT = 4096
 IMAGENET_PIXELS = 64  # larger images are treated as ImageNet's are
+DARK = 32  # of 255: masks, or few bits of many
 CHUNK_BYTES = 2**22  # of pixels handed on at a time
 THREADS_FROM_PIXELS = 64 * 64  # smaller images are mostly Python, which threads only slow down (measured: 1.5 times)
 LAYOUT = "class folders must lie under train/ and test/ (or val/)"
@@ -79,12 +81,13 @@ def import_folder(
         for line in tree.notes:
             note(line)
         total = sum(len(labels) for labels in tree.labels.values())
-        done = 0
+        done, seen = 0, {split: _Seen() for split in tree.labels}
 
-        def counted(chunks: Iterator[Uint8]) -> Iterator[Uint8]:
+        def counted(split: str) -> Iterator[Uint8]:
             nonlocal done
-            for chunk in chunks:
+            for chunk in tree.chunks(split):
                 yield chunk
+                seen[split].add(chunk)
                 done += len(chunk)
                 progress(done, total)
 
@@ -92,15 +95,25 @@ def import_folder(
             need_bytes, free_bytes = total * math.prod(tree.image_shape), shutil.disk_usage(folder).free
             if need_bytes > free_bytes:
                 raise DatasetError(f"{data_dir} has {free_bytes:,} B free; {name} needs {need_bytes:,} B")
-            parts = {split: (labels, counted(tree.chunks(split))) for split, labels in tree.labels.items()}
+            parts = {split: (labels, counted(split)) for split, labels in tree.labels.items()}
             meta = cache.write_cache(name, folder, tree.class_names, tree.image_shape, parts)
             if not replace:
                 _check_builtin(name, data_dir, meta.fingerprint)
-            if tree.transparent:
-                note(f"laid on white, having transparency: {_some(tree.transparent, 'image')}")
-            if max(meta.std) <= 1 / 255:
-                note("every pixel of the training images has the same colour")
+            for line in _of_pixels(tree.transparent, meta, **seen):
+                note(line)
     return cache.card(name, data_dir)
+
+
+class _Seen:
+    """What is kept in mind of a split's images: a 64-bit hash of each, and the brightest value."""
+
+    def __init__(self) -> None:
+        self.hashes: list[int] = []
+        self.brightest = 0
+
+    def add(self, chunk_NCHW: Uint8) -> None:
+        self.hashes += [hash(image.tobytes()) for image in chunk_NCHW]
+        self.brightest = max(self.brightest, int(chunk_NCHW.max()))
 
 
 def _check_card(name: str, source: Path, tree: "Tree") -> None:
@@ -163,7 +176,7 @@ class Tree:
             target = changed(target, shorter=round(target.size * 256 / 224))  # Resize(256), CenterCrop(224)
         small = self.target.size is None and self.image_shape[1] * self.image_shape[2] < THREADS_FROM_PIXELS
         decoded = partial(self._decode, target)
-        return batched(decoded, self.files[split], per_chunk, 1 if small else min(16, os.cpu_count() or 1))
+        return batched(decoded, self.files[split], per_chunk, 1 if small else min(16, joblib.cpu_count()))
 
     def _decode(self, target: Target, names: Sequence[str]) -> Uint8:
         chunk = np.empty((len(names), *self.image_shape), np.uint8)
@@ -203,7 +216,12 @@ def open_tree(source: Path, size: int | None) -> Iterator[Tree]:
         }
         headers_in_order = {name: images[name] for split in files for name in files[split]}
         image_shape, target = _common_shape(source, headers_in_order, size)
-        notes += [*_of_classes(class_names), *_of_headers(images.values(), target), *_of_files(aside)]
+        notes += [
+            *opened_source.notes,
+            *_of_classes(class_names),
+            *_of_headers(images.values(), target),
+            *_of_files(aside),
+        ]
         yield Tree(opened_source, class_names, image_shape, target, files, labels, notes)
 
 
@@ -244,7 +262,13 @@ def _arrange(source: Path, names: Iterable[str]) -> tuple[Files, list[str], list
                 raise DatasetError(f"{source}: {name} lies in no class folder; allowed is {split}/CLASS/IMAGE")
             aside.append(name)
         if split not in found:
-            raise DatasetError(f"{source} has no {'train' if split == 'train' else 'test/ or val'}/: {LAYOUT}")
+            inside = sorted(tops if depth == 0 else {name.split("/")[1] for name in kept if name.count("/") > 1})
+            there_is = f"; there is {', '.join(f'{top}/' for top in inside[:4])}{' …' * (len(inside) > 4)}" * bool(
+                inside
+            )
+            raise DatasetError(
+                f"{source} has no {'train' if split == 'train' else 'test/ or val'}/: {LAYOUT}{there_is}"
+            )
         if not found[split]:
             raise DatasetError(f"{source}: {split}/ is empty: {LAYOUT}")
     return {"train": found["train"], test: found[test]}, aside, notes
@@ -293,11 +317,17 @@ def _common_shape(source: Path, headers: dict[str, Header], size: int | None) ->
 
 
 def _of_classes(class_names: tuple[str, ...]) -> Iterator[str]:
-    if all(name.isdecimal() for name in class_names) and sorted(class_names, key=int) != list(class_names):
+    by_number = sorted(class_names, key=_by_number)
+    if (first := next((i for i, name in enumerate(class_names) if name != by_number[i]), None)) is not None:
         yield (
             "classes are numbered by the order of their names as text, as torchvision does: "
-            f"{', '.join(class_names[:4])}, …; write 02 for 2 to have them by number"
+            f"{', '.join(class_names[max(0, first - 1) : first + 3])}, …; write 02 for 2 to have them by number"
         )
+
+
+def _by_number(name: str) -> list[str | int]:
+    """Text and numbers in turn, as a person orders names."""
+    return [int(part) if number % 2 else part for number, part in enumerate(re.split(r"([0-9]+)", name))]
 
 
 def _of_headers(headers: Iterable[Header], target: Target) -> Iterator[str]:
@@ -310,6 +340,21 @@ def _of_headers(headers: Iterable[Header], target: Target) -> Iterator[str]:
         yield f"{_count(colours, 'colour image')} of 16 bits a channel: the upper 8 are kept"
     if frames := sum(header.has_frames for header in headers):
         yield f"{_count(frames, 'image')} of several frames: the first is taken"
+    if turned := sum(header.is_turned for header in headers):
+        yield f"{_count(turned, 'image')} that EXIF says to turn: not turned, as torchvision does not"
+
+
+def _of_pixels(transparent: list[str], meta: cache.Meta, train: _Seen, test: _Seen) -> Iterator[str]:
+    """What is known once all images have been decoded."""
+    if transparent:
+        yield f"laid on white, having transparency: {_some(transparent, 'image')}"
+    if max(meta.std) <= 1 / 255:
+        yield "every pixel of the training images has the same colour"
+    elif train.brightest < DARK:
+        yield f"the brightest pixel of the training images is {train.brightest} of 255: they are all but black"
+    if known := int(np.isin(test.hashes, train.hashes).sum()):
+        among = "is a training image" if known == 1 else "are training images"
+        yield f"of {len(test.hashes):,} test images {known:,} {among} too"
 
 
 def _of_files(aside: list[str]) -> Iterator[str]:

@@ -1,6 +1,6 @@
 """Image files → uint8 pixels of one shape. Files are read twice: headers first, so that nothing is written in vain.
 
-EXIF orientation is not applied, as torchvision's ImageFolder does not; of several frames the first counts.
+As with torchvision's ImageFolder EXIF orientation is not applied, and of several frames the first counts.
 """
 
 import logging
@@ -19,18 +19,19 @@ from PIL import Image, UnidentifiedImageError
 
 from cilbench.data.cache import Uint8
 from cilbench.data.cards import DatasetError
-from cilbench.data.sources import Source
+from cilbench.data.sources import NotAFile, Source
 
 T = TypeVar("T")
 
 PIXELS_LIMIT = 2**26  # of one image, decoded: 8192 × 8192
 RUNS_PROGRAMS = {"EPS", "WMF"}  # formats that Pillow reads by starting another program or the system's renderer
+EXIF_ORIENTATION = 0x0112
 STUBS = {"BUFR", "GRIB", "HDF5", "MPEG"}  # formats that Pillow recognises and cannot read
 FRAMES = {"GIF", "PNG", "TIFF", "WEBP"}  # formats in which further frames are further pictures
 
 
 class NotAnImage(DatasetError):
-    """A file that no image format fits."""
+    """A file that no image format fits, a link to nowhere, or no regular file."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +44,7 @@ class Header:
     grey_bits: int
     is_16_bit_colour: bool
     has_frames: bool
+    is_turned: bool  # by EXIF: a viewer shows it otherwise
 
 
 @dataclass(frozen=True)
@@ -67,7 +69,8 @@ def read_header(source: Source, name: str) -> Header | None:
                 bits = int(np.asarray(image).max()).bit_length()
             deep = any(";16" in str(tile[3:]) for tile in getattr(image, "tile", ())) and not image.mode.startswith("I")
             frames = image.format in FRAMES and bool(getattr(image, "is_animated", False))
-            return Header(*image.size, is_grey(image.mode), bits, deep, frames)
+            turned = "exif" in image.info and image.getexif().get(EXIF_ORIENTATION, 1) in range(2, 9)
+            return Header(*image.size, is_grey(image.mode), bits, deep, frames, turned)
     except NotAnImage:
         if PurePosixPath(name).suffix.lower() in image_endings():
             raise
@@ -90,6 +93,8 @@ def opened(source: Source, name: str) -> Iterator[Image.Image]:
         raise DatasetError(f"{source}: {name} has too many pixels ({error}); {allowed}") from error
     except UnidentifiedImageError as error:
         raise NotAnImage(f"{source}: {name} is no image; mend or remove it (any format Pillow reads)") from error
+    except NotAFile as error:
+        raise NotAnImage(f"{source}: {name} is {error}; mend or remove it") from error
     except Exception as error:  # Pillow and zipfile raise nearly anything on a broken file
         reason = str(error) or type(error).__name__
         raise DatasetError(f"{source}: {name} cannot be read ({reason:.120}); mend or remove it") from error

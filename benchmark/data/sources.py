@@ -1,5 +1,6 @@
 """Where image files come from: a folder, or a zip that is read in place. Nothing is extracted, nothing is trusted."""
 
+import errno
 import io
 import os
 import stat
@@ -17,7 +18,18 @@ ZIP_BYTES_LIMIT = 2**40  # declared by a whole zip
 ZIP_RATIO_LIMIT = 100  # declared bytes / bytes of the zip; image files hardly compress
 ZIP_RATIO_FREE_BYTES = 2**28  # a zip that declares less may have any ratio
 UNPACKED_BY_THE_PIECE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # of bzip2 and LZMA, zipfile unpacks all at once
-JUNK = {"__macosx", "thumbs.db", "ehthumbs.db", "desktop.ini", "icon\r", "@eadir", "$recycle.bin", "lost+found"}
+UTF_8 = 0x800  # the flag of a member whose name is
+JUNK = {
+    "__macosx",
+    "__pycache__",
+    "thumbs.db",
+    "ehthumbs.db",
+    "desktop.ini",
+    "icon\r",
+    "@eadir",
+    "$recycle.bin",
+    "lost+found",
+}
 
 
 def is_junk(part: str) -> bool:
@@ -25,8 +37,14 @@ def is_junk(part: str) -> bool:
     return part.startswith(".") or part.lower() in JUNK
 
 
+class NotAFile(ValueError):
+    """A pipe, a socket, a device, a link to nowhere."""
+
+
 class Source(Protocol):
-    """Files by name; `str()` is where they are."""
+    """Files by name; `str()` is where they are; `notes` say what is odd about the names."""
+
+    notes: list[str]
 
     def names(self) -> list[str]:
         """Paths below the source with "/" between; a folder ends in "/"."""
@@ -56,21 +74,25 @@ def open_source(path: Path) -> Iterator[Source]:
 class _Folder:
     def __init__(self, root: Path) -> None:
         self.root = root
+        self.notes: list[str] = []
 
     def __str__(self) -> str:
         return str(self.root)
 
     def names(self) -> list[str]:
-        """Only what is below the splits, so that a folder with much else in it is not walked."""
-        names: list[str] = []
+        """Other folders beside the splits are named and not walked: there may be much in them."""
         try:
-            tops = [entry.name for entry in os.scandir(self.root) if entry.is_dir() and not is_junk(entry.name)]
+            tops = self._folders(self.root)
             above = self.root / tops[0] if len(tops) == 1 and "train" not in tops else self.root
+            names = [f"{(above / name).relative_to(self.root).as_posix()}/" for name in self._folders(above)]
             for split in ("train", "test", "val"):
                 names += self._below(above / split) if (above / split).is_dir() else []
         except OSError as error:
             raise DatasetError(f"{error.filename} cannot be read: {error.strerror}") from error
         return names
+
+    def _folders(self, folder: Path) -> list[str]:
+        return [entry.name for entry in os.scandir(folder) if os.path.isdir(entry.path) and not is_junk(entry.name)]
 
     def _below(self, folder: Path) -> Iterator[str]:
         """Links are followed, but for one to a folder that it lies in."""
@@ -80,15 +102,20 @@ class _Folder:
             below = PurePosixPath(folder.relative_to(self.root).as_posix())
             yield f"{below}/"
             for entry in os.scandir(folder):
-                if not entry.is_dir():
+                if not os.path.isdir(entry.path):  # nor does it raise for a link to itself
                     yield f"{below}/{entry.name}"
                 elif (real := os.path.realpath(entry.path)) not in inside:
                     waiting.append((folder / entry.name, inside | {real}))
 
     def open(self, name: str) -> IO[bytes]:
-        status = os.stat(self.root / name)
+        try:
+            status = os.stat(self.root / name)
+        except OSError as error:
+            if error.errno in (errno.ENOENT, errno.ELOOP):
+                raise NotAFile("a link to nowhere") from error
+            raise
         if not stat.S_ISREG(status.st_mode):
-            raise ValueError("not a regular file")
+            raise NotAFile("no regular file")
         if status.st_size > FILE_BYTES_LIMIT:
             raise ValueError(f"{status.st_size:,} B; allowed are at most {FILE_BYTES_LIMIT:,} B")
         return open(self.root / name, "rb")
@@ -100,8 +127,11 @@ class _Zip:
         self.archive = archive
         self.lock = threading.Lock()
         self.members: dict[str, zipfile.ZipInfo] = {}
+        guessed = []
         for member in archive.infolist():
-            name = member.filename.replace("\\", "/")
+            name = _name(member).replace("\\", "/")
+            if not name.isascii() and not member.flag_bits & UTF_8 and _name(member) == member.filename:
+                guessed.append(name)
             if name.startswith("/") or ".." in name.split("/") or name[1:2] == ":":
                 raise DatasetError(f"{path}: member {name} would escape the folder it is unpacked in; not allowed")
             if name in self.members:
@@ -118,6 +148,7 @@ class _Zip:
         if declared > ZIP_BYTES_LIMIT or declared > max(ZIP_RATIO_FREE_BYTES, ZIP_RATIO_LIMIT * packed):
             limit = f"allowed are {ZIP_RATIO_LIMIT} times its size and {ZIP_BYTES_LIMIT:,} B"
             raise DatasetError(f"{path} of {packed:,} B declares {declared:,} B, like a zip bomb; {limit}")
+        self.notes = [f"names in an unknown encoding are read as code page 437, e.g. {guessed[0]}"] if guessed else []
 
     def __str__(self) -> str:
         return str(self.path)
@@ -133,3 +164,13 @@ class _Zip:
         if len(content) < member.file_size:
             raise ValueError(f"{len(content):,} B of {member.file_size:,} B declared")
         return io.BytesIO(content)
+
+
+def _name(member: zipfile.ZipInfo) -> str:
+    """macOS and others write UTF-8 without the mark for it; without it zipfile reads a name as code page 437."""
+    if member.flag_bits & UTF_8:
+        return member.filename
+    try:
+        return member.filename.encode("cp437").decode("utf-8")
+    except UnicodeError:
+        return member.filename

@@ -11,15 +11,15 @@ from dataclasses import fields, replace
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.budgets.sealed import unseal
 from cilbench.device.measure import Say, figures
 from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training.config import recipe_named
-from cilbench.methods.training.numerics import wait_for
-from cilbench.protocol.evaluate import evaluate
+from cilbench.methods.training.numerics import numerics, wait_for
+from cilbench.protocol.evaluate import CHECKED_IMAGES, restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.request import RunSpec
 
@@ -53,7 +53,9 @@ def seconds(
         total += work.images * _at(known, "image", task) + work.epochs * _at(known, "epoch", task)
         seen = scenario.seen(task)
         looked_at = scenario.images_of(len(scenario.new(task))) + plan.exemplars  # features, herding, class means
-        total += (looked_at + test_images * seen // scenario.classes) * _at(known, "prediction", task)
+        tested = test_images * seen // scenario.classes
+        again = len(spec.method.card.heads) * min(tested, CHECKED_IMAGES)
+        total += (looked_at + tested + again) * _at(known, "prediction", task)
     return total
 
 
@@ -154,14 +156,23 @@ def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, floa
         compressing = sum(line.get("compressing_seconds", 0.0) for line in timed)
         learning = sum(line["seconds"] for line in timed) - compressing
         found |= {f"image {task}": learning / sum(line["images"] for line in timed), f"epoch {task}": compressing}
-        state, shown = unseal(sealed), images[: 2 * batch].to(device)
-        started = time.perf_counter()
-        evaluate(brief, plan, state, shown, device)
-        wait_for(device)
-        found[f"prediction {task}"] = (time.perf_counter() - started) / len(shown)
+        found[f"prediction {task}"] = _prediction_seconds(brief, plan, sealed, images[: 2 * batch].to(device), device)
         if time.monotonic() > limit:
             break
     return found
+
+
+@torch.inference_mode()
+def _prediction_seconds(spec: RunSpec, plan: Plan, sealed: bytes, images: Tensor, device: torch.device) -> float:
+    """Of an image, in batches as large as there are images; what comes once a task, as restoring, is not in it."""
+    learner = restore_learner(spec, plan, sealed, device)
+    with numerics(device, spec.precision, spec.layout):
+        learner.scores(images)
+        wait_for(device)
+        started = time.perf_counter()
+        learner.scores(images)
+        wait_for(device)
+    return (time.perf_counter() - started) / len(images)
 
 
 def _steps(device: torch.device) -> int:

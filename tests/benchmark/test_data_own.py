@@ -2,6 +2,7 @@
 
 import os
 import unicodedata
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +13,9 @@ from typer.testing import CliRunner
 
 from cilbench.cli.data import app
 from cilbench.data import cache
+from cilbench.data.cards import DatasetError
 from cilbench.data.download import Dataset, fetch, load
-from cilbench.data.folders import import_folder
+from cilbench.data.folders import LAYOUT, import_folder
 
 
 def imported(tree: Tree, folder: Path, *, zipped: bool = False) -> tuple[Dataset, str]:
@@ -141,7 +143,100 @@ def test_images_of_one_colour_are_said(tmp_path: Path) -> None:
     assert "the same colour" in notes
 
 
-@pytest.mark.parametrize(("labels", "is_said"), [(["2", "10", "1"], True), (["02", "10", "01"], False)])
+def test_images_that_are_all_but_black_are_said(tmp_path: Path) -> None:
+    """Label masks; 12 bits a channel in 16, of which Pillow hands out the upper 8."""
+    masks: Tree = {path: Image.fromarray(np.full((4, 5), i, np.uint8)) for i, path in enumerate(small_tree())}
+    assert "the brightest pixel of the training images is 3 of 255" in imported(masks, tmp_path / "masks")[1]
+    deep = np.random.RandomState(0).randint(0, 4096, (6, 4, 5, 3)).astype(">u2")
+    tree: Tree = {path: png_of_16_bits(deep[i]) for i, path in enumerate(small_tree())}
+    assert "the brightest pixel of the training images is 15 of 255" in imported(tree, tmp_path / "deep")[1]
+
+
+@pytest.mark.parametrize(("orientation", "is_said"), [(1, False), (6, True), (8, True)])
+def test_images_that_a_viewer_would_turn_are_said(orientation: int, is_said: bool, tmp_path: Path) -> None:
+    """Telephones store what the sensor saw and say how it was held."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+
+    def photo(number: int) -> bytes:
+        path = tmp_path / "photo.jpg"
+        picture(number, (5, 4)).save(path, exif=exif)
+        return path.read_bytes()
+
+    data, notes = imported({p.replace("png", "jpg"): photo(i) for i, p in enumerate(small_tree())}, tmp_path)
+    assert data.train.images.shape[2:] == (4, 5)
+    assert ("6 images that EXIF says to turn: not turned" in notes) is is_said
+
+
+def test_test_images_that_are_training_images_too_are_counted(tmp_path: Path) -> None:
+    tree = small_tree()
+    again: Tree = {"test/a/0.png": tree["train/b/1.png"], "test/a/1.png": tree["train/a/0.png"]}
+    assert "of 3 test images 2 are training images too" in imported(small_tree(**again), tmp_path)[1]
+
+
+@pytest.mark.parametrize("ending", ["", ".png"])
+def test_links_to_nowhere_and_pipes_are_left_aside_unless_called_like_an_image(ending: str, tmp_path: Path) -> None:
+    source = write_folder(tmp_path / "in", small_tree())
+    (source / "train" / "a" / f"gone{ending}").symlink_to(tmp_path / "nothing")
+    (source / "train" / "a" / f"loop{ending}").symlink_to(f"loop{ending}")
+    os.mkfifo(source / "train" / "a" / f"pipe{ending}")
+    notes: list[str] = []
+    if ending:
+        message = refusal(lambda: import_folder("mine", source, tmp_path / "data"))
+        assert "train/a/gone.png is a link to nowhere; mend or remove it" in message
+        return
+    import_folder("mine", source, tmp_path / "data", note=notes.append)
+    assert notes == ["left aside, being no images: 3 files, e.g. train/a/gone (3 no ending)"]
+
+
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_what_notebooks_and_python_leave_is_no_class(zipped: bool, tmp_path: Path) -> None:
+    beside: Tree = {
+        "train/.ipynb_checkpoints/0-checkpoint.png": GOOD,
+        "train/a/.ipynb_checkpoints/0-checkpoint.png": GOOD,
+        "train/__pycache__/x.pyc": b"x",
+    }
+    data, notes = imported(small_tree(**beside), tmp_path, zipped=zipped)
+    assert data.class_names == ("a", "b")
+    assert data.train.labels.tolist() == [0, 0, 1, 1]
+    assert "3 files" in notes
+
+
+@pytest.mark.parametrize(("raw", "label"), [("ä".encode(), "ä"), (b"\xc4\xe3", "─π")], ids=["UTF-8", "GBK"])
+def test_names_in_a_zip_without_the_mark_of_utf8(raw: bytes, label: str, tmp_path: Path) -> None:
+    """macOS writes none, though it writes UTF-8; other encodings cannot be told, and that is said."""
+    source = write_zip(tmp_path / "in.zip", {path.replace("/a/", "/zz/"): c for path, c in small_tree().items()})
+    source.write_bytes(source.read_bytes().replace(b"/zz/", b"/" + raw + b"/"))
+    notes: list[str] = []
+    import_folder("mine", source, tmp_path / "data", note=notes.append)
+    assert load("mine", tmp_path / "data").class_names == ("b", label)
+    said = ["names in an unknown encoding are read as code page 437, e.g. train/─π/0.png"]
+    assert notes == (said if label != "ä" else [])
+
+
+@pytest.mark.parametrize("top", ["", "archive/"])
+@pytest.mark.parametrize("rename", [str.title, lambda split: f"{split}ing"], ids=["capitals", "endings"])
+@pytest.mark.parametrize("zipped", [False, True], ids=["folder", "zip"])
+def test_folders_of_other_names_are_named(zipped: bool, rename: Callable[[str], str], top: str, tmp_path: Path) -> None:
+    def moved(path: str) -> str:
+        split, rest = path.split("/", 1)
+        return f"{top}{rename(split)}/{rest}"
+
+    with pytest.raises(DatasetError) as caught:
+        imported({moved(path): content for path, content in small_tree().items()}, tmp_path, zipped=zipped)
+    assert f"has no train/: {LAYOUT}; there is {rename('test')}/, {rename('train')}/" in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("labels", "is_said"),
+    [
+        (["2", "10", "1"], True),
+        (["02", "10", "01"], False),
+        (["class_2", "class_10"], True),
+        (["n01440764", "n01443537"], False),
+        (["a", "b1", "B"], False),
+    ],
+)
 def test_numbers_as_names_are_ordered_as_text_and_that_is_said(
     labels: list[str], is_said: bool, tmp_path: Path
 ) -> None:

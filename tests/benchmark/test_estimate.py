@@ -6,6 +6,7 @@ import os
 import subprocess
 import sys
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,12 +59,38 @@ def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
 
 
 def test_an_estimate_counts_exemplars_and_evaluation(toy, monkeypatch):
-    """A short run takes most of its time there: 40 new images a task are looked at, all exemplars, all images seen."""
+    """A short run takes most of its time there: 40 new images a task are looked at, all exemplars, all images seen.
+
+    Of those up to 64 are scored again for each of iCaRL's two heads.
+    """
     spec = toy_spec("icarl", toy)
     known = {f"{what} {task}": value for task in range(3) for what, value in (("image", 0.0), ("epoch", 0.0))}
     monkeypatch.setattr(estimate, "_figures", lambda *_: known | {f"prediction {task}": 1.0 for task in range(3)})
     exemplars = spec.plan().exemplars
-    assert estimate.seconds(spec, spec.plan(), CPU, test_images=60) == 3 * (40 + exemplars) + 20 + 40 + 60
+    assert estimate.seconds(spec, spec.plan(), CPU, test_images=60) == 3 * (40 + exemplars) + 3 * (20 + 40 + 60)
+    assert estimate.seconds(spec, spec.plan(), CPU, first=2, test_images=90) == 40 + exemplars + 90 + 2 * 64
+
+
+def test_what_a_learner_does_once_a_task_is_not_multiplied_by_the_images_it_predicts(toy, monkeypatch):
+    """Restoring it and the means of its classes take long, an image does not."""
+    now = [0.0]
+    clock = SimpleNamespace(perf_counter=lambda: now[0], monotonic=lambda: 0.0)
+    monkeypatch.setattr(estimate, "time", clock)
+
+    class Slow(ICaRL):
+        def load(self, state):
+            now[0] += 1000
+            self.first = True
+            super().load(state)
+
+        def scores(self, images):
+            now[0] += len(images) + 500 * self.first
+            self.first = False
+            return super().scores(images)
+
+    spec = with_class(toy_spec("icarl", toy), Slow)
+    figures = estimate._measured(spec, spec.plan(), CPU)
+    assert figures["prediction 0"] == 1.0
 
 
 def test_runs_side_by_side_take_less_time_together(toy, monkeypatch):
