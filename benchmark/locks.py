@@ -4,7 +4,7 @@ import errno
 import os
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import SoftFileLock, Timeout
@@ -45,7 +45,8 @@ def locked(path: Path, *, wait: bool) -> Iterator[bool]:
     try:
         yield True
     finally:
-        path.unlink(missing_ok=True)
+        with suppress(PermissionError):  # another user's file in a folder where each removes but his own, as /tmp
+            path.unlink(missing_ok=True)
         os.close(descriptor)
 
 
@@ -66,7 +67,7 @@ def has_kernel_locks(descriptor: int) -> bool:
 def _kernel_lock(path: Path, wait: bool) -> int | None:
     """The descriptor of the file, locked; None where another process has it. Raises NoKernelLocks, OSError."""
     while True:
-        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        descriptor = _open(path)
         try:
             _flock(descriptor, wait)
             if os.fstat(descriptor).st_nlink:
@@ -79,6 +80,16 @@ def _kernel_lock(path: Path, wait: bool) -> int | None:
             os.close(descriptor)
             path.unlink(missing_ok=True)
             raise
+
+
+def _open(path: Path) -> int:
+    """The file, made if need be. Another user's may only be readable (his umask): enough to wait for his lock."""
+    try:
+        return os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+    except PermissionError:
+        with suppress(OSError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        raise
 
 
 def _flock(descriptor: int, wait: bool) -> None:

@@ -1,7 +1,11 @@
 """The figures of a report: one file a figure, `registry` lists them, `styles` and `layout` are what they share."""
 
+import locale
 import os
-from contextlib import suppress
+import sys
+from contextlib import chdir, suppress
+from importlib.util import find_spec
+from pathlib import Path
 
 
 def _import_matplotlib() -> None:
@@ -11,6 +15,13 @@ def _import_matplotlib() -> None:
     backend = os.environ.pop("MPLBACKEND", None)
     try:
         import matplotlib as mpl
+    except (locale.Error, ValueError):
+        spec = find_spec("matplotlib")
+        assert spec and spec.origin
+        for module in [name for name in sys.modules if name.startswith("matplotlib.")]:
+            del sys.modules[module]  # parts of the matplotlib that was not imported
+        with chdir(Path(spec.origin).with_name("mpl-data")):
+            import matplotlib as mpl
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend

@@ -3,6 +3,7 @@
 import errno
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -70,6 +71,33 @@ def test_the_lock_of_a_process_that_was_killed_is_free(kind, tmp_path, monkeypat
     with locked(path, wait=False) as held:
         assert held
     assert [p.name for p in tmp_path.iterdir() if p != path] == []
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can act as two users")
+@pytest.mark.parametrize("mode", [0o777, 0o1777], ids=["a shared folder", "a folder as /tmp"])
+def test_two_users_share_a_lock(mode, tmp_path):
+    """The first one's umask leaves the file readable; the second waits, and gets a lock that is left behind."""
+    shared = Path(tempfile.mkdtemp(dir="/tmp"))
+    shared.chmod(mode)
+    path = shared / "x.lock"
+
+    def as_user(user):
+        code = f"import fcntl, os, cilbench.locks; os.setgid({user}); os.setuid({user}); os.umask(0o022)\n{HOLD}"
+        command = [sys.executable, "-c", code, str(path), "flock", ""]
+        return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+    try:
+        with as_user(4001) as first:
+            assert first.stdout.readline() == "True\n"
+            with as_user(4002) as second:
+                assert second.communicate()[0] == "False\n"
+            first.kill()
+        assert path.exists()
+        with as_user(4002) as second:
+            assert second.communicate()[0] == "True\n"
+            assert second.returncode == 0
+    finally:
+        shutil.rmtree(shared)
 
 
 def test_another_error_of_the_file_system_is_raised(tmp_path, monkeypatch):
