@@ -12,6 +12,7 @@ from cilbench.budgets import Allowance, Ledger, format_bytes, human_bytes, parse
 from cilbench.budgets.ledger import KINDS, LedgerError, feature_width
 from cilbench.budgets.planning import exemplar_count, whole_fitting
 from cilbench.budgets.sealed import DTYPE_NAMES, STORED_KINDS, ledger_of_state, pack_bits, unpack_bits
+from cilbench.budgets.weigh import Weight, weigh
 
 
 @given(st.integers(1, 10**15))
@@ -140,6 +141,46 @@ def test_a_view_seals_as_what_it_shows():
     sealed = seal({"exemplars/payload": data[10:20], "other/t": torch.randn(4, 6).T})
     assert Ledger.of_sealed(sealed).strict == 10 + 96
     assert unseal(sealed)["exemplars/payload"].untyped_storage().nbytes() == 10
+
+
+# The dtypes of the safetensors format and their bits (its README and its Rust source).
+FORMAT_BITS = {"BOOL": 8, "U8": 8, "I8": 8, "U16": 16, "I16": 16, "U32": 32, "I32": 32, "U64": 64, "I64": 64}
+FORMAT_BITS |= {"F4": 4, "F6_E2M3": 6, "F6_E3M2": 6, "F8_E5M2": 8, "F8_E4M3": 8, "F8_E8M0": 8, "F8_E4M3FNUZ": 8}
+FORMAT_BITS |= {"F8_E5M2FNUZ": 8, "F16": 16, "BF16": 16, "F32": 32, "F64": 64, "C64": 64}
+
+
+@pytest.mark.parametrize("dtype", FORMAT_BITS)
+def test_a_file_of_every_dtype_is_weighed_by_its_header(dtype, tmp_path):
+    """4 × 6 entries of each, beside eight bytes of another."""
+    size_bytes = 24 * FORMAT_BITS[dtype] // 8
+    tensors = {
+        "a": {"dtype": dtype, "shape": [4, 6], "data_offsets": [0, size_bytes]},
+        "b": {"dtype": "F32", "shape": [2], "data_offsets": [size_bytes, size_bytes + 8]},
+    }
+    header = json.dumps(tensors).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(size_bytes + 8))
+    for given_as in (path, str(path)):
+        assert weigh(given_as) == Weight(26, size_bytes + 8)
+
+
+def test_a_file_of_float8_is_weighed_and_is_no_sealed_state(tmp_path):
+    """As its own library writes it."""
+    from safetensors.torch import save_file
+
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.zeros(1000).to(torch.float8_e4m3fn), "b": torch.zeros(3)}, path)
+    assert weigh(str(path)) == Weight(1003, 1012)
+    with pytest.raises(LedgerError, match="F8_E4M3"):
+        Ledger.of_sealed(path)
+
+
+def test_a_dtype_that_the_format_does_not_know_is_named(tmp_path):
+    header = json.dumps({"a": {"dtype": "F2", "shape": [4], "data_offsets": [0, 1]}}).encode()
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(struct.pack("<Q", len(header)) + header + bytes(1))
+    with pytest.raises(LedgerError, match="F2"):
+        weigh(path)
 
 
 def test_tied_tensors_are_weighed_twice():
