@@ -17,10 +17,9 @@ def _import_matplotlib() -> None:
         import matplotlib as mpl
     except (locale.Error, ValueError):
         spec = find_spec("matplotlib")
-        assert spec and spec.origin
         for module in [name for name in sys.modules if name.startswith("matplotlib.")]:
             del sys.modules[module]  # parts of the matplotlib that was not imported
-        with chdir(Path(spec.origin).with_name("mpl-data")):
+        with chdir(Path(str(spec and spec.origin)).with_name("mpl-data")):
             import matplotlib as mpl
     finally:
         if backend is not None:
