@@ -81,6 +81,12 @@ class RunOptions:
     align_to: str | None = option(
         None, "In place of a budget: a method's full size, e.g. der (memory-aligned).", COMPARED, "METHOD"
     )
+    train_flops: str | None = option(
+        None,
+        "Operations of training at most: every method's epochs are scaled to them. 2e15, or 0.5x-joint.",
+        COMPARED,
+        "FLOPS",
+    )
     dataset: str = option("cifar100", "`cilbench data list` shows them; digits needs no download.", COMPARED, "NAME")
     seeds: str = option("1993", "Seeds of everything random but the class order.", COMPARED, "N,N,…")
     orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.", COMPARED, "N,N,…")

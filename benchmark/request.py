@@ -31,7 +31,8 @@ class RunSpec:
     """One run: a method with its settings, a budget, a scenario, a seed.
 
     `precision` is part of the result; `layout` (of feature maps in memory) and `low_memory` (with memory) say how it is
-    come by.
+    come by. `train_flops` bounds the operations of learning all tasks; the epochs of `method` are then already
+    multiplied by `epochs_share`.
     """
 
     method: MethodSpec
@@ -44,6 +45,8 @@ class RunSpec:
     precision: Precision = "fp32"
     layout: MemoryFormat = "contiguous"
     low_memory: bool = False
+    train_flops: int | None = None
+    epochs_share: float = 1.0
     validation: float | None = None  # the share of training images that stands in for the test images
     budget_typed: str = ""  # the size as it was asked for, e.g. "24 KiB"
 
@@ -70,7 +73,13 @@ class RunSpec:
             "config": self.method.settings(),
             **self._augmentation(),
             **({} if self.validation is None else {"validation": self.validation}),
+            **self._arithmetic(),
         }
+
+    def _arithmetic(self) -> dict[str, Any]:
+        if self.train_flops is None:
+            return {}
+        return {"train_flops": self.train_flops, "epochs_share": self.epochs_share}
 
     def _augmentation(self) -> dict[str, str]:
         """What the method does to images that the data set's card does not: comparisons are made apart by it."""
@@ -163,7 +172,7 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
 
     `overrides` are those of the data set's card.
     """
-    defaults = resolve(spec.method.name, spec.recipe, overrides, {}).settings()
+    defaults = resolve(spec.method.name, spec.recipe, overrides, {}).scaled(spec.epochs_share).settings()
     return {
         f"{component}.{name}": value
         for component, config in spec.method.settings().items()

@@ -24,7 +24,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
 from cilbench.methods.contract import Method, MethodCard, Plan, RehearsalMethod, Scenario
 from cilbench.methods.rehearsal.memory import Compression, LearnedCompression, Plain
-from cilbench.methods.training.config import apply_recipe, recipe_named
+from cilbench.methods.training.config import Recipe, apply_recipe, recipe_named
 
 
 class UnknownMethod(ValueError):
@@ -90,6 +90,12 @@ class MethodSpec:
         if self._rehearsing is None:
             return self.base(plan, config, scenario, device)
         return self._rehearsing(plan, config, scenario, device, copy.deepcopy(self._compression_for(scenario)))
+
+    def scaled(self, share: float) -> "MethodSpec":
+        """With its epochs, milestones and whatever else is counted in epochs times `share`, at least one each."""
+        if share == 1:
+            return self
+        return replace(self, configs={n: apply_recipe(config, Recipe(share)) for n, config in self.configs.items()})
 
     def settings(self) -> dict[str, dict[str, Any]]:
         """Every hyper-parameter by component, for the record."""

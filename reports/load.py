@@ -271,6 +271,7 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "reason": clean(record.reason or "", 400),
         **{column: telling(getattr(request, column)) for column in texts},
         **{column: getattr(request, column) for column in numbers},
+        "recipe": telling(request.recipe) + _within(request.train_flops),
         "image_shape": "×".join(map(str, request.image_shape)),
         "augmentation": _as_text(request.augmentation),
         "data_sha256": telling(str(record.environment.get("data_sha256") or ""))[:16],
@@ -385,6 +386,11 @@ def _check_complete(
 
 
 # ------------------------------------------------------------------------------------------------ text for people
+
+
+def _within(train_flops: int | None) -> str:
+    """Part of the recipe: what runs may compute makes them groups of their own."""
+    return "" if train_flops is None else f" within {train_flops:.4g} FLOPs".replace("e+", "e")
 
 
 def _as_text(value: Any) -> str:

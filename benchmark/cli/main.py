@@ -101,11 +101,13 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
 
 def _sweep(request: RunOptions, how: HowToRun) -> int:
     with working("loading"):
+        from cilbench.protocol.arithmetic import within_flops
         from cilbench.protocol.sweep import sweep
         from cilbench.request import specs
 
     auto = request.precision == "auto"
-    return sweep(specs(request), request.data_dir, how, _screen(how), fastest_precision=auto)
+    asked = within_flops(specs(request), request.train_flops, request.data_dir)
+    return sweep(asked, request.data_dir, how, _screen(how), fastest_precision=auto)
 
 
 def _screen(how: HowToRun) -> "Screen":

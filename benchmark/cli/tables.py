@@ -21,6 +21,7 @@ from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
 from cilbench.methods.contract import MethodCard, Plan
 from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
 from cilbench.protocol import estimate
+from cilbench.protocol.arithmetic import arithmetic, within_flops
 from cilbench.records.files import BadRecord, read_bytes
 from cilbench.records.folder import Outcome, RunFolder
 from cilbench.records.schema import CELL, LIMITS, METRICS, MetricsRow, read_cell, read_rows
@@ -33,6 +34,7 @@ def plan_records(request: RunOptions, device: torch.device | None = None) -> lis
     `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
     """
     groups = [specs(replace(request, dataset=name.strip())) for name in request.dataset.split(",")]
+    groups = [within_flops(group, request.train_flops, request.data_dir) for group in groups]
     if device is not None and request.precision == "auto":
         groups = [in_fastest_precision(group, device) for group in groups]
     asked = [spec for group in groups for spec in group]
@@ -63,6 +65,9 @@ def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
         "reason": None,
         "smallest_budget_bytes": None,
         "train_seconds": None,
+        "train_flops": None,
+        "train_flops_limit": spec.train_flops,
+        "epochs_share": spec.epochs_share,
     }
     try:
         plan = spec.plan()
@@ -76,6 +81,7 @@ def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
         "published_bytes": plan.published_bytes[-1],
         "strict_bytes": plan.strict_bytes[-1],
         "train_seconds": _train_seconds(spec, plan, device) if device is not None else None,
+        "train_flops": arithmetic(spec, plan).of(spec.method) if spec.train_flops is not None else None,
     }
 
 
@@ -109,6 +115,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     """A table a data set and budget, in lines of `width` columns; `timed`: it was asked how long training takes."""
     columns = ["method", "backbone", "exemplars", "model B", "published B", "strict B"]
     columns += ["training"] if timed else []
+    columns += ["FLOPs", "of them", "epochs"] if records[0]["train_flops_limit"] else []
     groups: dict[str, list[list[str]]] = {}
     for r in records:
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
@@ -126,6 +133,13 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
                 "published B": f"{r['published_bytes']:,}",
                 "strict B": f"{r['strict_bytes']:,} {over}",
                 "training": "not measured" if seconds is None else estimate.duration(seconds),
+            }
+        if r["train_flops"] is not None:
+            used = 100 * r["train_flops"] / r["train_flops_limit"]
+            cells |= {
+                "FLOPs": f"{r['train_flops']:.4g}",
+                "of them": f"{used:.1f} %",
+                "epochs": f"× {r['epochs_share']:g}",
             }
         groups.setdefault(title, []).append([cells.get(column, "") for column in columns])
     if sum(_widths(columns, groups)) + 2 * len(columns) > width:  # what the other sizes tell as well

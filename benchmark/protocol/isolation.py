@@ -29,7 +29,7 @@ from cilbench.methods.training.loop import Diverged
 from cilbench.methods.training.numerics import is_out_of_memory
 from cilbench.processes import Stop, end_with_parent, start_sheltered, stoppable
 from cilbench.protocol.evaluate import Predictions, evaluate
-from cilbench.protocol.task import Learned, Progress, SealedTask, TaskLog, learn_resumably
+from cilbench.protocol.task import Learned, OverFlops, Progress, SealedTask, TaskLog, learn_resumably
 
 GRACE_SECONDS = 10.0  # for a child that has left its result: threads it started do not keep it alive
 TOLD = "told.jsonl"
@@ -144,6 +144,8 @@ def _in_a_process(
     said: dict[str, Any] = json.loads(result.read_text())
     if "diverged" in said:
         raise Diverged(*said["diverged"])
+    if "over_flops" in said:
+        raise OverFlops(said["over_flops"])
     if "interrupted" in said:
         if not _soon(stopping):
             raise RuntimeError("the isolated process was asked to end by a signal of its own, such as of a full memory")
@@ -178,6 +180,8 @@ def _child(target: Callable[..., dict[str, Any]], folder: str, threads: int, arg
             said = {"interrupted": True}
         except Diverged as diverged:
             said = {"diverged": diverged.where}
+        except OverFlops as over:
+            said = {"over_flops": over.task}
         except BaseException as error:  # whatever a method raises is the parent's to report
             what, peak_bytes = f"{type(error).__name__}: {error}", getattr(error, "peak_memory_bytes", 0)
             said = {"out_of_memory": [str(error), peak_bytes]} if is_out_of_memory(error) else {"error": what}

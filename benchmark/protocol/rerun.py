@@ -109,6 +109,8 @@ class Recorded:
         if len(asked) != 1:
             raise RequestError(printable(f"{self.option} {self.path}: not the request of one cell"))
         spec = asked[0]
+        if "train_flops" in r:  # its epochs are scaled already
+            spec = replace(spec, train_flops=r["train_flops"], epochs_share=r.get("epochs_share", 1.0))
         now = json.loads(json.dumps(spec.request))
         differ = [key for key in _leaves(r) if key != (LABEL,) and _leaves(r)[key] != _leaves(now).get(key)]
         if differ:

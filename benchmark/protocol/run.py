@@ -42,7 +42,7 @@ from cilbench.protocol.evaluate import (
     restore_learner,
 )
 from cilbench.protocol.isolation import ChildOutOfMemory, evaluate_in_subprocess, learn_in_subprocess
-from cilbench.protocol.task import Learned, SealedTask, TaskLog, learn_resumably, task_seed
+from cilbench.protocol.task import Learned, OverFlops, SealedTask, TaskLog, learn_resumably, task_seed
 from cilbench.records.files import printable
 from cilbench.records.folder import Outcome
 from cilbench.records.schema import FORMAT, TaskRecord
@@ -80,6 +80,8 @@ def execute(run: RunContext) -> Outcome:
             outcome = Outcome("refused", str(refusal))
         except OverBudget as over:
             outcome, breach = Outcome("over_budget", str(over)), (over.task, over.ledger)
+        except OverFlops as over:
+            outcome = Outcome("over_budget", str(over))
         except Diverged as diverged:
             outcome = Outcome("diverged", str(diverged))
         except Exception as error:  # a method may raise anything: the other runs go on
@@ -99,7 +101,8 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
         if run.reporter.stopping():
             raise Interrupted
         clock = _Clock(run.device)
-        learned = _learn_and_seal(run, SealedTask(run.spec, plan, run.device, sealed), index)
+        left = _flops_left(run)
+        learned = _learn_and_seal(run, SealedTask(run.spec, plan, run.device, sealed, left), index)
         clock.lap("train")
         sealed = learned.sealed
         ledger = _weigh(run.spec, plan, sealed, index)
@@ -120,6 +123,13 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
         run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in predictions if head != "labels"})
     if sealed is not None:  # once more where the process was killed while it was written
         _show_stored_samples(run, plan, sealed)
+
+
+def _flops_left(run: RunContext) -> int | None:
+    """Operations that learning the tasks to come may take."""
+    if run.spec.train_flops is None:
+        return None
+    return run.spec.train_flops - sum(record.train_flops for record in run.folder.records())
 
 
 class _Clock:

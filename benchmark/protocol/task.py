@@ -16,7 +16,7 @@ from cilbench.budgets.sealed import seal
 from cilbench.errors import in_one_line
 from cilbench.methods.contract import Context, Plan, Task
 from cilbench.methods.training.checkpoint import Checkpoint, Unrestorable
-from cilbench.methods.training.flops import counting
+from cilbench.methods.training.flops import counting, flops_so_far
 from cilbench.methods.training.numerics import numerics
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.request import RunSpec
@@ -29,13 +29,23 @@ Progress = Callable[[float, int], None]
 class SealedTask:
     """What goes into a task besides its images, and can be handed to another process.
 
-    `sealed` is the state after the task before; None before the first.
+    `sealed` is the state after the task before; None before the first. `flops_left`: operations that are left of those
+    that a run may spend on training; None where nothing bounds them.
     """
 
     spec: RunSpec
     plan: Plan
     device: torch.device
     sealed: bytes | None
+    flops_left: int | None = None
+
+
+class OverFlops(RuntimeError):
+    """A run that computes more than it may (`--train-flops`)."""
+
+    def __init__(self, task: int) -> None:
+        super().__init__(f"over budget in task {task}: more operations of training than --train-flops allows")
+        self.task = task
 
 
 @dataclass(frozen=True)
@@ -141,7 +151,7 @@ def learn_resumably(
 ) -> Learned:
     """`learn_task`, from the checkpoint where there is one.
 
-    Raises Interrupted once a checkpoint is written, OSError for a checkpoint that cannot be read.
+    Raises Interrupted once a checkpoint is written, OSError for a checkpoint that cannot be read, OverFlops.
     """
     trained: list[int] = []
     started = time.perf_counter()
@@ -154,6 +164,8 @@ def learn_resumably(
     def progressed(share: float, images: int) -> None:
         trained.append(images)
         progress(share, images)
+        if given.flops_left is not None and flops_so_far() > given.flops_left:
+            raise OverFlops(task.index)
 
     def event(name: str, error: Exception) -> dict[str, Any]:
         return {"task": task.index, "event": name, "reason": in_one_line(error)}
@@ -174,6 +186,8 @@ def learn_resumably(
         log.append(event("checkpoint_damaged", error))
         return learn_resumably(given, task, checkpoint, stopping, log, progress)
     log.flush()
+    if given.flops_left is not None and sum(learned.flops.values()) > given.flops_left:
+        raise OverFlops(task.index)
     return replace(learned, images=sum(trained), earlier_seconds=found.get("seconds", 0.0))
 
 

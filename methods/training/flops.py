@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
-from typing import Any, Generic, Literal, TypeVar
+from typing import Any, Generic, Literal, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -30,10 +30,11 @@ ResultT = TypeVar("ResultT")
 class FlopCount(TorchDispatchMode):
     """Operations by phase, of what is computed inside. The same on every device: formulas know shapes alone."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, dry: bool = False) -> None:
         super().__init__()
         self.by_phase = Counter[str]()
         self.phase: Phase = "training"
+        self.dry = dry
 
     @property
     def total(self) -> int:
@@ -63,12 +64,26 @@ def _is_composite(func: Any) -> bool:
 
 
 _COUNT: ContextVar[FlopCount | None] = ContextVar("flops", default=None)
+_DRY: ContextVar[bool] = ContextVar("dry", default=False)
+DRY_ROWS = 2  # of a batch; BatchNorm needs two
+
+
+@contextmanager
+def dry() -> Iterator[None]:
+    """What `Repeated` calls again and again is computed for two rows of a batch and taken for all of them, once: a
+    method then runs through its whole schedule in no time and learns nothing; what it counts is what it would compute.
+    """
+    token = _DRY.set(True)
+    try:
+        yield
+    finally:
+        _DRY.reset(token)
 
 
 @contextmanager
 def counting(first: Phase = "training") -> Iterator[FlopCount]:
     """Count what is computed in the block, as `first` where nothing else is said."""
-    count = FlopCount()
+    count = FlopCount(dry=_DRY.get())
     count.phase = first
     token = _COUNT.set(count)
     try:
@@ -116,10 +131,14 @@ class Repeated(Generic[ResultT]):
     def __init__(self, function: Callable[..., ResultT]) -> None:
         self.function = function
         self.known: dict[tuple[Any, ...], list[Counter[str]]] = {}
+        self.dry: dict[tuple[Any, ...], tuple[Counter[str], ResultT]] = {}
 
     def __call__(self, *tensors: Tensor) -> ResultT:
         if (count := _COUNT.get()) is None:
             return self.function(*tensors)
+        rows = {len(tensor) for tensor in tensors}
+        if count.dry and len(rows) == 1 and max(rows) > DRY_ROWS:
+            return self._dry(count, tensors, max(rows))
         known = self.known.setdefault((count.phase, *(tensor.shape for tensor in tensors)), [])
         if len(known) == 2:
             with uncounted():
@@ -134,6 +153,27 @@ class Repeated(Generic[ResultT]):
             raise
         known.append(count.by_phase - before)
         return result
+
+    def _dry(self, count: FlopCount, tensors: tuple[Tensor, ...], rows: int) -> ResultT:
+        """As of a call with all rows, each of which takes as much as any other."""
+        key = (count.phase, *(tensor.shape[1:] for tensor in tensors))
+        few = [tensor[:DRY_ROWS] for tensor in tensors]
+        if key not in self.dry:
+            self.function(*few)  # what the first call alone does is counted here, and a batch too much with it
+            before = count.by_phase.copy()
+            result = self.function(*few)
+            of_few = count.by_phase - before
+            count.by_phase = before - of_few
+            self.dry[key] = of_few, result
+        of_few, result = self.dry[key]
+        count.by_phase += Counter({phase: flops * rows // DRY_ROWS for phase, flops in of_few.items()})
+        return cast(ResultT, result[:1].expand(rows, *result.shape[1:])) if isinstance(result, Tensor) else result
+
+
+def flops_so_far() -> int:
+    """Operations that were counted until now."""
+    count = _COUNT.get()
+    return count.total if count else 0
 
 
 def computed_elsewhere(by_phase: Mapping[str, int]) -> None:
