@@ -21,7 +21,7 @@ from torch.utils import data as torch_data
 
 Batch = tuple[Tensor, Tensor]  # normalised and augmented images [B, C, H, W], labels int64 [B]
 CLASSES = {"icarl": "iCaRL", "replay": "Replay", "wa": "WA", "der": "DER", "memo": "MEMO", "foster": "FOSTER"}
-# The settings of exps/*.json that a learner reads from its arguments; lengths are the caller's.
+# The settings of exps/*.json that a learner reads from its arguments; lengths and learning rates are the caller's.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "memo": {
         "convnet_type": "memo_resnet32",
@@ -29,10 +29,8 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "train_adaptive": False,
         "skip": False,
         "scheduler": "steplr",
-        "init_lr": 0.1,
         "init_weight_decay": 5e-4,
         "init_lr_decay": 0.1,
-        "lrate": 0.1,
         "init_milestones": [60, 120, 170],
         "milestones": [80, 120, 150],
         "batch_size": 128,
@@ -49,9 +47,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "is_student_wa": False,
         "lambda_okd": 1,
         "wa_value": 1,
-        "init_lr": 0.1,
         "init_weight_decay": 5e-4,
-        "lr": 0.1,
         "batch_size": 128,
         "weight_decay": 5e-4,
         "num_workers": 0,
@@ -167,7 +163,9 @@ class Reference:
     Raises NotThere where the folder holds no clone, or one that cannot be imported.
     """
 
-    def __init__(self, folder: Path, method: str, data: Data, exemplars: int, epochs: int, steps: int) -> None:
+    def __init__(
+        self, folder: Path, method: str, data: Data, exemplars: int, epochs: int, steps: int, lr: float = 0.1
+    ) -> None:
         self.method, self.data, self.steps, self.epochs = method, data, steps, epochs
         self.phases: list[Phase] = []
         self.losses: list[float] = []
@@ -179,13 +177,14 @@ class Reference:
                 lengths = dict.fromkeys(("init_epoch", "init_epochs", "epochs", "boosting_epochs"), epochs)
                 lengths["compression_epochs"] = epochs
                 arguments = {"memory_size": exemplars, "device": [torch.device("cpu")], "convnet_type": "resnet32"}
-                arguments |= {"dataset": "cifar100", **ARGUMENTS.get(method, {}), **lengths}
+                rates = dict.fromkeys(("init_lr", "lrate", "lr"), lr)
+                arguments |= {"dataset": "cifar100", **ARGUMENTS.get(method, {}), **lengths, **rates}
                 self.learner = getattr(self.module, CLASSES[method])(arguments)
             except (ImportError, AttributeError) as error:
                 raise NotThere(f"{folder}: no PyCIL that can be run there ({error})") from None
-        for name in ("init_epoch", "epochs"):
+        for name, value in {**lengths, **rates}.items():
             if hasattr(self.module, name):
-                setattr(self.module, name, epochs)
+                setattr(self.module, name, value)
 
     def learn(self, phases: list[Phase]) -> list[Phase]:
         """One task on the recorded phases; the same phases as this implementation went through them."""
