@@ -157,12 +157,21 @@ def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
 @pytest.mark.parametrize(
     ("data", "inc", "budget_bytes"),
     [
+        ({"per_class": 1}, 2, 16_000),
+        ({"per_class": 1}, 1, 16_000),
         ({"per_class": 2}, 2, 16_000),
         ({}, 1, 16_000),
         ({"per_class": 17}, 1, 16_000),
         ({"shape": (3, 32, 32)}, 2, 3_000_000),
     ],
-    ids=["two images a class", "one class a task", "a last batch of one", "colour"],
+    ids=[
+        "one image a class",
+        "one image a task",
+        "two images a class",
+        "one class a task",
+        "a last batch of one",
+        "colour",
+    ],
 )
 def test_small_and_odd_data(name, data, inc, budget_bytes):
     dataset = toy_dataset(**data)
