@@ -48,7 +48,8 @@ def summary(frame: pd.DataFrame, ranked: pd.DataFrame | None = None) -> pd.DataF
     """A row per method, budget and head: the means of MEASURES with their intervals (`avg_low`, `avg_high`, …) over `n`
     finished runs, of so many `seeds` and `orders`; `avg_rank`, `avg_verdict`, `avg_p`, … among what competes at that
     budget, by its published head (`ranked` as of `contrasts.ranks`); the most bytes any run kept at a boundary, and by
-    how much that exceeds the budget under the strict accounting (`strict_excess`, %); exemplars after the last task;
+    how much that exceeds the budget under the strict accounting (`strict_excess`, %), the share of the budget that is
+    held, averaged over boundaries (`published_held`, `strict_held`, %); exemplars after the last task;
     status, runs without a result (`failed`), reason, runs.
 
     A method that finished nowhere at a budget is a row with its status.
@@ -116,6 +117,8 @@ _SUMMARY_COLUMNS = [
         "published_bytes",
         "strict_bytes",
         "strict_excess",
+        "published_held",
+        "strict_held",
         "backbone",
         "reason",
         "runs",
@@ -126,7 +129,8 @@ _SUMMARY_COLUMNS = [
 def aucs(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per method of a group with more than one budget: auc_a, auc_l, their normalised forms (divided by the
     range, in %), apm_s, apm_e (avg per MB at the smallest and largest budget), each with its interval over `n`
-    repetitions; auc_a_rank, auc_a_verdict, auc_a_p, … among the methods (`statistics.ranks`); and `reason`.
+    repetitions; auc_a_rank, auc_a_verdict, auc_a_p, … among the methods (`statistics.ranks`); `published_held` and
+    `strict_held`, the mean share of the budget over all boundaries and budgets (%); and `reason`.
 
     Taken over ALL budgets of the group, so that the numbers compare; a method that lacks one has none and says which.
     """
@@ -162,6 +166,7 @@ _AUC_COLUMNS = [
     *("budgets", "smallest_mb", "largest_mb"),
     *(f"{measure}{end}" for measure in _AUC_MEASURES for end in ("", "_low", "_high")),
     *(f"{measure}_{what}" for measure in ("auc_a", "auc_l") for what in ("rank", "verdict", "p")),
+    *("published_held", "strict_held"),
     *("n", "seeds", "orders", "reason", "runs"),
 ]
 
@@ -201,7 +206,8 @@ def _auc_row(
     span = float(megabytes[-1] - megabytes[0])
     most = dict(zip(_AUC_MEASURES, (span, span, 100, 100, 100 / megabytes[0], 100 / megabytes[-1]), strict=True))
     bounds = {measure: (0.0, float(end)) for measure, end in most.items()}
-    return row | _with_intervals(table.reset_index(), bounds) | {"reason": "", "runs": " ".join(sorted(used))}
+    held = _held(own[own["run"].isin(used) & own["published_head"]])
+    return row | _with_intervals(table.reset_index(), bounds) | held | {"reason": "", "runs": " ".join(sorted(used))}
 
 
 # ------------------------------------------------------------------------------------------------ helpers
@@ -230,6 +236,12 @@ def _with_intervals(table: pd.DataFrame, bounds: Mapping[str, tuple[float, float
     return row
 
 
+def _held(stages: pd.DataFrame) -> dict[str, float]:
+    """The area under the bytes held, over all boundaries: their mean share of the budget in %, in both accountings."""
+    shares = {name: 100 * stages[f"{name}_bytes"] / stages["budget_bytes"] for name in ("published", "strict")}
+    return {f"{name}_held": float(share.mean()) for name, share in shares.items()}
+
+
 def _facts(done: pd.DataFrame) -> dict[str, Any]:
     """What the finished runs of a cell kept."""
     if done.empty:
@@ -240,5 +252,6 @@ def _facts(done: pd.DataFrame) -> dict[str, Any]:
         "exemplars_max": last["exemplars"].max(),
         "published_bytes": done["published_bytes"].max(),
         "strict_bytes": done["strict_bytes"].max(),
+        **_held(done),
         "backbone": ", ".join(sorted(set(done["backbone"]))),
     }

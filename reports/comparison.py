@@ -9,6 +9,7 @@ from cilbench.reports.comparability import require_one_group
 from cilbench.reports.compute import costs, frontiers
 from cilbench.reports.contrasts import comparisons, crossings, interquartile_means, ranks
 from cilbench.reports.measures import measures
+from cilbench.reports.spending import held
 from cilbench.reports.variance import variances
 
 
@@ -73,6 +74,11 @@ class Comparison:
     def crossings(self) -> pd.DataFrame:
         """As of `crossings`."""
         return crossings(self.finished)
+
+    @cached_property
+    def held(self) -> pd.DataFrame:
+        """As of `spending.held`."""
+        return held(self.frame)
 
     @cached_property
     def interquartile_means(self) -> pd.DataFrame:

@@ -195,6 +195,7 @@ def _csv(runs: Runs, groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
         "spending": [group.spending for group in groups],
         "compute": [one.costs for one in ones],
         "frontiers": [one.frontiers for one in ones],
+        "held": [one.held for one in ones],
     }
     return {name: pd.concat(frames, ignore_index=True) for name, frames in of_all.items()} | {
         "confusion": evidence.confusion_frame(found),

@@ -10,6 +10,27 @@ from cilbench.reports.comparability import METHOD, parts
 CONVENTIONS = ("published", "strict")
 
 
+def other_convention(accounting: str) -> str:
+    """The one that does not bind the budget."""
+    return CONVENTIONS[accounting == CONVENTIONS[0]]
+
+
+def held(frame: pd.DataFrame) -> pd.DataFrame:
+    """Bytes after each task over the budget, in %: a row per method, budget and stage with `published_held` and
+    `strict_held`, the means over finished runs. `frame` as of `load`.
+    """
+    done = frame[(frame["status"] == "done") & frame["task"].notna() & frame["published_head"]]
+    shares = {f"{name}_held": 100 * done[f"{name}_bytes"] / done["budget_bytes"] for name in CONVENTIONS}
+    keys = [*METHOD, "budget_bytes", "seen"]
+    columns = {name: (name, "mean") for name in shares} | {"n": ("run", "nunique"), "runs": ("run", _listed)}
+    found = done.assign(seen=done["seen"].astype(int), **shares).groupby(keys, dropna=False).agg(**columns)
+    return found.reset_index()
+
+
+def _listed(runs: "pd.Series[str]") -> str:
+    return " ".join(sorted(set(runs)))
+
+
 def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
     """Bytes by kind after the last task, or at the last boundary reached where no run finished, in both conventions: a
     row per method, budget, convention and kind.

@@ -33,6 +33,7 @@ _CSV = (
     "ranks",
     "crossings",
     "spending",
+    "held",
     "stages",
     "runs",
     "bytes",

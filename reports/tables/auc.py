@@ -35,6 +35,8 @@ _MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
     "apm_e": ("APM-E", four),
 }
 
+_HELD = {"published_held": "Held publ. (%)", "strict_held": "Held strict (%)"}
+
 
 def auc_table(
     group: Mapping[str, Any], aucs: pd.DataFrame, cells: pd.DataFrame, published: pd.DataFrame | None = None
@@ -58,6 +60,7 @@ def auc_table(
             if measure in beside:
                 value = theirs.get((item["name"], measure), math.nan)
                 entries.append(number_cell({measure: value}, measure, _as_printed))
+        entries += [number_cell(item, column, fixed) for column in _HELD]
         entries.append(number_cell(item, "n", whole))
         rows.append(
             TableRow("", tuple(entries), cite=cite_keys(cells[cells["name"] == item["name"]]), runs=run_ids(item))
@@ -70,12 +73,12 @@ def auc_table(
         cells,
         f"Areas under average (AUC-A) and last (AUC-L) accuracy over the budget from {span} ({first['budgets']} "
         "budgets): divided by that range (norm.), and as published, a fraction times MB; APM-S and APM-E: average "
-        "accuracy (%) per MB at its ends.",
+        "accuracy (%) per MB at its ends; held: mean share of the budget over all boundaries, in both accountings.",
         f"Publ.: as printed in {sources}." if sources else "",
         repetition_sentence(aucs),
     )
     headings = [h for m, (name, _) in _MEASURES.items() for h in ((name, f"{name} publ.") if m in beside else (name,))]
-    columns = ("Method", *headings, "n")
+    columns = ("Method", *headings, *_HELD.values(), "n")
     numeric = tuple(column != "Method" for column in columns)
     title = "Areas under accuracy over memory"
     return Table("auc", text, columns, numeric, tuple(rows), notes.listed(), title=title)
