@@ -415,7 +415,8 @@ def test_every_row_of_every_table_names_its_runs(written: tuple[reports.ReportRe
 
 def test_a_report_draws_every_figure_at_both_widths(written: tuple[reports.ReportResult, Path]) -> None:
     _, folder = written
-    names = ("memory", "classes", "bytes", "held", "balance", "transfer", "ranks", "confusion", "norms", "remembered")
+    names = ("memory", "classes", "bytes", "pareto", "held", "balance", "transfer", "ranks", "confusion", "norms")
+    names += ("remembered",)
     slug = "digits-b0-inc2-fast-strict-fp32"
     expected = {f"{slug}-{name}{end}" for name in names for end in (".pdf", ".png", "-1col.pdf")}
     assert {path.name for path in (folder / "out" / "figures").iterdir()} == expected
@@ -464,7 +465,7 @@ def test_tables_and_csv_are_the_same_bytes_for_the_same_runs(
         reports.write_report([folder / "runs"], tmp_path / name, command="cilbench report runs")
     texts = ("*.csv", "results.md", "*.tex", "references.bib", "index.html", "provenance.json")
     names = [path.name for text in texts for path in (tmp_path / "first").glob(text)]
-    assert len(names) == 15 + 8
+    assert len(names) == 17 + 8
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     assert (folder / "out" / "results.csv").read_bytes() == (tmp_path / "first" / "results.csv").read_bytes()
