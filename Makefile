@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 LOCKED := build/locked
 UV     := build/uv
 
-.PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu parity reproduction clean
+.PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
 
 # The environment of the demo has the package alone; what the tests need comes with `make test`.
 demo: $(LIGHT)
@@ -35,6 +35,10 @@ lock:              ## requirements.lock anew, from the newest releases
 	$(UV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --generate-hashes \
 		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
 		--output-file requirements.lock
+
+# On a machine without a GPU: torch's own CUDA code over a pretended runtime (tests/cuda/pretend), arithmetic by the CPU.
+test-cuda: $(READY)   ## GPU tests on two pretended devices, and every method whole; skipped, with a reason, where it cannot be built
+	$(BIN)/python tests/cuda/pretend/start.py $(BIN)/python -m pytest -n auto -m gpu tests/gpu tests/cuda
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -231,7 +231,7 @@ class Screen:
 
     def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None:
         """A table of what is not done, one of the results, and the sums."""
-        if bad := [spec for spec in asked if outcomes[spec.id].status != "done"]:
+        if bad := [spec for spec in asked if spec.id in outcomes and outcomes[spec.id].status != "done"]:
             table = Table("run", "status", "reason")
             for spec in bad:
                 outcome = outcomes[spec.id]

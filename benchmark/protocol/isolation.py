@@ -26,7 +26,7 @@ from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.flops import computed_elsewhere, counting
 from cilbench.methods.training.images import DiskImages, Images
 from cilbench.methods.training.loop import Diverged
-from cilbench.methods.training.numerics import is_out_of_memory
+from cilbench.methods.training.numerics import is_out_of_memory, make_current
 from cilbench.processes import Stop, end_with_parent, start_sheltered, stoppable
 from cilbench.protocol.evaluate import Predictions, evaluate
 from cilbench.protocol.task import Learned, OverFlops, Progress, SealedTask, TaskLog, learn_resumably
@@ -194,6 +194,7 @@ def _learn(
     stop: Stop, folder: Path, given: SealedTask, index: int, images: Arrays, labels: NDArray[np.int64], checkpoint: Path
 ) -> dict[str, Any]:
     device = given.device
+    make_current(device)
     with (folder / TOLD).open("w", encoding="utf-8") as told:
 
         def tell(said: object) -> None:
@@ -226,6 +227,7 @@ def _learn(
 def _evaluate(stop: Stop, folder: Path, given: SealedTask, images: Arrays) -> dict[str, Any]:
     """Takes seconds: a signal is left to the parent."""
     assert given.sealed is not None
+    make_current(given.device)
     with counting("evaluation") as flops:
         found = evaluate(given.spec, given.plan, unseal(given.sealed), _unpacked(images, given.device), given.device)
     for number, predictions in enumerate(found.values()):

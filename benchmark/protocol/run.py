@@ -29,7 +29,7 @@ from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.flops import counting
 from cilbench.methods.training.images import Images, release
 from cilbench.methods.training.loop import Diverged
-from cilbench.methods.training.numerics import is_out_of_memory, numerics
+from cilbench.methods.training.numerics import is_out_of_memory, make_current, numerics
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.evaluate import (
     Predictions,
@@ -69,6 +69,7 @@ def execute(run: RunContext) -> Outcome:
     """Run to the end and leave the folder finished, whatever came of it. A crash is a failed run."""
     breach = None
     try:
+        make_current(run.device)
         run = replace(run, dataset=held_out(run.dataset, run.spec.validation, run.spec.seed))
         run.reporter.resumed(run.folder.open(run.dataset.fingerprint))
         try:

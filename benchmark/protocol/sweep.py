@@ -21,6 +21,7 @@ from cilbench.errors import RequestError, counted
 from cilbench.locks import has_kernel_locks
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
+from cilbench.methods.training.numerics import works
 from cilbench.options import HowToRun
 from cilbench.processes import Stop, end_with_parent, run_workers, stoppable
 from cilbench.protocol import estimate
@@ -85,7 +86,7 @@ def sweep(
         if stop():
             return stop.exit_code
     screen.conclude(todo.specs, outcomes, how.out)
-    return _exit_code(outcomes)
+    return _exit_code(outcomes, len(todo.specs))
 
 
 def _prepared(
@@ -180,7 +181,10 @@ def _work(todo: Sweep, workers: Workers, tell: Callable[[Any], None]) -> None:
 
 
 def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop | None) -> dict[str, Outcome]:
-    """Every run in turn, until a signal ends it. `stop` is None in a worker: its parent says what is left."""
+    """Every run in turn, until a signal ends it, or an error after which the device no longer works here.
+
+    `stop` is None in a worker: its parent says what is left.
+    """
     outcomes: dict[str, Outcome] = {}
     for number, spec in enumerate(todo.specs):
         reporter.begin(number, spec)
@@ -195,6 +199,11 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
             reporter.end(spec)
         if outcome.status != "done" and (stop is not None or outcome.status != "running"):
             reporter.note(f"{spec.title}: {outcome.status}: {printable(outcome.reason or '')}")
+        if outcome.status == "failed" and not works(todo.device):
+            if stop is not None:
+                left = len(todo.specs) - len(outcomes)
+                reporter.note(f"{todo.device} does not work any more: {left} runs are left to the same command")
+            break
     return outcomes
 
 
@@ -257,6 +266,7 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _exit_code(outcomes: Mapping[str, Outcome]) -> int:
-    """A run that another process is doing is no failure of ours."""
-    return 1 if any(outcome.status not in ("done", "running") for outcome in outcomes.values()) else 0
+def _exit_code(outcomes: Mapping[str, Outcome], asked: int) -> int:
+    """A run that another process is doing is no failure of ours; one that was not begun is."""
+    failed = any(outcome.status not in ("done", "running") for outcome in outcomes.values())
+    return int(failed or len(outcomes) < asked)

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cilbench.methods.training.numerics import low_memory
+from cilbench.methods.training.numerics import is_out_of_memory, low_memory
 
 
 class CudaGraphStep:
@@ -20,7 +20,8 @@ class CudaGraphStep:
 
     `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
     alone and never waits for the device. The first steps of a size, and everything where there is no CUDA or where
-    capturing failed (`note` is told why), run as they are written.
+    capturing failed (`note` is told why), run as they are written. A step that cannot be captured is not tried again
+    in this process, unless it was memory that was missing.
     """
 
     WARM_UP = 3  # steps as written, of each size: cuDNN chooses its algorithms, optimizers make their buffers
@@ -34,6 +35,7 @@ class CudaGraphStep:
         note: Callable[[str], None],
     ) -> None:
         self.step, self.device, self.generator, self.note = step, device, generator, note
+        self.what = _name_of(getattr(step, "loss", step))
         self.capturing = device.type == "cuda" and not low_memory()
         self.stream = _side_stream(device) if self.capturing else None
         # Memory of all graphs: one runs at a time, and what it reads there (gradients too) it has written before.
@@ -59,7 +61,10 @@ class CudaGraphStep:
     def _on_stream(self, inputs: tuple[Tensor, ...]) -> None:
         sizes = tuple(given.shape for given in inputs)
         if self.capturing and self.taken[sizes] == self.WARM_UP:
-            self._capture(sizes, inputs)
+            if why := _not_capturable().get(self.what):
+                self._give_up(why)
+            else:
+                self._capture(sizes, inputs)
         self.taken[sizes] += 1
         graph = self.graphs.get(sizes)
         if graph is None:
@@ -79,11 +84,16 @@ class CudaGraphStep:
             self.graphs[sizes] = _Graph(self._captured(lambda: self.step(*static), self.pool), static)
             return
         except (RuntimeError, AssertionError, AttributeError) as error:
-            why = _first_cause(error)  # and no traceback: it holds the tensors of what failed
+            cause = _first_cause(error)
+            why = f"{type(cause).__name__}: {cause}".splitlines()[0][:300]  # no traceback: it holds tensors
+            for_good = not is_out_of_memory(cause)
+            del cause
         # A failed capture leaves its memory in the pool, and may clear what earlier graphs work in.
         self.graphs.clear()
-        self.pool = None
         self._recover()
+        self.pool = None
+        if for_good:
+            _not_capturable()[self.what] = why
         self._give_up(why)
 
     def _give_up(self, why: str) -> None:
@@ -95,16 +105,21 @@ class CudaGraphStep:
 
     def _recover(self) -> None:
         """After a capture that failed, one of nothing: before torch 2.13 its generators take themselves for captured
-        until one ends well.
+        until one ends well. Its pool is given back, which torch does only for a capture that ends well.
         """
         torch.cuda.synchronize(self.device)
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the graph is empty
             self._captured(lambda: None, None)
+        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
+            with suppress(RuntimeError):  # it has been
+                give_back(index, self.pool)
 
     def _captured(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        graph.register_generator_state(self.generator)
+        if torch.torch_version.TorchVersion(torch.__version__) < (2, 14):  # from there on torch does it
+            graph.register_generator_state(self.generator)
         with (
             _no_collection(),
             torch.cuda.graph(graph, pool=pool, stream=self.stream, capture_error_mode="thread_local"),
@@ -117,6 +132,18 @@ class CudaGraphStep:
 def _side_stream(device: torch.device) -> torch.cuda.Stream:
     """One for all: cuBLAS keeps tens of MiB for every stream it has seen."""
     return torch.cuda.Stream(device)
+
+
+@cache
+def _not_capturable() -> dict[str, str]:
+    """Steps that could not be captured in this process, and why."""
+    return {}
+
+
+def _name_of(function: Any) -> str:
+    """Of a function where it is written, or of a callable object's type."""
+    named = function if hasattr(function, "__qualname__") else type(function)
+    return f"{named.__module__}.{named.__qualname__}"
 
 
 @contextmanager
@@ -132,11 +159,11 @@ def _no_collection() -> Iterator[None]:
             gc.enable()
 
 
-def _first_cause(error: BaseException) -> str:
+def _first_cause(error: BaseException) -> BaseException:
     """Ending a capture that an error broke raises another one."""
     while error.__context__ is not None:
         error = error.__context__
-    return f"{type(error).__name__}: {error}".splitlines()[0][:300]
+    return error
 
 
 _Sizes = tuple[torch.Size, ...]

@@ -8,6 +8,7 @@ Positions are drawn by the run's generator either way: where the images are chan
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -44,10 +45,7 @@ class DiskImages:
     def __getitem__(self, index: slice | Tensor) -> "Tensor":
         """The images themselves, on the device."""
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
-        images = torch.index_select(self.pixels, 0, rows)
-        if self.device.type == "cuda":
-            return images.pin_memory().to(self.device, non_blocking=True)
-        return images.to(self.device)
+        return _sent(torch.index_select(self.pixels, 0, rows), self.device)
 
     def reordered(self, order: Tensor) -> "DiskImages":
         """The same images in another order; none is read."""
@@ -89,9 +87,9 @@ class ConcatImages:
         stored, resident = ((index < len(self.stored)) == there for there in (True, False))
         images = torch.empty(len(index), *self.shape[1:], dtype=torch.uint8, device=self.device)
         # At whole numbers: to assign by a mask, a device has to be waited for, which counts it.
-        images.index_copy_(0, stored.nonzero()[:, 0].to(self.device), self.stored[index[stored]])
-        exemplars = self.resident[(index[resident] - len(self.stored)).to(self.device)]
-        return images.index_copy_(0, resident.nonzero()[:, 0].to(self.device), exemplars)
+        images.index_copy_(0, _sent(stored.nonzero()[:, 0], self.device), self.stored[index[stored]])
+        exemplars = self.resident[_sent(index[resident] - len(self.stored), self.device)]
+        return images.index_copy_(0, _sent(resident.nonzero()[:, 0], self.device), exemplars)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, so many at a time."""
@@ -109,21 +107,53 @@ def concat_images(images: Images, exemplars: Tensor) -> TaskDataImages:
 
 
 def iter_batches(images: TaskDataImages | DiskImages, order: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The batches at the positions of `order`, uint8 [B, C, H, W]; read ahead in threads where they are in a file."""
+    """The batches at the positions of `order`, uint8 [B, C, H, W]; read ahead in threads where they are in a file.
+
+    On CUDA they are copied on a stream of their own, beside the steps of the batches before.
+    """
     if isinstance(images, Tensor):
         yield from (images[positions] for positions in order)
         return
     if not order:
         return
     here = torch.cat(list(order)).cpu().split([len(positions) for positions in order])  # the device is waited for once
+    stream = _copy_stream(images.device) if images.device.type == "cuda" else None
+    if stream is not None:  # for exemplars on the device
+        stream.wait_stream(torch.cuda.current_stream(images.device))
+
+    def read(positions: Tensor) -> tuple[Tensor, torch.cuda.Event | None]:
+        if stream is None:
+            return images[positions], None
+        with torch.cuda.stream(stream):
+            return images[positions], stream.record_event()
+
     with ThreadPoolExecutor(READERS) as readers:
-        waiting: deque[Future[Tensor]] = deque()
+        waiting: deque[Future[tuple[Tensor, torch.cuda.Event | None]]] = deque()
         for positions in here:
-            waiting.append(readers.submit(images.__getitem__, positions))
+            waiting.append(readers.submit(read, positions))
             if len(waiting) > AHEAD:
-                yield waiting.popleft().result()
+                yield _arrived(*waiting.popleft().result())
         while waiting:
-            yield waiting.popleft().result()
+            yield _arrived(*waiting.popleft().result())
+
+
+@cache
+def _copy_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)
+
+
+def _arrived(batch: Tensor, copied: torch.cuda.Event | None) -> Tensor:
+    """The batch, for the stream that is current: it waits for the copy, the host does not."""
+    if copied is not None:
+        stream = torch.cuda.current_stream(batch.device)
+        stream.wait_event(copied)
+        batch.record_stream(stream)
+    return batch
+
+
+def _sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A copy on the device; the host does not wait for one to a CUDA device."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def reordered(images: Images, order: Tensor) -> Images:

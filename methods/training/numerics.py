@@ -108,6 +108,22 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error) for words in FULL)
 
 
+def make_current(device: torch.device) -> None:
+    """Before anything else that a process does on a CUDA device; a process makes no context on another one then."""
+    if device.type == "cuda":
+        torch.cuda.init()
+        torch.cuda.set_device(device)
+
+
+def works(device: torch.device) -> bool:
+    """Can the device still be used? After some errors of CUDA nothing works in the process that met them."""
+    try:
+        wait_for(device)
+    except RuntimeError:
+        return False
+    return True
+
+
 def wait_for(device: torch.device) -> None:
     """Wait until the device has done what it was given."""
     if device.type == "cuda":

@@ -201,16 +201,14 @@ def test_every_precision_and_layout_seals_finite_float32(precision, layout, colo
 
 
 class Impatient(Silent):
-    """Asks a cell to end once it has trained on so many batches."""
+    """Asks a run to end when it has been asked so many times, which it is before every step, whether it is to go on."""
 
-    def __init__(self, batches: int) -> None:
+    def __init__(self, asked: int) -> None:
         super().__init__()
-        self.left = batches
-
-    def progress(self, share: float, images: int) -> None:
-        self.left -= 1
+        self.left = asked
 
     def stopping(self) -> bool:
+        self.left -= 1
         return self.left < 0
 
 
@@ -220,7 +218,7 @@ def test_a_cell_that_is_stopped_on_cuda_goes_on_from_its_checkpoint(colour, tmp_
     spec = toy_spec("icarl", colour, 2_000_000)
     folder = RunFolder(tmp_path, spec.id)
     with pytest.raises(Interrupted):
-        execute(RunContext(spec, spec.plan(), colour, folder, DEVICE, Impatient(2)))
+        execute(RunContext(spec, spec.plan(), colour, folder, DEVICE, Impatient(9)))
     assert list(folder.partial.glob("checkpoint-*"))
     reporter = Silent()
     assert execute(RunContext(spec, spec.plan(), colour, folder, DEVICE, reporter)).status == "done"

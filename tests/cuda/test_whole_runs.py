@@ -1,0 +1,46 @@
+"""Every registered method and composition, whole, on either of two CUDA devices."""
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from test_conformance import EVERY
+from watched import Steps, only_pretended, run_whole, watch_steps
+
+pytestmark = only_pretended
+
+
+@pytest.fixture
+def deterministic() -> Iterator[None]:
+    """An operation that adds in no fixed order is an error."""
+    torch.use_deterministic_algorithms(True)
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.usefixtures("deterministic")
+def test_the_host_waits_for_no_step_and_once_an_epoch(name, number, toy, tmp_path, monkeypatch):
+    """CIM logs its boxes besides, and may log its steps on φ. Nothing is left on the other device."""
+    steps, device = watch_steps(monkeypatch), torch.device("cuda", number)
+    ran = run_whole(name, toy, tmp_path, device, steps)
+    assert (ran.outcome.status, ran.outcome.reason) == ("done", None)
+    assert torch.cuda.memory_allocated(1 - number) == 0
+    if name.startswith("gem"):  # whose quadratic programme is solved on the CPU, in every step after the first task
+        assert ran.events["graph_not_captured"] == 2
+        return
+    assert "graph_not_captured" not in ran.events
+    assert (steps.most("replays"), steps.most("waits"), steps.most("pageable")) == (1, 0, 0)
+    assert {found["waits"] for found in steps.capturing} <= {1, 2}
+    assert ran.reporter.an_epoch("waits") == (4 if "cim" in name else 1)
+
+
+@pytest.mark.parametrize("name", ["icarl", "foster+cim", "dgm"])
+def test_an_isolated_run_on_the_second_device_seals_what_one_in_this_process_does(name, toy, tmp_path):
+    device = torch.device("cuda", 1)
+    here = run_whole(name, toy, tmp_path / "here", device, Steps())
+    apart = run_whole(name, toy, tmp_path / "apart", device, Steps(), isolate=True)
+    assert (apart.outcome.status, apart.outcome.reason) == ("done", None)
+    assert apart.events == here.events
+    assert apart.states() == here.states() != []
