@@ -118,7 +118,7 @@ class CudaGraphStep:
 
     def _captured(self, work: Callable[[], None], pool: Any) -> torch.cuda.CUDAGraph:
         graph = torch.cuda.CUDAGraph()
-        if torch.torch_version.TorchVersion(torch.__version__) < (2, 14):  # from there on torch does it
+        if torch.torch_version.TorchVersion(torch.__version__) < "2.14":  # from there on torch does it
             graph.register_generator_state(self.generator)
         with (
             _no_collection(),
