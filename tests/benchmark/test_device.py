@@ -55,7 +55,7 @@ def test_what_is_fastest_is_measured_once_and_remembered(cifar, tmp_path, monkey
     machine_cache._measured_here.cache_clear()  # another process
     assert laid_out(cifar, cifar.plan(), CPU, said.append).layout == "channels_last"
     assert len(calls) == 1
-    assert said == ["measuring on cpu, 1 threads: a training step of resnet32 on 3 channels in fp32, bf16"]
+    assert said == ["measuring on cpu with 1 thread: a training step of resnet32 on 3 channels in fp32, bf16"]
     assert list(json.loads((tmp_path / "machine.json").read_text())["step_seconds"].values()) == [SECONDS]
     for n, damaged in enumerate(('{"step_seconds": {"x": 3', "[]", '{"step_seconds": 3}'), start=2):
         (tmp_path / "machine.json").write_text(damaged)

@@ -39,8 +39,13 @@ def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkey
         "time of icarl: not measured, its first steps end in an error",
         "training will take about 60 s on cpu",
     ]
-    record = {"train_seconds": None, "status": "ok", "accounting": "published", "budget_label": None}
-    texts = dict.fromkeys(("dataset", "method", "backbone"), "x")
+    record = {
+        "train_seconds": None,
+        **dict.fromkeys(("train_flops", "train_flops_limit")),
+        "status": "ok",
+        "accounting": "published",
+    }
+    texts = dict.fromkeys(("dataset", "method", "backbone", "budget"), "x")
     numbers = ("base", "inc", "tasks", "budget_bytes", "exemplars", "model_bytes", "published_bytes", "strict_bytes")
     table = plan_table([record | texts | dict.fromkeys(numbers, 1)], timed=True).renderables[-1]
     assert list(table.columns[-1].cells) == ["not measured"]

@@ -221,7 +221,8 @@ def test_a_run_that_another_process_is_doing_is_no_failure(toy, tmp_path, capsys
         assert mine
         outcomes = {spec.id: _run_one(todo, spec, toy, Listening()) for spec in todo.specs}
     assert [outcome.status for outcome in outcomes.values()] == ["running", "failed"]
-    assert _exit_code({taken.id: outcomes[taken.id]}) == 0
-    assert _exit_code(outcomes) == 1
+    assert _exit_code({taken.id: outcomes[taken.id]}, 1) == 0
+    assert _exit_code({taken.id: outcomes[taken.id]}, 2) == 1  # one was not begun
+    assert _exit_code(outcomes, 2) == 1
     Screen().conclude(todo.specs, outcomes, tmp_path)
     assert "another process is at it" in capsys.readouterr().out

@@ -196,7 +196,7 @@ def test_a_report_killed_at_many_changes(kind: Kind, tmp_path: Path, count: Coun
 def tasks_run(*logs: Path) -> list[tuple[str, str]]:
     """(run, task) of every line about a finished task."""
     said = "".join(log.read_text(errors="replace") for log in logs)
-    return re.findall(r"^(\S+ [\d,]+ B seed \d+): task (\d+)/", said, re.MULTILINE)
+    return re.findall(r"^(\S+ .+ seed \d+): task (\d+)/\d+: ", said, re.MULTILINE)
 
 
 def two_at_once(methods: str, folder: Path, kill_after: float | None = None) -> None:
