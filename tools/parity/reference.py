@@ -205,22 +205,23 @@ class Reference:
         with patched(self.module, DataLoader=loader), patched(self.base, DataLoader=loader), observed() as values:
             learner._train = synchronised
             if self.method == "foster" and len(phases) > 1:
-                learner._feature_compression = self._compression(learner._feature_compression, phases, own)
+                learner._feature_compression = self._compression(learner._feature_compression, phases, own, values)
             learner.incremental_train(Manager(self.data))
         own[-1].after = copied(self.parts(student=len(phases) > 1))
-        per_step = len(values) // len(batches)  # the sum comes first, its terms after it
-        totals = values[::per_step]
-        for phase, recorded in zip(own, phases, strict=True):
-            phase.losses, totals = totals[: len(recorded.batches)], totals[len(recorded.batches) :]
+        own[-1].losses = values
+        for phase, recorded in zip(own, phases, strict=True):  # the sum comes first, its terms after it
+            phase.losses = phase.losses[:: len(phase.losses) // len(recorded.batches)]
         learner._train = train
         return own
 
-    def _compression(self, compress: Any, phases: list[Phase], own: list[Phase]) -> Any:
+    def _compression(self, compress: Any, phases: list[Phase], own: list[Phase], values: list[float]) -> Any:
         """FOSTER's second phase, whose student starts from our student's head."""
         network = self.module.FOSTERNet
 
         def synchronised(*loaders: Any) -> None:
             own[0].after = copied(self.parts())
+            own[0].losses = values.copy()
+            values.clear()
             copy_fc = network.copy_fc
 
             def start(student: Any, fc: Any) -> None:
@@ -262,6 +263,12 @@ class Reference:
             self.learner._eval_nme(self.learner.test_loader, self.learner._class_means),
         )
         return {"head": head[:, 0], "nme": nme[:, 0]}
+
+    def student_predictions(self) -> NDArray[np.int64]:
+        """The best class of every test image seen by what compression left, of FOSTER's later tasks."""
+        with patched(self.learner, _network=self.learner._snet):
+            best: NDArray[np.int64] = self.learner._eval_cnn(self.learner.test_loader)[0][:, 0]
+        return best
 
     def exemplars(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """uint8 [N, C, H, W] and their classes, as herded."""

@@ -55,6 +55,7 @@ class Compared:
     exemplars_alike_percent: float | None = None
     head_alike_percent: float | None = None
     nme_alike_percent: float | None = None
+    student_alike_percent: float | None = None  # FOSTER's, once compressed; its other two are of both branches
 
 
 def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
@@ -80,7 +81,11 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
             rows += [_row(method, task.index, n, *pair) for n, pair in enumerate(zip(phases, other, strict=True))]
             herded_by.append((getattr(learner, "boosted", None) or learner.net).eval())
             kept = _exemplars_alike(learner.memory.decoded(CPU), theirs.exemplars(), herded_by, data)
-            said = _predictions_alike(_learner(spec, plan, state, data), theirs, data)
+            sealed, judged = (_learner(spec, plan, s, data) for s in (state, learner.unsealed_state()))
+            said = _predictions_alike(judged, theirs.predictions(), data)
+            if len(phases) > 1:
+                student = _predictions_alike(sealed, {"head": theirs.student_predictions()}, data)
+                said["student_alike_percent"] = student["head_alike_percent"]
             rows[-1] = replace(rows[-1], exemplars_alike_percent=kept, **said)
             theirs.after_task()
     return rows
@@ -208,9 +213,8 @@ def _exemplars_alike(ours: tuple[Tensor, Tensor], theirs: Any, herded_by: list[A
     return 100 * alike / places
 
 
-def _predictions_alike(rebuilt: Any, theirs: Reference, data: Data) -> dict[str, Any]:
-    """What the rebuilt learner says of the test images beside the reference, by head."""
-    said = theirs.predictions()
+def _predictions_alike(rebuilt: Any, said: dict[str, Any], data: Data) -> dict[str, Any]:
+    """What a rebuilt learner says of the test images beside the reference, by head."""
     tested = data.test[1] < rebuilt.net.seen
     with torch.no_grad():
         scores = rebuilt.scores(data.test[0][tested])
