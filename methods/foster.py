@@ -163,7 +163,7 @@ class FOSTER(Rehearsal):
 
 def effective_number_weights(counts_K: Tensor, beta: float) -> Tensor:
     """(1 − β)/(1 − βⁿ) of each class, scaled to a mean of one (Cui 2019, arXiv 1901.05555, eq. 2): [K]."""
-    weights_K = (1 - beta) / (1 - beta ** counts_K.float())
+    weights_K = (1 - beta) / (1 - beta ** counts_K.to(torch.get_default_dtype()))
     return weights_K / weights_K.mean()
 
 

@@ -202,7 +202,12 @@ class Reference:
             set_weights(self.parts(), phases[0].before)
             train(*loaders)
 
-        with patched(self.module, DataLoader=loader), patched(self.base, DataLoader=loader), observed() as values:
+        with (
+            patched(self.module, DataLoader=loader),
+            patched(self.base, DataLoader=loader),
+            patched(torch, FloatTensor=torch.DoubleTensor),  # FOSTER's weights of classes
+            observed() as values,
+        ):
             learner._train = synchronised
             if self.method == "foster" and len(phases) > 1:
                 learner._feature_compression = self._compression(learner._feature_compression, phases, own, values)
