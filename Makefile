@@ -6,9 +6,13 @@ LIGHT  := $(VENV)/.light
 READY  := $(VENV)/.ready
 
 LOCKED := build/locked
+LOWEST := build/lowest
 UV     := build/uv
+# Numbers (golden runs, published sizes), the boundary, data sets and reports: where a release can change something.
+PART   := tests/benchmark/test_golden.py tests/budgets tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py \
+	tests/benchmark/test_data_import.py tests/reports/test_reports_files.py
 
-.PHONY: demo test test-locked lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
+.PHONY: demo test test-locked test-lowest lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
 
 # The environment of the demo has the package alone; what the tests need comes with `make test`.
 demo: $(LIGHT)
@@ -18,14 +22,22 @@ demo: $(LIGHT)
 test: lint types   ## what CI runs
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not soak"
 
-# The newest releases are tested by `make test`; these are the ones that requirements.lock names, to the byte. A part of the
-# suite: numbers (golden runs, published sizes), the boundary, data sets and reports, which is where a release can change something.
+# The newest releases are tested by `make test`; these are the ones that requirements.lock names, to the byte: a part of the suite.
 test-locked:       ## the same for the locked releases, in an environment of their own; CI runs it too
 	$(PYTHON) -m venv --clear $(LOCKED)
 	$(LOCKED)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(LOCKED)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" tests/benchmark/test_golden.py tests/budgets \
-		tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py tests/benchmark/test_data_import.py tests/reports/test_reports_files.py
+	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" $(PART)
+
+# The lowest releases that pyproject.toml allows, the same part of the suite and the frozen help.
+test-lowest:       ## the same for the lowest releases that pyproject.toml allows; CI runs it too
+	$(PYTHON) -m venv --clear $(LOWEST)
+	$(PYTHON) -m venv $(UV) && $(UV)/bin/python -m pip install --quiet uv
+	$(UV)/bin/uv pip compile pyproject.toml --extra dev --resolution lowest-direct --no-annotate --no-header --quiet \
+		--output-file $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/requirements.txt
+	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
+	$(LOWEST)/bin/python -m pytest -m "not gpu and not soak" tests/test_frozen.py $(PART)
 
 # Names, versions and hashes of every release that pyproject.toml leads to, on CPython from 3.11 on, whatever the system; no
 # addresses, so that it can be installed from any index: `pip install --require-hashes -r requirements.lock`.
