@@ -69,7 +69,7 @@ class RunOptions:
 
     methods: str = option(
         "",
-        "Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes.",
+        "Comma-separated, e.g. dgm,cim,memo,icarl,der; BASE+COMPRESSION composes; ./mine.py:Mine is your own.",
         COMPARED,
         "NAMES",
         autocompletion=complete_methods,

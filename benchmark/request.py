@@ -16,6 +16,7 @@ from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, format_bytes, parse_budget_mb, parse_bytes
 from cilbench.data import cache
 from cilbench.errors import RequestError
+from cilbench.methods import own
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
@@ -184,8 +185,8 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
 def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | BudgetTooSmall]:
     """The plan, or the refusal, of every cell by id.
 
-    Raises RequestError for a method that fits none of the budgets: that request is wrong. One that fits some of them
-    is refused at the others and recorded so.
+    A method that does not fit a budget is refused there, and recorded so. Raises RequestError where none fits any: that
+    request is wrong.
     """
     plans: dict[str, Plan | BudgetTooSmall] = {}
     for _, group in groupby(sorted(asked, key=_fits_alike), key=_fits_alike):
@@ -195,11 +196,9 @@ def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | BudgetTooSmall]
         except BudgetTooSmall as refusal:
             plan = refusal
         plans |= {spec.id: plan for spec in alike}
-    for method in {spec.method.name: spec.method for spec in asked}.values():
-        mine = [plans[spec.id] for spec in asked if spec.method.name == method.name]
-        refusals = [plan for plan in mine if isinstance(plan, BudgetTooSmall)]
-        if len(refusals) == len(mine):
-            raise RequestError(f"budget too small: {max(refusals, key=lambda r: r.have_bytes)}")
+    refusals = [plan for plan in plans.values() if isinstance(plan, BudgetTooSmall)]
+    if len(refusals) == len(plans):
+        raise RequestError(f"budget too small: {max(refusals, key=lambda r: r.have_bytes)}")
     return plans
 
 
@@ -209,7 +208,10 @@ def _fits_alike(spec: RunSpec) -> tuple[str, int]:
 
 
 def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
-    names = [name.lower() for name in _split(request.methods)]
+    try:
+        names = [own.add(name) if own.IN_A_FILE.fullmatch(name) else name.lower() for name in _split(request.methods)]
+    except own.BadFile as error:
+        raise RequestError(f"--methods {error}") from None
     if not names:
         raise RequestError("--methods is empty: name at least one, e.g. icarl,der (`cilbench methods` lists them)")
     expanded = Counter("+".join(components(name)) for name in names)
@@ -226,7 +228,7 @@ def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) 
                 there = sorted({component for s in methods for component in s.configs})
                 raise BadSetting(f"{key}={text}: no {component!r} among the methods; there is: {', '.join(there)}")
             parse_setting(key, configs[0], field_name, text)
-    except UnknownMethod as error:
+    except (UnknownMethod, own.BadFile) as error:
         raise RequestError(f"--methods: {error}") from None
     except BadSetting as error:
         raise RequestError(f"--set {error}") from None

@@ -15,13 +15,14 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import entry_points
+from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import torch
 
 from cilbench.budgets.codecs import Codec, Raw, fixed_codec
 from cilbench.budgets.planning import Budget, BudgetTooSmall
-from cilbench.methods import ALIASES, COMPRESSIONS, METHODS
+from cilbench.methods import ALIASES, COMPRESSIONS, METHODS, own
 from cilbench.methods.contract import Method, MethodCard, Plan, RehearsalMethod, Scenario
 from cilbench.methods.rehearsal.memory import Compression, LearnedCompression, Plain
 from cilbench.methods.training.config import Recipe, apply_recipe, recipe_named
@@ -107,6 +108,11 @@ class MethodSpec:
         return next(iter(self.configs.values()))
 
     @property
+    def foreign(self) -> bool:
+        """Is it somebody's own, from another distribution or a file?"""
+        return not self.base.__module__.startswith("cilbench.")
+
+    @property
     def _rehearsing(self) -> type[RehearsalMethod] | None:
         """The class of a method that keeps exemplars."""
         return cast(type[RehearsalMethod], self.base) if self.base.card.rehearsal else None
@@ -118,18 +124,27 @@ class MethodSpec:
 
 
 def known_methods() -> dict[str, str]:
-    """Name → "module:Class", built in and from entry points. Raises BadSetting where two have one name."""
+    """Name → "module:Class", built in, from entry points and from files (`own`).
+
+    Raises BadSetting where two have one name, BadFile.
+    """
     table = dict(METHODS)
     for point in entry_points(group="cilbench.methods"):
         if table.get(point.name, point.value) != point.value or point.name in ALIASES:
             raise BadSetting(f"two methods of one name: {point.name} is built in and comes from {point.value} as well")
         table[point.name] = point.value
+    for name, where in own.known().items():
+        if name in table or name in ALIASES:
+            raise BadSetting(f"two methods of one name: {name} is there already, and {where} has it as its card's key")
+        table[name] = where
     return table
 
 
 def plug_in_of(name: str) -> str:
-    """The distribution that brings a method, as `its-name 1.0`; empty for a method that is built in."""
+    """The distribution or file that brings a method, as `its-name 1.0`; empty for a method that is built in."""
     base = _spelled_out(name)[0].partition("+")[0]
+    if where := own.known().get(base):
+        return Path(where).name
     points = () if base in METHODS else entry_points(group="cilbench.methods", name=base)
     return next((f"{point.dist.name} {point.dist.version}" for point in points if point.dist), "")
 
@@ -277,5 +292,7 @@ def _type_name(wanted: Any) -> str:
 
 @cache
 def _import(path: str) -> Any:
+    if own.IN_A_FILE.fullmatch(path):
+        return own.load(path)
     module, _, name = path.partition(":")
     return getattr(importlib.import_module(module), name)

@@ -217,7 +217,7 @@ def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
             candidates.append(folder)
             continue
         for path in sorted(folder.iterdir()):
-            if path.name.startswith("."):
+            if path.name.startswith(".") or path.name.endswith((".lock", ".locked")):  # of runs that go on
                 continue
             if not path.is_dir():
                 left_out.append(LeftOut(path, "a file, not a run folder"))

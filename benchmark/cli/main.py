@@ -5,7 +5,7 @@ nothing written.
 """
 
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -176,6 +176,36 @@ def doctor(
 
         found = list(findings(device, data_dir, out))
     console(80).print(two_columns(found))
+
+
+@app.command(cls=Command, rich_help_panel=CHECK)
+def check(
+    method: Annotated[str, typer.Argument(metavar="METHOD", help="A name, or your own: ./mine.py:Mine.")],
+    budget: Annotated[str, typer.Option("--budget", metavar="SIZE", help="That it is tried at.")] = "44KiB",
+    data_dir: DataDir = None,
+) -> None:
+    """Does a method keep the contract? Two tasks of digits in seconds; exit code 1 where it does not.
+
+    cilbench check ./mine.py:Mine
+    """
+    with working("loading"):
+        from cilbench.methods.own import trimmed
+        from cilbench.protocol.check import Broken
+        from cilbench.protocol.check import check as checks
+        from cilbench.request import specs
+
+    request = RunOptions(methods=method, budget=budget, dataset="digits", recipe="smoke", data_dir=data_dir)
+    (spec,) = specs(replace(request, precision="fp32"))
+    broken = False
+    for what, error in checks(spec, data_dir):
+        say(f"{'fails' if error else 'holds'}  {what}")
+        if error is not None:
+            broken = True
+            source = Path(sys.modules[spec.method.base.__module__].__file__ or "")
+            said = [str(error)] if isinstance(error, Broken) else trimmed(error, source)
+            for line in said or [f"{type(error).__name__}: {error}"]:
+                say(f"       {line}")
+    raise typer.Exit(1 if broken else 0)
 
 
 @app.command(name="weigh", cls=Command, rich_help_panel=LOOK_UP)

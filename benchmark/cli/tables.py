@@ -161,7 +161,7 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
     for (title, method), specs_of_it in by_cell.items():
         counts = Counter(outcomes[spec.id].status for spec in specs_of_it if spec.id in outcomes)
         done = [spec for spec in specs_of_it if spec.id in outcomes and outcomes[spec.id].status == "done"]
-        results = [result for spec in done if (result := _result(spec, out)) is not None]
+        results = [result for spec in done if (result := result_of(spec, out)) is not None]
         cells = ["–"] * 4
         if results:
             averages, lasts, exemplars, shares = zip(*results, strict=True)
@@ -171,7 +171,7 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
     return Group(*_tables(columns, groups, left={"method", "status"}))
 
 
-def _result(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | None:
+def result_of(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | None:
     """Average and last accuracy in %, exemplars at the end, largest share of the budget; None where unreadable."""
     folder = RunFolder(out, spec.id).final
     try:

@@ -5,11 +5,13 @@ The learner that is evaluated, and the one that learns the next task, are always
 
 import gc
 import hashlib
+import inspect
 import time
 import traceback
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from cilbench.data.validation import held_out
 from cilbench.device.environment import environment
 from cilbench.device.memory import free_cached, peak_memory_bytes, reset_peak_memory
 from cilbench.errors import in_one_line
+from cilbench.methods import own
 from cilbench.methods.contract import Plan
 from cilbench.methods.registry import plug_in_of
 from cilbench.methods.training.checkpoint import Interrupted
@@ -89,6 +92,9 @@ def execute(run: RunContext) -> Outcome:
             outcome = Outcome("failed", in_one_line(error))
             task = len(run.folder.records())
             run.folder.log({"task": task, "event": "failed", "traceback": traceback.format_exc()})
+            if run.spec.method.foreign:
+                for line in own.trimmed(error, Path(inspect.getfile(run.spec.method.base))):
+                    run.reporter.note(printable(line))
         run.folder.finish(_run_record(run, outcome), breach)
     except (OSError, MemoryError) as error:  # the disk is full, unreadable or gone: nothing more can be written
         return Outcome("failed", in_one_line(error))

@@ -1,0 +1,84 @@
+"""Methods in files of one's own: `./mine.py:Mine` in place of a name.
+
+A file that is named once is known to this process and to those it starts by $CILBENCH_METHODS. A person may set that as
+well: `verify` then knows the method too.
+"""
+
+import importlib
+import os
+import re
+import sys
+import traceback
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VARIABLE = "CILBENCH_METHODS"
+IN_A_FILE = re.compile(r"(?P<file>.+\.py):(?P<name>[A-Za-z_]\w*)(?P<rest>\+.*)?")
+NEEDED = ("card", "Config", "plan", "learn", "scores", "state", "load", "work")
+
+
+class BadFile(ValueError):
+    """A file that holds no such method. The message is one line."""
+
+
+def add(text: str) -> str:
+    """The name of a method: its card's key where `text` is FILE.py:CLASS, which is known from now on, else `text`.
+
+    What follows a plus stays. Raises BadFile.
+    """
+    match = IN_A_FILE.fullmatch(text)
+    if match is None:
+        return text
+    where = f"{Path(os.path.expanduser(match['file'])).resolve()}:{match['name']}"
+    key = str(load(where).card.key)
+    if where not in _listed():
+        os.environ[VARIABLE] = os.pathsep.join([*_listed(), where])
+    return key + (match["rest"] or "")
+
+
+def known() -> dict[str, str]:
+    """Name → "FILE.py:CLASS" of those in $CILBENCH_METHODS. Raises BadFile."""
+    return {str(load(where).card.key): where for where in _listed()}
+
+
+def _listed() -> list[str]:
+    return [part for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+
+
+@cache
+def load(where: str) -> Any:
+    """The class at "FILE.py:CLASS". Raises BadFile."""
+    match = IN_A_FILE.fullmatch(where)
+    if match is None:
+        raise BadFile(f"{where}: write FILE.py:CLASS")
+    path, name = Path(match["file"]).resolve(), match["name"]
+    if not path.is_file():
+        raise BadFile(f"{where}: there is no such file")
+    if str(path.parent) not in sys.path:
+        sys.path.insert(0, str(path.parent))  # processes of ours get it, and find the class by its module's name
+    try:
+        module = importlib.import_module(path.stem)
+    except Exception as error:
+        raise BadFile(f"{where}: {' '.join(trimmed(error, path)) or f'{type(error).__name__}: {error}'}") from None
+    if Path(str(getattr(module, "__file__", ""))).resolve() != path:
+        raise BadFile(f"{where}: Python has another module of the name {path.stem}: rename the file")
+    if not hasattr(module, name):
+        raise BadFile(f"{where}: the file has no {name}")
+    missing = [part for part in NEEDED if not hasattr(getattr(module, name), part)]
+    if missing:
+        raise BadFile(f"{where}: a method needs {', '.join(missing)} as well (cilbench.methods.contract)")
+    return getattr(module, name)
+
+
+def trimmed(error: BaseException, path: Path) -> list[str]:
+    """The frames of an error that lie in a file, a line each, and the error; none where it never was there."""
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename) == path]
+    if isinstance(error, SyntaxError):
+        return [f"{path.name}, line {error.lineno}: {error.msg}"]
+    if not frames:
+        return []
+    return [
+        *(f"{path.name}, line {f.lineno}, in {f.name}: {f.line}" for f in frames),
+        f"{type(error).__name__}: {error}",
+    ]

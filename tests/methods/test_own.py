@@ -1,0 +1,108 @@
+"""A method in a file of one's own, named on the command line: found, run, checked, and its errors shown as its own."""
+
+import sys
+
+import pytest
+from nursery import nursery
+
+from cilbench.errors import RequestError
+from cilbench.methods import own
+from cilbench.methods.registry import known_methods, plug_in_of
+from cilbench.options import RunOptions
+from cilbench.request import specs
+
+MINE = """
+from dataclasses import replace
+from cilbench.methods.replay import Replay
+
+
+class Mine(Replay):
+    card = replace(Replay.card, key="mine-{name}", name="Mine")
+
+    def learn(self, task, context):
+        {first}
+        super().learn(task, context)
+
+    def scores(self, images):
+        return {scores}
+"""
+SOUND = {"first": "pass", "scores": "super().scores(images)"}
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setenv(own.VARIABLE, "")  # and as it was afterwards
+    monkeypatch.setattr(sys, "path", list(sys.path))
+
+    def write(name, **parts):
+        path = tmp_path / f"{name}.py"
+        path.write_text(MINE.format(name=name, **SOUND | parts))
+        return path
+
+    return write
+
+
+def test_it_is_named_by_its_file(file, monkeypatch, tmp_path):
+    file("own_sound")
+    monkeypatch.chdir(tmp_path)
+    asked = specs(RunOptions(methods="icarl,./own_sound.py:Mine+jpeg:50", budget="24KiB", dataset="digits"))
+    assert [spec.method.name for spec in asked] == ["icarl", "mine-own_sound+jpeg:50"]
+    assert "mine-own_sound" in known_methods()
+    assert plug_in_of("mine-own_sound").startswith("own_sound.py:Mine")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("./nowhere.py:Mine", "there is no such file"),
+        ("./own_part.py:Nobody", "the file has no Nobody"),
+        ("./own_part.py:replace", "a method needs card, Config"),
+        ("./own_wrong.py:Mine", "own_wrong.py, line 1, in <module>: 1 / 0 ZeroDivisionError"),
+        ("./own_syntax.py:Mine", "own_syntax.py, line 1: "),
+        ("./random.py:Mine", "another module of the name random"),
+    ],
+)
+def test_a_file_that_holds_no_method_is_refused_in_one_line(text, says, file, monkeypatch, tmp_path):
+    file("own_part")
+    (tmp_path / "own_wrong.py").write_text("1 / 0\n")
+    (tmp_path / "own_syntax.py").write_text("def\n")
+    (tmp_path / "random.py").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(RequestError, match=r"^--methods ") as refusal:
+        specs(RunOptions(methods=text, budget="24KiB", dataset="digits"))
+    assert says in str(refusal.value)
+    assert "\n" not in str(refusal.value)
+
+
+def test_it_cannot_take_a_name_that_is_there(tmp_path, file, monkeypatch):
+    path = tmp_path / "own_twin.py"
+    path.write_text("from cilbench.methods.replay import Replay\n\n\nclass Mine(Replay):\n    pass\n")
+    with pytest.raises(RequestError, match="two methods of one name: replay"):
+        specs(RunOptions(methods=f"{path}:Mine", budget="24KiB", dataset="digits"))
+
+
+def test_it_runs_side_by_side_and_its_error_is_shown_without_ours(file, tmp_path):
+    file("own_run")
+    file("own_crash", first="1 / 0")
+    options = ["--budget", "12KiB", "--dataset", "tiny", "--recipe", "smoke", "--device", "cpu", "--precision", "fp32"]
+    code, said = nursery().run(["run", "--methods", "./own_run.py:Mine,./own_crash.py:Mine", *options], tmp_path)
+    assert code == 1, said
+    assert "mine-own_run" in said
+    assert "own_crash.py, line 10, in learn: 1 / 0\nZeroDivisionError: division by zero\n" in said
+    assert "cilbench/" not in said.partition("own_crash.py, line 10")[2].partition("ZeroDivisionError")[0]
+
+
+@pytest.mark.parametrize(
+    ("parts", "code", "says"),
+    [
+        ({}, 0, "holds  it scores every class it has seen"),
+        ({"scores": '{"head": images}'}, 1, "fails  it scores every class it has seen"),
+        ({"first": "1 / 0"}, 1, "own_bad.py, line 10, in learn: 1 / 0"),
+    ],
+)
+def test_check_says_what_of_the_contract_is_kept(parts, code, says, file, tmp_path):
+    file("own_bad", **parts)
+    found, said = nursery().run(["check", "./own_bad.py:Mine"], tmp_path)
+    assert found == code, said
+    assert says in said
+    assert ("fails" in said) == bool(code)
