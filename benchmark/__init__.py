@@ -21,11 +21,10 @@ except PackageNotFoundError:  # a tree of links on a machine where nothing is in
 
 
 def __getattr__(name: str) -> Any:
-    """What takes seconds to import, once it is asked for."""
+    """The public names are imported once they are asked for: torch and pandas take seconds."""
     if name == "reports":
         return import_module("cilbench.reports")
     if name in __all__:
-        return getattr(
-            import_module("cilbench.options" if name in ("HowToRun", "RunOptions") else "cilbench.api"), name
-        )
+        options = name in ("HowToRun", "RunOptions")
+        return getattr(import_module("cilbench.options" if options else "cilbench.api"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,24 +1,31 @@
-"""The main job from Python, by the same options as on the command line.
+"""The main job from Python, by the same options as on the command line, which calls this.
 
 import cilbench
 asked = cilbench.RunOptions(methods="icarl,der", budget="24KiB", dataset="digits")
-results = cilbench.run(asked, cilbench.HowToRun(out=Path("runs")))
-[(r.method, r.average, r.last) for r in results]
-frame = cilbench.reports.load("runs")
+results = cilbench.run(asked)                       # run folders in runs/
+[(r.method, r.status, r.average, r.last) for r in results]
+frame = cilbench.reports.load("runs")               # a row per run, stage and head
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from cilbench.cli.progress import Screen
-from cilbench.cli.tables import plan_records, result_of
-from cilbench.cli.trackers import check_tracker
-from cilbench.errors import RequestError
+import torch
+
+from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.device.choose import in_fastest_precision, laid_out
+from cilbench.methods.contract import Plan
 from cilbench.options import HowToRun, RunOptions
+from cilbench.protocol import estimate
+from cilbench.protocol.arithmetic import arithmetic, within_flops
+from cilbench.protocol.context import Screen
+from cilbench.protocol.silence import Silence
 from cilbench.protocol.sweep import sweep
-from cilbench.records.folder import Outcome
+from cilbench.records.files import BadRecord, read_bytes
+from cilbench.records.folder import Outcome, RunFolder
+from cilbench.records.schema import CELL, LIMITS, METRICS, MetricsRow, read_cell, read_rows
 from cilbench.request import RunSpec, specs
 
 
@@ -41,40 +48,24 @@ class Result:
 
 
 class Results(list[Result]):
-    """Of one sweep, in the order asked for; empty where a signal ended it. `exit_code` is the command line's."""
+    """Of one sweep, in the order asked for; a run that a signal left out is not in it. `exit_code`: the command's."""
 
     exit_code: int = 0
 
 
-class _Keeping(Screen):
-    """The command line's screen, or none where not `shown`; keeps how runs ended."""
-
-    def __init__(self, how: HowToRun, shown: bool) -> None:
-        super().__init__(how.log, how.out.with_name(f"{how.out.name}-logs"))
-        self.how, self.shown, self.console.quiet = how, shown, not shown
-        self.results = Results()
-
-    def __reduce__(self) -> Any:
-        return _Keeping, (self.how, self.shown)
-
-    def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None:
-        self.results += [_result(spec, outcomes[spec.id], out) for spec in asked]
-        super().conclude(asked, outcomes, out)
-
-
-def run(request: RunOptions, how: HowToRun | None = None, *, show: bool = False) -> Results:
-    """Run what is not done yet, as `cilbench run` does; `show` prints what that prints.
+def run(request: RunOptions, how: HowToRun | None = None, screen: Screen | None = None) -> Results:
+    """Run what is not done yet, as `cilbench run` does. Nothing is printed unless there is a `screen`:
+    `cilbench.cli.progress.Screen()` is the command's.
 
     Raises RequestError for a request that is wrong.
     """
     how = how or HowToRun()
-    if how.keep not in {"last", "all"}:
-        raise RequestError(f"--keep {how.keep}: allowed are last, all")
-    check_tracker(how.log)
-    screen = _Keeping(how, show)
-    code = sweep(specs(request), request.data_dir, how, screen, fastest_precision=request.precision == "auto")
-    screen.results.exit_code = code
-    return screen.results
+    asked = within_flops(specs(request), request.train_flops, request.data_dir)
+    auto = request.precision == "auto"
+    swept = sweep(asked, request.data_dir, how, screen or Silence(), fastest_precision=auto)
+    results = Results(_result(s, swept.outcomes[s.id], how.out) for s in swept.specs if s.id in swept.outcomes)
+    results.exit_code = swept.exit_code
+    return results
 
 
 def _result(spec: RunSpec, outcome: Outcome, out: Path) -> Result:
@@ -92,6 +83,83 @@ def _result(spec: RunSpec, outcome: Outcome, out: Path) -> Result:
     )
 
 
-def plan(request: RunOptions) -> list[dict[str, Any]]:
-    """Who would get which backbone, how many exemplars, which bytes: the records of `cilbench plan --json`."""
-    return plan_records(request)
+def result_of(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | None:
+    """Average and last accuracy in %, exemplars at the end, largest share of the budget; None where unreadable."""
+    folder = RunFolder(out, spec.id).final
+    try:
+        tasks = read_cell(folder / CELL).tasks
+        rows = list(read_rows(read_bytes(folder / METRICS, LIMITS[METRICS]), MetricsRow, METRICS))
+    except (OSError, BadRecord):
+        return None
+    correct, images = Counter[int](), Counter[int]()
+    for row in rows:
+        if row.head == spec.method.card.heads[0]:
+            correct[row.task] += row.top1 * row.images  # type: ignore[assignment]
+            images[row.task] += row.images
+    if not tasks or set(images) != set(range(len(tasks))):
+        return None
+    accuracies = [correct[task] / images[task] for task in range(len(tasks))]
+    spent = max(t.published_bytes if spec.budget.accounting == "published" else t.strict_bytes for t in tasks)
+    return sum(accuracies) / len(accuracies), accuracies[-1], tasks[-1].exemplars, spent / spec.budget.bytes
+
+
+def plan(request: RunOptions, device: torch.device | None = None) -> list[dict[str, Any]]:
+    """Who would get which backbone, how many exemplars, which bytes: the records of `cilbench plan --json`.
+
+    `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
+    """
+    groups = [specs(replace(request, dataset=name.strip())) for name in request.dataset.split(",")]
+    groups = [within_flops(group, request.train_flops, request.data_dir) for group in groups]
+    if device is not None and request.precision == "auto":
+        groups = [in_fastest_precision(group, device) for group in groups]
+    asked = [spec for group in groups for spec in group]
+    # Seeds and orders change what is drawn, not what fits.
+    distinct = {(spec.scenario.dataset, spec.budget, spec.method.name): spec for spec in asked}
+    return [_record(spec, device) for spec in distinct.values()]
+
+
+def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
+    record: dict[str, Any] = {
+        "method": spec.method.name,
+        "dataset": spec.scenario.dataset,
+        "base": spec.scenario.base,
+        "inc": spec.scenario.inc,
+        "tasks": spec.scenario.tasks,
+        "recipe": spec.recipe,
+        "budget": spec.budget_text,
+        "budget_bytes": spec.budget.bytes,
+        "budget_label": spec.budget_label,
+        "accounting": spec.budget.accounting,
+        "backbone": None,
+        "exemplars": None,
+        "exemplar_bytes": None,
+        "model_bytes": None,
+        "published_bytes": None,
+        "strict_bytes": None,
+        "status": "ok",
+        "reason": None,
+        "smallest_budget_bytes": None,
+        "train_seconds": None,
+        "train_flops": None,
+        "train_flops_limit": spec.train_flops,
+        "epochs_share": spec.epochs_share,
+    }
+    try:
+        planned = spec.plan()
+    except BudgetTooSmall as refusal:
+        return record | {"status": "refused", "reason": str(refusal), "smallest_budget_bytes": refusal.smallest_bytes}
+    return record | {
+        "backbone": planned.backbone,
+        "exemplars": planned.exemplars,
+        "exemplar_bytes": planned.exemplar_bytes[-1],
+        "model_bytes": planned.model_bytes,
+        "published_bytes": planned.published_bytes[-1],
+        "strict_bytes": planned.strict_bytes[-1],
+        "train_seconds": _train_seconds(spec, planned, device) if device is not None else None,
+        "train_flops": arithmetic(spec, planned).of(spec.method) if spec.train_flops is not None else None,
+    }
+
+
+def _train_seconds(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
+    """Measured now, whatever is remembered: it was asked for."""
+    return estimate.seconds(laid_out(spec, plan, device), plan, device, refresh=True)

@@ -33,7 +33,7 @@ def add(text: str) -> str:
     where = f"{Path(os.path.expanduser(match['file'])).resolve()}:{match['name']}"
     key = str(load(where).card.key)
     if where not in _listed():
-        os.environ[VARIABLE] = os.pathsep.join([*_listed(), where])
+        os.environ[VARIABLE] = ",".join([*_listed(), where])
     return key + (match["rest"] or "")
 
 
@@ -43,7 +43,7 @@ def known() -> dict[str, str]:
 
 
 def _listed() -> list[str]:
-    return [part for part in os.environ.get(VARIABLE, "").split(os.pathsep) if part]
+    return [part for part in os.environ.get(VARIABLE, "").split(",") if part]
 
 
 @cache

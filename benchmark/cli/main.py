@@ -86,8 +86,6 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
     cilbench run --methods icarl+jpeg:50 --budget-mb 7.6 --set icarl.lr=0.05
     cilbench run --from runs/<run>/cell.json --out again
     """
-    if how.keep not in {"last", "all"}:
-        raise RequestError(f"--keep {how.keep}: allowed are last, all")
     if how.source is None:
         raise typer.Exit(_sweep(request, how))
     with working("loading"):
@@ -101,13 +99,9 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
 
 def _sweep(request: RunOptions, how: HowToRun) -> int:
     with working("loading"):
-        from cilbench.protocol.arithmetic import within_flops
-        from cilbench.protocol.sweep import sweep
-        from cilbench.request import specs
+        from cilbench import api
 
-    auto = request.precision == "auto"
-    asked = within_flops(specs(request), request.train_flops, request.data_dir)
-    return sweep(asked, request.data_dir, how, _screen(how), fastest_precision=auto)
+    return api.run(request, how, _screen(how)).exit_code
 
 
 def _screen(how: HowToRun) -> "Screen":
@@ -139,11 +133,12 @@ def plan(
 
     cilbench plan --methods icarl,der,memo --budget-mb 7.6,23.5
     """
-    from cilbench.cli.tables import plan_records, plan_table, time_lines
+    from cilbench import api
+    from cilbench.cli.tables import plan_table, time_lines
     from cilbench.device.choose import pick_device
 
     measured_on = pick_device(device) if time else None
-    records = plan_records(request, measured_on)
+    records = api.plan(request, measured_on)
     if as_json:
         import json
 

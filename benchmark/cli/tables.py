@@ -3,7 +3,6 @@
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
-from dataclasses import replace
 from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
@@ -14,80 +13,14 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.device.choose import in_fastest_precision, laid_out
+from cilbench.api import result_of
 from cilbench.errors import RequestError, printable
 from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
-from cilbench.methods.contract import MethodCard, Plan
+from cilbench.methods.contract import MethodCard
 from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
 from cilbench.protocol import estimate
-from cilbench.protocol.arithmetic import arithmetic, within_flops
-from cilbench.records.files import BadRecord, read_bytes
-from cilbench.records.folder import Outcome, RunFolder
-from cilbench.records.schema import CELL, LIMITS, METRICS, MetricsRow, read_cell, read_rows
-from cilbench.request import RunOptions, RunSpec, specs
-
-
-def plan_records(request: RunOptions, device: torch.device | None = None) -> list[dict[str, Any]]:
-    """One record for every (data set, budget, method): the fields of `cilbench plan --json`.
-
-    `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
-    """
-    groups = [specs(replace(request, dataset=name.strip())) for name in request.dataset.split(",")]
-    groups = [within_flops(group, request.train_flops, request.data_dir) for group in groups]
-    if device is not None and request.precision == "auto":
-        groups = [in_fastest_precision(group, device) for group in groups]
-    asked = [spec for group in groups for spec in group]
-    # Seeds and orders change what is drawn, not what fits.
-    distinct = {(spec.scenario.dataset, spec.budget, spec.method.name): spec for spec in asked}
-    return [_record(spec, device) for spec in distinct.values()]
-
-
-def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
-    record: dict[str, Any] = {
-        "method": spec.method.name,
-        "dataset": spec.scenario.dataset,
-        "base": spec.scenario.base,
-        "inc": spec.scenario.inc,
-        "tasks": spec.scenario.tasks,
-        "recipe": spec.recipe,
-        "budget": spec.budget_text,
-        "budget_bytes": spec.budget.bytes,
-        "budget_label": spec.budget_label,
-        "accounting": spec.budget.accounting,
-        "backbone": None,
-        "exemplars": None,
-        "exemplar_bytes": None,
-        "model_bytes": None,
-        "published_bytes": None,
-        "strict_bytes": None,
-        "status": "ok",
-        "reason": None,
-        "smallest_budget_bytes": None,
-        "train_seconds": None,
-        "train_flops": None,
-        "train_flops_limit": spec.train_flops,
-        "epochs_share": spec.epochs_share,
-    }
-    try:
-        plan = spec.plan()
-    except BudgetTooSmall as refusal:
-        return record | {"status": "refused", "reason": str(refusal), "smallest_budget_bytes": refusal.smallest_bytes}
-    return record | {
-        "backbone": plan.backbone,
-        "exemplars": plan.exemplars,
-        "exemplar_bytes": plan.exemplar_bytes[-1],
-        "model_bytes": plan.model_bytes,
-        "published_bytes": plan.published_bytes[-1],
-        "strict_bytes": plan.strict_bytes[-1],
-        "train_seconds": _train_seconds(spec, plan, device) if device is not None else None,
-        "train_flops": arithmetic(spec, plan).of(spec.method) if spec.train_flops is not None else None,
-    }
-
-
-def _train_seconds(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
-    """Measured now, whatever is remembered: it was asked for."""
-    return estimate.seconds(laid_out(spec, plan, device), plan, device, refresh=True)
+from cilbench.records.folder import Outcome
+from cilbench.request import RunSpec
 
 
 def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]:
@@ -169,26 +102,6 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
         status = ", ".join(f"{n} {s}" if len(specs_of_it) > 1 else s for s, n in counts.items())
         groups.setdefault(title, []).append([method, *cells, status])
     return Group(*_tables(columns, groups, left={"method", "status"}))
-
-
-def result_of(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | None:
-    """Average and last accuracy in %, exemplars at the end, largest share of the budget; None where unreadable."""
-    folder = RunFolder(out, spec.id).final
-    try:
-        tasks = read_cell(folder / CELL).tasks
-        rows = list(read_rows(read_bytes(folder / METRICS, LIMITS[METRICS]), MetricsRow, METRICS))
-    except (OSError, BadRecord):
-        return None
-    correct, images = Counter[int](), Counter[int]()
-    for row in rows:
-        if row.head == spec.method.card.heads[0]:
-            correct[row.task] += row.top1 * row.images  # type: ignore[assignment]
-            images[row.task] += row.images
-    if not tasks or set(images) != set(range(len(tasks))):
-        return None
-    accuracies = [correct[task] / images[task] for task in range(len(tasks))]
-    spent = max(t.published_bytes if spec.budget.accounting == "published" else t.strict_bytes for t in tasks)
-    return sum(accuracies) / len(accuracies), accuracies[-1], tasks[-1].exemplars, spent / spec.budget.bytes
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -53,9 +53,9 @@ def rerun(
     }
     for line in [*first.not_said(spec), *first.differences(here)]:
         typer.echo(line)
-    code = sweep([spec], data_dir, replace(how, threads=threads), screen)
+    swept = sweep([spec], data_dir, replace(how, threads=threads), screen)
     typer.echo(compared(source.parent / "predictions.npz", folder.final / "predictions.npz"))
-    return code
+    return swept.exit_code
 
 
 @dataclass(frozen=True)

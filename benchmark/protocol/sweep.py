@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast, get_args
 
 import torch
 
@@ -31,6 +31,15 @@ from cilbench.records.files import printable
 from cilbench.records.folder import Keep, Outcome, RunFolder
 from cilbench.records.schema import FINAL
 from cilbench.request import RunSpec, check_feasible
+
+
+@dataclass(frozen=True)
+class Swept:
+    """How a sweep ended. `specs`: the runs as they were done, in their precision and layout."""
+
+    exit_code: int
+    specs: tuple[RunSpec, ...]
+    outcomes: Mapping[str, Outcome]
 
 
 @dataclass(frozen=True)
@@ -67,8 +76,8 @@ def sweep(
     screen: Screen,
     *,
     fastest_precision: bool = False,
-) -> int:
-    """Run what is not done yet, all of one data set. 0 where every run is done or is another process's, else 1.
+) -> Swept:
+    """Run what is not done yet, all of one data set. Exit code 0 where every run is done or another process's, else 1.
 
     Request, folders and data are checked before anything is measured or trained: raises RequestError.
     `fastest_precision`: the runs take the one that is measured to be faster on the device.
@@ -84,9 +93,9 @@ def sweep(
                 todo = _side_by_side(todo, workers, stop, reporter)
             outcomes = _run_all(todo, dataset, reporter, stop)
         if stop():
-            return stop.exit_code
+            return Swept(stop.exit_code, todo.specs, outcomes)
     screen.conclude(todo.specs, outcomes, how.out)
-    return _exit_code(outcomes, len(todo.specs))
+    return Swept(_exit_code(outcomes, len(todo.specs)), todo.specs, outcomes)
 
 
 def _prepared(
@@ -94,7 +103,8 @@ def _prepared(
 ) -> tuple[Sweep, Dataset, Workers]:
     """Everything that is checked and measured before the first run. Raises RequestError."""
     out, fresh, say = how.out, how.fresh, screen.say
-    keep: Keep = "all" if how.keep == "all" else "last"
+    if how.keep not in get_args(Keep):
+        raise RequestError(f"--keep {how.keep}: allowed are {', '.join(get_args(Keep))}")
     there = pick_device(how.device)
     check_feasible(asked)
     locks = check_writable(out)
@@ -118,7 +128,9 @@ def _prepared(
     say(f"device {there}, {asked[0].precision}{workers}; run folders in {out}")
     for line in _ended_already(folders, ended, dataset):
         say(line)
-    todo = Sweep(tuple(laid), plans, data_dir, out, there, keep, how.isolate, fresh, stamps, screen, open_)
+    todo = Sweep(
+        tuple(laid), plans, data_dir, out, there, cast(Keep, how.keep), how.isolate, fresh, stamps, screen, open_
+    )
     return todo, dataset, workers
 
 

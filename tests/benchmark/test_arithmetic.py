@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 from toy import CPU, OVERRIDES, run, toy_spec
 
-from cilbench.cli.tables import plan_records
+from cilbench import api
 from cilbench.errors import RequestError
 from cilbench.methods.registry import resolve
 from cilbench.protocol.arithmetic import arithmetic, within_flops
@@ -114,11 +114,11 @@ def test_a_share_of_joint_is_one_of_its_arithmetic_on_the_same_stream():
 
 
 def test_a_plan_shows_both_bounds():
-    icarl, finetune = plan_records(digits(train_flops="2e9"))
+    icarl, finetune = api.plan(digits(train_flops="2e9"))
     assert (icarl["train_flops_limit"], icarl["budget_bytes"]) == (2 * 10**9, 24 * 1024)
     assert 0.8 * 2e9 < icarl["train_flops"] <= 2e9
     assert finetune["epochs_share"] > icarl["epochs_share"]
-    assert plan_records(digits())[0]["train_flops"] is None
+    assert api.plan(digits())[0]["train_flops"] is None
 
 
 def test_a_recorded_run_is_asked_for_again_with_its_bound(tmp_path):

@@ -12,9 +12,10 @@ from nursery import nursery
 from rich.console import Console
 
 import cilbench
+from cilbench import api
 from cilbench.cli import terminal
 from cilbench.cli.main import main
-from cilbench.cli.tables import announce, plan_records, plan_table, result_table
+from cilbench.cli.tables import announce, plan_table, result_table
 from cilbench.options import RunOptions
 from cilbench.records.folder import RunFolder
 from cilbench.request import specs
@@ -225,7 +226,7 @@ def test_several_class_orders_are_announced_as_such():
 @pytest.mark.parametrize("timed", [False, True])
 def test_a_plan_fits_80_columns_and_cuts_no_number(dataset, timed):
     methods = "icarl,foster+cim,memo,dgm+exemplars"
-    records = plan_records(RunOptions(methods=methods, budget="7998016B,1400MiB", dataset=dataset))
+    records = api.plan(RunOptions(methods=methods, budget="7998016B,1400MiB", dataset=dataset))
     text = drawn(plan_table(records, timed, 80))
     assert max(map(len, text.splitlines())) <= 80
     for record in records:
@@ -238,7 +239,7 @@ def test_a_plan_fits_80_columns_and_cuts_no_number(dataset, timed):
 @pytest.mark.parametrize("method", ["icarl", "icarl+jpeg:50", "memo+cim", "der+lowres:2"])
 def test_a_plan_promises_no_more_exemplars_than_there_are_images(method):
     for budget in ("7998016B", "2000MiB"):
-        (record,) = plan_records(RunOptions(methods=method, budget=budget))
+        (record,) = api.plan(RunOptions(methods=method, budget=budget))
         assert record["exemplars"] <= 50_000
         assert record["published_bytes"] <= record["budget_bytes"]
     assert record["exemplars"] == 50_000

@@ -3,10 +3,10 @@
 import pytest
 import torch
 
+from cilbench import api
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import ledger_of_state
 from cilbench.budgets.size import PUBLISHED_BYTES
-from cilbench.cli.tables import plan_records
 from cilbench.methods.dgm.planning import Design
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes, build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet
@@ -85,7 +85,7 @@ def test_a_published_budget_is_its_backbones_and_2000_images(dataset, label, row
 @pytest.mark.parametrize(("dataset", "label", "row"), ROWS)
 def test_published_exemplar_counts(dataset, label, row):
     *_, expanding, one_backbone, der, memo = row
-    records = {r["method"]: r for r in plan_records(RunOptions("icarl,der,memo", budget_mb=label, dataset=dataset))}
+    records = {r["method"]: r for r in api.plan(RunOptions("icarl,der,memo", budget_mb=label, dataset=dataset))}
     assert {name: r["exemplars"] for name, r in records.items()} == {"icarl": one_backbone, "der": der, "memo": memo}
     assert records["der"]["backbone"] == records["memo"]["backbone"] == expanding
     assert records["icarl"]["backbone"] == ("resnet32" if dataset == "cifar100" else "resnet18")
@@ -131,7 +131,7 @@ ALIGNED = {
 def test_memory_aligned_exemplar_counts(protocol):
     dataset, base, inc = protocol
     request = RunOptions("icarl,der,memo", align_to="der", dataset=dataset, base=base, inc=inc)
-    counts = {r["method"]: r["exemplars"] for r in plan_records(request)}
+    counts = {r["method"]: r["exemplars"] for r in api.plan(request)}
     icarl, memo = ALIGNED[protocol]
     assert counts == {"icarl": icarl, "der": 2000, "memo": memo}
 
@@ -139,13 +139,13 @@ def test_memory_aligned_exemplar_counts(protocol):
 def test_memory_aligned_imagenet1000():
     """MEMO Table 24 (Base-0 Inc-100) prints 20666 for MEMO, which is 20665.53 rounded, not floored."""
     request = RunOptions("icarl,der,memo", align_to="der", dataset="imagenet1000")
-    counts = {r["method"]: r["exemplars"] for r in plan_records(request)}
+    counts = {r["method"]: r["exemplars"] for r in api.plan(request)}
     assert (counts["icarl"], counts["der"], counts["memo"]) == (22_672, 20_000, 20_665)
 
 
 @pytest.mark.parametrize("storage", ["bf16", "fp16"])
 def test_half_the_bytes_for_the_backbone_are_301_more_exemplars(storage):
-    (record,) = plan_records(RunOptions("icarl", budget_mb="7.6", storage=storage))
+    (record,) = api.plan(RunOptions("icarl", budget_mb="7.6", storage=storage))
     assert (record["exemplars"], record["model_bytes"]) == (2301, 927_008)
 
 

@@ -229,5 +229,5 @@ def test_runs_side_by_side_on_one_device_are_all_done(tmp_path):
     request = RunOptions(methods="icarl,replay,der", budget="48KiB", dataset="digits", recipe="smoke")
     request = replace(request, data_dir=tmp_path / "data")
     how = HowToRun(out=tmp_path / "runs", device=str(DEVICE), jobs="3")
-    assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True) == 0
+    assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True).exit_code == 0
     assert len(list((tmp_path / "runs").glob("*/cell.json"))) == 3

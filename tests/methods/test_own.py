@@ -35,6 +35,7 @@ def file(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", list(sys.path))
 
     def write(name, **parts):
+        monkeypatch.delitem(sys.modules, name, raising=False)  # another test's file of that name
         path = tmp_path / f"{name}.py"
         path.write_text(MINE.format(name=name, **SOUND | parts))
         return path
