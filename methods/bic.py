@@ -2,11 +2,11 @@
 
 Keeps      one backbone, a linear head, two numbers a task (α, β), herded exemplars.
 Recomputes the teacher (the network as it was loaded, corrected).
-Split      of the exemplars of every old class 10 % are held out, and as many images of every new class (§4.2, fig. 3).
+Split      of the exemplars of every old class 10 % are held out, and as many images of every new class.
            At least one; a class of one image gives none, and where old or new classes give none nothing is corrected.
-Stage 1    (1 − λ)·CE + λ·KD on the rest, λ = known / seen (eq. 1 to 3): `balanced_distillation`.
-Stage 2    everything frozen but α and β of the newest task, whose logits become α·o + β (eq. 4): cross-entropy on what
-           was held out (eq. 5), down the schedule of stage 1. Corrections of earlier tasks stay.
+Stage 1    (1 − λ)·CE + λ·KD on the rest, λ = known / seen: `balanced_distillation`.
+Stage 2    everything frozen but α and β of the newest task, whose logits become α·o + β: cross-entropy on what
+           was held out, down the schedule of stage 1. Corrections of earlier tasks stay.
 Deviations the public implementation (PyCIL; survey arXiv 2302.03648) takes the cross-entropy of softmax(logits) in
            stage 2, softmax twice: --set bic.softmax_twice=true. Its BatchNorm then goes on averaging over the held-out
            images; here it is frozen, as the paper says of all layers.
@@ -39,8 +39,8 @@ class BiC(Rehearsal):
         first_milestones: tuple[Count, ...] = in_epochs((60, 100, 140))
         first_weight_decay: Weight = 2e-4
         milestones: tuple[Count, ...] = in_epochs((60, 100, 140))  # PyCIL models/bic.py
-        temperature: Positive = 2.0  # §5.1; PyCIL models/bic.py
-        held_out: Share = 0.1  # §5.1: exemplars split 9:1; PyCIL models/bic.py
+        temperature: Positive = 2.0  # PyCIL models/bic.py
+        held_out: Share = 0.1  # exemplars split 9:1; PyCIL models/bic.py
         softmax_twice: bool = False  # stage 2 as PyCIL has it
 
     growth = NetworkGrowth(head=CorrectedHead)
@@ -112,7 +112,7 @@ class BiC(Rehearsal):
 
 
 class NewestCorrection(nn.Module):
-    """Logits [B, K] → those of the newest task corrected (eq. 4); `correction` is α and β."""
+    """Logits [B, K] → those of the newest task corrected; `correction` is α and β."""
 
     def __init__(self, known: int) -> None:
         super().__init__()

@@ -4,13 +4,14 @@ Keeps      one backbone, a linear head, herded exemplars.
 Recomputes the teacher (the network as it was loaded).
 Head       the paper has a classification layer a task; here they are the rows of one head, and every task's logits have
            a softmax of their own in the distillation.
-Loss       cross-entropy over all classes + the distillation of every earlier task (eq. 1 to 3), averaged over tasks:
+Loss       cross-entropy over all classes + the distillation of every earlier task, averaged over tasks:
            binary cross-entropy between the softmaxes of a task's logits at temperature T, new against teacher (PyCIL;
            the paper sums cross-entropies).
-Fine-tuning on exemplars and as many images of every new class (§4.2), with a small learning rate; the network as it was
+Fine-tuning on exemplars and as many images of every new class, with a small learning rate; the network as it was
            before is then the teacher, of the new task too.
-Noise      of variance η / (1 + t)^γ on every gradient at step t of the main phase (§4.3; Neelakantan 2015, arXiv
-           1511.06807): --set eeil.noise=0.3, the paper's η. PyCIL's port has none, and it is off by default.
+Noise      of variance η / (1 + t)^γ on every gradient at step t of the main phase (Neelakantan 2015, arXiv
+           1511.06807): --set eeil.noise=0.3. η and γ are from earlier notes, not checked against the paper's
+           text. PyCIL's port has no noise, and it is off by default.
 Deviations the paper's twelvefold augmentation (brightness, contrast, crop, mirror) is left out, as in PyCIL's port.
 """
 
@@ -46,9 +47,9 @@ class EEIL(Rehearsal):
         finetuning_epochs: Count = in_epochs(40)
         finetuning_milestones: tuple[Count, ...] = in_epochs((10, 20))
         finetuning_lr: Positive = 0.01
-        temperature: Positive = 2.0  # §4.1
-        noise: Weight = 0.0  # η; the paper: 0.3
-        noise_decay: Weight = 0.55  # γ, §4.1
+        temperature: Positive = 2.0  # PyCIL branch base, models/end2end.py
+        noise: Weight = 0.0  # η; the paper: 0.3 (unverified)
+        noise_decay: Weight = 0.55  # γ (unverified)
 
         def finetuning(self, task: int) -> Schedule:
             return replace(
@@ -114,7 +115,7 @@ class EEIL(Rehearsal):
 def cross_distilled(
     net: IncrementalNet, teacher: IncrementalNet, tasks: Sequence[range], temperature: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Eq. 1: cross-entropy over all classes + the mean over `tasks`, ranges of classes, of their distillation."""
+    """Cross-entropy over all classes + the mean over `tasks`, ranges of classes, of their distillation."""
 
     def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
         logits_BK = net(x_BCHW)

@@ -8,7 +8,7 @@ Charged    F and θ* as the parameters they belong to: those of the backbone as 
            of the head as `head`, of which `published` leaves out as much as one head has. At a boundary θ* is the
            network itself, so two copies would do; the third is sealed and charged because the method, and who counts
            it, has three.
-Loss       cross-entropy of the new classes' logits among themselves + λ/2·Σ F (θ − θ*)² (eq. 3).
+Loss       cross-entropy of the new classes' logits among themselves + λ/2·Σ F (θ − θ*)².
 Importance after a task, one pass over its images as they are trained on: the mean over batches of the squared gradient
            of the batch's cross-entropy over all classes seen, at most `fisher_max`. Merged with what was known: α·F_old
            + (1 − α)·F_new, α = known / seen; rows of new classes have F_new alone. Carried as a share of

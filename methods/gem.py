@@ -1,17 +1,17 @@
 """GEM: Gradient Episodic Memory (Lopez-Paz 2017, arXiv 1706.08840).
 
 Keeps      one backbone, a linear head, herded exemplars.
-Loss       cross-entropy of the new classes' logits among themselves; exemplars give no loss but constraints (eq. 3):
+Loss       cross-entropy of the new classes' logits among themselves; exemplars give no loss but constraints:
            a step may not raise the loss of an earlier task on its exemplars, to first order.
 Step       g is the gradient of the batch, G [T, P] those of every earlier task on ALL its exemplars, its own logits
-           alone. Where some ⟨g, g_k⟩ < 0, g becomes the nearest g̃ with ⟨g̃, g_k⟩ ≥ 0 for all k (eq. 8): the dual,
-           min_v ½‖Gᵀv + g‖², v ≥ γ (eq. 11), g̃ = Gᵀv + g. That is a least-squares problem with v − γ ≥ 0, which
+           alone. Where some ⟨g, g_k⟩ < 0, g becomes the nearest g̃ with ⟨g̃, g_k⟩ ≥ 0 for all k: the dual,
+           min_v ½‖Gᵀv + g‖², v ≥ γ, g̃ = Gᵀv + g. That is a least-squares problem with v − γ ≥ 0, which
            scipy.optimize.nnls solves exactly (active sets; Lawson and Hanson); no other dependency is needed for it.
 Two heads  what is printed of GEM with 2,000 exemplars (survey, Table 5) is the nearest mean of exemplars, what is
            printed of it at aligned memory (Table 7, Fig. 16) the linear head: never one curve. Both are recorded.
 Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648): many epochs with momentum where the paper
            sees each image once, no task given at test time, herded exemplars in place of the last ones, γ = 0 (the
-           paper: 0.5, --set gem.margin=0.5). Exemplars are augmented once a task.
+           authors' model/gem.py: 0.5, --set gem.margin=0.5). Exemplars are augmented once a task.
 """
 
 from collections.abc import Sequence
@@ -46,7 +46,7 @@ class GEM(Rehearsal):
     class Config(SgdConfig):
         epochs: Count = in_epochs(100)  # PyCIL models/gem.py
         milestones: tuple[Count, ...] = in_epochs((30, 60, 80))  # PyCIL models/gem.py
-        margin: Weight = 0.0  # γ, PyCIL models/gem.py; the paper: 0.5
+        margin: Weight = 0.0  # γ, PyCIL models/gem.py; the authors' model/gem.py: 0.5
         constraint_batch: Count = 1024  # exemplars of a task at once; more are averaged over batches
 
     growth = NetworkGrowth()
@@ -136,7 +136,7 @@ def flat_gradient(value: Tensor, parameters: Sequence[Tensor]) -> Tensor:
 
 @torch.no_grad()
 def projected(gradient_P: Tensor, constraints_TP: Tensor, margin: float) -> Tensor:
-    """The gradient nearest to g whose product with each constraint is not negative (eq. 8 to 11); g where it is so."""
+    """The gradient nearest to g whose product with each constraint is not negative; g where it is so."""
     wide_TP = constraints_TP.to(widest(gradient_P.device))
     products_T = wide_TP @ gradient_P.to(wide_TP.dtype)
     if bool((products_T >= 0).all()):

@@ -2,11 +2,12 @@
 
 Keeps      one backbone, a cosine head (class rows and one scale), herded exemplars.
 Recomputes the teacher (the network as it was loaded).
-Head       η · cosine of features and class rows, η learned (eq. 4); the last ReLU is left out, so that features have
-           both signs (§4.1). Rows of old classes are frozen; those of new classes start as the mean of their
+Head       η · cosine of features and class rows, η learned; the last ReLU is left out, so that features have
+           both signs. Rows of old classes are frozen; those of new classes start as the mean of their
            normalised features, at the mean length of old rows (imprinted, as the authors' code has it).
-Loss       CE + λ·(1 − cos(f, f_old)) (less-forget, eq. 6), λ = λ_base·√(known / new) as coded, the paper's eq. 9 has it
-           upside down; + on exemplars the margin ranking of the true class against the K hardest new ones (eq. 8).
+Loss       CE + λ·(1 − cos(f, f_old)) (less-forget), λ = λ_base·√(known / new) as coded, by the authors too (the
+           paper is said to print the ratio upside down; its text was not at hand); + on exemplars the margin ranking
+           of the true class against the K hardest new ones.
 Deviations the paper's optional fine-tuning on balanced exemplars is left out; shortcuts of the CIFAR ResNet have no
            parameters, as those of all methods here, the authors' (and PyCIL's `cosine_resnet32`) are 1×1 convolutions.
 """
@@ -92,7 +93,7 @@ def imprint(head: CosineHead, means_KD: Tensor, known: int) -> None:
 def rebalancing_loss(
     net: IncrementalNet, head: CosineHead, teacher: IncrementalNet, known: int, config: LUCIR.Config
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """Eq. 10: cross-entropy + less-forget + margin ranking; in a first task cross-entropy alone."""
+    """Cross-entropy + less-forget + margin ranking; in a first task cross-entropy alone."""
     new = net.seen - known
     less_forget = config.less_forget * math.sqrt(known / new)
 
@@ -112,7 +113,7 @@ def rebalancing_loss(
 
 
 def margin_ranking(cosines_BK: Tensor, labels_B: Tensor, known: int, hardest: int, margin: float) -> Tensor:
-    """Eq. 8 on the exemplars of a batch: max(0, m − cos of the true class + cos of each of the K hardest new classes).
+    """On the exemplars of a batch: max(0, m − cos of the true class + cos of each of the K hardest new classes).
 
     The mean over exemplars and new classes; 0 where a batch has no exemplar.
     """

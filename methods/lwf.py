@@ -2,10 +2,10 @@
 
 Keeps      one backbone, a linear head; no image.
 Recomputes the teacher (the network as it was loaded): what it answers to new images stands for old ones.
-Loss       cross-entropy of the new classes' logits among themselves + λ·KD of the old logits (eq. 1 to 3, fig. 3), as
+Loss       cross-entropy of the new classes' logits among themselves + λ·KD of the old logits, as
            many classes as the paper has tasks under one head.
-Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648): λ is 3, the paper's is 1 (§3); new rows of
-           the head learn with everything else, the paper trains them alone first (its warm-up).
+Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648): λ is 3, the paper's 1 (unverified); new
+           rows of the head learn with everything else, the paper trains them alone first (its warm-up).
 """
 
 import copy
@@ -34,8 +34,8 @@ class LwF(Rehearsal):
         first_milestones: tuple[Count, ...] = in_epochs((60, 120, 160))  # PyCIL models/lwf.py
         epochs: Count = in_epochs(250)  # PyCIL models/lwf.py
         milestones: tuple[Count, ...] = in_epochs((60, 120, 180, 220))  # PyCIL models/lwf.py
-        temperature: Positive = 2.0  # §3; PyCIL models/lwf.py
-        distillation: Weight = 3.0  # λ, PyCIL models/lwf.py; the paper: 1
+        temperature: Positive = 2.0  # PyCIL models/lwf.py
+        distillation: Weight = 3.0  # λ, PyCIL models/lwf.py; the paper: 1 (unverified)
 
     growth = NetworkGrowth()
     card = MethodCard(

@@ -5,17 +5,17 @@ Charged    proxies are rows of the classifier, ten times those of a linear head.
            linear head has (docs/adr/0003) and charges the rest, `strict` charges all: on CIFAR-100 229,744 B, 75 of the
            2,000 images that comparisons give it, which charge no proxy.
 Recomputes the teacher (the network as it was loaded).
-Head       η·Σ_p softmax_p(cos)·cos over the proxies of a class, η learned (eq. 5); without the last ReLU (§5.1).
+Head       η·Σ_p softmax_p(cos)·cos over the proxies of a class, η learned; without the last ReLU.
            Proxies of old classes are frozen.
-Loss       NCA of the logits (eq. 6) + λ_f·(1 − cos(f, f_old)) (POD-flat, eq. 4) + λ_c·POD-spatial (eq. 2 and 3: of
+Loss       NCA of the logits + λ_f·(1 − cos(f, f_old)) (POD-flat) + λ_c·POD-spatial (of
            every stage the squared maps, summed over the width and over the height, concatenated, L2-normalised,
            distance), both times √(seen / new).
 Fine-tuning of all that learns, on exemplars and as many images of every new class, 20 epochs, by the same loss.
 Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648), whose NCA is that of the authors' code: the
            margin is taken off every class and so has no effect, and what is left of the true class in the denominator
-           is 1; --set podnet.nca=paper is eq. 6, with margin and hinge. The ReLU at the end of other stages than the
-           last stays, squares hide its sign only in part; the paper fine-tunes the classifier alone; new proxies start
-           at random, the paper clusters features for them.
+           is 1; --set podnet.nca=paper is the paper's, with margin and hinge. The ReLU at the end of other stages
+           than the last stays, squares hide its sign only in part; the paper fine-tunes the classifier alone; new
+           proxies start at random, the paper clusters features for them.
 """
 
 import copy
@@ -48,10 +48,10 @@ class PODNet(Rehearsal):
         epochs: Count = in_epochs(160)
         weight_decay: Weight = 5e-4
         finetuning_epochs: Count = in_epochs(20)
-        finetuning_lr: Positive = 0.005
-        spatial: Weight = 5.0  # λ_c, PyCIL models/podnet.py; the paper: 3 on CIFAR-100
-        flat: Weight = 1.0  # λ_f, §5.1
-        margin: Weight = 0.6  # δ, §5.1; of the paper's NCA alone
+        finetuning_lr: Positive = 0.005  # the authors' podnet_cnn_cifar100.yaml: 0.05
+        spatial: Weight = 5.0  # λ_c, PyCIL models/podnet.py; the authors' podnet_cnn_cifar100.yaml: 3
+        flat: Weight = 1.0  # λ_f, PyCIL models/podnet.py and the authors' podnet_cnn_cifar100.yaml
+        margin: Weight = 0.6  # δ, the authors' podnet_cnn_cifar100.yaml; of the paper's NCA alone
         nca: Literal["published", "paper"] = "published"
 
         def finetuning(self, task: int) -> Schedule:
@@ -132,7 +132,7 @@ def pod_loss(
 
 
 def pod_spatial(maps: Sequence[Tensor], old_maps: Sequence[Tensor]) -> Tensor:
-    """Eq. 2 and 3, the mean over images and stages; maps [B, C, h, w] of each stage."""
+    """POD-spatial, the mean over images and stages; maps [B, C, h, w] of each stage."""
 
     def pooled(maps_BChw: Tensor) -> Tensor:
         energy_BChw = maps_BChw.float().square()
@@ -142,7 +142,7 @@ def pod_spatial(maps: Sequence[Tensor], old_maps: Sequence[Tensor]) -> Tensor:
 
 
 def paper_nca(logits_BK: Tensor, labels_B: Tensor, margin: Tensor) -> Tensor:
-    """Eq. 6: max(0, −(s_y − ηδ) + log Σ_{k≠y} exp s_k), the mean over images. `margin` is ηδ."""
+    """max(0, −(s_y − ηδ) + log Σ_{k≠y} exp s_k), the mean over images. `margin` is ηδ."""
     true_B1 = logits_BK.gather(1, labels_B[:, None])
     others_BK = logits_BK.scatter(1, labels_B[:, None], -1e4)  # finite: gradients of −∞ are no numbers
     return (others_BK.logsumexp(1, keepdim=True) - true_B1 + margin).clamp(min=0).mean()

@@ -2,10 +2,10 @@
 
 Keeps      one backbone, a linear head, herded exemplars.
 Recomputes the teacher (the network as it was loaded).
-Loss       (1 − λ)·CE + λ·KD, λ = known / seen classes (§3.2): `balanced_distillation`.
-Aligning   after a later task the new classes' rows of the head are scaled to the mean norm of the old ones (§4.1,
-           eq. 9 to 11): `weight_align`, once, when the task is learned.
-Deviation  the paper also clips the head's weights at zero after every step (§4.2); the published comparisons do not
+Loss       (1 − λ)·CE + λ·KD, λ = known / seen classes: `balanced_distillation`.
+Aligning   after a later task the new classes' rows of the head are scaled to the mean norm of the old ones:
+           `weight_align`, once, when the task is learned.
+Deviation  the paper also clips the head's weights at zero after every step; the published comparisons do not
            (PyCIL; survey arXiv 2302.03648), and their numbers are the ones to compare with.
 """
 
@@ -27,7 +27,7 @@ class WA(Rehearsal):
     @dataclass(frozen=True)
     class Config(SgdConfig):
         milestones: tuple[Count, ...] = in_epochs((60, 100, 140))  # PyCIL models/wa.py
-        temperature: Positive = 2.0  # §5.1; PyCIL models/wa.py
+        temperature: Positive = 2.0  # PyCIL models/wa.py
 
     growth = NetworkGrowth()
     card = MethodCard(

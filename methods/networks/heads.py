@@ -28,7 +28,7 @@ def linear(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Li
 
 
 class CorrectedHead(nn.Linear):
-    """A linear head whose logits are corrected task by task, α·o + β (BiC, Wu 2019, eq. 4): two numbers a task."""
+    """A linear head whose logits are corrected task by task, α·o + β (BiC, Wu 2019): two numbers a task."""
 
     def __init__(self, features: int, classes: int, bias: bool, scenario: Scenario) -> None:
         super().__init__(features, classes, bias=bias)
@@ -45,10 +45,10 @@ class CorrectedHead(nn.Linear):
 
 
 class CosineHead(nn.Linear):
-    """η · cosine of features and class rows, η learned (LUCIR, Hou 2019, eq. 4; drawn as PyCIL's convs/linears.py).
+    """η · cosine of features and class rows, η learned (LUCIR, Hou 2019; drawn as PyCIL's convs/linears.py).
 
     With several proxies, `weight` [K, P·D] has those of a class in one row, and their cosines are averaged by their
-    softmax: the local similarity classifier (PODNet, Douillard 2020, eq. 5).
+    softmax: the local similarity classifier (PODNet, Douillard 2020).
     """
 
     def __init__(self, features: int, classes: int, proxies: int = 1) -> None:
@@ -96,7 +96,7 @@ def cosine(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Li
 
 
 def local_similarity(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:
-    return CosineHead(features, classes, proxies=10)  # PODNet §5.1; PyCIL models/podnet.py
+    return CosineHead(features, classes, proxies=10)  # the authors' podnet_cnn_cifar100.yaml; PyCIL models/podnet.py
 
 
 def class_rows(weight: Tensor, features: int) -> Tensor:

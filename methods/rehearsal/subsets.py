@@ -36,7 +36,7 @@ def held_out(task_data: TaskData, per_class: int, generator: torch.Generator) ->
 def balanced(task: Task, task_data: TaskData, known: int, features: Callable[[Tensor], Tensor]) -> TaskData:
     """All exemplars, and of every new class as many images as an old one has on average, herded by `features`.
 
-    For fine-tuning on as many images of each class (EEIL §4.2; PODNet §4.2). At least one image a class.
+    For fine-tuning on as many images of each class (EEIL; PODNet). At least one image a class.
     """
     per_class = max(1, (len(task_data.labels) - task_data.new) // known)
     features_ND = in_batches(features, task.images)

@@ -21,7 +21,7 @@ def kd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tenso
 def balanced_distillation(
     net: IncrementalNet, teacher: IncrementalNet, known: int, temperature: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """(1 − λ)·CE on all classes + λ·KD of the teacher's, λ = known / seen (BiC, Wu 2019, eq. 3; WA, Zhao 2020, §3.2).
+    """(1 − λ)·CE on all classes + λ·KD of the teacher's, λ = known / seen (BiC, Wu 2019; WA, Zhao 2020).
 
     Nothing is known in a first task: cross-entropy alone.
     """

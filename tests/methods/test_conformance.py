@@ -236,6 +236,24 @@ def test_jpeg_exemplars_are_counted_as_they_encode():
     assert counts["icarl"] < counts["icarl+jpeg:90"] < counts["icarl+jpeg:30"]
 
 
+@pytest.mark.parametrize("codec", ["jpeg:50", "lowres:2"])
+@pytest.mark.parametrize("name", [name for name in REHEARSAL if name not in UNBOUNDED])
+def test_any_method_with_exemplars_takes_any_fixed_codec(name, codec, toy):
+    spec = toy_spec(f"{name}+{codec}", toy, budget_bytes=20_000, accounting="strict")
+    plan, sealed = spec.plan(), learn_all(spec, toy, tasks=2)
+    for task, one in enumerate(sealed):
+        ledger = weighed(spec, one)
+        assert ledger.published <= plan.published_bytes[task]
+        assert ledger.strict <= plan.strict_bytes[task] <= spec.budget.bytes
+    learner = restore_learner(spec, plan, sealed[-1], CPU)
+    assert seal(learner.state()) == sealed[-1]
+    exemplars, _ = learner.memory.decoded(CPU)
+    raw = exemplars.numel()
+    assert (unseal(sealed[-1])["exemplars/payload"].numel() == raw // 4) == (codec == "lowres:2")
+    with torch.no_grad():
+        assert all(s.isfinite().all() for s in learner.scores(exemplars[:3]).values())
+
+
 @settings(deadline=None, max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     name=st.sampled_from([*EVERY, "der+lowres:3", "memo+lowres:2"]),
