@@ -10,7 +10,7 @@ LOWEST := build/lowest
 UV     := build/uv
 # Numbers (golden runs, published sizes), the boundary, data sets and reports: where a release can change something.
 PART   := tests/benchmark/test_golden.py tests/budgets tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py \
-	tests/benchmark/test_data_import.py tests/reports/test_reports_files.py
+	tests/benchmark/test_data_import.py tests/reports/test_reports_files.py tests/reports/test_load.py tests/reports/test_report_tables.py
 
 .PHONY: demo test test-locked test-lowest lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
 

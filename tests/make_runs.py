@@ -3,7 +3,7 @@
 import csv
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,29 @@ def make_run(folder: Path, grid: Grid, method: Synthetic, budget_bytes: int, see
         images = rng.integers(0, 256, (len(labels), *grid.image_shape), dtype=np.uint8)
         np.savez_compressed(path / "remembered.npz", images=images, labels=labels, kind=kind)
     return path
+
+
+def one_run(folder: Path, **request: Any) -> Path:
+    """A single finished run, with fields of its request replaced."""
+    path = make_run(folder, Grid(), METHODS[0], 49_152, 1)
+    edit(path, lambda cell: cell["request"].update(request))
+    return path
+
+
+def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change a run folder's cell.json in place."""
+    cell = json.loads((path / "cell.json").read_text())
+    change(cell)
+    (path / "cell.json").write_text(json.dumps(cell))
+
+
+def field(*keys: str, value: Any) -> Callable[[Path], object]:
+    def change(cell: dict[str, Any]) -> None:
+        for key in keys[:-1]:
+            cell = cell[key]
+        cell[keys[-1]] = value
+
+    return lambda path: edit(path, change)
 
 
 def add_checksums(path: Path) -> None:

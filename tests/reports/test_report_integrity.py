@@ -1,16 +1,14 @@
 """Run folders that are not as they were written, claim more than there is, or hide what tells them apart."""
 
-import json
 import re
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from make_runs import METHODS, Grid, add_checksums, make_run
+from make_runs import METHODS, Grid, add_checksums, edit, make_run
 from toy import run, toy_spec
 
 from cilbench import reports
@@ -28,12 +26,6 @@ def reason(folder: Path) -> str:
     (item,) = reports.read_runs([folder]).left_out
     assert item.reason.isprintable()
     return item.reason
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    cell = json.loads((path / "cell.json").read_text())
-    change(cell)
-    (path / "cell.json").write_text(json.dumps(cell))
 
 
 def made(folder: Path, number: int = 0, **terms: Any) -> Path:

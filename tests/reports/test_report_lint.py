@@ -1,13 +1,11 @@
 """Nothing that differs in its conditions stands side by side without saying so; --strict does not let it."""
 
-import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from make_runs import METHODS, Grid, make_run, make_runs
+from make_runs import METHODS, Grid, edit, make_run, make_runs
 
 from cilbench import reports
 from cilbench.cli.main import main as cli
@@ -18,12 +16,6 @@ from cilbench.reports.group import groups_of
 from cilbench.reports.report import tables_of
 
 DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
-
-
-def edit(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
-    cell = json.loads((path / "cell.json").read_text())
-    change(cell)
-    (path / "cell.json").write_text(json.dumps(cell))
 
 
 def two_runs(folder: Path, **request: Any) -> Path:

@@ -1,13 +1,17 @@
 """What the tables of a report hold and say."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
-from make_runs import METHODS, Grid, make_runs
+from make_runs import METHODS, REFERENCES, Grid, edit, make_run, make_runs
 
 from cilbench import reports
+from cilbench.reports import aggregate, comparability, tables
 from cilbench.reports.group import groups_of
 from cilbench.reports.report import tables_of
+from cilbench.reports.tables import render
+from cilbench.reports.tables.results import STRICT_NOTE
 
 
 @pytest.mark.parametrize(
@@ -33,3 +37,81 @@ def test_a_report_says_what_was_varied_and_asks_for_orders(
     assert bool(asked) == bool(group.wanted)
     figure = group.caption("Something.")
     assert ("One repetition of each." in figure) if len(seeds) * len(orders) == 1 else f"Means {over}" in figure
+
+
+def test_results_table_sets_references_apart_and_marks_the_best(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(methods=METHODS[:3] + REFERENCES, budgets_bytes=(49_152,)))
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    competing = [row for row in table.rows if row.competes]
+    assert [row.cells[1].text for row in table.rows if not row.competes] == ["Joint training", "Fine-tuning"]
+    assert [row.competes for row in table.rows] == [True, True, True, False, False]
+    averages = [float(row.cells[3].text) for row in competing]
+    assert averages == sorted(averages, reverse=True)
+    assert [row.cells[3].bold for row in table.rows] == [True, False, False, False, False]
+    assert "n = 1" in table.caption
+    assert ("‡", "a floor or a ceiling, not ranked") in table.notes
+    assert any("exemplars are stored compressed" in text for _, text in table.notes)
+
+
+@pytest.mark.parametrize(("extra_bytes", "marks"), [(4_000, ()), (9_000, ("†",))])
+def test_a_method_far_over_budget_under_strict_is_marked(tmp_path: Path, extra_bytes: int, marks: Any) -> None:
+    path = make_run(tmp_path, Grid(accounting="published"), METHODS[0], 49_152, 1)
+    make_run(tmp_path, Grid(accounting="published"), METHODS[2], 49_152, 1)
+    text = (path / "ledger.csv").read_text() + "".join(
+        f"{task},head,extra,1,U8,{extra_bytes},0,{extra_bytes}\n" for task in range(5)
+    )
+    (path / "ledger.csv").write_text(text)
+    edit(path, lambda cell: [task.update(strict_bytes=task["strict_bytes"] + extra_bytes) for task in cell["tasks"]])
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    over = {row.cells[1].text: row.cells[9] for row in table.rows}
+    last = runs.boundaries.groupby("run")["strict_bytes"].max()[path.name]
+    assert over["iCaRL"].text == f"{100 * (last / 49_152 - 1):.2f}"
+    assert (over["iCaRL"].marks, over["DER"].marks) == (marks, ())
+    assert (("†", STRICT_NOTE) in table.notes) == bool(marks)
+
+
+def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
+    path = make_run(tmp_path, Grid(), METHODS[0], 49_152, 1)
+    edit(path, lambda cell: cell.update(events={"growth_clipped": 3}))
+    runs = reports.read_runs([tmp_path])
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    assert any("growth was clipped at the budget, 3 times" in note for _, note in table.notes)
+
+
+def test_runs_stored_or_filled_differently_are_groups_apart(tmp_path: Path) -> None:
+    for seed, terms in enumerate(({}, {"storage": "bf16"}, {"fill": "adaptive"})):
+        edit(make_run(tmp_path, Grid(), METHODS[0], 49_152, seed), lambda cell, t=terms: cell["request"].update(t))
+    groups = [group for group, _ in comparability.groups(reports.read_runs([tmp_path]).stages)]
+    assert sorted((group["storage"], group["fill"]) for group in groups) == [
+        ("bf16", "published"),
+        ("fp32", "adaptive"),
+        ("fp32", "published"),
+    ]
+
+
+@pytest.mark.parametrize("status", ["failed", "over_budget", "diverged"])
+def test_every_status_is_a_row_with_its_reason_in_every_table(tmp_path: Path, status: str) -> None:
+    make_runs(tmp_path / "runs", Grid(methods=METHODS[:2], budgets_bytes=(49_152,)))
+    path = make_run(tmp_path / "runs", Grid(), METHODS[2], 49_152, 1)
+    edit(path, lambda cell: cell.update(status=status, reason="it was the disk"))
+    (path / "metrics.csv").unlink()
+    runs = reports.read_runs([tmp_path / "runs"])
+    ((group, frame),) = comparability.groups(runs.stages)
+    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    words = status.replace("_", " ")
+    for text in (tables.to_markdown("Results", [("", [table])], [], ""), tables.to_latex(table, "x")):
+        assert words in text
+        assert f"DER at 48 KiB, {words}: it was the disk" in text
+    assert status in tables.write_csv(aggregate.summary(frame), tmp_path / "r.csv").read_text()
+
+
+def test_a_long_table_without_sections_is_cut() -> None:
+    rows = [tables.TableRow("", (tables.TableCell(str(n)),)) for n in range(130)]
+    assert [len(part) for part in render._cut(rows)] == [42, 42, 42, 4]
+    rows = [tables.TableRow("one", (tables.TableCell(str(n)),)) for n in range(60)]
+    assert [len(part) for part in render._cut(rows)] == [50, 10]
