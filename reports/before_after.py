@@ -26,7 +26,8 @@ from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.measures import JUDGED, measures
 from cilbench.reports.provenance import made_with
 from cilbench.reports.tables import Table, TableCell, TableRow
-from cilbench.reports.wording import budget_text, conditions_text, protocol_text, status_text
+from cilbench.reports.tables.table import caption
+from cilbench.reports.wording import budget_text, status_text
 
 _CELL = [*METHOD, "budget_bytes"]
 _KEPT = ("published_bytes", "strict_bytes", "exemplars")
@@ -259,13 +260,20 @@ def comparison_table(group: Mapping[str, Any], changes: pd.DataFrame) -> Table:
         rows.append(TableRow(f"Budget {budget}", entries, runs=runs))
     columns = ("Budget", "Method", "Measure", "Before (%)", "After (%)", "Change", "n", "Verdict", "What differs")
     numeric = tuple(column in {"Budget", "Before (%)", "After (%)", "Change", "n"} for column in columns)
-    caption = (
-        f"{protocol_text(group)}; {conditions_text(group)}. Change in points on the n seeds and class orders both sets "
-        "have; in brackets its 95 % interval. Moved beyond noise: paired t-test, Holm over all cells, 5 %. With one "
-        "repetition: McNemar's test on the same test images, ± being what as many changed images give by chance "
-        "(95 %); it leaves out the noise of training."
+    text = caption(
+        group,
+        "Change in points, after minus before",
+        "On the n seeds and class orders both sets have, its 95 % interval in brackets.",
     )
-    return Table("comparison", caption, columns, numeric, tuple(rows), (), frozenset({"Budget"}), "Before and after")
+    notes = (
+        ("", "Moved beyond noise: paired t-test, Holm over all cells, 5 %"),
+        (
+            "",
+            "With one repetition: McNemar's test on the same test images, ± being what as many changed images give by "
+            "chance (95 %); it leaves out the noise of training",
+        ),
+    )
+    return Table("comparison", text, columns, numeric, tuple(rows), notes, frozenset({"Budget"}), "Before and after")
 
 
 def _number(value: Any, style: str, interval: str = "", bold: bool = False) -> TableCell:

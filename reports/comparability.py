@@ -158,8 +158,8 @@ def refuse(cells: pd.DataFrame, allowed: Collection[str] = ()) -> None:
 
 
 def within(cells: pd.DataFrame) -> list[str]:
-    """What differs within one group, a sentence each, for captions and figures: heads, backbones at a budget or from
-    budget to budget, settings.
+    """What differs within one group, a note each (no full stop): heads, backbones at a budget or from budget to budget,
+    settings.
 
     `cells` has a row per run; its `head` is the one that is judged.
     """
@@ -176,12 +176,12 @@ def within(cells: pd.DataFrame) -> list[str]:
                 if part[aspect].nunique() > 1
             ]
         if done[aspect].nunique() > 1 and found:
-            sentences.append(f"{aspect.capitalize()}s differ: {'; '.join(found)}.")
+            sentences.append(f"{aspect.capitalize()}s differ: {'; '.join(found)}")
         elif done[aspect].nunique() > 1:
-            sentences.append(f"{aspect.capitalize()}s differ from budget to budget: {_by_budget(done, aspect)}.")
+            sentences.append(f"{aspect.capitalize()}s differ from budget to budget: {_by_budget(done, aspect)}")
     own = sorted({(str(name), text) for name, text in done[["name", "settings"]].itertuples(index=False) if text})
     if own:
-        sentences.append(f"Settings that are not the recipe's: {'; '.join(f'{text} ({name})' for name, text in own)}.")
+        sentences.append(f"Settings that are not the recipe's: {'; '.join(f'{text} ({name})' for name, text in own)}")
     return sentences
 
 

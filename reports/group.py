@@ -41,7 +41,7 @@ class Group:
     """`group` are the conditions its runs share, `frame` its rows of `Runs.stages`, `slug` the start of its file names.
 
     `published` are published points of this very protocol and its conditions; None where there are none, and
-    `without_published` is then a sentence that says why. `published_aucs` are the areas, where the runs have the
+    `without_published` is then a note that says why. `published_aucs` are the areas, where the runs have the
     published budgets and no other: an area depends on all of them.
     """
 
@@ -80,11 +80,14 @@ class Group:
         """Whether anything that competes has a result."""
         return len(self.comparison.ranks) > 0
 
-    def drawing(self, name: str, caption: str, make: Callable[..., Figure]) -> Drawing:
-        """A figure of this group."""
-        return Drawing(f"{self.slug}-{name}", caption, make)
+    def drawing(
+        self, name: str, caption: str, make: Callable[..., Figure], *notes: str, cells: pd.DataFrame | None = None
+    ) -> Drawing:
+        """A figure of this group; to its notes comes in what the methods of `cells` differ besides the method."""
+        differ = comparability.within(self.cells if cells is None else cells)
+        return Drawing(f"{self.slug}-{name}", caption, make, tuple(filter(None, [*notes, *differ])))
 
-    def close_up_drawing(self, name: str, about: str, make: Callable[..., Figure]) -> Drawing | None:
+    def close_up_drawing(self, name: str, about: str, make: Callable[..., Figure], *notes: str) -> Drawing | None:
         """A figure of one run per method; None where no run has the data (`Evidence.<name>`)."""
         found = self.close_up.evidence
         if not any(getattr(item, name) is not None for item in found):
@@ -96,18 +99,18 @@ class Group:
             f"class order {listed(item.cell['order'] for item in found)}."
         )
         shown = self.cells[self.cells["run"].isin([item.cell["run"] for item in found])]
-        return self.drawing(name, self.words(f"{about} {where}", shown), make)
+        return self.drawing(name, self.words(about, where), make, *notes, cells=shown)
 
-    def words(self, about: str, cells: pd.DataFrame | None = None) -> str:
-        """A caption: `about`, the conditions, and in what the methods differ besides the method."""
-        return " ".join([about, f"{self.title}.", *comparability.within(self.cells if cells is None else cells)])
+    def words(self, about: str, over: str = "") -> str:
+        """A caption of two sentences at most: `about`, which has no full stop, with the conditions, and `over` what."""
+        return f"{about} ({self.title}). {over}".strip()
 
     def caption(self, about: str, bands: bool = True) -> str:
         """A caption of means over repetitions."""
         done = self.done
         if len(done) and done["n"].max() > 1:
-            return self.words(f"{about} Means over {design_text(done)}{f', {INTERVALS}' if bands else ''}.")
-        return self.words(f"{about} One repetition of each." if len(done) else about)
+            return self.words(about, f"Means over {design_text(done)}{f', {INTERVALS}' if bands else ''}.")
+        return self.words(about, "One repetition of each." if len(done) else "")
 
     @property
     def done(self) -> pd.DataFrame:
@@ -151,9 +154,9 @@ class Group:
         same = (published["dataset"] == self.group["dataset"]) & (published["base"] == self.group["base"])
         same &= published["inc"] == self.group["inc"]
         if not same.any():
-            return None, " No published points: none of this protocol are known."
+            return None, "No published points: none of this protocol are known"
         if differ := comparability.unlike_published(self.cells):
-            return None, f" No published points: they are of another {', '.join(differ)}."
+            return None, f"No published points: they are of another {', '.join(differ)}"
         return pd.DataFrame(published[same]), ""
 
     def _published_aucs(self, points: pd.DataFrame | None) -> pd.DataFrame | None:

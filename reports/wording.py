@@ -34,6 +34,20 @@ def budget_text(budget_bytes: int, label: object = None) -> str:
     return f"{number_text(budget_bytes / scale)} {unit}"
 
 
+def axis_texts(budgets: Iterable[tuple[int, object]]) -> tuple[list[str], str]:
+    """Budgets (bytes, label) as ticks of an axis, and the unit they share, which the axis says once: `7.6`, `16.0`;
+    MB. Where they share none each tick has its own, and the unit is empty.
+    """
+    texts = [budget_text(size, label) for size, label in budgets]
+    units = {text.rpartition(" ")[2] for text in texts}
+    return ([text.rpartition(" ")[0] for text in texts], units.pop()) if len(units) == 1 else (texts, "")
+
+
+def budget_heading(unit: str) -> str:
+    """What an axis of budgets is called."""
+    return f"Memory budget ({unit})" if unit else "Memory budget"
+
+
 def protocol_text(group: Mapping[str, Any]) -> str:
     """`digits, Base-0 Inc-2, 10 classes`."""
     return f"{group['dataset']}, Base-{group['base']} Inc-{group['inc']}, {group['classes']} classes"

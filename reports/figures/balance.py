@@ -33,10 +33,10 @@ def drawing(group: Group) -> Drawing | None:
         return None
     budgets = budgets_of(group.frame)
     left_out = [budget_text(*budget) for budget in budgets if budget not in few(budgets)]
-    about = "Accuracy on the classes of earlier tasks and on those of the latest, after each."
-    about += f" Not shown: {', '.join(left_out)}." if left_out else ""
+    about = "Accuracy on the classes of earlier tasks and on those of the latest, after each"
+    not_shown = f"Budgets that are not shown: {', '.join(left_out)}" if left_out else ""
     make = partial(old_and_new_classes, group.comparison, styles=group.styles)
-    return group.drawing("balance", group.caption(about), make)
+    return group.drawing("balance", group.caption(about), make, not_shown)
 
 
 def old_and_new_classes(

@@ -36,7 +36,7 @@ from cilbench.reports.wording import budget_text
 
 def drawing(group: Group) -> Drawing:
     """Of every group."""
-    about = "Accuracy on all classes seen, after each task, one panel per budget."
+    about = "Accuracy on all classes seen, after each task, one panel per budget"
     make = partial(accuracy_over_classes, group.comparison, styles=group.styles)
     return group.drawing("classes", group.caption(about), make)
 

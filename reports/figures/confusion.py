@@ -21,7 +21,7 @@ _TICKS = (0, 2, 10, 25, 50, 100)
 
 def drawing(group: Group) -> Drawing | None:
     """Where a run has predictions."""
-    about = "Share of each class's test images by predicted class, after the last task."
+    about = "Share of each class's test images by predicted class, after the last task"
     return group.close_up_drawing("confusion", about, partial(confusion_matrices, group.close_up.evidence))
 
 

@@ -17,11 +17,12 @@ _IDLE_SECONDS = 30  # then a process ends, also where the caller was killed
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure to be made: `make(paper_columns=…)` returns it."""
+    """A figure to be made: `make(paper_columns=…)` returns it. `caption` is two sentences at most, `notes` the rest."""
 
     stem: str
     caption: str
     make: Callable[..., Figure]
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Drawn:
     narrow_svg: str
     caption: str
     stem: str
+    notes: tuple[str, ...] = ()
 
 
 def draw(drawings: Sequence[Drawing], folder: Path, stamp: str, captions: bool = False) -> Iterator[Drawn]:
@@ -63,4 +65,4 @@ def _draw(drawing: Drawing, folder: Path, stamp: str, captions: bool) -> Drawn:
     save(narrow, folder / f"{drawing.stem}-1col", ("pdf",), stamp)
     save(wide, folder / drawing.stem, ("pdf",), stamp)
     save(wide, folder / drawing.stem, ("png",), stamp, drawing.caption if captions else "")
-    return Drawn(*svgs, drawing.caption, drawing.stem)
+    return Drawn(*svgs, drawing.caption, drawing.stem, drawing.notes)

@@ -33,8 +33,8 @@ def drawing(group: Group) -> Drawing | None:
         return None
     accounting = str(group.group["accounting"])
     about = (
-        f"Share of the budget that is held after each task, one panel per budget: solid in {accounting} accounting, "
-        f"which the budget (line) binds, dotted in {other_convention(accounting)}."
+        f"Share of the budget that is held after each task: solid in {accounting} accounting, which the budget (line) "
+        f"binds, dotted in {other_convention(accounting)}"
     )
     make = partial(held_over_classes, group.comparison, styles=group.styles)
     return group.drawing("held", group.caption(about, bands=False), make)

@@ -30,7 +30,7 @@ def drawing(group: Group) -> Drawing:
     other = "strict" if accounting == "published" else "published"
     about = (
         f"Bytes kept after the last task, by kind, against the budget (line): thick bars in {accounting} accounting, "
-        f"which it binds, thin bars in {other}."
+        f"which it binds, thin bars in {other}"
     )
     return group.drawing("bytes", group.words(about), partial(bytes_by_kind, group.slim_cells, group.ledger))
 

@@ -17,7 +17,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.figures.styles import FAINT, INK, WIDTH_INCHES, PaperColumns, Style
-from cilbench.reports.wording import number_text, status_text, unit_of
+from cilbench.reports.wording import axis_texts, budget_heading, status_text, unit_of
 
 POINT = 1 / 72  # inch
 ROW = 8.6  # points from one line of text to the next
@@ -179,12 +179,16 @@ def few(budgets: Sequence[tuple[int, object]]) -> list[tuple[int, object]]:
     return list(budgets) if len(budgets) <= 3 else [budgets[0], budgets[len(budgets) // 2], budgets[-1]]
 
 
-def budget_axis(frame: pd.DataFrame) -> tuple[dict[int, float], str]:
-    """Budgets in the unit of the axis, published labels where every budget has one; and the unit."""
+def budget_axis(frame: pd.DataFrame) -> tuple[dict[int, float], dict[float, str], str]:
+    """Where each budget is on an axis, by its published label where every budget has one; what the ticks say, as
+    tables do; the label of the axis.
+    """
     budgets = budgets_of(frame)
-    unit, scale = unit_of(max(size for size, _ in budgets))
+    _, scale = unit_of(max(size for size, _ in budgets))
     labelled = all(isinstance(label, str) for _, label in budgets)
-    return {size: float(str(label)) if labelled else size / scale for size, label in budgets}, unit
+    xs = {size: float(str(label)) if labelled else size / scale for size, label in budgets}
+    texts, unit = axis_texts(budgets)
+    return xs, dict(zip(xs.values(), texts, strict=True)), budget_heading(unit)
 
 
 def on_axis(means: pd.DataFrame, xs: Mapping[int, float], measure: str) -> pd.DataFrame:
@@ -204,9 +208,9 @@ def is_logarithmic(values: Iterable[float]) -> bool:
     return max(known := list(values)) / min(known) >= 6
 
 
-def budget_ticks(axes: Axes, values: Iterable[float], width_inches: float) -> None:
-    """A tick at every budget, a label where there is room for it; logarithmic where the budgets span a factor of 6."""
-    values = sorted(set(values))
+def budget_ticks(axes: Axes, texts: Mapping[float, str], width_inches: float) -> None:
+    """A tick at every budget, its text where there is room for it; logarithmic where the budgets span a factor of 6."""
+    values = sorted(texts)
     transform = math.log2 if is_logarithmic(values) else float
     if is_logarithmic(values):
         axes.set_xscale("log", base=2)
@@ -214,7 +218,7 @@ def budget_ticks(axes: Axes, values: Iterable[float], width_inches: float) -> No
     low, high = map(transform, (values[0], values[-1]))
     labels, free_from = [], -math.inf
     for value in values:
-        at, text = (transform(value) - low) / (high - low or 1) * width_inches * 0.9, number_text(value)
+        at, text = (transform(value) - low) / (high - low or 1) * width_inches * 0.9, texts[value]
         half = 0.5 * 4.0 * POINT * len(text)
         fits = at - half > free_from
         labels.append(text if fits else "")

@@ -43,16 +43,14 @@ _MOST_LINES = 6  # of more every method has a panel of its own
 def drawing(group: Group) -> Drawing:
     """Of every group."""
     summary = group.comparison.summary
-    about = "Accuracy against the memory budget"
-    about += (
-        "; methods are set a little apart at each budget." if not _many(summary) else ": solid average, dotted last."
-    )
-    about += " ×: no result." if (summary["competes"] & (summary["n"] == 0)).any() else ""
+    about = "Accuracy against the memory budget" + ": solid average, dotted last" * _many(summary)
+    notes = [] if _many(summary) else ["Methods are set a little apart at each budget"]
+    notes += ["×: no result"] if (summary["competes"] & (summary["n"] == 0)).any() else []
     if group.published is not None:
         sources = "; ".join(sorted(set(group.published["source"])))
-        about += f" Open markers: published values, read off figures ({sources})."
+        notes.append(f"Open markers: published values, read off figures ({sources})")
     make = partial(accuracy_over_memory, group.comparison, styles=group.styles, published=group.published)
-    return group.drawing("memory", group.caption(about + group.without_published), make)
+    return group.drawing("memory", group.caption(about), make, *notes, group.without_published)
 
 
 def accuracy_over_memory(
@@ -72,13 +70,14 @@ def accuracy_over_memory(
     means = one.summary[one.summary["published_head"]]
     competing, references = means[means["competes"]], means[~means["competes"]]
     theirs = _published_of(published, competing)
-    xs, unit = budget_axis(one.frame)
-    ticks = sorted({*xs.values(), *theirs["budget_mb"]})
+    xs, ticks, heading = budget_axis(one.frame)
+    decimals = max(len(text.partition(".")[2]) for text in ticks.values())
+    ticks = {float(size): f"{size:.{decimals}f}" for size in theirs["budget_mb"]} | ticks
     with paper_style(means["name"]):
         make = _panel_for_each_method if _many(means) else _panel_for_each_measure
         figure, panels, place, handles = make(competing, references, theirs, xs, styles, paper_columns)
         for axes in panels:
-            axes.set_xlabel(f"Memory budget ({unit})")
+            axes.set_xlabel(heading)
             budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
         for axes in left_panels(panels):
             axes.set_ylabel("Top-1 accuracy (%)")

@@ -17,7 +17,7 @@ from cilbench.reports.group import Group
 
 def drawing(group: Group) -> Drawing | None:
     """Where a run has norms."""
-    about = "L2 norm of the classifier's weights of each class after the last task, divided by its mean over classes."
+    about = "L2 norm of the classifier's weights of each class after the last task, divided by its mean over classes"
     make = partial(weight_norms, group.close_up.evidence, styles=group.styles)
     return group.close_up_drawing("norms", about, make)
 

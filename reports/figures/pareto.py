@@ -36,12 +36,11 @@ def drawing(group: Group) -> Drawing | None:
     if len(_points(group.comparison)) < 2:
         return None
     about = (
-        "Average accuracy for the most bytes kept, for the floating-point operations of training, and the two costs "
-        "against each other, with the accuracy of what is on the front. Ringed: on the front, nothing is as accurate "
-        "for as little; faded: dominated."
+        "Average accuracy for the most bytes kept, for the operations of training, and the two costs with each other"
     )
+    ringed = "Ringed: on the front, nothing is as accurate for as little (right: with its accuracy); faded: dominated"
     make = partial(accuracy_over_costs, group.comparison, styles=group.styles)
-    return group.drawing("pareto", group.caption(about), make)
+    return group.drawing("pareto", group.caption(about), make, ringed)
 
 
 def _points(one: Comparison) -> pd.DataFrame:

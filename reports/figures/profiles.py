@@ -21,12 +21,9 @@ def drawing(group: Group) -> Drawing | None:
     runs = _runs(group.comparison)["name"].value_counts()
     if runs.empty or runs.min() < MANY:
         return None
-    about = (
-        "Performance profiles (Agarwal et al., 2021): the share of a method's runs, of all budgets, that are better "
-        "than an accuracy. A line above another everywhere is the better method."
-    )
+    about = "Performance profiles (Agarwal et al., 2021): share of a method's runs, of all budgets, above an accuracy"
     make = partial(performance_profiles, group.comparison, styles=group.styles)
-    return group.drawing("profiles", group.words(about), make)
+    return group.drawing("profiles", group.words(about, "A line above another everywhere is the better method."), make)
 
 
 def performance_profiles(

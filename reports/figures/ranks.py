@@ -16,19 +16,16 @@ from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import ACCURACIES, budgets_of, finish, handles_of, left_panels, panel_grid
 from cilbench.reports.figures.styles import INK, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
-from cilbench.reports.wording import budget_text
+from cilbench.reports.wording import TEST_TEXT, budget_text
 
 
 def drawing(group: Group) -> Drawing | None:
     """Where repetitions say how sure a rank is."""
     if group.comparison.ranks["rank_low"].isna().all():
         return None
-    about = (
-        "Mean rank over repetitions at each budget, best at the left. Bars join methods that the comparisons (Tukey, "
-        "5 % per budget) do not tell apart."
-    )
+    about = "Mean rank at each budget, best at the left; bars join methods that are not told apart"
     make = partial(rank_over_memory, group.comparison, styles=group.styles)
-    return group.drawing("ranks", group.caption(about, bands=False), make)
+    return group.drawing("ranks", group.caption(about, bands=False), make, f"Tests: {TEST_TEXT}")
 
 
 def rank_over_memory(

@@ -22,7 +22,7 @@ def drawing(group: Group) -> Drawing | None:
     """Where a run has images."""
     about = (
         f"What is carried after the last task, decoded from the stored bytes: up to {_MOST_IMAGES} exemplars of each "
-        "class, or images that the generator makes."
+        "class, or images that the generator makes"
     )
     return group.close_up_drawing("remembered", about, partial(remembered_images, group.close_up.evidence))
 

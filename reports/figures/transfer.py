@@ -33,14 +33,11 @@ def drawing(group: Group) -> Drawing | None:
     if not group.anything_finished:
         return None
     summary = group.comparison.summary
-    known = summary.loc[summary["competes"], "intransigence"].notna().any()
-    about = "Forgetting and intransigence, in points; lower is better."
-    if not known:
-        about = (
-            "Forgetting, in points; lower is better. Intransigence needs a run of joint on every seed and class order."
-        )
+    known = bool(summary.loc[summary["competes"], "intransigence"].notna().any())
+    about = f"Forgetting{' and intransigence' * known}, in points; lower is better"
+    without = "" if known else "Intransigence needs a run of joint on every seed and class order"
     make = partial(forgetting_and_transfer, group.comparison, styles=group.styles)
-    return group.drawing("transfer", group.caption(about), make)
+    return group.drawing("transfer", group.caption(about), make, without)
 
 
 def forgetting_and_transfer(
@@ -54,7 +51,7 @@ def forgetting_and_transfer(
     means = one.summary[one.summary["published_head"] & one.summary["competes"]]
     shown = {measure: title for measure, title in _MEASURES.items() if means[measure].notna().any()}
     shown = shown or {"forgetting": "Forgetting"}
-    xs, unit = budget_axis(one.frame)
+    xs, ticks, heading = budget_axis(one.frame)
     with paper_style(means["name"]):
         figure, panels, place = panel_grid(len(shown), paper_columns, 1.9)
         for axes, (measure, title) in zip(panels, shown.items(), strict=True):
@@ -65,8 +62,8 @@ def forgetting_and_transfer(
             lines(axes, done, "x", measure, styles)
             limit(axes, means, measure, least=-100)
             axes.set_title(title)
-            axes.set_xlabel(f"Memory budget ({unit})")
-            budget_ticks(axes, xs.values(), axes.get_position().width * WIDTH_INCHES[paper_columns])
+            axes.set_xlabel(heading)
+            budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
             say_n(axes, means["n"])
         for axes in left_panels(panels):
             axes.set_ylabel("Points")

@@ -12,6 +12,8 @@ from cilbench.reports.figures.drawing import Drawn
 from cilbench.reports.figures.styles import Style, marker_path, styles_by_name
 from cilbench.reports.tables.table import Table
 from cilbench.reports.wording import (
+    axis_texts,
+    budget_heading,
     budget_text,
     conditions_text,
     number_text,
@@ -124,28 +126,34 @@ def script_data(sections: Sequence[Section], book: Book) -> dict[str, Any]:
 
 
 def _section(section: Section, book: Book) -> dict[str, Any]:
-    unit, scale = unit_of(max(size for size, _ in section.budgets))
+    _, scale = unit_of(max(size for size, _ in section.budgets))
+    ticks, unit = axis_texts(section.budgets)
     labelled = all(isinstance(label, str) for _, label in section.budgets)
     budgets = [
         {
             "text": budget_text(size, label),
+            "tick": tick,
             "bytes": size,
             "mb": number_text(size / measures.MB),
             "x": float(str(label)) if labelled else size / scale,
         }
-        for size, label in section.budgets
+        for (size, label), tick in zip(section.budgets, ticks, strict=True)
     ]
     places = {size: place for place, (size, _) in enumerate(section.budgets)}
     cells = book.cells[book.cells["run"].isin(runs_of(section.summary))]
     return {
-        "unit": "MB" if labelled else unit,
+        "label": budget_heading(unit),
         "budgets": budgets,
-        "differ": " ".join(comparability.within(cells)),
-        "differ_by_one_head": " ".join(comparability.within(cells.assign(head=""))),
+        "differ": _sentences(comparability.within(cells)),
+        "differ_by_one_head": _sentences(comparability.within(cells.assign(head=""))),
         "points": [_point(row, places, book) for row in section.summary.to_dict("records")],
         "curves": [] if section.stages is None else _curves(section.stages, section.summary, places, book),
         "published": [] if section.published is None else _published(section.published, section.summary, book),
     }
+
+
+def _sentences(notes: Iterable[str]) -> str:
+    return " ".join(f"{note}." for note in notes)
 
 
 def _cell(row: Mapping[Any, Any], places: Mapping[int, int], book: Book) -> dict[str, Any]:

@@ -18,12 +18,13 @@ from cilbench.reports.tables.table import (
     fixed,
     four,
     number_cell,
+    remarks,
     repetition_sentence,
     run_ids,
     verdict_marks,
     whole,
 )
-from cilbench.reports.wording import number_text
+from cilbench.reports.wording import budget_text
 
 # column of `aggregate.aucs` → heading, how it is printed
 _MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
@@ -66,22 +67,24 @@ def auc_table(
             TableRow("", tuple(entries), cite=cite_keys(cells[cells["name"] == item["name"]]), runs=run_ids(item))
         )
     first = aucs.iloc[0]
-    span = f"{number_text(first['smallest_mb'])} to {number_text(first['largest_mb'])} MB"
+    budgets = cells.sort_values("budget_bytes").drop_duplicates("budget_bytes")
+    sizes = [*map(budget_text, budgets["budget_bytes"], budgets["budget_label"])]
     sources = "; ".join(sorted(set(published["source"]))) if published is not None and beside else ""
-    text = caption(
-        group,
+    about = f"Areas under accuracy over memory, {first['budgets']} budgets from {sizes[0]} to {sizes[-1]}"
+    text = caption(group, about, repetition_sentence(aucs))
+    said = remarks(
         cells,
-        f"Areas under average (AUC-A) and last (AUC-L) accuracy over the budget from {span} ({first['budgets']} "
-        "budgets): divided by that range (norm.), and as published, a fraction times MB; APM-S and APM-E: average "
-        "accuracy (%) per MB at its ends; held: mean share of the budget over all boundaries, in both accountings.",
-        f"Publ.: as printed in {sources}." if sources else "",
-        repetition_sentence(aucs),
+        "AUC-A, AUC-L: area under average and last accuracy, as a fraction, over MB; norm.: divided by the range of "
+        "budgets",
+        "APM-S, APM-E: average accuracy (%) per MB at the smallest and at the largest budget",
+        "Held: mean share of the budget over all task boundaries, in both accountings",
+        f"Publ.: as printed in {sources}" if sources else "",
     )
     headings = [h for m, (name, _) in _MEASURES.items() for h in ((name, f"{name} publ.") if m in beside else (name,))]
     columns = ("Method", *headings, *_HELD.values(), "n")
     numeric = tuple(column != "Method" for column in columns)
     title = "Areas under accuracy over memory"
-    return Table("auc", text, columns, numeric, tuple(rows), notes.listed(), title=title)
+    return Table("auc", text, columns, numeric, tuple(rows), (*said, *notes.listed()), title=title)
 
 
 def _as_printed(value: float) -> str:

@@ -18,6 +18,7 @@ from cilbench.reports.tables.table import (
     fixed,
     four,
     number_cell,
+    remarks,
     repetition_sentence,
     run_ids,
     whole,
@@ -53,21 +54,22 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
         cite = cite_keys(cells[cells["name"] == item["name"]])
         rows.append(TableRow(section, entries, bool(item["competes"]), cite, run_ids(item)))
     devices = listed_words(sorted({device for device in costs["device"] if device}))
-    measured = f"Seconds and working memory on {devices}" if devices else "Seconds and working memory"
-    text = caption(
-        group,
+    text = caption(group, "Arithmetic, time and memory", repetition_sentence(costs, bold=False))
+    said = remarks(
         cells,
         "Train: floating-point operations of learning all tasks (matrix products and convolutions; a multiplication "
         "and an addition are two), and as multiples of joint training and of finetuning on the same stream; per image: "
-        "of predicting one after the last task.",
-        f"{measured}: of the whole run, and its peak; kept: the most bytes at any task boundary.",
-        repetition_sentence(costs, bold=False),
+        "of predicting one after the last task",
+        f"Wall and memory: of the whole run{f', on {devices}' * bool(devices)}, and its peak; kept: the most bytes at "
+        "any task boundary",
     )
     columns = ("Budget", "Method", "Train (FLOPs)", *(f"× {reference}" for reference in REFERENCES))
     columns += ("Per image (FLOPs)", "Wall (s)", "Memory (MB)", "Kept (MB)", "Avg (%)", "n")
     numeric = tuple(column != "Method" for column in columns)
     skips = frozenset({"Budget"})
-    return Table("compute", text, columns, numeric, tuple(rows), notes.listed(), skips, title="Arithmetic and time")
+    return Table(
+        "compute", text, columns, numeric, tuple(rows), (*said, *notes.listed()), skips, title="Arithmetic and time"
+    )
 
 
 def scientific(value: float) -> str:

@@ -6,7 +6,17 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, four, number_cell, run_ids, whole
+from cilbench.reports.tables.table import (
+    Table,
+    TableCell,
+    TableRow,
+    caption,
+    four,
+    number_cell,
+    remarks,
+    run_ids,
+    whole,
+)
 
 
 def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -20,13 +30,16 @@ def crossing_table(group: Mapping[str, Any], crossings: pd.DataFrame, cells: pd.
         rows.append(TableRow("", (*names, crossing, number_cell(item, "n", whole)), runs=run_ids(item)))
     text = caption(
         group,
+        "Budgets at which the average accuracies of two methods cross",
+        "In brackets those around it at which the 95 % interval of the paired difference holds zero.",
+    )
+    said = remarks(
         cells,
-        "Budgets at which the average accuracies of two methods cross, on straight lines between the budgets that were "
-        "run; in brackets those around it at which the 95 % interval of the paired difference holds zero, open where "
-        "it goes on to the first or last; n: seeds and class orders that both ran, with one there is no interval.",
+        "On straight lines between the budgets that were run; a bracket is open where it goes on to the first or last",
+        "n: seeds and class orders that both ran; with one there is no interval",
     )
     columns = ("Better below", "Better above", f"Crossing ({unit})", "n")
-    return Table("crossings", text, columns, (False, False, True, True), tuple(rows), title="Where methods cross")
+    return Table("crossings", text, columns, (False, False, True, True), tuple(rows), said, title="Where methods cross")
 
 
 def _reach(item: Mapping[Any, Any], scale: float) -> str:

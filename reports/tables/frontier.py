@@ -13,6 +13,7 @@ from cilbench.reports.tables.table import (
     caption,
     cite_keys,
     number_cell,
+    remarks,
     repetition_sentence,
     run_ids,
     whole,
@@ -29,14 +30,13 @@ def frontier_table(group: Mapping[str, Any], frontiers: pd.DataFrame, cells: pd.
         entries = (TableCell(str(item["name"])), *numbers, *(number_cell(item, c, whole) for c in ("budgets", "n")))
         cite = cite_keys(cells[cells["name"] == item["name"]])
         rows.append(TableRow("", entries, cite=cite, runs=run_ids(item)))
-    text = caption(
-        group,
+    about = "Areas and hypervolume under the best average accuracy for bytes kept, for operations of training, for both"
+    text = caption(group, about, repetition_sentence(frontiers, bold=False))
+    said = remarks(
         cells,
-        "Areas and hypervolume: the best average accuracy (%) that a method's runs reach with at most so many bytes "
-        "kept, with at most so many operations of training, and with both, as a mean over logarithmic axes from the "
-        "least that any run here needs to twice the most. 100: all of it at once, for the least.",
-        repetition_sentence(frontiers, bold=False),
+        "The best average accuracy (%) that a method's runs reach at no more than a cost, as a mean over logarithmic "
+        "axes from the least that any run here needs to twice the most; 100: all of it at once, for the least",
     )
     columns = ("Method", *(_HEADINGS[name] for name in FRONTS), "Budgets", "n")
     numeric = tuple(column != "Method" for column in columns)
-    return Table("frontier", text, columns, numeric, tuple(rows), title="Accuracy for bytes and for operations")
+    return Table("frontier", text, columns, numeric, tuple(rows), said, title="Accuracy for bytes and for operations")

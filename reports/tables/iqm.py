@@ -14,6 +14,7 @@ from cilbench.reports.tables.table import (
     cite_keys,
     fixed,
     number_cell,
+    remarks,
     run_ids,
 )
 from cilbench.reports.wording import budget_text, design_text
@@ -37,10 +38,9 @@ def iqm_table(group: Mapping[str, Any], means: pd.DataFrame, cells: pd.DataFrame
             rows.append(TableRow(section, (TableCell(str(name)), *entries), cite=cite, runs=runs))
     text = caption(
         group,
-        cells,
-        "Interquartile means (Agarwal et al., 2021): of the middle half of the repetitions, so that no single run "
-        f"decides; over {design_text(means)}, {INTERVALS} of trimmed means (Yuen, 1974) in brackets.",
+        "Interquartile means (Agarwal et al., 2021): of the middle half of the repetitions",
+        f"Over {design_text(means)}, {INTERVALS} of trimmed means (Yuen, 1974) in brackets.",
     )
     columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
     numeric = tuple(column != "Method" for column in columns)
-    return Table("iqm", text, columns, numeric, tuple(rows), title="Interquartile means")
+    return Table("iqm", text, columns, numeric, tuple(rows), remarks(cells), title="Interquartile means")

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.statistics import LEVEL
-from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, fixed, number_cell, run_ids
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, fixed, number_cell, remarks, run_ids
 from cilbench.reports.wording import TEST_TEXT, budget_text
 
 _SECTIONS = {"difference": "Difference (points)", "effect": "Effect (standard deviations of one run)"}
@@ -32,16 +32,17 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
             runs = tuple(dict.fromkeys(run for item in at.values() for run in run_ids(item)))
             rows.append(TableRow(section, tuple(entries), runs=runs))
     n = sorted(set(own["n"]))
-    text = caption(
-        group,
+    about = f"Average accuracy of one method minus that of another, n = {n[0]}{f'–{n[-1]}' if len(n) > 1 else ''}"
+    text = caption(group, about, "In brackets 95 % intervals; bold: told apart.")
+    said = remarks(
         cells,
-        "Average accuracy of one method minus that of another at each budget, with 95 % intervals that hold for all "
-        f"pairs of a budget at once; below, the same in standard deviations of one run, with intervals of their own "
-        f"(noncentral t); n = {n[0]}{f'–{n[-1]}' if len(n) > 1 else ''}. Bold: told apart ({TEST_TEXT}).",
+        f"Tests: {TEST_TEXT}",
+        "Intervals of differences hold for all pairs of a budget at once, those of effects for each alone (noncentral "
+        "t)",
     )
     columns = ("Method", "minus", *(budget_text(int(size), labels[size]) for size in sizes))
     numeric = tuple(column not in ("Method", "minus") for column in columns)
-    return Table("pairs", text, columns, numeric, tuple(rows), title="Every pair of methods")
+    return Table("pairs", text, columns, numeric, tuple(rows), said, title="Every pair of methods")
 
 
 def _ordered(own: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

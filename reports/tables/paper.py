@@ -14,6 +14,7 @@ from cilbench.reports.tables.table import (
     best_text,
     cite_keys,
     fixed,
+    remarks,
     run_ids,
     verdict_marks,
 )
@@ -71,7 +72,7 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
         columns,
         numeric,
         tuple(rows),
-        told,
+        (*remarks(cells), *told),
         latex_skips=frozenset({"Accuracy"}),  # headings between the rows say it there
         title="Accuracy at each budget",
         supplement=False,

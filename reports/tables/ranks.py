@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, cite_keys, run_ids
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, cite_keys, remarks, run_ids
 from cilbench.reports.wording import TEST_TEXT, budget_text
 
 
@@ -26,16 +26,15 @@ def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFram
         TableRow("", row.cells, cite=cite_keys(cells[cells["name"] == row.cells[0].text]), runs=row.runs)
         for *_, row in sorted(rows, key=lambda keyed: keyed[:2])
     ]
-    ranges = (
-        f"in brackets the ranks that the comparisons leave open ({TEST_TEXT})"
-        if own["rank_low"].notna().any()
-        else "with one repetition nothing says how sure a rank is"
-    )
-    text = caption(group, cells, f"Rank by average accuracy at each budget; {ranges}.")
+    tested = bool(own["rank_low"].notna().any())
+    ranges = "In brackets the ranks that the comparisons of all pairs leave open."
+    ranges = ranges if tested else "With one repetition nothing says how sure a rank is."
+    text = caption(group, "Rank by average accuracy at each budget", ranges)
+    said = remarks(cells, f"Tests: {TEST_TEXT}" if tested else "")
     texts = map(budget_text, budgets["budget_bytes"], budgets["budget_label"])
     columns = ("Method", *texts)
     numeric = tuple(column != "Method" for column in columns)
-    return Table("ranks", text, columns, numeric, tuple(cited), title="Ranks")
+    return Table("ranks", text, columns, numeric, tuple(cited), said, title="Ranks")
 
 
 def _rank_cell(item: Mapping[Any, Any] | None) -> TableCell:

@@ -115,7 +115,8 @@ def to_latex(table: Table, label: str) -> str:
         used = {mark for row in rows for cell in row.cells for mark in cell.marks}
         part = f" (Part {number} of {len(cut)}.)" if len(cut) > 1 else ""
         own = {"rows": rows, "part": part, "label": label + (f"-{number}" if number > 1 else "")}
-        parts.append(own | {"notes": [note for note in table.notes if note[0] in used]})
+        told = [note for note in table.notes if note[0] in used or (number == 1 and not note[0])]
+        parts.append(own | {"notes": told})
     size = Markup(r"\scriptsize" if small else r"\footnotesize")
     given = {"table": table, "kept": kept, "halved": halved, "spec": Markup(spec), "size": size, "parts": parts}
     return _render("table.tex.jinja", latex_text, **given)

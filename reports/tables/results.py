@@ -18,6 +18,7 @@ from cilbench.reports.tables.table import (
     cite_keys,
     fixed,
     number_cell,
+    remarks,
     repetition_sentence,
     run_ids,
     verdict_marks,
@@ -47,13 +48,12 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
         best = {measure: best_text(part, measure) if competes else "" for measure in ("avg", "last")}
         rows += [(not competes, item["budget_bytes"], _row(item, cells, best, notes)) for item in by_best(part)]
     rows.sort(key=lambda keyed: keyed[:2])
-    text = caption(
-        group,
+    text = caption(group, "Accuracy, forgetting and bytes at each budget", repetition_sentence(shown))
+    said = remarks(
         cells,
-        "Avg: mean top-1 accuracy over all stages; last: after the last stage; forgetting in points; bytes: the most "
-        f"kept at any task boundary; over: by how much strict bytes exceed the budget, marked above "
-        f"{STRICT_MARK_PERCENT} %; exemplars: images kept after the last task.",
-        repetition_sentence(shown),
+        "Avg: mean top-1 accuracy over all stages; last: after the last stage; forgetting in points",
+        "Exemplars: images kept after the last task; bytes: the most kept at any task boundary; over: by how much "
+        "strict bytes exceed the budget",
     )
     columns = (*_COLUMNS, "Status")
     return Table(
@@ -62,7 +62,7 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
         columns=columns,
         numeric=tuple(column not in {"Method", "Head", "Backbone", "Status"} for column in columns),
         rows=tuple(row for *_, row in rows),
-        notes=notes.listed(),
+        notes=(*said, *notes.listed()),
         latex_skips=frozenset({"Budget", "Head", "Status"}),
         title="Results",
     )
@@ -115,13 +115,13 @@ def _row(item: Mapping[Any, Any], group: pd.DataFrame, best: Mapping[str, str], 
 def _remarks(item: Mapping[Any, Any], group: pd.DataFrame, cells: pd.DataFrame, budget: str) -> list[str]:
     """What a footnote says of a row: its port, in what it differs from the others, its status."""
     name = item["name"]
-    remarks = [f"{name}: {port}" for port in dict.fromkeys(cells["port"]) if port]
+    found = [f"{name}: {port}" for port in dict.fromkeys(cells["port"]) if port]
     if not item["competes"]:
-        return [*remarks, FLOOR_NOTE]
-    remarks += lint.marks(group, name, item["budget_bytes"])
+        return [*found, FLOOR_NOTE]
+    found += lint.marks(group, name, item["budget_bytes"])
     if clipped := int(cells.loc[cells["budget_bytes"] == item["budget_bytes"], "growth_clipped"].sum()):
-        remarks.append(f"{name} at {budget}: its growth was clipped at the budget, {clipped} times")
+        found.append(f"{name} at {budget}: its growth was clipped at the budget, {clipped} times")
     if item["status"] != "done":
         reason = f": {item['reason']}" if item["reason"] else ""
-        remarks.append(f"{name} at {budget}, {status_text(item['status'])}{reason}")
-    return remarks
+        found.append(f"{name} at {budget}, {status_text(item['status'])}{reason}")
+    return found

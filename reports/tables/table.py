@@ -45,7 +45,8 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are headings, `numeric` says which are set flush right, `latex_skips` which columns LaTeX leaves out
+    """`columns` are headings, `numeric` says which are set flush right, `notes` are (mark, text), without a mark where
+    they are about the whole table, `latex_skips` which columns LaTeX leaves out
     because the section says the same. `supplement`: too long for a paper.
     """
 
@@ -157,23 +158,27 @@ def verdict_marks(row: Mapping[Any, Any], measure: str, notes: Notes) -> tuple[s
 # ------------------------------------------------------------------------------------------------ captions
 
 
-def caption(group: Mapping[str, Any], cells: pd.DataFrame, *sentences: str) -> str:
-    """What the runs share, the sentences, and in what the rows differ besides the method."""
-    head = f"{protocol_text(group)}; {conditions_text(group)}."
-    return " ".join(filter(None, [head, *sentences, *lint.within(cells)]))
+def caption(group: Mapping[str, Any], about: str, over: str = "") -> str:
+    """At most two sentences: what is shown and what the runs share; over what. What a column means is a remark."""
+    return f"{about} ({protocol_text(group)}; {conditions_text(group)}). {over}".strip()
+
+
+def remarks(cells: pd.DataFrame, *texts: str) -> tuple[tuple[str, str], ...]:
+    """Notes on a whole table, without a mark: the texts, and in what the rows differ besides the method."""
+    return tuple(("", text) for text in (*texts, *lint.within(cells)) if text)
 
 
 def repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
-    """Over what the means are, and what is bold."""
+    """One sentence: over what the means are, and what is bold."""
     done = frame[frame["competes"] & (frame["n"] > 0)]
     if done.empty:
         return "Nothing finished."
     if done["n"].max() == 1:
-        best = " Bold: best, but the order of near values may be chance." if bold else ""
-        return f"n = 1 (one seed and class order): no interval.{best}"
-    small = " Where n = 1 there is none." if done["n"].min() == 1 else ""
-    best = " Bold: best, on the seeds and class orders that others ran too." if bold else ""
-    return f"Means over {design_text(done)}, {INTERVALS} in brackets.{small}{best}"
+        best = "; bold: best, but the order of near values may be chance" if bold else ""
+        return f"n = 1 (one seed and class order): no interval{best}."
+    small = ", none where n = 1" if done["n"].min() == 1 else ""
+    best = "; bold: best, on the seeds and class orders that others ran too" if bold else ""
+    return f"Means over {design_text(done)}, {INTERVALS} in brackets{small}{best}."
 
 
 INTERVALS = "95 % t intervals"

@@ -14,6 +14,7 @@ from cilbench.reports.tables.table import (
     caption,
     cite_keys,
     number_cell,
+    remarks,
     repetition_sentence,
     run_ids,
     whole,
@@ -40,22 +41,24 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
         rows.append(TableRow(f"Budget {budget.text}", entries, cite=cite, runs=run_ids(item)))
     missing = shown["intransigence"].isna()
     without = (
-        "Intransigence needs a run of joint on every seed and class order: not all are here."
+        "Intransigence needs a run of joint on every seed and class order: not all are here"
         if missing.all()
-        else "Where intransigence is missing, there is no run of joint on the same seeds and class orders."
+        else "Where intransigence is missing, there is no run of joint on the same seeds and class orders"
         if missing.any()
         else ""
     )
-    text = caption(
-        group,
+    about = "Forgetting, transfer and intransigence in points, and accuracy on old and new classes"
+    text = caption(group, about, repetition_sentence(shown, bold=False))
+    said = remarks(
         cells,
         "Forgetting (Chaudhry et al., 2018) and backward transfer (BWT, Lopez-Paz and Ranzato, 2017) after the last "
-        "task; intransigence (Chaudhry et al., 2018) as a mean over stages; in points. Old, new: accuracy on the "
-        "classes of all earlier tasks and of the last one, after it.",
+        "task; intransigence (Chaudhry et al., 2018) as a mean over stages",
+        "Old, new: accuracy on the classes of all earlier tasks and of the last one, after it",
         without,
-        repetition_sentence(shown, bold=False),
     )
     columns = ("Budget", "Method", *_MEASURES.values(), "n")
     numeric = tuple(column != "Method" for column in columns)
     skips = frozenset({"Budget"})
-    return Table("transfer", text, columns, numeric, tuple(rows), latex_skips=skips, title="Forgetting and transfer")
+    return Table(
+        "transfer", text, columns, numeric, tuple(rows), said, latex_skips=skips, title="Forgetting and transfer"
+    )

@@ -5,7 +5,17 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, fixed, number_cell, run_ids, whole
+from cilbench.reports.tables.table import (
+    Table,
+    TableCell,
+    TableRow,
+    caption,
+    fixed,
+    number_cell,
+    remarks,
+    run_ids,
+    whole,
+)
 
 _MEASURES = {"avg": "Avg", "last": "Last"}
 
@@ -28,14 +38,16 @@ def variance_table(group: Mapping[str, Any], variances: pd.DataFrame, cells: pd.
         what: item[f"{what}s"] for what in ("budget", "order", "seed")
     }
     counted = " × ".join(f"{number} {what}{'s' if number > 1 else ''}" for what, number in sizes.items())
-    left_out = f" Left out, as not all their runs are there: {item['left_out']}." if item["left_out"] else ""
     text = caption(
         group,
+        f"Balanced analysis of variance over {counted}",
+        "Share: of the sum of squares; SD: size in points, 0 where the mean square is below that of its error.",
+    )
+    said = remarks(
         cells,
-        f"Balanced analysis of variance over {counted}: share of the sum of squares (%), and size in points (standard "
-        "deviation, 0 where the mean square is below that of its error); interactions that are not listed are in the "
-        f"residual.{left_out}",
+        "Interactions that are not listed are in the residual",
+        f"Left out, as not all their runs are there: {item['left_out']}" if item["left_out"] else "",
     )
     columns = ("Source", "df", *(f"{name} {what}" for name in _MEASURES.values() for what in ("share (%)", "SD")))
     numeric = tuple(column != "Source" for column in columns)
-    return Table("variance", text, columns, numeric, tuple(rows), title="Where the variance comes from")
+    return Table("variance", text, columns, numeric, tuple(rows), said, title="Where the variance comes from")

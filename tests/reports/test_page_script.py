@@ -26,7 +26,12 @@ def computed(levels: dict[str, list[float | None]], measure: str = "avg") -> dic
         for b, mean in enumerate(means)
         if mean is not None
     ]
-    section = {"budgets": [{"x": 10}, {"x": 20}, {"x": 40}], "points": points, "published": [], "unit": "KiB"}
+    section = {
+        "budgets": [{"x": 10}, {"x": 20}, {"x": 40}],
+        "points": points,
+        "published": [],
+        "label": "Memory budget (KiB)",
+    }
     start, end = SCRIPT.index("/** Cells of the head"), SCRIPT.index("/** The interval of each point, joined")
     code = f"""
         const data = {json.dumps(data)}, section = {json.dumps(section)};

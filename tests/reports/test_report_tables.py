@@ -1,5 +1,6 @@
 """What the tables of a report hold and say."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -8,7 +9,8 @@ from make_runs import METHODS, REFERENCES, Grid, edit, make_run, make_runs
 
 from cilbench import reports
 from cilbench.reports import aggregate, comparability, tables
-from cilbench.reports.group import groups_of
+from cilbench.reports.figures.registry import FIGURES, drawings_of
+from cilbench.reports.group import Group, groups_of
 from cilbench.reports.report import tables_of
 from cilbench.reports.tables import render
 from cilbench.reports.tables.results import STRICT_NOTE
@@ -115,3 +117,52 @@ def test_a_long_table_without_sections_is_cut() -> None:
     assert [len(part) for part in render._cut(rows)] == [42, 42, 42, 4]
     rows = [tables.TableRow("one", (tables.TableCell(str(n)),)) for n in range(60)]
     assert [len(part) for part in render._cut(rows)] == [50, 10]
+
+
+# --- captions and units
+
+
+@pytest.fixture(scope="module")
+def everything(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """A group that has every table and every figure there is."""
+    folder = tmp_path_factory.mktemp("everything")
+    labels = {16_777_216: "16.0", 24_645_632: "23.5"}
+    for order in (7, 8):
+        terms = {"order": order, "dataset": "cifar100", "inc": 10, "tasks": 10, "accounting": "published"}
+        make_runs(folder, Grid((*METHODS[:3], *REFERENCES), tuple(labels), labels, range(5), **terms))  # type: ignore[arg-type]
+    (group,) = groups_of(reports.read_runs([folder]), reports.load_published())
+    return group
+
+
+def test_a_caption_has_two_sentences_at_most_and_every_note_stands_once(everything: Group) -> None:
+    shown = [*drawings_of(everything), *tables_of(everything)]
+    assert len(shown) >= len(FIGURES) - 1 + 11
+    for item in shown:
+        caption = item.caption
+        assert caption.endswith("."), caption
+        assert len(re.findall(r"[.!?](?=\s|$)", caption)) <= 2, caption
+        assert len(caption) < 400, caption
+        notes = [note if isinstance(note, str) else note[1] for note in item.notes]
+        assert len(notes) == len(set(notes)), notes
+        for note in notes:
+            assert not note.endswith("."), note  # it is printed
+            assert note not in caption
+
+
+def test_a_budget_is_written_the_same_on_axes_and_in_tables(everything: Group) -> None:
+    for figure in (reports.accuracy_over_memory, reports.forgetting_and_transfer):
+        axes = figure(everything.comparison).axes[0]
+        assert [text.get_text() for text in axes.get_xticklabels()] == ["16.0", "23.5"]
+        assert axes.get_xlabel() == "Memory budget (MB)"
+    for table in tables_of(everything):
+        headings = [column for column in table.columns if re.match(r"\d", column)]
+        cells = {row.cells[0].text for row in table.rows if table.columns[0] == "Budget"}
+        assert set(headings) | cells <= {"16.0 MB", "23.5 MB"}
+    assert "from 16.0 MB to 23.5 MB" in next(table.caption for table in tables_of(everything) if table.name == "auc")
+
+
+def test_budgets_of_two_units_have_theirs_at_every_tick(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(METHODS[:1], (524_288, 2_097_152)))
+    axes = reports.accuracy_over_memory(reports.load(tmp_path)).axes[0]
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["512 KiB", "2 MB"]
+    assert axes.get_xlabel() == "Memory budget"

@@ -76,7 +76,7 @@ def test_a_method_that_lacks_a_run_is_left_out_of_the_analysis_and_named(tmp_pat
     (group,) = groups_of(reports.read_runs([tmp_path]), None)
     (table,) = [table for table in tables_of(group) if table.name == "variance"]
     assert "3 methods × 2 budgets × 2 orders × 2 seeds" in table.caption
-    assert "Left out, as not all their runs are there: MEMO." in table.caption
+    assert ("", "Left out, as not all their runs are there: MEMO") in table.notes
 
 
 def test_seeds_that_have_an_order_each_are_one_source(tmp_path: Path) -> None:

@@ -112,10 +112,10 @@ def test_published_points_are_overlaid_on_their_own_terms_only(
     terms = {"dataset": "cifar100", "recipe": "published", "accounting": "published"} | change
     make_runs(tmp_path, Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
     (group,) = groups_of(reports.read_runs([tmp_path]), reports.load_published())
-    caption = drawings_of(group)[0].caption
+    notes = " ".join(drawings_of(group)[0].notes)
     assert (group.published is None) == bool(change)
-    assert ("Open markers" in caption) != bool(change)
-    assert why in caption
+    assert ("Open markers" in notes) != bool(change)
+    assert why in notes
 
 
 def test_report_writes_everything_and_names_what_it_left_out(written: tuple[reports.ReportResult, Path]) -> None:

@@ -227,7 +227,8 @@ const VIEWS = {
       published: section.published.filter((point) => !head && point.measure === measure && shown.has(point.method))
         .map((point) => ({ ...point, low: null, high: null, cell: { method: point.method, runs: [] } })),
       ticks: section.budgets.map((budget) => budget.x),
-      label: `Memory budget (${section.unit})`,
+      names: new Map(section.budgets.map((budget) => [budget.x, budget.tick])),
+      label: section.label,
       remark: `${measure === "avg" ? "Mean over all stages of the accuracy on the classes seen" : "Accuracy on all classes after the last task"}.`
         + (section.published.length ? " Open markers: published values." : ""),
     };
@@ -349,7 +350,7 @@ function option(view, section, width, beside) {
     grid: { left: 46, right: Math.max(room, 14), top: 14, bottom: 46 },
     xAxis: { ...axis, name: view.label, nameGap: 28, min: x[0], max: x[1], splitLine: { show: false },
       axisTick: { customValues: view.ticks, lineStyle: { color: edge } },
-      axisLabel: { ...axis.axisLabel, customValues: view.ticks, formatter: (value) => String(Number(value.toPrecision(4))) } },
+      axisLabel: { ...axis.axisLabel, customValues: view.ticks, formatter: (value) => view.names?.get(value) ?? String(Number(value.toPrecision(4))) } },
     yAxis: { ...axis, name: "Top-1 accuracy (%)", nameGap: 32, min: y[0], max: y[1], interval: step, splitLine: { lineStyle: { color: line } } },
     tooltip: { trigger: "item", enterable: true, confine: true, hideDelay: 300, transitionDuration: 0, backgroundColor: card, borderColor: edge, padding: 10,
       formatter: ({ data: { point }, seriesIndex, dataIndex }) => describe(section, point, beside(seriesIndex, dataIndex)) },
