@@ -8,6 +8,7 @@ A method brings its loss as a function of a batch; everything a toolbox would hi
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from cilbench.budgets.codecs import Encoded
 from cilbench.methods.contract import Context
+from cilbench.methods.networks.convolved import FoldedOnce, cast_once
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Resumable, Stateful
 from cilbench.methods.training.config import Schedule
@@ -172,6 +174,8 @@ class _Step:
             weight_decay=schedule.weight_decay,
             fused=device.type in {"cuda", "cpu"},
         )
+        self.folded_once = FoldedOnce(parameters)
+        self.filters = [p for p in parameters if p.dim() == 4 and p.dtype == torch.float32]
         # over the epoch: the loss summed over its images; steps after which that was a number
         self.sums = torch.zeros(2, device=device)
 
@@ -181,13 +185,19 @@ class _Step:
         self.lr.fill_(lr)
 
     def __call__(self, batch: Tensor, labels_B: Tensor) -> None:
-        value = self.loss(self.transform.train(batch, self.generator), labels_B)
+        with self.folded_once(), self._cast_once():
+            value = self.loss(self.transform.train(batch, self.generator), labels_B)
         self.optimizer.zero_grad(set_to_none=True)
         with full_precision(self.device):
             value.backward()
         self.optimizer.step()
         self.sums[0] += value.detach() * len(batch)
         self.sums[1] += self.sums[0].isfinite()
+
+    def _cast_once(self) -> AbstractContextManager[None]:
+        """On a CPU it would bring nothing."""
+        pays = self.device.type == "cuda" and torch.is_autocast_enabled("cuda") and self.filters
+        return cast_once(self.filters) if pays else nullcontext()
 
 
 def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:

@@ -141,6 +141,9 @@ def test_every_step_of_every_method_is_captured_and_learns_as_written(name, toy,
     written, _ = learned_on(name, toy, captured=False)
     assert not graphs
     replayed, reasons = learned_on(name, toy)
+    if name.startswith("gem"):  # solves a quadratic programme on the CPU in every step after the first task
+        assert [reason.partition(":")[0] for reason in reasons] == ["AcceleratorError"]
+        return
     assert not reasons
     assert len(graphs) >= 2 * (1 + ("cim" in name))  # in both tasks
     assert_learned_alike(written, replayed)

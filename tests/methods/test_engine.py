@@ -1,6 +1,7 @@
 """Precision, memory layout, where images are, captured steps: what comes out is the same, to rounding at the most."""
 
 import math
+from contextlib import nullcontext
 from dataclasses import replace
 
 import numpy as np
@@ -14,6 +15,7 @@ from toy import CPU, run, toy_dataset, toy_spec
 from cilbench.budgets.codecs import Box
 from cilbench.methods.cim.method import as_stored
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
+from cilbench.methods.networks.convolved import FoldedOnce, cast_once
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import ConcatImages, DiskImages, concat_images, iter_batches, release
@@ -158,6 +160,46 @@ def test_a_run_leaves_what_is_remembered_and_the_norms_of_its_classifier(toy, tm
     assert lines[0] == "task,class,norm"
     assert len(lines) == 1 + 2 + 4 + 6
     assert all(math.isfinite(float(line.split(",")[2])) for line in lines[1:])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_what_does_not_learn_is_folded_once_and_gives_the_same_bits(precision):
+    net = torch.nn.Sequential(build_shared("tiny", "tinyconv6", 3), build_specialised("tiny", "tinyconv6")).eval()
+    filters = [p for p in net.parameters() if p.dim() == 4]
+    x_BCHW = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
+    once = FoldedOnce(filters[:1])
+    with numerics(CPU, precision, "contiguous"), torch.no_grad():
+        each_time = net(x_BCHW)
+        for _ in range(2):
+            with once():
+                assert torch.equal(net(x_BCHW), each_time)
+        assert len(once.known) == len(filters) - 1
+        filters[0].mul_(2)  # learns: must be seen
+        with once():
+            twice_as_large = net(x_BCHW)
+        assert torch.equal(net(x_BCHW), twice_as_large)
+        filters[1].mul_(2)  # does not: is not looked at again
+        with once():
+            assert torch.equal(net(x_BCHW), twice_as_large)
+
+
+def test_weights_cast_all_at_once_have_the_gradients_that_autocast_gives():
+    net = torch.nn.Sequential(build_shared("cifar", "resnet14", 3), build_specialised("cifar", "resnet14"))
+    filters = [p for p in net.parameters() if p.dim() == 4]
+    unused = torch.ones(1, 1, 1, 1, requires_grad=True)
+    x_BCHW = torch.rand(4, 3, 32, 32, generator=torch.Generator().manual_seed(3))
+
+    def gradients(block):
+        net.zero_grad()
+        with numerics(CPU, "bf16", "contiguous"):
+            with block():
+                value = net(x_BCHW).float().square().mean()
+            value.backward()
+        return [p.grad.clone() for p in net.parameters()]
+
+    plain, cast = gradients(nullcontext), gradients(lambda: cast_once([*filters, unused]))
+    assert all(map(torch.equal, plain, cast))
+    assert unused.grad is None
 
 
 @pytest.mark.parametrize("family", BACKBONES)

@@ -306,7 +306,8 @@ def test_every_section_and_what_is_written(quick, tmp_path, capsys):
     assert bench.measure(quick, list(bench.SECTIONS), out) == 0
     told, text = json.loads(out.read_text()), capsys.readouterr().out
     assert told["failed"] == {}
-    assert [s for s in bench.SECTIONS if any(row["section"] == s for row in told["rows"])] == list(bench.SECTIONS)
+    there = list(dict.fromkeys(row["section"] for row in told["rows"]))
+    assert there == [section for section in bench.SECTIONS if section != "nodes"]  # a CPU has no graphs
     for row in told["rows"]:
         assert row["ratio_least"] <= row["ratio"] <= row["ratio_most"]
         assert (row["target"] is None) == (row["reached"] is None)

@@ -11,6 +11,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -32,6 +33,7 @@ from cilbench.methods.contract import Task
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.rehearsal.herding import herd
 from cilbench.methods.rehearsal.memory import Plain
+from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
 from cilbench.protocol.evaluate import restore_learner
@@ -49,6 +51,7 @@ from tools.speed.engine import (
     two_tasks,
     whole_cell,
 )
+from tools.speed.nodes import as_torch_does, counted_nodes
 from tools.speed.rows import CPU, CUDA, INC, QUICK, Row, Scale, alternately, faster, made_classes, share
 
 FORMAT = 2
@@ -188,6 +191,25 @@ def brute_force(features_ND: NDArray[np.float64], count: int) -> list[int]:
     return chosen
 
 
+def node_rows(bench: Bench) -> list[Row]:
+    """Of the graph of the step that `icarl` times: as we have it, and with casts and BatchNorm as torch does them.
+
+    A CPU has no graphs, and gives no row. Needs no real device: docs/bench.md.
+    """
+    if bench.device.type != "cuda":
+        return []
+    few = replace(bench, scale=replace(bench.scale, steps=CudaGraphStep.WARM_UP + 1, timed_epochs=1))
+    asked = few.icarl()
+    asked = replace(asked, spec=replace(asked.spec, precision="bf16", layout="channels_last"))
+    sealed, counts = _learned(asked, 1), []
+    for plain in (False, True):
+        with counted_nodes() as found, as_torch_does() if plain else nullcontext():
+            images_per_second(asked, 1, sealed, 1)
+        counts.append(found[0])
+    what = f"iCaRL with teacher, {asked.plan.backbone}, bf16 channels_last, batch {bench.scale.batch}"
+    return [share("nodes", what, "nodes", [(counts[0], counts[1])])]
+
+
 def _expanding(bench: Bench, method: str, name: str, *, share_general: bool) -> Row:
     data = made_classes((LATE_TASK + 1) * INC, bench.scale)
     asked = bench.stepping(method, data, LATE_TASK + 1, batch_size=bench.scale.batch)
@@ -244,6 +266,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "der": der_rows,
     "memo": memo_rows,
     "herding": herding_rows,
+    "nodes": node_rows,
 }
 
 

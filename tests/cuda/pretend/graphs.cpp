@@ -62,7 +62,7 @@ API E cudaGraphInstantiate(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long
 API E cudaGraphInstantiateWithFlags(cudaGraphExec_t *e, cudaGraph_t g, unsigned long long flags) {
   return cudaGraphInstantiate(e, g, flags);
 }
-API E cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *, size_t *n) { return *n = ((Graph *)g)->size(), cudaSuccess; }
+API E cudaGraphGetNodes(cudaGraph_t g, cudaGraphNode_t *, size_t *n) { return *n = ((Graph *)g)->nodes, cudaSuccess; }
 API E cudaGraphDestroy(cudaGraph_t g) { return delete (Graph *)g, cudaSuccess; }
 API E cudaGraphExecDestroy(cudaGraphExec_t e) {
   TRY(unsafe("cudaGraphExecDestroy"));

@@ -114,6 +114,7 @@ API E cudaMemsetAsync(void *to, int value, size_t n, cudaStream_t stream) {
   Stream *s = of(stream);
   TRY(implicit(s));
   counts_[SETS]++;
+  if (s->capture) s->capture->graph->nodes++;
   if (swallowing_) return cudaSuccess;
   if (s->capture) s->capture->graph->push_back(Node{0, to, nullptr, n, value});
   else memset(to, value, n);

@@ -33,7 +33,9 @@ struct Node {  // of a graph: an operation of pretended.py, or a copy or memset 
   size_t bytes;
   int value;
 };
-typedef std::vector<Node> Graph;
+struct Graph : std::vector<Node> {
+  size_t nodes = 0;  // on a device, where an operation may be several
+};
 struct Capture;
 struct Stream {
   int device;
@@ -171,6 +173,7 @@ inline E copy(void *to, const void *from, size_t bytes, Stream *s) {
   counts_[COPIES]++;
   if (pageable) counts_[PAGEABLE]++;
   if (pageable && s->capture) return spoil(s->capture, "pageable copy", cudaErrorStreamCaptureUnsupported);
+  if (s->capture) s->capture->graph->nodes++;
   if (swallowing_) return cudaSuccess;  // pretended.py does it, in the operation that it belongs to
   if (s->capture) s->capture->graph->push_back(Node{0, to, from, bytes, 0});
   else memmove(to, from, bytes);
@@ -180,6 +183,7 @@ inline E launched(const void *kernel, cudaStream_t stream) {
   if (until_broken_ > 0) until_broken_--;
   TRY(implicit(of(stream)));
   counts_[KERNELS]++;
+  if (of(stream)->capture) of(stream)->capture->graph->nodes++;
   if (swallowing_) return cudaSuccess;
   Guard guard(lock_);
   auto it = kernels_.find(kernel);
