@@ -49,8 +49,8 @@ class Augmentation:
 class Scenario:
     """The shape of a stream of tasks; no data. Classes are numbered in the order in which they arrive.
 
-    `class_order[i]` is the data set's own id of the class that arrives as number i. `base` 0 means equal tasks of `inc`
-    classes, otherwise the first task has `base`. `image_shape` is (C, H, W).
+    `class_order[i]` is the data set's own id of the class that arrives as number i. The first task has `base` classes, or
+    `inc` where that is 0, every other one `inc`, and the last what is left. `image_shape` is (C, H, W).
     """
 
     dataset: str
@@ -73,11 +73,16 @@ class Scenario:
 
     @property
     def tasks(self) -> int:
-        return 1 + (self.classes - self.base) // self.inc if self.base else self.classes // self.inc
+        return 1 + -(-(self.classes - self.first) // self.inc)
+
+    @property
+    def first(self) -> int:
+        """Number of classes of the first task."""
+        return self.base or self.inc
 
     def seen(self, task: int) -> int:
         """Number of classes seen once task number `task` (from 0) is over."""
-        return self.base + task * self.inc if self.base else (task + 1) * self.inc
+        return min(self.first + task * self.inc, self.classes)
 
     def new(self, task: int) -> range:
         """Arrival numbers of the classes that task number `task` brings."""

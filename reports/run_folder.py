@@ -177,9 +177,9 @@ def _plug_in(record: CellRecord) -> str:
 
 
 def _check_classes(cell: Mapping[str, Any]) -> None:
-    """Every task after the first brings `inc` classes, as the harness has it. Raises BadRecord."""
+    """Every task after the first brings `inc` classes, the last what is left. Raises BadRecord."""
     base, inc, tasks, classes = (cell[column] for column in ("base", "inc", "tasks", "classes"))
-    if not inc or tasks < 2 or classes != (base or inc) + inc * (tasks - 1):
+    if not inc or tasks < 2 or tasks != 1 + math.ceil((classes - (base or inc)) / inc):
         raise BadRecord(f"cell.json: {tasks} tasks of Base-{base} Inc-{inc} are not {classes:,} classes")
     if classes > _MOST_CLASSES:
         raise BadRecord(f"cell.json: {classes:,} classes; {_MOST_CLASSES:,} is the most that is read")
