@@ -49,8 +49,8 @@ class Augmentation:
 class Scenario:
     """The shape of a stream of tasks; no data. Classes are numbered in the order in which they arrive.
 
-    `class_order[i]` is the data set's own id of the class that arrives as number i. The first task has `base` classes, or
-    `inc` where that is 0, every other one `inc`, and the last what is left. `image_shape` is (C, H, W).
+    `class_order[i]` is the data set's own id of the class that arrives as number i. The first task has `base` classes
+    (0: `inc`), every other one `inc`, and the last what is left. `image_shape` is (C, H, W).
     """
 
     dataset: str

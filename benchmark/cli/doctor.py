@@ -12,7 +12,7 @@ import torch
 from cilbench import __version__
 from cilbench.budgets.size import human_bytes
 from cilbench.data.cache import cached_names, default_data_dir
-from cilbench.device.choose import pick_device, pick_workers
+from cilbench.device.choose import pick_device, pick_workers, usable_cores
 from cilbench.device.measure import device_name, has_bf16
 from cilbench.errors import RequestError
 from cilbench.machine_cache import machine_file
@@ -74,7 +74,7 @@ def _workers(device: torch.device) -> Iterator[tuple[str, str]]:
     yield "side by side", f"{workers.jobs} runs, by cores and free memory (--jobs)"
     if device.type == "cpu":
         limit = os.environ.get("OMP_NUM_THREADS")
-        threads = f"{workers.threads} of {os.cpu_count()} a run of several (--threads)"
+        threads = f"{workers.threads} of {usable_cores()} cores a run of several (--threads)"
         yield (
             "threads",
             f"{threads}; a single run takes what is measured best"

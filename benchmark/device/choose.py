@@ -124,9 +124,9 @@ def pick_workers(
         n = max(1, min(jobs_asked or _most_that_pay(rates, device), to_do))
         return Workers(n, n_threads, _gain(rates, n), told=False)
     n_threads = threads_asked or (1 if len(asked) > 1 else _alone(device, first, say))
-    most = min(_cores() // n_threads, _free_memory_bytes() // RUN_BYTES[first.scenario.family])
+    most = min(usable_cores() // n_threads, _free_memory_bytes() // RUN_BYTES[first.scenario.family])
     n = max(1, min(jobs_asked or most, to_do))
-    return Workers(n, n_threads, float(min(n, max(1, _cores() // n_threads))))
+    return Workers(n, n_threads, float(min(n, max(1, usable_cores() // n_threads))))
 
 
 def _alone(device: torch.device, spec: RunSpec, say: Say) -> int:
@@ -150,7 +150,7 @@ def _most_that_pay(rates: Mapping[str, float], device: torch.device) -> int:
     """Of the numbers of processes measured, the largest that fits the free memory and brings more images per second."""
     best = 1
     for n in (n for n in PROCESSES[1:] if f"{n}" in rates):
-        fits = n * STEP_MEMORY * rates["bytes"] <= torch.cuda.mem_get_info(device)[0] and n <= _cores()
+        fits = n * STEP_MEMORY * rates["bytes"] <= torch.cuda.mem_get_info(device)[0] and n <= usable_cores()
         if not fits or rates[f"{n}"] < WORTH_PROCESSES * rates[f"{best}"]:
             break
         best = n
@@ -163,7 +163,7 @@ def _gain(rates: Mapping[str, float], processes: int) -> float:
     return rates[f"{measured[-1]}"] / rates["1"] if measured else 1.0
 
 
-def _cores() -> int:
+def usable_cores() -> int:
     """Physical cores that this process may use: affinity, cgroup limits and $LOKY_MAX_CPU_COUNT are respected."""
     return max(1, int(joblib.cpu_count(only_physical_cores=True)))
 

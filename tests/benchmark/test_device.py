@@ -176,7 +176,7 @@ GIB = 2**30
 def test_on_a_cpu_runs_of_one_thread_go_on_side_by_side(
     jobs, threads, to_do, cores, free, expected, cifar, monkeypatch
 ):
-    monkeypatch.setattr(choose, "_cores", lambda: cores)
+    monkeypatch.setattr(choose, "usable_cores", lambda: cores)
     monkeypatch.setattr(choose, "_free_memory_bytes", lambda: free)
     asked = [replace(cifar, seed=seed) for seed in range(15)]
     workers = pick_workers(jobs, threads, to_do, asked, CPU)
@@ -220,7 +220,7 @@ def test_on_cuda_jobs_are_as_many_as_fit_and_gain(rates, free_gib, expected, cif
     figures = dict(zip(("1", "2", "4", "8"), map(float, rates), strict=True)) | {"bytes": 2.0**30}
     monkeypatch.setattr(choose, "process_rates", lambda *_, **__: figures)
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free_gib * GIB, 0))
-    monkeypatch.setattr(choose, "_cores", lambda: 16)
+    monkeypatch.setattr(choose, "usable_cores", lambda: 16)
     workers = pick_workers("auto", "auto", 20, [cifar] * 20, CUDA)
     assert workers.jobs == expected
     assert workers.gain == rates[(1, 2, 4, 8).index(expected)] / rates[0]

@@ -104,6 +104,14 @@ def test_the_doctor_says_what_will_be_used_and_why(tmp_path, monkeypatch, capsys
     assert list(tmp_path.iterdir()) == []
 
 
+def test_the_doctor_counts_the_cores_that_a_container_or_an_affinity_leaves(monkeypatch, capsys):
+    monkeypatch.setenv("LOKY_MAX_CPU_COUNT", "1")
+    monkeypatch.setattr(sys, "argv", ["cilbench", "doctor", "--device", "cpu"])
+    with pytest.raises(SystemExit):
+        main()
+    assert "of 1 cores a run of several" in " ".join(capsys.readouterr().out.split())
+
+
 # --- encodings and pipes
 
 

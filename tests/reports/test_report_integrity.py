@@ -99,7 +99,14 @@ def test_made_up_folders_may_have_checksums(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     "request_fields",
-    [{"classes": 10**12}, {"inc": 0}, {"base": 1}, {"classes": 8}, {"classes": 11}, {"base": 10**12, "classes": 10**12 + 8}],
+    [
+        {"classes": 10**12},
+        {"inc": 0},
+        {"base": 1},
+        {"classes": 8},
+        {"classes": 11},
+        {"base": 10**12, "classes": 10**12 + 8},
+    ],
     ids=str,
 )
 def test_classes_are_those_of_the_tasks_and_not_too_many(request_fields: dict[str, int], tmp_path: Path) -> None:
