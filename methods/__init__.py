@@ -17,6 +17,7 @@ METHODS: dict[str, str] = {
     "memo": "cilbench.methods.memo:MEMO",
     "icarl": "cilbench.methods.icarl:ICaRL",
     "der": "cilbench.methods.der:DER",
+    "der+prune": "cilbench.methods.der_prune:PrunedDER",
     "foster": "cilbench.methods.foster:FOSTER",
     "wa": "cilbench.methods.wa:WA",
     "bic": "cilbench.methods.bic:BiC",

@@ -53,7 +53,7 @@ class MethodSpec:
     def card(self) -> MethodCard:
         card = self.base.card
         if self.codec is not None:
-            return replace(card, name=f"{card.name} + {self.name.partition('+')[2]}")
+            return replace(card, name=f"{card.name} + {self.name.removeprefix(card.key)[1:]}")
         if self.compression is None:
             ending = self.name.removeprefix(card.key) if self.name in ALIASES else ""  # DGMa, DGM+exemplars
             return replace(card, name=card.name + ending)
@@ -157,10 +157,10 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
     `component.field`, their values text. Raises UnknownMethod, BadSetting.
     """
     spelled_out, own_settings = _spelled_out(name)
-    base_name, plus, compression_name = spelled_out.partition("+")
+    base_name, compression_name = _parts(spelled_out)
     if base_name in ALIASES:
         raise UnknownMethod(f"{name!r}: {base_name} is short for {ALIASES[base_name]}: nothing can be added to it")
-    if plus and not compression_name:
+    if spelled_out.endswith("+"):
         raise UnknownMethod(f"{name!r}: nothing after the plus")
     base = load_class(base_name)
     if compression_name and not base.card.rehearsal:
@@ -224,7 +224,15 @@ def load_compression(name: str) -> Any:
 def components(name: str) -> tuple[str, ...]:
     """What a name is made of, `cim` → ("foster", "cim"): names made of the same are one method."""
     spelled_out, own_settings = _spelled_out(name)
-    return tuple(part for part in spelled_out.split("+") if part and part != "raw") + tuple(own_settings)
+    base, compression = _parts(spelled_out)
+    return tuple(part for part in (base, *compression.split("+")) if part and part != "raw") + tuple(own_settings)
+
+
+def _parts(spelled_out: str) -> tuple[str, str]:
+    """The method that a name begins with and what follows the plus: der+prune+jpeg:50 is der+prune and jpeg:50."""
+    whole = [name for name in known_methods() if f"{spelled_out}+".startswith(f"{name}+")]
+    base = max(whole, key=len, default=spelled_out.partition("+")[0])
+    return base, spelled_out[len(base) + 1 :]
 
 
 def _spelled_out(name: str) -> tuple[str, dict[str, str]]:

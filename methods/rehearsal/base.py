@@ -21,6 +21,7 @@ from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, Training
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.heads import HeadKind, linear
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.networks.pruned import PrunedNet
 from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory, stored_shapes
 from cilbench.methods.training.augment import Transform
@@ -31,15 +32,27 @@ from cilbench.methods.training.loop import TaskData, in_batches
 @dataclass(frozen=True)
 class NetworkGrowth:
     """How a method's network grows: one branch for good, or one a task; general layers shared or not; which head;
-    features of both signs (no last ReLU) or not."""
+    features of both signs (no last ReLU) or not; the most that is kept of a convolution's channels, where they are cut.
+    """
 
     expanding: bool = False
     share_general: bool = False
     head: HeadKind = linear
     signed: bool = False
+    most_channels: float | None = None
 
     def net(self, scenario: Scenario, backbone: str, device: torch.device, head_bias: bool) -> IncrementalNet:
         """A network of this kind, without a branch as yet."""
+        if self.most_channels is not None:
+            return PrunedNet(
+                scenario,
+                backbone,
+                device,
+                head_bias=head_bias,
+                head=self.head,
+                signed=self.signed,
+                most=self.most_channels,
+            )
         return IncrementalNet(
             scenario,
             backbone,

@@ -208,6 +208,12 @@ def batches(count: int, size: int, max_steps: int | None, generator: torch.Gener
     return cut[:max_steps]
 
 
+def batch_count(count: int, size: int, max_steps: int | None) -> int:
+    """How many `batches` makes."""
+    whole = max(1, -(-count // size) - (count > size and count % size == 1))
+    return whole if max_steps is None else min(whole, max_steps)
+
+
 @torch.no_grad()
 def in_batches(function: Callable[..., Tensor], images: Images, *along: Tensor) -> Tensor:
     """`function` over uint8 [N, C, H, W] in batches, results concatenated; nothing is kept for gradients.

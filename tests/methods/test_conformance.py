@@ -14,7 +14,7 @@ from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
 from cilbench.methods import COMPRESSIONS
 from cilbench.methods.contract import Context
-from cilbench.methods.registry import known_methods, load_class, resolve
+from cilbench.methods.registry import components, known_methods, load_class, resolve
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import make_scenario, seen_test_images, stream
@@ -218,7 +218,7 @@ def test_adaptive_fill_spends_early_what_the_models_need_later(name):
         assert all(ledger.published <= planned for ledger, planned in zip(ledgers, plan.published_bytes, strict=True))
         kept.append([int(unseal(sealed)["labels/images_per_class"].sum()) for sealed in every])
     early, late = (kept[1][t] - kept[0][t] for t in (0, -1))
-    expanding = load_class(name.partition("+")[0]).growth.expanding
+    expanding = load_class(components(name)[0]).growth.expanding
     assert late == 0
     assert early > 0 if expanding or name == "podnet" else early == 0  # of its proxies the most is charged
 
