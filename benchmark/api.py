@@ -27,6 +27,7 @@ from cilbench.records.files import BadRecord, read_bytes
 from cilbench.records.folder import Outcome, RunFolder
 from cilbench.records.schema import CELL, LIMITS, METRICS, MetricsRow, read_cell, read_rows
 from cilbench.request import RunSpec, specs
+from cilbench.sweepfile import Shard
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,8 @@ def run(request: RunOptions, how: HowToRun | None = None, screen: Screen | None 
     how = how or HowToRun()
     asked = within_flops(specs(request), request.train_flops, request.data_dir)
     auto = request.precision == "auto"
-    swept = sweep(asked, request.data_dir, how, screen or Silence(), fastest_precision=auto)
+    mine = None if how.shard is None else Shard.parse(how.shard).taken(spec.id for spec in asked)
+    swept = sweep(asked, request.data_dir, how, screen or Silence(), fastest_precision=auto, mine=mine)
     results = Results(_result(s, swept.outcomes[s.id], how.out) for s in swept.specs if s.id in swept.outcomes)
     results.exit_code = swept.exit_code
     return results
@@ -103,10 +105,11 @@ def result_of(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | Non
     return sum(accuracies) / len(accuracies), accuracies[-1], tasks[-1].exemplars, spent / spec.budget.bytes
 
 
-def plan(request: RunOptions, device: torch.device | None = None) -> list[dict[str, Any]]:
+def plan(request: RunOptions, device: torch.device | None = None, flops: bool = False) -> list[dict[str, Any]]:
     """Who would get which backbone, how many exemplars, which bytes: the records of `cilbench plan --json`.
 
-    `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured.
+    `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured;
+    `flops`: its operations are counted. Both are of one of the record's `runs`.
     """
     groups = [specs(replace(request, dataset=name.strip())) for name in request.dataset.split(",")]
     groups = [within_flops(group, request.train_flops, request.data_dir) for group in groups]
@@ -114,11 +117,12 @@ def plan(request: RunOptions, device: torch.device | None = None) -> list[dict[s
         groups = [in_fastest_precision(group, device) for group in groups]
     asked = [spec for group in groups for spec in group]
     # Seeds and orders change what is drawn, not what fits.
-    distinct = {(spec.scenario.dataset, spec.budget, spec.method.name): spec for spec in asked}
-    return [_record(spec, device) for spec in distinct.values()]
+    alike = [(spec.scenario.dataset, spec.budget, spec.method.name) for spec in asked]
+    runs, distinct = Counter(alike), dict(zip(alike, asked, strict=True))
+    return [_record(spec, device, flops) | {"runs": runs[key]} for key, spec in distinct.items()]
 
 
-def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
+def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str, Any]:
     record: dict[str, Any] = {
         "method": spec.method.name,
         "dataset": spec.scenario.dataset,
@@ -156,7 +160,7 @@ def _record(spec: RunSpec, device: torch.device | None) -> dict[str, Any]:
         "published_bytes": planned.published_bytes[-1],
         "strict_bytes": planned.strict_bytes[-1],
         "train_seconds": _train_seconds(spec, planned, device) if device is not None else None,
-        "train_flops": arithmetic(spec, planned).of(spec.method) if spec.train_flops is not None else None,
+        "train_flops": arithmetic(spec, planned).of(spec.method) if flops or spec.train_flops is not None else None,
     }
 
 

@@ -152,6 +152,12 @@ class HowToRun:
     threads: str = option(
         "auto", "CPU threads of a run; auto: one, or what was measured best for a request of one run.", MACHINE, "N"
     )
+    shard: str | None = option(
+        None,
+        "Of several parts of the runs the I-th, from 1/N to N/N; parts have no run in common.",
+        MACHINE,
+        "I/N",
+    )
     isolate: bool = option(False, "Learn every task in a fresh process.", MACHINE)
 
 

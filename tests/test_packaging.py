@@ -75,7 +75,7 @@ FLOORS = (  # of benchmark/, from the top
     "api",
     "protocol",
     "device",
-    "request",
+    "request sweepfile",
     "options scenario",
     "data",
     "records",

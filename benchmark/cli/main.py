@@ -5,6 +5,7 @@ nothing written.
 """
 
 import sys
+from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -20,6 +21,7 @@ from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
 from cilbench.options import DataDir, Device, HowToRun, RunOptions, a_path, spread
 from cilbench.processes import wait_passively
+from cilbench.sweepfile import Comparisons, read_comparisons
 
 if TYPE_CHECKING:
     from cilbench.cli.progress import Screen
@@ -31,6 +33,10 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
+SweepFile = Annotated[
+    Path | None,
+    typer.Argument(metavar="[SWEEP.TOML]", help="Comparisons as a file (docs/scale.md).", parser=a_path),
+]
 TIME_UNTOLD = "How long that would train is measured with --time, in a few steps."
 
 
@@ -69,7 +75,7 @@ def demo(
     """Five methods on real digits at three budgets, then the report. No download; minutes on a laptop."""
     # From about one backbone and 20 images a class to five of them and as many images, as the published budgets are.
     request = RunOptions(methods="dgm,cim,memo,icarl,der", budget="24KiB,44KiB,68KiB", dataset="digits", recipe=recipe)
-    code = _sweep(request, HowToRun(out=out / "runs"))
+    code = _sweep(Comparisons({"demo": request}, HowToRun(out=out / "runs")))
     if code == 0:
         report(runs=[out / "runs"], out=out / "report")
         say(f"the page: {(out / 'report' / 'index.html').resolve().as_uri()}")
@@ -78,16 +84,20 @@ def demo(
 
 @app.command(cls=Command, rich_help_panel=COMPARE)
 @spread
-def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
+def run(context: typer.Context, request: RunOptions, how: HowToRun, sweep_file: SweepFile = None) -> None:
     """Run methods under budgets; what is done already is not run again.
 
     cilbench run --dataset digits --methods icarl,der --budget 24KiB,44KiB
+    cilbench run sweep.toml --seeds 1,2,3
     cilbench run --methods dgm,cim,memo,icarl,der --budget-mb published
     cilbench run --methods icarl+jpeg:50 --budget-mb 7.6 --set icarl.lr=0.05
     cilbench run --from runs/<run>/cell.json --out again
     """
+    asked_for = _comparisons(context, request, how, sweep_file)
     if how.source is None:
-        raise typer.Exit(_sweep(request, how))
+        raise typer.Exit(_sweep(asked_for))
+    if sweep_file is not None or how.shard is not None:
+        raise RequestError(f"{sweep_file or '--shard'}: not beside --from, where cell.json decides what is run")
     with working("loading"):
         from cilbench.protocol.rerun import rerun
 
@@ -97,11 +107,18 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun) -> None:
     raise typer.Exit(rerun(how.source, request.data_dir, how, _screen(how)))
 
 
-def _sweep(request: RunOptions, how: HowToRun) -> int:
-    with working("loading"):
-        from cilbench import api
+def _comparisons(context: typer.Context, request: RunOptions, how: HowToRun, path: Path | None) -> Comparisons:
+    """What a sweep file and the command line ask for together."""
+    if path is None:
+        return Comparisons({"": request}, how)
+    return read_comparisons(path, request, how, {option.name or "" for option in _typed(context)})
 
-    return api.run(request, how, _screen(how)).exit_code
+
+def _sweep(asked_for: Comparisons) -> int:
+    with working("loading"):
+        from cilbench.cli.comparisons import run_comparisons
+
+    return run_comparisons(asked_for, _screen(asked_for.how))
 
 
 def _screen(how: HowToRun) -> "Screen":
@@ -114,17 +131,28 @@ def _screen(how: HowToRun) -> "Screen":
 
 def _given(context: typer.Context, names: set[str]) -> list[str]:
     """Those of the options that were typed, as they are typed."""
-    typed = [option for option in context.command.params if option.name in names]
-    sources = [(option, context.get_parameter_source(option.name or "")) for option in typed]
-    return [option.opts[0] for option, source in sources if source is not None and source.name == "COMMANDLINE"]
+    return [option.opts[0] for option in _typed(context) if option.name in names]
+
+
+def _typed(context: typer.Context) -> Iterator[Any]:
+    """The parameters that come from the command line."""
+    for option in context.command.params:
+        source = context.get_parameter_source(option.name or "")
+        if source is not None and source.name == "COMMANDLINE":
+            yield option
 
 
 @app.command(cls=Command, rich_help_panel=COMPARE)
 @spread
 def plan(
+    context: typer.Context,
     request: RunOptions,
+    sweep_file: SweepFile = None,
     time: Annotated[
         bool, typer.Option("--time", help="Measure a few steps of every method: how long would it train?")
+    ] = False,
+    flops: Annotated[
+        bool, typer.Option("--flops", help="Count the operations of training: half a minute a row and more.")
     ] = False,
     device: Device = "auto",
     as_json: Annotated[bool, typer.Option("--json", help="A list of records instead of a table.")] = False,
@@ -132,20 +160,28 @@ def plan(
     """Who would get which backbone, how many exemplars, which bytes. Trains nothing, needs no data.
 
     cilbench plan --methods icarl,der,memo --budget-mb 7.6,23.5
+    cilbench plan sweep.toml --time --flops
     """
-    from cilbench import api
+    from cilbench.cli.comparisons import plan_comparisons, total_line
     from cilbench.cli.tables import plan_table, time_lines
     from cilbench.device.choose import pick_device
 
     measured_on = pick_device(device) if time else None
-    records = api.plan(request, measured_on)
+    asked_for = _comparisons(context, request, HowToRun(), sweep_file)
+    planned = plan_comparisons(asked_for, measured_on, flops)
+    records = [record for of_one in planned.values() for record in of_one]
     if as_json:
         import json
 
         sys.stdout.write(json.dumps(records, indent=2) + "\n")
         return
     there = console(140)
-    there.print(plan_table(records, time, there.width))
+    for name, of_one in planned.items():
+        if len(planned) > 1:
+            there.print(f"[{name}]", markup=False)
+        there.print(plan_table(of_one, time, there.width))
+    if sweep_file is not None:
+        there.print(total_line(records), markup=False)
     for line in [TIME_UNTOLD] if measured_on is None else time_lines(records, measured_on):
         there.print(line, markup=False)
 

@@ -48,7 +48,8 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     """A table a data set and budget, in lines of `width` columns; `timed`: it was asked how long training takes."""
     columns = ["method", "backbone", "exemplars", "model B", "published B", "strict B"]
     columns += ["training"] if timed else []
-    columns += ["FLOPs", "of them", "epochs"] if records[0]["train_flops_limit"] else []
+    columns += ["FLOPs"] if any(r["train_flops"] for r in records) else []
+    columns += ["of them", "epochs"] if records[0]["train_flops_limit"] else []
     groups: dict[str, list[list[str]]] = {}
     for r in records:
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
@@ -68,9 +69,10 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
                 "training": "not measured" if seconds is None else estimate.duration(seconds),
             }
         if r["train_flops"] is not None:
+            cells |= {"FLOPs": f"{r['train_flops']:.4g}"}
+        if r["train_flops"] is not None and r["train_flops_limit"]:
             used = 100 * r["train_flops"] / r["train_flops_limit"]
             cells |= {
-                "FLOPs": f"{r['train_flops']:.4g}",
                 "of them": f"{used:.1f} %",
                 "epochs": f"× {r['epochs_share']:g}",
             }

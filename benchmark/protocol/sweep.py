@@ -3,9 +3,10 @@
 import signal
 import tempfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import compress
 from pathlib import Path
 from typing import Any, cast, get_args
 
@@ -76,19 +77,26 @@ def sweep(
     screen: Screen,
     *,
     fastest_precision: bool = False,
+    mine: Set[str] | None = None,
+    begin: Callable[[], None] = lambda: None,
 ) -> Swept:
     """Run what is not done yet, all of one data set. Exit code 0 where every run is done or another process's, else 1.
 
     Request, folders and data are checked before anything is measured or trained: raises RequestError.
-    `fastest_precision`: the runs take the one that is measured to be faster on the device.
+    `fastest_precision`: the runs take the one that is measured to be faster on the device. `mine`: ids, as in `asked`,
+    of the runs that are this process's to do; threads and precision are those of all. `begin` is called once all is
+    checked.
     """
     with screen.waiting():
-        todo, dataset, workers = _prepared(asked, data_dir, how, screen, fastest_precision)
+        todo, dataset, workers = _prepared(asked, data_dir, how, screen, fastest_precision, mine)
+        begin()
+    if not todo.specs:
+        return Swept(0, (), {})
     with using_threads(workers.threads), stoppable() as stop:
         with screen.waiting():
             for line in _estimated(todo, workers, dataset):
                 screen.say(line)
-        with screen.reporting(len(asked), stop, workers.jobs) as reporter:
+        with screen.reporting(len(todo.specs), stop, workers.jobs) as reporter:
             if workers.jobs > 1:
                 todo = _side_by_side(todo, workers, stop, reporter)
             outcomes = _run_all(todo, dataset, reporter, stop)
@@ -99,7 +107,12 @@ def sweep(
 
 
 def _prepared(
-    asked: Sequence[RunSpec], data_dir: Path | None, how: HowToRun, screen: Screen, fastest_precision: bool
+    asked: Sequence[RunSpec],
+    data_dir: Path | None,
+    how: HowToRun,
+    screen: Screen,
+    fastest_precision: bool,
+    mine: Set[str] | None,
 ) -> tuple[Sweep, Dataset, Workers]:
     """Everything that is checked and measured before the first run. Raises RequestError."""
     out, fresh, say = how.out, how.fresh, screen.say
@@ -113,9 +126,13 @@ def _prepared(
     screen.announce(asked)
     if not locks:
         say(f"{out}: a file system without locks: files that end in .locked take their place")
+    chosen = [mine is None or spec.id in mine for spec in asked]
     if fastest_precision:
         asked = in_fastest_precision(asked, there, say)
     plans = check_feasible(asked)
+    of_all, asked = asked, list(compress(asked, chosen))
+    if mine is not None:
+        say(f"part {how.shard}: {len(asked)} of {counted(len(of_all), 'run')}")
     folders = {spec.id: RunFolder(out, spec.id) for spec in asked}
     ended = {} if fresh else {spec.id: folders[spec.id].outcome() for spec in asked}  # raises for what is in the way
     unfinished = {c.id for c in asked if (outcome := ended.get(c.id)) is None or outcome.status not in FINAL}
@@ -123,9 +140,9 @@ def _prepared(
         folders[run_id].check_images(dataset.fingerprint)
     laid = [laid_out(spec, plans[spec.id], there, say) if spec.id in unfinished else spec for spec in asked]
     open_ = frozenset(spec.id for spec in laid if ended.get(spec.id) is None)
-    workers = pick_workers(how.jobs, how.threads, len(open_), asked, there, say)
+    workers = pick_workers(how.jobs, how.threads, len(open_), of_all, there, say)
     stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
-    say(f"device {there}, {asked[0].precision}{workers}; run folders in {out}")
+    say(f"device {there}, {of_all[0].precision}{workers}; run folders in {out}")
     for line in _ended_already(folders, ended, dataset):
         say(line)
     todo = Sweep(
