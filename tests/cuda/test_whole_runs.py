@@ -1,11 +1,17 @@
 """Every registered method and composition, whole, on either of two CUDA devices."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
-from test_conformance import EVERY
+from test_conformance import EVERY, METHODS
 from watched import Steps, only_pretended, run_whole, watch_steps
+
+from cilbench.cli.progress import Screen
+from cilbench.options import HowToRun
+from cilbench.protocol.sweep import sweep
+from cilbench.request import RunOptions, specs
 
 pytestmark = only_pretended
 
@@ -44,3 +50,12 @@ def test_an_isolated_run_on_the_second_device_seals_what_one_in_this_process_doe
     assert (apart.outcome.status, apart.outcome.reason) == ("done", None)
     assert apart.events == here.events
     assert apart.states() == here.states() != []
+
+
+def test_every_method_side_by_side_on_the_second_device(tmp_path):
+    """Two tasks of a few epochs, two runs at a time, from the command's own side."""
+    request = RunOptions(methods=",".join(METHODS), budget="400KiB", dataset="digits", inc=5, recipe="smoke")
+    request = replace(request, data_dir=tmp_path / "data")
+    how = HowToRun(out=tmp_path / "runs", device="cuda:1", jobs="2")
+    assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True) == 0
+    assert len(list((tmp_path / "runs").glob("*/cell.json"))) == len(METHODS)

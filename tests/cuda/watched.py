@@ -3,7 +3,6 @@
 import json
 import os
 from collections import Counter
-from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -19,8 +18,10 @@ from cilbench.protocol.run import execute
 from cilbench.records.folder import Outcome, RunFolder
 
 PRETENDED = bool(os.environ.get("PRETEND_LIBRARY"))
-with suppress(ImportError):  # on the path where devices are pretended
+try:  # on the path where devices are pretended
     import pretended
+except ImportError:
+    pretended = None
 
 only_pretended = [
     pytest.mark.gpu,

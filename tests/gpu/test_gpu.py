@@ -37,7 +37,7 @@ from cilbench.scenario import make_scenario, seen_test_images, stream
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 DEVICE = torch.device("cuda")
-ONLY_ONE = torch.cuda.device_count() < 2
+NEEDS_TWO = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 
 
 @pytest.fixture(scope="module")
@@ -176,9 +176,7 @@ def test_a_capture_that_fails_leaves_a_step_that_learns_on():
     assert (len(notes), len(fresh.graphs), seen.item()) == (1, 1, 66 + 12)
 
 
-@pytest.mark.parametrize(
-    "number", [0, pytest.param(1, marks=pytest.mark.skipif(ONLY_ONE, reason="needs two CUDA devices"))]
-)
+@pytest.mark.parametrize("number", [0, pytest.param(1, marks=NEEDS_TWO)])
 def test_fit_learns_the_same_captured_and_as_written(number, monkeypatch):
     device, steps = torch.device("cuda", number), []
     capture = CudaGraphStep._capture
@@ -228,9 +226,10 @@ def test_a_cell_that_is_stopped_on_cuda_goes_on_from_its_checkpoint(colour, tmp_
     assert not list(folder.final.glob("checkpoint-*"))
 
 
-def test_runs_side_by_side_on_one_device_are_all_done(tmp_path):
+@pytest.mark.parametrize("device", ["cuda", pytest.param("cuda:1", marks=NEEDS_TWO)])
+def test_runs_side_by_side_on_one_device_are_all_done(device, tmp_path):
     request = RunOptions(methods="icarl,replay,der", budget="48KiB", dataset="digits", recipe="smoke")
     request = replace(request, data_dir=tmp_path / "data")
-    how = HowToRun(out=tmp_path / "runs", device=str(DEVICE), jobs="3")
+    how = HowToRun(out=tmp_path / "runs", device=device, jobs="2")
     assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True).exit_code == 0
     assert len(list((tmp_path / "runs").glob("*/cell.json"))) == 3
