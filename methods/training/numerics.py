@@ -112,7 +112,8 @@ def make_current(device: torch.device) -> None:
     """Before anything else that a process does on a CUDA device; a process makes no context on another one then."""
     if device.type == "cuda":
         torch.cuda.init()
-        torch.cuda.set_device(device)
+        if device.index is not None:  # "cuda" is the one that is current
+            torch.cuda.set_device(device)
 
 
 def works(device: torch.device) -> bool:
