@@ -18,7 +18,7 @@ from cilbench.reports.output import require_ours, settle, stage_in
 from cilbench.reports.page.book import Section
 from cilbench.reports.page.page import render_page
 from cilbench.reports.provenance import printed, provenance_of
-from cilbench.reports.tables.bibtex import bibliography, published_bibtex
+from cilbench.reports.tables.bibtex import TOOL, bibliography, published_bibtex
 
 Progress = Callable[[str, int, int], None]
 
@@ -96,7 +96,7 @@ def _write(
     for name, frame in _csv(runs, groups).items():
         tables.write_csv(frame, stage / f"{name}.csv")
     overlaid = published_bibtex() if any(group.published is not None for group in groups) else []
-    bibtex = tables.bib_text(*bibliography([*(text for text in runs.cells["bibtex"] if text), *overlaid]))
+    bibtex = tables.bib_text(*bibliography([TOOL, *(text for text in runs.cells["bibtex"] if text), *overlaid]))
     boxes = missing_letters(text for group in groups for text in group.texts())
     remarks = [group.wanted for group in groups if group.wanted]
     remarks += [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []

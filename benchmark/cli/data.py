@@ -23,8 +23,9 @@ app = typer.Typer(cls=Group, help="Data sets: list, fetch, import.", no_args_is_
 @app.command("list", cls=Command)
 def list_datasets(data_dir: DataDir = None) -> None:
     """Show every data set and check, byte by byte, those that are there. Exit code 1 where one is damaged."""
-    table, damaged = _inventory(_folder(data_dir))
-    console(160).print(table)
+    there = console(160)
+    table, damaged = _inventory(_folder(data_dir), there.width)
+    there.print(table)
     for line in damaged:
         say(line, err=True)
     raise typer.Exit(1 if damaged else 0)
@@ -84,29 +85,27 @@ def _report(card: "DatasetCard", data_dir: Path) -> None:
     )
 
 
-def _inventory(data_dir: Path) -> "tuple[Table, list[str]]":
-    from rich.table import Table
-
+def _inventory(data_dir: Path, width: int) -> "tuple[Table, list[str]]":
+    from cilbench.cli.tables import WIDE, plain_table
     from cilbench.data import cache
     from cilbench.data.cards import DatasetError, builtin_cards
 
-    table = Table("name", "classes", "C×H×W", "state", title=f"Data sets in {data_dir}", title_justify="left")
-    for heading in ("train", "test", "bytes"):
-        table.add_column(heading, justify="right")
-    table.add_column("title")
+    columns, counted = ("name", "classes", "C×H×W", "state"), ("train", "test", "bytes")
+    table = plain_table(*columns, *counted, *(["title"] if width >= WIDE else []), right={*counted})
+    table.title, table.title_justify = f"Data sets in {data_dir}", "left"
     damaged = []
     for name in dict.fromkeys([*builtin_cards(), *cache.cached_names(data_dir)]):
         try:
             card = cache.card(name, data_dir)
-            specs = [name, str(card.classes), _shape(card)]
+            specs, title = [name, str(card.classes), _shape(card)], [card.title] if width >= WIDE else []
             if name in cache.cached_names(data_dir):
                 counts = [f"{count:,}" for count in cache.verify(name, data_dir)]
                 other = card.fingerprint not in (None, cache.fingerprint(name, data_dir))
-                table.add_row(*specs, "other images" if other else "ready", *counts, card.title)
+                table.add_row(*specs, "other images" if other else "ready", *counts, *title)
             else:
-                table.add_row(*specs, "to import" if card.fetch is None else "to fetch", "", "", "", card.title)
+                table.add_row(*specs, "to import" if card.fetch is None else "to fetch", "", "", "", *title)
         except DatasetError as error:
-            table.add_row(name, "", "", "damaged", "", "", "", "")
+            table.add_row(name, "", "", "damaged")
             damaged.append(str(error))
     return table, damaged
 

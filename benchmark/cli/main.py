@@ -276,7 +276,8 @@ def methods(
         entries = dict.fromkeys(entry for _, card in method_cards() for entry in card.bibtex)
         sys.stdout.write("\n\n".join(entries) + "\n")
     else:
-        console(140).print(methods_table())
+        there = console(140)
+        there.print(methods_table(there.width))
 
 
 app.add_typer(data_app, name="data", rich_help_panel=LOOK_UP)

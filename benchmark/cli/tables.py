@@ -36,6 +36,10 @@ def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]
     return lines
 
 
+WIDE = 120  # columns of a terminal that has room for everything
+FOLDS = frozenset({"paper", "not as in the paper", "title"})
+
+
 def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
     """A name and what is to be said of it, broken between words."""
     table = Table.grid(padding=(0, 2))
@@ -185,13 +189,22 @@ def method_text(name: str) -> str:
     return "\n".join([*lines, "", "Of every method:", *DEPARTURES]) + "\n"
 
 
-def methods_table() -> Table:
-    """Every method with its paper."""
-    table = Table()
-    for name in ("name", "method", "arXiv", "paper", "predictions", "not as in the paper"):
-        table.add_column(name, no_wrap=name in {"name", "arXiv"})
+def methods_table(width: int) -> Table:
+    """Every method with its paper, and what departs from it where there is room: `cilbench methods NAME` has it all."""
+    wide = width >= WIDE
+    table = plain_table("name", "arXiv", "predictions", "paper", *(["not as in the paper"] if wide else []))
     for name, card in method_cards():
-        table.add_row(name, card.name, card.arxiv or "–", card.title, ", ".join(card.heads), card.port or "–")
+        paper = card.title if card.title.startswith(card.name) else f"{card.name}: {card.title}"
+        departs = [card.port or "–"] if wide else []
+        table.add_row(name, card.arxiv or "–", "\n".join(card.heads), paper, *departs)
     for name, meaning in ALIASES.items():
-        table.add_row(name, "", "", f"short for {meaning}", "", "")
+        table.add_row(name, "", "", f"short for {meaning}")
+    return table
+
+
+def plain_table(*columns: str, right: Set[str] = frozenset(), folds: Set[str] = FOLDS) -> Table:
+    """A table in which only the columns of `folds` may take several lines."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
+    for name in columns:
+        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in folds)
     return table

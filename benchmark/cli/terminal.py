@@ -24,11 +24,17 @@ def _plain(error: UnicodeError) -> tuple[str, int]:
     if not isinstance(error, UnicodeEncodeError):
         raise error
     lost = error.object[error.start : error.end]
-    return "".join(PLAIN.get(c) or _without_marks(c) or "?" for c in lost), error.end
+    return "".join(PLAIN.get(c) or _without_marks(c) or _spelled(c) or "?" for c in lost), error.end
 
 
 def _without_marks(character: str) -> str:
     return unicodedata.normalize("NFKD", character).encode("ascii", "ignore").decode()
+
+
+def _spelled(character: str) -> str:
+    """The name of a Greek letter."""
+    name = unicodedata.name(character, "")
+    return name.rpartition(" ")[2].lower() if name.startswith("GREEK") else ""
 
 
 class _Lasting(io.FileIO):
@@ -45,7 +51,6 @@ class _Lasting(io.FileIO):
 
 def prepare() -> None:
     """Make the standard streams of this process such that writing to them never ends it."""
-    codecs.register_error("cilbench-plain", _plain)
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
@@ -59,6 +64,7 @@ def _lasting(stream: TextIO | None, descriptor: int) -> TextIO:
         return stream  # somebody else's: a test's, a notebook's
     if stream is not None:
         stream.flush()
+    codecs.register_error("cilbench-plain", _plain)
     return io.TextIOWrapper(
         io.BufferedWriter(_Lasting(descriptor, "w", closefd=False)),
         encoding=stream.encoding if stream is not None else "utf-8",

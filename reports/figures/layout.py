@@ -114,6 +114,8 @@ def dashes(name: str, names: Sequence[str]) -> tuple[float, float]:
 
 def lines(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping[str, Style], **look: Any) -> None:
     """A line for every name in `means`, as they are in the table: one row a point."""
+    if means.empty:
+        return
     names = list(means["name"].unique())
     sns.lineplot(
         data=means,

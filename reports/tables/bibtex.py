@@ -9,7 +9,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib.resources import files
 
+import cilbench
 from cilbench.reports.tables.latex import latex_letters
+
+# As CITATION.cff has it; a test compares them.
+TOOL = f"""@misc{{cilbench,
+  title = {{cilbench: class-incremental learning under a memory budget, weighed}},
+  author = {{{{The cilbench authors}}}},
+  note = {{Version {cilbench.__version__}}},
+  year = {{2026}},
+}}"""
 
 _ACCENTS = r"[\"'`^~=.&%$#_{}-]|(?:[ckuvHrbdt](?![a-zA-Z]))|(?:(?:ss|ae|AE|oe|OE|aa|AA|o|O|l|L|i|j)(?![a-zA-Z]))"
 _COMMAND = re.compile(r"\\(?:" + _ACCENTS + r")")

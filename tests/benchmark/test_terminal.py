@@ -14,8 +14,11 @@ from rich.console import Console
 import cilbench
 from cilbench import api
 from cilbench.cli import terminal
+from cilbench.cli.data import _inventory
 from cilbench.cli.main import main
-from cilbench.cli.tables import announce, plan_table, result_table
+from cilbench.cli.tables import announce, methods_table, plan_table, result_table
+from cilbench.data.cards import builtin_cards
+from cilbench.methods import ALIASES, METHODS
 from cilbench.options import RunOptions
 from cilbench.records.folder import RunFolder
 from cilbench.request import specs
@@ -27,6 +30,24 @@ def drawn(renderable: object, width: int = 80) -> str:
     stream = io.StringIO()
     Console(file=stream, width=width).print(renderable)
     return stream.getvalue()
+
+
+@pytest.mark.parametrize("command", ["methods", "data list"])
+def test_lists_fit_a_terminal_and_no_name_is_cut(command, monkeypatch, tmp_path):
+    names = [*METHODS, *ALIASES] if command == "methods" else [*builtin_cards()]
+    table = methods_table(80) if command == "methods" else _inventory(tmp_path, 80)[0]
+    lines = drawn(table).splitlines()
+    assert max(map(len, lines)) <= 80
+    assert {line.split(" ")[0] for line in lines} >= set(names)
+    assert "…" not in "".join(line for line in lines if not line.startswith("…+"))
+
+
+@pytest.mark.parametrize("command", ["methods", "data list", "plan --methods icarl --budget-mb 7.6"])
+def test_an_ascii_terminal_gets_plainer_characters(command, tmp_path):
+    surroundings = {**os.environ, "PYTHONIOENCODING": "ascii", "CILBENCH_DATA": str(tmp_path)}
+    done = subprocess.run([*MODULE, *command.split()], cwd=tmp_path, capture_output=True, env=surroundings)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert "?" not in done.stdout.decode("ascii")
 
 
 # --- versions and help

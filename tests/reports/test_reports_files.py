@@ -19,6 +19,7 @@ from cilbench.reports import aggregate
 from cilbench.reports.figures.registry import drawings_of
 from cilbench.reports.group import groups_of
 from cilbench.reports.page import page
+from cilbench.reports.tables import bibtex
 
 BUDGETS = (49_152, 98_304)
 
@@ -284,4 +285,12 @@ def test_published_works_are_in_the_bibliography(tmp_path: Path, monkeypatch: py
     make_runs(tmp_path / "runs", Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
     for published in (True, False):
         reports.write_report([tmp_path / "runs"], tmp_path / "out", published=published)
-        assert ("zhou2024survey" in (tmp_path / "out" / "references.bib").read_text()) == published
+        cited = (tmp_path / "out" / "references.bib").read_text()
+        assert ("zhou2024survey" in cited) == published
+        assert "@misc{cilbench," in cited
+
+
+def test_the_tool_is_cited_as_citation_cff_says() -> None:
+    cff = (Path(__file__).parents[2] / "CITATION.cff").read_text()
+    assert f'title: "{re.search(r"title = {(.*)},", bibtex.TOOL)[1]}"' in cff  # type: ignore[index]
+    assert bibtex.bibliography([bibtex.TOOL])[1] == []
