@@ -25,6 +25,7 @@ METHODS: dict[str, str] = {
     "eeil": "cilbench.methods.eeil:EEIL",
     "lucir": "cilbench.methods.lucir:LUCIR",
     "podnet": "cilbench.methods.podnet:PODNet",
+    "coil": "cilbench.methods.coil:COIL",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
     "replay": "cilbench.methods.replay:Replay",

@@ -20,6 +20,7 @@ METHODS = (
     "eeil",
     "lucir",
     "podnet",
+    "coil",
     "bic",
     "wa",
     "foster",
