@@ -91,7 +91,7 @@ def execute(run: RunContext) -> Outcome:
         except Exception as error:  # a method may raise anything: the other runs go on
             outcome = Outcome("failed", in_one_line(error))
             task = len(run.folder.records())
-            run.folder.log({"task": task, "event": "failed", "traceback": traceback.format_exc()})
+            run.folder.log.append({"task": task, "event": "failed", "traceback": traceback.format_exc()})
             if run.spec.method.foreign:
                 for line in own.trimmed(error, Path(inspect.getfile(run.spec.method.base))):
                     run.reporter.note(printable(line))
@@ -166,7 +166,7 @@ def _learn_and_seal(run: RunContext, given: SealedTask, index: int) -> Learned:
     free_cached(run.device)
     name, device = run.spec.method.name, run.device
     run.reporter.note(f"{name}: task {index + 1} did not fit {device} and is learned again with less memory ({why})")
-    run.folder.log({"task": index, "event": "out_of_memory", "reason": why})
+    run.folder.log.append({"task": index, "event": "out_of_memory", "reason": why})
     try:
         return _learn_once(run, replace(given, spec=replace(run.spec, low_memory=True)), index)
     except (RuntimeError, MemoryError) as error:
@@ -200,7 +200,7 @@ def _learn_once(run: RunContext, given: SealedTask, index: int) -> Learned:
 
     learn = learn_in_subprocess if run.isolate else learn_resumably
     try:
-        return learn(given, task, checkpoint, reporter.stopping, TaskLog(run.folder.log, show), progress)
+        return learn(given, task, checkpoint, reporter.stopping, TaskLog(run.folder.log.append, show), progress)
     finally:
         release(images)
         del task, images
@@ -301,7 +301,7 @@ def _run_record(run: RunContext, outcome: Outcome) -> dict[str, Any]:
             "plug_in": plug_in_of(spec.method.name),
         },
         "timing": _timing(records),
-        "events": run.folder.events(),
+        "events": run.folder.log.events(),
         "tasks": [record.model_dump() for record in records],
         "class_names": class_names(run.dataset, spec.scenario),
     }

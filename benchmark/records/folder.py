@@ -7,11 +7,9 @@ The same command goes on from a partial folder. Every file in either has its che
 these two carry their own. `schema` describes the files.
 """
 
-import json
 import os
 import shutil
-from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
@@ -39,6 +37,7 @@ from cilbench.records.files import (
     write,
     write_csv,
 )
+from cilbench.records.log import Log
 from cilbench.records.schema import (
     CELL,
     HEAD_NORMS,
@@ -93,6 +92,7 @@ class RunFolder:
     def __init__(self, out: Path, cell_id: str) -> None:
         self.final, self.partial = out / cell_id, out / f"{cell_id}.partial"
         self.lock = out / f"{cell_id}.lock"
+        self.log = Log(self.partial)
 
     def claimed(self) -> AbstractContextManager[bool]:
         """Hold the cell for this process; yields False where another one is at it. Raises OSError."""
@@ -166,7 +166,7 @@ class RunFolder:
             shutil.rmtree(self.final)  # goes on elsewhere, and ends in its place
         damaged = max(0, self._written() - done)
         self._clear(done)
-        self._cut_log(done)
+        self.log.cut(done)
         self._begin_on(data_sha256)
         return Resumed(done, damaged, (why,) if damaged else ())
 
@@ -218,22 +218,6 @@ class RunFolder:
         """Images [N, C, H, W] that the last learner carries of its classes [N]; `kind` "exemplars" or "generated"."""
         arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
         write(self.partial / REMEMBERED, npz(arrays))
-
-    def log(self, record: Mapping[str, Any]) -> None:
-        """One line for log.jsonl."""
-        path = self.partial / LOG
-        with path.open("ab") as file:
-            length = file.tell()
-            try:
-                file.write(json.dumps(dict(record)).encode() + b"\n")
-                file.flush()
-            except OSError:  # the disk is full: half a line would spoil the next one
-                os.truncate(path, length)
-                raise
-
-    def events(self) -> dict[str, int]:
-        """How often each event was logged."""
-        return dict(Counter(str(line["event"]) for _, line in self._log_lines() if "event" in line))
 
     def records(self) -> list[TaskRecord]:
         """Every finished task of a partial folder, up to one that is not whole."""
@@ -363,29 +347,6 @@ class RunFolder:
         for path in self.partial.glob("checkpoint-*"):
             if path != self.checkpoint(done):
                 remove(path)
-
-    def _log_lines(self) -> Iterator[tuple[str, dict[str, Any]]]:
-        """Lines of the log, as they are and as JSON; one that was torn is left out."""
-        path = self.partial / LOG
-        if not path.exists():
-            return
-        with path.open(encoding="utf-8", errors="replace") as file:
-            for text in file:
-                try:
-                    line = json.loads(text)
-                except (ValueError, RecursionError):
-                    continue
-                if isinstance(line, dict) and text.endswith("\n"):
-                    yield text, line
-
-    def _cut_log(self, done: int) -> None:
-        """Drop the lines of tasks that will be learned again, and a torn last line; drop a log that cannot be one."""
-        path = self.partial / LOG
-        if os.path.lexists(path) and (not path.is_file() or path.stat().st_size > LIMITS[LOG]):
-            remove(path)
-        if path.exists():
-            kept = [text for text, line in self._log_lines() if isinstance(n := line.get("task"), int) and n < done]
-            write(path, "".join(kept).encode())
 
 
 def _task_file(folder: Path, task: int) -> TaskFile:

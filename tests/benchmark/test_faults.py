@@ -349,10 +349,10 @@ def test_a_failed_run_beside_a_partial_one_ends_in_its_place(toy, tmp_path: Path
 def test_half_a_line_of_the_log_costs_that_line_alone(toy, tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "x")
     folder.open()
-    folder.log({"task": 0, "event": "seen"})
+    folder.log.append({"task": 0, "event": "seen"})
     with (folder.partial / "log.jsonl").open("ab") as file:
         file.write(b'{"task": 0, "event": "to\xff\n[1]\n{"task": 0, "event": "torn"')
-    assert folder.events() == {"seen": 1}
+    assert folder.log.events() == {"seen": 1}
     folder.open()
     assert (folder.partial / "log.jsonl").read_text() == ""  # no task is done
 

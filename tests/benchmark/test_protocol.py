@@ -51,7 +51,7 @@ def test_a_run_folder_is_complete_and_consistent(toy, tmp_path):
 def test_what_was_begun_on_other_images_is_not_gone_on_with(toy, tmp_path):
     folder = RunFolder(tmp_path, "x")
     folder.open("a" * 64)
-    folder.log({"task": 0})
+    folder.log.append({"task": 0})
     with pytest.raises(RequestError, match=r"x\.partial was begun on other images"):
         folder.open("b" * 64)
     assert (folder.partial / "log.jsonl").exists()
