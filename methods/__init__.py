@@ -35,11 +35,13 @@ METHODS: dict[str, str] = {
 
 COMPRESSIONS: dict[str, str] = {
     "cim": "cilbench.methods.cim.method:CIM",
+    "mrdc": "cilbench.methods.mrdc:MRDC",
 }
 
 # A short name → what it is short for, as it could be typed.
 ALIASES: dict[str, str] = {
     "cim": "foster+cim",
+    "mrdc": "lucir+mrdc",
     "dgmw": "dgm",
     "dgma": "dgm --set dgm.variant=dgma --set dgm.s_max=1e5 --set dgm.sparsity=0.01",  # the authors' cfg_mnist_dgma.yml
     "dgm+exemplars": "dgm --set dgm.exemplars=true",

@@ -192,7 +192,7 @@ class TaskMasks:
         """Images as they would be stored: base.py of the authors' code extracts the features of those."""
         return as_stored(images, self.boxes(images, labels))
 
-    def encode(self, images: Tensor, labels: Tensor) -> Encoded:
+    def encode(self, images: Tensor, labels: Tensor, limit_bytes: int = 0) -> Encoded:
         """Boxes by the mask model as it is now; the bytes are on the CPU."""
         return Box().encode(images.cpu(), self.boxes(images, labels).cpu())
 

@@ -298,7 +298,7 @@ class DGM:
             self.memory.classes = []
             return
 
-        def encode(images: Tensor, labels: Tensor) -> Encoded:
+        def encode(images: Tensor, labels: Tensor, limit_bytes: int) -> Encoded:
             return self.memory.codec.encode(images.cpu())
 
         self.memory.exemplar_bytes = (left_bytes,) * self.scenario.tasks

@@ -90,7 +90,7 @@ class Plain:
     def herded(self, images: Tensor, labels: Tensor) -> Tensor:
         return images
 
-    def encode(self, images: Tensor, labels: Tensor) -> Encoded:
+    def encode(self, images: Tensor, labels: Tensor, limit_bytes: int = 0) -> Encoded:
         return self.codec.encode(images.cpu())
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -165,7 +165,7 @@ class ExemplarMemory:
         task: Task,
         new: range,
         features: Callable[[Tensor], Tensor],
-        encode: Callable[[Tensor, Tensor], Encoded],
+        encode: Callable[[Tensor, Tensor, int], Encoded],
         herded: Callable[[Tensor, Tensor], Tensor] = lambda images, labels: images,
     ) -> None:
         """Shrink every old class to its new share, then add each class of the task: herded, encoded, as many as fit.
@@ -179,7 +179,7 @@ class ExemplarMemory:
         orders = herd([features_ND[positions] for positions in of_class], share_bytes // self.min_bytes)
         for label, positions, order in zip(new, of_class, orders, strict=True):
             chosen = positions[order.to(positions.device)]
-            encoded = encode(task.images[chosen], task.labels[chosen])
+            encoded = encode(task.images[chosen], task.labels[chosen], share_bytes)
             kept = encoded.within(share_bytes, self.overhead_bytes)
             if not len(kept):
                 need_bytes = int(encoded.lengths[0]) + self.overhead_bytes

@@ -63,8 +63,11 @@ class TaskCompression(Stateful, Protocol):
         """Images as herding sees them: uint8 [B, C, H, W] → same."""
         ...
 
-    def encode(self, images: Tensor, labels: Tensor) -> Encoded:
-        """Exemplars of the task's classes, uint8 [N, C, H, W] and int64 [N] → bytes."""
+    def encode(self, images: Tensor, labels: Tensor, limit_bytes: int = 0) -> Encoded:
+        """Exemplars of the task's classes, uint8 [N, C, H, W] and int64 [N] → bytes, the best first.
+
+        `limit_bytes`: what fits into so many will be kept, 0 where it is not known.
+        """
         ...
 
 

@@ -12,7 +12,6 @@ from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
-from cilbench.methods import COMPRESSIONS
 from cilbench.methods.contract import Context
 from cilbench.methods.registry import components, known_methods, load_class, resolve
 from cilbench.protocol.evaluate import restore_learner
@@ -25,7 +24,9 @@ IMAGELESS = ["finetune", "lwf", "ewc"]  # neither images nor what makes them
 REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
 EVERY = [
     *METHODS,
-    *(f"{base}+{compression}" for base in REHEARSAL for compression in COMPRESSIONS),
+    *(f"{base}+cim" for base in REHEARSAL),
+    "lucir+mrdc",
+    "der+mrdc",
     "icarl+lowres:2",
     "dgma",
     "dgm+exemplars",
