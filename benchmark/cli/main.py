@@ -15,6 +15,7 @@ import typer
 from cilbench import __version__
 from cilbench.cli.data import app as data_app
 from cilbench.cli.help import CHECK, COMPARE, LOOK_UP, Command, Group
+from cilbench.cli.publish import publish
 from cilbench.cli.report import report
 from cilbench.cli.terminal import console, prepare, say, working
 from cilbench.cli.verify import audit, verify
@@ -189,6 +190,7 @@ def plan(
 app.command(cls=Command, rich_help_panel=COMPARE)(report)
 app.command(cls=Command, rich_help_panel=CHECK)(audit)
 app.command(cls=Command, rich_help_panel=CHECK)(verify)
+app.command(cls=Command, rich_help_panel=CHECK)(publish)
 
 
 @app.command(cls=Command, rich_help_panel=CHECK)

@@ -17,7 +17,7 @@ def audit(runs: Runs) -> None:
     from cilbench.records.audit import audit as audit_run
 
     differs = False
-    for folder in _run_folders(runs):
+    for folder in run_folders(runs):
         problems = ["unfinished: nothing to audit yet"] if folder.suffix == ".partial" else audit_run(folder)
         differs |= bool(problems)
         _show(folder, "", problems)
@@ -29,7 +29,7 @@ def verify(runs: Runs, data_dir: DataDir = None, device: Device = "auto") -> Non
     from cilbench.protocol.verify import verify as verify_run
 
     differs = refused = False
-    for folder in _run_folders(runs):
+    for folder in run_folders(runs):
         if folder.suffix == ".partial":
             differs = True
             _show(folder, "", ["unfinished: nothing to verify yet"])
@@ -45,7 +45,7 @@ def verify(runs: Runs, data_dir: DataDir = None, device: Device = "auto") -> Non
     raise typer.Exit(1 if differs else 2 if refused else 0)
 
 
-def _run_folders(given: list[Path]) -> list[Path]:
+def run_folders(given: list[Path]) -> list[Path]:
     """Run folders, named or in the folders named. Raises RequestError for a folder that holds none."""
     folders: list[Path] = []
     for path in given:

@@ -51,14 +51,14 @@ def render_page(
 ) -> str:
     """The whole page: the same wherever it and the run folders lie."""
     book = book_of(sections, cells)
-    scripts = {name: _static(f"{name}.js") for name in ("theme", "echarts.min", "page")}
-    return _template().render(
+    scripts = {name: static_text(f"{name}.js") for name in ("theme", "echarts.min", "page")}
+    return template().render(
         sections=sections,
         book=book,
         methods=cells.loc[cells["competes"], "name"].nunique(),
         static={name: Markup(text) for name, text in scripts.items()},
-        style=Markup(_static("page.css")),
-        policy=_policy(scripts.values()),
+        style=Markup(static_text("page.css")),
+        policy=policy(scripts.values()),
         data=Markup(_json(script_data(sections, book))),
         runs=_runs(book, sections),
         left_out=_left_out(left_out, book),
@@ -70,12 +70,12 @@ def render_page(
 
 
 @cache
-def _static(name: str) -> str:
+def static_text(name: str) -> str:
     return (_FOLDER / "static" / name).read_text(encoding="utf-8")
 
 
 @cache
-def _template() -> jinja2.Template:
+def template(name: str = "page.html.jinja") -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER, encoding="utf-8"),
         autoescape=True,
@@ -85,10 +85,10 @@ def _template() -> jinja2.Template:
     )
     environment.globals |= {"verdicts": verdicts, "choices": _choices, "sort_key": _sort_key, "TableCell": TableCell}
     environment.filters |= {"svg": Markup, "count": _count}
-    return environment.get_template("page.html.jinja")
+    return environment.get_template(name)
 
 
-def _policy(scripts: Iterable[str]) -> str:
+def policy(scripts: Iterable[str]) -> str:
     """Content security policy: the page's own scripts run, by their hashes; nothing else does, nothing is fetched."""
     hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
     allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
