@@ -12,7 +12,7 @@ UV     := build/uv
 PART   := tests/benchmark/test_golden.py tests/budgets tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py \
 	tests/benchmark/test_data_import.py tests/reports/test_reports_files.py tests/reports/test_load.py tests/reports/test_report_tables.py
 
-.PHONY: demo test test-locked test-lowest lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
+.PHONY: demo test test-locked test-lowest test-slurm lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
 
 # The environment of the demo has the package alone; what the tests need comes with `make test`.
 demo: $(LIGHT)
@@ -20,14 +20,14 @@ demo: $(LIGHT)
 
 # A process a core, a thread each: torch's own threads bring little on networks as small as those of the tests.
 test: lint types   ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not soak"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not soak and not slurm"
 
 # The newest releases are tested by `make test`; these are the ones that requirements.lock names, to the byte: a part of the suite.
 test-locked:       ## the same for the locked releases, in an environment of their own; CI runs it too
 	$(PYTHON) -m venv --clear $(LOCKED)
 	$(LOCKED)/bin/python -m pip install --quiet --require-hashes --requirement requirements.lock
 	$(LOCKED)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak" $(PART)
+	$(LOCKED)/bin/python -m pytest -m "not gpu and not soak and not slurm" $(PART)
 
 # The lowest releases that pyproject.toml allows, the same part of the suite and the frozen help.
 test-lowest:       ## the same for the lowest releases that pyproject.toml allows; CI runs it too
@@ -37,7 +37,7 @@ test-lowest:       ## the same for the lowest releases that pyproject.toml allow
 		--output-file $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet --requirement $(LOWEST)/requirements.txt
 	$(LOWEST)/bin/python -m pip install --quiet --no-deps --no-build-isolation --editable .
-	$(LOWEST)/bin/python -m pytest -m "not gpu and not soak" tests/test_frozen.py $(PART)
+	$(LOWEST)/bin/python -m pytest -m "not gpu and not soak and not slurm" tests/test_frozen.py $(PART)
 
 # Names, versions and hashes of every release that pyproject.toml leads to, on CPython from 3.11 on, whatever the system; no
 # addresses, so that it can be installed from any index: `pip install --require-hashes -r requirements.lock`.
@@ -51,6 +51,11 @@ lock:              ## requirements.lock anew, from the newest releases
 # On a machine without a GPU: torch's own CUDA code over a pretended runtime (tests/cuda/pretend), arithmetic by the CPU.
 test-cuda: $(READY)   ## GPU tests on two pretended devices, and every method whole; skipped, with a reason, where it cannot be built
 	$(BIN)/python tests/cuda/pretend/start.py $(BIN)/python -m pytest -n auto -m gpu tests/gpu tests/cuda
+
+# Debian's SLURM and munge, started for the tests alone on one node; as root, they are installed if need be.
+test-slurm: $(READY)   ## `cilbench submit` on a real SLURM; skipped, with a reason, where there is none
+	tests/cluster/one-node.sh install || true
+	$(BIN)/python -m pytest -rs -m slurm tests/cluster
 
 lint: $(READY)
 	$(BIN)/ruff check .

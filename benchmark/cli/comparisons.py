@@ -28,7 +28,7 @@ def run_comparisons(asked_for: Comparisons, screen: Screen) -> int:
     all comparisons; a run that two of them have is in one part.
     """
     shard = None if asked_for.how.shard is None else Shard.parse(asked_for.how.shard)
-    asked = _of_each(asked_for, _asked)
+    asked = of_each(asked_for, asked_in)
     mine = None if shard is None else shard.taken(spec.id for runs in asked.values() for spec in runs)
     worst = 0
     for name, request in asked_for.requests.items():
@@ -41,7 +41,7 @@ def run_comparisons(asked_for: Comparisons, screen: Screen) -> int:
             screen,
             fastest_precision=request.precision == "auto",
             mine=mine,
-            begin=_store(asked_for),
+            begin=lambda: store_resolved(asked_for),
         )
         if swept.exit_code > 1:
             return swept.exit_code
@@ -49,13 +49,13 @@ def run_comparisons(asked_for: Comparisons, screen: Screen) -> int:
     return worst
 
 
-def _asked(request: RunOptions) -> list[RunSpec]:
+def asked_in(request: RunOptions) -> list[RunSpec]:
     found = within_flops(specs(request), request.train_flops, request.data_dir)
     check_feasible(found)
     return found
 
 
-def _of_each(asked_for: Comparisons, do: Callable[[RunOptions], T]) -> dict[str, T]:
+def of_each(asked_for: Comparisons, do: Callable[[RunOptions], T]) -> dict[str, T]:
     """What `do` makes of every comparison; what is wrong with one of a file names its table."""
     found = {}
     for name, request in asked_for.requests.items():
@@ -72,7 +72,7 @@ def plan_comparisons(
     asked_for: Comparisons, device: torch.device | None, flops: bool
 ) -> dict[str, list[dict[str, Any]]]:
     """Comparison → its records of `plan`. Raises RequestError."""
-    planned = _of_each(asked_for, lambda request: api.plan(request, device, flops))
+    planned = of_each(asked_for, lambda request: api.plan(request, device, flops))
     if asked_for.name is None:
         return planned
     return {name: [{"comparison": name, **record} for record in records] for name, records in planned.items()}
@@ -93,16 +93,13 @@ def total_line(records: Sequence[Mapping[str, Any]]) -> str:
     return "In all: " + ", ".join(parts)
 
 
-def _store(asked_for: Comparisons) -> Callable[[], None]:
-    """Writes the resolved sweep file beside the runs, once; parts that begin at once write the same."""
-
-    def store() -> None:
-        if asked_for.name is None or asked_for.stored.exists():
-            return
-        asked_for.stored.parent.mkdir(parents=True, exist_ok=True)
-        descriptor, partial = tempfile.mkstemp(dir=asked_for.stored.parent, suffix=".partial")
-        os.close(descriptor)
-        write(Path(partial), asked_for.resolved.encode())
-        os.replace(partial, asked_for.stored)
-
-    return store
+def store_resolved(asked_for: Comparisons) -> None:
+    """Write the resolved sweep file beside the runs, once; processes that begin at the same time write the same."""
+    if asked_for.name is None or asked_for.stored.exists():
+        return
+    asked_for.stored.parent.mkdir(parents=True, exist_ok=True)
+    descriptor, partial = tempfile.mkstemp(dir=asked_for.stored.parent, suffix=".partial")
+    os.close(descriptor)
+    os.chmod(partial, 0o644)
+    write(Path(partial), asked_for.resolved.encode())
+    os.replace(partial, asked_for.stored)

@@ -5,7 +5,6 @@ nothing written.
 """
 
 import sys
-from collections.abc import Iterator
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -13,16 +12,18 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cilbench import __version__
+from cilbench.cli.asked import SweepFile, comparisons_of, typed
 from cilbench.cli.data import app as data_app
 from cilbench.cli.help import CHECK, COMPARE, LOOK_UP, Command, Group
 from cilbench.cli.publish import publish
 from cilbench.cli.report import report
+from cilbench.cli.submit import submit
 from cilbench.cli.terminal import console, prepare, say, working
 from cilbench.cli.verify import audit, verify
 from cilbench.errors import RequestError
 from cilbench.options import DataDir, Device, HowToRun, RunOptions, a_path, spread
 from cilbench.processes import wait_passively
-from cilbench.sweepfile import Comparisons, read_comparisons
+from cilbench.sweepfile import Comparisons
 
 if TYPE_CHECKING:
     from cilbench.cli.progress import Screen
@@ -34,10 +35,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-SweepFile = Annotated[
-    Path | None,
-    typer.Argument(metavar="[SWEEP.TOML]", help="Comparisons as a file (docs/scale.md).", parser=a_path),
-]
 TIME_UNTOLD = "How long that would train is measured with --time, in a few steps."
 
 
@@ -94,7 +91,7 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun, sweep_file: 
     cilbench run --methods icarl+jpeg:50 --budget-mb 7.6 --set icarl.lr=0.05
     cilbench run --from runs/<run>/cell.json --out again
     """
-    asked_for = _comparisons(context, request, how, sweep_file)
+    asked_for = comparisons_of(context, request, how, sweep_file)
     if how.source is None:
         raise typer.Exit(_sweep(asked_for))
     if sweep_file is not None or how.shard is not None:
@@ -106,13 +103,6 @@ def run(context: typer.Context, request: RunOptions, how: HowToRun, sweep_file: 
     if given:
         raise RequestError(f"{given[0]}: not beside --from, where cell.json decides what is run")
     raise typer.Exit(rerun(how.source, request.data_dir, how, _screen(how)))
-
-
-def _comparisons(context: typer.Context, request: RunOptions, how: HowToRun, path: Path | None) -> Comparisons:
-    """What a sweep file and the command line ask for together."""
-    if path is None:
-        return Comparisons({"": request}, how)
-    return read_comparisons(path, request, how, {option.name or "" for option in _typed(context)})
 
 
 def _sweep(asked_for: Comparisons) -> int:
@@ -132,15 +122,7 @@ def _screen(how: HowToRun) -> "Screen":
 
 def _given(context: typer.Context, names: set[str]) -> list[str]:
     """Those of the options that were typed, as they are typed."""
-    return [option.opts[0] for option in _typed(context) if option.name in names]
-
-
-def _typed(context: typer.Context) -> Iterator[Any]:
-    """The parameters that come from the command line."""
-    for option in context.command.params:
-        source = context.get_parameter_source(option.name or "")
-        if source is not None and source.name == "COMMANDLINE":
-            yield option
+    return [option.opts[0] for option in typed(context) if option.name in names]
 
 
 @app.command(cls=Command, rich_help_panel=COMPARE)
@@ -168,7 +150,7 @@ def plan(
     from cilbench.device.choose import pick_device
 
     measured_on = pick_device(device) if time else None
-    asked_for = _comparisons(context, request, HowToRun(), sweep_file)
+    asked_for = comparisons_of(context, request, HowToRun(), sweep_file)
     planned = plan_comparisons(asked_for, measured_on, flops)
     records = [record for of_one in planned.values() for record in of_one]
     if as_json:
@@ -187,6 +169,7 @@ def plan(
         there.print(line, markup=False)
 
 
+app.command(name="submit", cls=Command, rich_help_panel=COMPARE)(submit)
 app.command(cls=Command, rich_help_panel=COMPARE)(report)
 app.command(cls=Command, rich_help_panel=CHECK)(audit)
 app.command(cls=Command, rich_help_panel=CHECK)(verify)
