@@ -26,6 +26,7 @@ METHODS: dict[str, str] = {
     "lucir": "cilbench.methods.lucir:LUCIR",
     "podnet": "cilbench.methods.podnet:PODNet",
     "coil": "cilbench.methods.coil:COIL",
+    "lowfi": "cilbench.methods.lowfi:LowFi",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
     "replay": "cilbench.methods.replay:Replay",
