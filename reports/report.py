@@ -19,6 +19,7 @@ from cilbench.reports.page.book import Section
 from cilbench.reports.page.page import render_page
 from cilbench.reports.provenance import printed, provenance_of
 from cilbench.reports.tables.bibtex import TOOL, bibliography, published_bibtex
+from cilbench.reports.tables.table import each_note_once
 
 Progress = Callable[[str, int, int], None]
 
@@ -130,7 +131,7 @@ def tables_of(group: Group) -> list[tables.Table]:
         made.append(tables.compute_table(given, one.costs, group.cells))
     if len(one.frontiers):
         made.append(tables.frontier_table(given, one.frontiers, group.cells))
-    return made
+    return each_note_once(made)
 
 
 def section_of(group: Group, drawn: Iterable[Drawn]) -> Section:

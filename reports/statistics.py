@@ -23,6 +23,8 @@ Floats = NDArray[np.float64]
 LEVEL = 0.95
 ORDERS_MATTER = 0.25  # p of methods × orders below this (as Bancroft 1964): the blocks are orders, seeds averaged
 VARIANCES_DIFFER = 0.10  # Brown and Forsythe's test below this: each pair is tested with its own variance
+FEWEST_BLOCKS = 5  # for that: from fewer nobody can tell, and own variances of four blocks cost up to 10 % of power
+FEWEST_ORDERS = 3  # for an interval of an interquartile mean, where orders vary
 _PER_SEGMENT = 64  # points between two budgets at which a difference is tested: crossings are found to 1.6 % of a gap
 _SMALLEST_P = 1e-9  # nothing is certain, and the quadrature of `range_tail` is no finer
 _NOTHING = 1e-20  # a variance, relative to the squares of the values, that is rounding error
@@ -78,7 +80,8 @@ def _variance_of_mean(values: Floats, seeds: ArrayLike | None, orders: ArrayLike
 def interquartile_mean(values: Floats, seeds: ArrayLike, orders: ArrayLike) -> tuple[float, float, float]:
     """Mean of the middle half of [n] (Agarwal et al. 2021, arXiv 2108.13264) and its 95 % interval, NaN where it has
     no width: that of a trimmed mean (Yuen 1974: variance of the winsorised values), which counts shared seeds and
-    orders as `interval` does.
+    orders as `interval` does; NaN as well over two orders, which winsorising leaves next to nothing of: intervals that
+    hold the mean would be tens of standard deviations wide.
     """
     n, cut = len(values), len(values) // 4
     ordered = np.sort(values)
@@ -87,7 +90,7 @@ def interquartile_mean(values: Floats, seeds: ArrayLike, orders: ArrayLike) -> t
     (variance,), (df,) = _variance_of_mean(winsorised[:, None], seeds, orders)
     kept = n - 2 * cut
     half = stdtrit(df * (kept - 1) / (n - 1), (1 + LEVEL) / 2) * math.sqrt(variance) * n / kept
-    half = float(half) if variance > 0 else math.nan
+    half = float(half) if variance > 0 and len(np.unique(orders)) not in range(2, FEWEST_ORDERS) else math.nan
     return mean, mean - half, mean + half
 
 
@@ -229,10 +232,10 @@ def orders_matter(residuals: Floats, df: int, orders: NDArray[np.int64]) -> bool
 def variances_differ(residuals: Floats) -> bool:
     """Do the methods' variances clearly differ? Brown and Forsythe's test (1974) on `block_residuals`, at 10 %.
 
-    Of no use below about six blocks, where it hardly ever says so: it cannot be told from so few.
+    Never below FEWEST_BLOCKS, and of little use below about ten.
     """
     samples = [column[~np.isnan(column)] for column in residuals.T]
-    samples = [sample for sample in samples if len(sample) > 2]
+    samples = [sample for sample in samples if len(sample) >= FEWEST_BLOCKS]
     if len(samples) < 3 or not any(np.abs(sample).max() > 1e-9 for sample in samples):
         return False
     return bool(levene(*samples, center="median").pvalue < VARIANCES_DIFFER)

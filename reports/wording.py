@@ -13,12 +13,12 @@ def unit_of(largest_bytes: float) -> tuple[str, int]:
     return ("KiB", 2**10) if largest_bytes < 2**20 else ("MB", 2**20)
 
 
-def flops_unit_of(most: float) -> tuple[str, float]:
-    """The same of floating-point operations."""
-    return next((unit, scale) for unit, scale in _FLOPS if most >= scale or scale == 1)
+def flops_unit_of(flops: float) -> tuple[str, float]:
+    """The same of floating-point operations: the largest unit of which there is one at least."""
+    return next((unit, scale) for unit, scale in _FLOPS if flops >= scale or scale == 1)
 
 
-_FLOPS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("FLOP", 1.0))
+_FLOPS = (("EFLOP", 1e18), ("PFLOP", 1e15), ("TFLOP", 1e12), ("GFLOP", 1e9), ("MFLOP", 1e6), ("FLOP", 1.0))
 
 
 def number_text(value: float) -> str:
@@ -98,8 +98,13 @@ def repetitions_wanted(frame: pd.DataFrame, title: str) -> str:
     """What should be repeated for the numbers of a group to be known, for people; empty where enough is. As
     `design_text`; the spread over orders was measured on digits (docs/reports.md).
     """
-    if frame.empty or frame["orders"].max() > 1:
+    if frame.empty or frame["orders"].max() > 2:
         return ""
+    if frame["orders"].max() == 2:
+        return (
+            f"{title}: two class orders are too few to say how much orders matter. Where they matter as much as "
+            "chance, 95 % intervals hold the mean in as few as 89 % of cases; `--orders 1993,1,2` makes it three."
+        )
     if frame["seeds"].max() == 1:
         return (
             f"{title}: one seed and one class order. Nothing says how sure any number is; `--seeds 1993,1,2` and "

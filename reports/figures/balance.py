@@ -19,12 +19,14 @@ from cilbench.reports.figures.layout import (
     limit,
     lines,
     panel_grid,
+    say_n,
+    staggered,
 )
 from cilbench.reports.figures.styles import PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
 
-_MEASURES = {"old_top1": "old classes", "new_top1": "new classes"}
+_MEASURES = {"old_top1": "old", "new_top1": "new"}
 
 
 def drawing(group: Group) -> Drawing | None:
@@ -59,7 +61,9 @@ def old_and_new_classes(
             own = curves[(curves["budget_bytes"] == budget[0]) & curves[measure].notna()]
             bands(axes, own, "seen", measure, styles)
             lines(axes, own, "seen", measure, styles)
-            axes.set_title(f"{budget_text(*budget)}, {_MEASURES[measure]}")
+            staggered(axes)
+            axes.set_title(f"{budget_text(*budget)}, {_MEASURES[measure]}{' classes' * (paper_columns == 2)}")
+            say_n(axes, own["n"])
         class_ticks(panels[0], sorted(set(curves["seen"])))
         for axes in panels[-columns:]:
             axes.set_xlabel("Classes seen")

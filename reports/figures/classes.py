@@ -27,6 +27,7 @@ from cilbench.reports.figures.layout import (
     lines,
     panel_grid,
     say_n,
+    staggered,
     wrapped,
 )
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style, styles_by_name
@@ -65,6 +66,7 @@ def accuracy_over_classes(
                 axes.plot(line["seen"], line["top1"], color=FAINT, linewidth=1, gid=name, **look)
             bands(axes, own, "seen", "top1", styles)
             lines(axes, own, "seen", "top1", styles)
+            staggered(axes)
             axes.set_title(budget_text(budget_bytes, label))
             say_n(axes, own["n"])
             class_ticks(axes, sorted(set(curves["seen"])))

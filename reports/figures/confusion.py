@@ -36,7 +36,7 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
         raise ValueError("none of these runs has predictions")
     norm = PowerNorm(0.4, 0, 100)
     with paper_style(item.name for item, _ in shown):
-        figure, panels, place = panel_grid(len(shown), paper_columns, 2.15 if paper_columns == 2 else 1.6)
+        figure, panels, place = panel_grid(len(shown), paper_columns, 2.15 if paper_columns == 2 else 1.85)
         for axes, (item, counts) in zip(panels, shown, strict=True):
             shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             sns.heatmap(shares, norm=norm, cmap="rocket_r", cbar=False, square=True, rasterized=True, ax=axes)
@@ -54,8 +54,10 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
             axes.set_ylabel("True class, by arrival")
         if place is not None:
             where: dict[str, Any] = {"cax": place.inset_axes((0, 0.6, 0.9, 0.1)), "orientation": "horizontal"}
-        else:
+        elif paper_columns == 2:
             where = {"ax": panels, "shrink": 0.6, "aspect": 25}
+        else:  # under the panels, which have no width to spare
+            where = {"ax": panels, "aspect": 40, "fraction": 0.03, "pad": 0.02, "orientation": "horizontal"}
         bar = figure.colorbar(panels[0].collections[0], ticks=_TICKS, **where)
         bar.set_label("Share of the true class (%)")
         finish(figure, [])

@@ -20,6 +20,7 @@ from cilbench.reports.figures.layout import (
     lines,
     panel_grid,
     say_n,
+    staggered,
 )
 from cilbench.reports.figures.styles import FAINT, INK, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
@@ -60,6 +61,7 @@ def held_over_classes(
             for (name,), line in parts(own, ["name"]):
                 axes.plot(line["seen"], line[f"{other}_held"], ":", color=styles[name].colour, linewidth=1, gid=other)
             lines(axes, own, "seen", f"{binding}_held", styles)
+            staggered(axes)
             axes.set_title(budget_text(budget_bytes, label))
             say_n(axes, own["n"])
             class_ticks(axes, sorted(set(held["seen"])))

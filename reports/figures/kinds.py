@@ -15,7 +15,7 @@ from matplotlib.ticker import MaxNLocator
 from cilbench.records.schema import KINDS
 from cilbench.reports import comparability
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import budgets_of, finish, fitted, panel_grid
+from cilbench.reports.figures.layout import budgets_of, finish, fitted, panel_grid, say_n
 from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, PaperColumns, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.spending import CONVENTIONS, spending
@@ -32,7 +32,9 @@ def drawing(group: Group) -> Drawing:
         f"Bytes kept after the last task, by kind, against the budget (line): thick bars in {accounting} accounting, "
         f"which it binds, thin bars in {other}"
     )
-    return group.drawing("bytes", group.words(about), partial(bytes_by_kind, group.slim_cells, group.ledger))
+    return group.drawing(
+        "bytes", group.caption(about, bands=False), partial(bytes_by_kind, group.slim_cells, group.ledger)
+    )
 
 
 def bytes_by_kind(
@@ -59,6 +61,7 @@ def bytes_by_kind(
                 _bars(axes, position, own[own["name"] == name], budget, scale, binding)
             axes.axvline(budget, color=INK, linewidth=1, zorder=4)
             axes.set_title(budget_text(budget_bytes, label))
+            say_n(axes, own["n"])
             most = max([budget, *(own.groupby(["name", "convention"])["charged_bytes"].sum() / scale)])
             axes.set_xlim(0, most * 1.06)
             axes.set_xlabel(f"{unit} kept")

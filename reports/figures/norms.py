@@ -45,8 +45,9 @@ def weight_norms(
         for boundary in shown[0][0].boundaries:
             axes.axvline(boundary - 0.5, color=FAINT, linewidth=0.4, alpha=0.5, zorder=0)
         ink_line(axes, y=1)
-        lines(axes, table, "class", "norm", styles, markersize=3 if table["class"].max() < 40 else 0)
+        few = table["class"].max() < 40
+        lines(axes, table, "class", "norm", styles, markersize=3 if few else 0)
         axes.set(xlabel="Class, by arrival", ylabel="Weight norm / its mean")
         axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
-        finish(figure, handles_of(names["name"], styles))
+        finish(figure, handles_of(names["name"], styles, **({} if few else {"marker": "None"})))
     return figure

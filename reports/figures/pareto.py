@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
+import numpy as np
 import pandas as pd
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
@@ -61,7 +62,7 @@ def accuracy_over_costs(
     styles = styles or styles_by_name(one.frame)
     points = _points(one)
     unit, scale = unit_of(points["kept_bytes"].max())
-    operations, divisor = flops_unit_of(points["train_flops"].max())
+    operations, divisor = flops_unit_of(points["train_flops"].min())
     points = points.assign(kept=points["kept_bytes"] / scale, flops=points["train_flops"] / divisor)
     references = one.costs[~one.costs["competes"].astype(bool) & one.costs["train_flops"].gt(0)]
     with paper_style(points["name"]):
@@ -97,6 +98,8 @@ def _draw(axes: Axes, points: pd.DataFrame, cost: str, styles: Mapping[str, Styl
     x = "flops" if cost == "compute" else "kept"
     y = "flops" if cost == "both" else "avg"
     axes.set_xscale("log")
+    steps = np.unique(points.loc[points[f"on_{cost}"], x])
+    places = np.append(0, (np.diff(np.log(steps)) > 0.03).cumsum())  # equal up to 3 %
     labelled: list[tuple[float, float]] = []
     for item in points.sort_values(f"on_{cost}").to_dict("records"):
         on_front, style = bool(item[f"on_{cost}"]), styles[str(item["name"])]
@@ -106,14 +109,16 @@ def _draw(axes: Axes, points: pd.DataFrame, cost: str, styles: Mapping[str, Styl
         edge: dict[str, Any] = dict(zip(("markeredgecolor", "markeredgewidth"), _EDGES[on_front], strict=True))
         axes.plot(item[x], item[y], marker=style.marker, linestyle="none", gid=cost, **look, **edge)
         if cost == "both" and on_front:
-            near = sum(max(item[x] / a, a / item[x], item[y] / b, b / item[y]) < 1.15 for a, b in labelled)
-            beside = ((4, 2), (4, -7), (-14, 2), (-14, -7))[near % 4]  # neighbours on other sides
+            near = any(max(item[x] / a, a / item[x], item[y] / b, b / item[y]) < 1.1 for a, b in labelled)
+            above = places[np.searchsorted(steps, item[x])] % 2 == 0  # its neighbours are below
+            beside = (4, -2) if near else (0, 4 if above else -4)
             labelled.append((item[x], item[y]))
-            look = {"textcoords": "offset points", "xytext": beside, "fontsize": SMALL, "color": INK}
+            look = {"textcoords": "offset points", "xytext": beside, "fontsize": SMALL, "color": style.colour}
+            look |= {"ha": "left"} if near else {"ha": "center", "va": "bottom" if above else "top"}
             axes.annotate(f"{item['avg']:.1f}", (item[x], item[y]), **look)
     if cost != "both":
-        steps = points[points[f"on_{cost}"]].sort_values(x)
-        axes.step(steps[x], steps[y], where="post", color=FAINT, linewidth=0.8, zorder=2, gid="front")
+        front = points[points[f"on_{cost}"]].sort_values(x)
+        axes.step(front[x], front[y], where="post", color=FAINT, linewidth=0.8, zorder=2, gid="front")
     _room(axes, "x", points[x])
 
 
@@ -123,6 +128,7 @@ def _room(axes: Axes, which: str, values: "pd.Series[float]") -> None:
     limits = values.min() / ratio, values.max() * ratio
     (axes.set_xlim if which == "x" else axes.set_ylim)(*limits)
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(10, subs=(1, 2, 5), numticks=6))
+    subs = (1, 2, 5) if values.max() / values.min() > 8 else (1, 1.5, 2, 3, 5, 7)
+    axis.set_major_locator(LogLocator(10, subs=subs, numticks=6))
     axis.set_major_formatter(lambda value, _: f"{value:g}")
     axis.set_minor_formatter(NullFormatter())

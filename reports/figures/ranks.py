@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from cilbench.reports import contrasts, statistics
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import ACCURACIES, budgets_of, finish, handles_of, left_panels, panel_grid
+from cilbench.reports.figures.layout import ACCURACIES, budgets_of, finish, handles_of, left_panels, panel_grid, say_n
 from cilbench.reports.figures.styles import INK, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 from cilbench.reports.wording import TEST_TEXT, budget_text
@@ -41,14 +41,14 @@ def rank_over_memory(
     with paper_style(one.ranks["name"]):
         figure, panels, _ = panel_grid(2, paper_columns, 0.42 + 0.36 * len(budgets), sharey=True)
         for axes, (measure, title) in zip(panels, ACCURACIES.items(), strict=True):
-            means = [mean_ranks(one, measure, size).assign(row=row) for row, (size, _) in enumerate(budgets)]
+            means = [_in_a_row(mean_ranks(one, measure, size), row) for row, (size, _) in enumerate(budgets)]
             points = pd.concat(means)
             look: dict[str, Any] = {"markers": {name: styles[name].marker for name in points["name"]}, "zorder": 3}
             palette = {name: styles[name].colour for name in points["name"]}
             sns.scatterplot(
                 points,
                 x="rank",
-                y="row",
+                y="y",
                 hue="name",
                 style="name",
                 palette=palette,
@@ -60,6 +60,7 @@ def rank_over_memory(
             for found, (size, _) in zip(means, budgets, strict=True):
                 _bars(axes, found, one.comparisons, measure, size)
             axes.set(title=title, xlabel="Mean rank", ylabel="", ylim=(len(budgets) - 0.4, -0.4))
+            say_n(axes, one.summary.loc[one.summary["name"].isin(points["name"]), "n"])
             axes.set_xticks(range(1, int(points["rank"].max().round()) + 1))
         for axes in left_panels(panels):
             axes.set_yticks(range(len(budgets)), [budget_text(*budget) for budget in budgets])
@@ -78,6 +79,13 @@ def mean_ranks(one: Comparison, measure: str, budget_bytes: int) -> pd.DataFrame
         values.rank(axis=1, ascending=False).mean() if len(values) else ranks.set_index("name")["rank"].astype(float)
     )
     return found.rename("rank").rename_axis("name").reset_index().sort_values(["rank", "name"], ignore_index=True)
+
+
+def _in_a_row(ranks: pd.DataFrame, row: int) -> pd.DataFrame:
+    """`mean_ranks` with their row, and y: methods whose ranks are all but the same stand above each other."""
+    tie = (ranks["rank"].diff() > 0.1).cumsum()
+    place = ranks.groupby(tie).cumcount() - (ranks.groupby(tie)["rank"].transform("size") - 1) / 2
+    return ranks.assign(row=row, y=row + 0.2 * place)
 
 
 def cliques(names: list[str], pairs: pd.DataFrame) -> list[tuple[int, int]]:
@@ -104,4 +112,4 @@ def _bars(axes: Axes, ranks: pd.DataFrame, pairs: pd.DataFrame, measure: str, bu
     row = float(ranks["row"].iloc[0])
     for number, (first, last) in enumerate(found):
         ends = ranks["rank"][first] - 0.04, ranks["rank"][last] + 0.04
-        axes.hlines(row + 0.2 + 0.09 * number, *ends, color=INK, linewidth=1.2)
+        axes.hlines(row + 0.26 + 0.08 * number, *ends, color=INK, linewidth=1.2)

@@ -3,6 +3,7 @@ says which groups have it, what its caption is and how it is drawn.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from cilbench.reports.figures import (
     balance,
@@ -38,5 +39,11 @@ FIGURES: tuple[Callable[[Group], Drawing | None], ...] = (
 
 
 def drawings_of(group: Group) -> list[Drawing]:
-    """The figures of a group, in their order."""
-    return [drawing for figure in FIGURES if (drawing := figure(group)) is not None]
+    """The figures of a group, in their order; what an earlier one has noted is not repeated."""
+    seen: set[str] = set()
+    found = []
+    for drawing in filter(None, (figure(group) for figure in FIGURES)):
+        notes = tuple(note for note in drawing.notes if note not in seen)
+        seen |= set(notes)
+        found.append(replace(drawing, notes=notes))
+    return found

@@ -36,7 +36,7 @@ def remembered_images(evidence: Sequence[Evidence], paper_columns: PaperColumns 
     if not shown:
         raise ValueError("none of these runs has remembered images")
     with paper_style(text for item, _ in shown for text in (item.name, *item.class_names)):
-        figure, panels, _ = panel_grid(len(shown), paper_columns, 2.0)
+        figure, panels, _ = panel_grid(len(shown), paper_columns, 2.6 if paper_columns == 2 else 2.0)
         for axes, (item, remembered) in zip(panels, shown, strict=True):
             _image_grid(axes, remembered, item.class_names)
             name_panel(axes, item.name)

@@ -1,7 +1,7 @@
 """Areas under accuracy over memory, readable form first."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pandas as pd
@@ -11,29 +11,30 @@ from cilbench.reports.tables.table import (
     Table,
     TableCell,
     TableRow,
+    aligned,
     best_text,
     by_best,
     caption,
     cite_keys,
     fixed,
-    four,
     number_cell,
     remarks,
     repetition_sentence,
     run_ids,
+    said_once,
     verdict_marks,
     whole,
 )
 from cilbench.reports.wording import budget_text
 
-# column of `aggregate.aucs` → heading, how it is printed
-_MEASURES: Mapping[str, tuple[str, Callable[[float], str]]] = {
-    "auc_a_normalised": ("AUC-A norm. (%)", fixed),
-    "auc_l_normalised": ("AUC-L norm. (%)", fixed),
-    "auc_a": ("AUC-A", four),
-    "auc_l": ("AUC-L", four),
-    "apm_s": ("APM-S", four),
-    "apm_e": ("APM-E", four),
+# column of `aggregate.aucs` → heading
+_MEASURES = {
+    "auc_a_normalised": "AUC-A norm. (%)",
+    "auc_l_normalised": "AUC-L norm. (%)",
+    "auc_a": "AUC-A",
+    "auc_l": "AUC-L",
+    "apm_s": "APM-S",
+    "apm_e": "APM-E",
 }
 
 _HELD = {"published_held": "Held publ. (%)", "strict_held": "Held strict (%)"}
@@ -49,15 +50,19 @@ def auc_table(
     notes = Notes()
     theirs = {} if published is None else published.set_index(["method", "measure"])["value"].to_dict()
     beside = [m for m in _MEASURES if any((name, m) in theirs for name in aucs["name"])]
-    best = {m: best_text(aucs, m, style) for m, (_, style) in _MEASURES.items() if m.startswith("auc")}
+    normalised = [measure for measure in _MEASURES if measure.endswith("normalised")]
+    styles = {m: fixed if m in normalised else aligned(aucs[m]) for m in _MEASURES}
+    best = {m: best_text(aucs, m, style) for m, style in styles.items() if m.startswith("auc")}
     rows = []
     for item in by_best(aucs, measure="auc_a"):
         marks = (notes.mark(f"{item['name']}: {item['reason']}"),) if item["reason"] else ()
         entries = [TableCell(item["name"], marks=marks)]
-        for measure, (_, style) in _MEASURES.items():
+        for measure, style in styles.items():
             told = verdict_marks(item, measure.removesuffix("_normalised"), notes) if best.get(measure) else ()
             bold = bool(best.get(measure)) and best[measure] == style(item[measure])
-            entries.append(number_cell(item, measure, style, told, bold))
+            # the intervals of the others follow from those of the normalised
+            shown = item if measure in normalised else {measure: item[measure]}
+            entries.append(number_cell(shown, measure, style, told, bold))
             if measure in beside:
                 value = theirs.get((item["name"], measure), math.nan)
                 entries.append(number_cell({measure: value}, measure, _as_printed))
@@ -80,11 +85,13 @@ def auc_table(
         "Held: mean share of the budget over all task boundaries, in both accountings",
         f"Publ.: as printed in {sources}" if sources else "",
     )
-    headings = [h for m, (name, _) in _MEASURES.items() for h in ((name, f"{name} publ.") if m in beside else (name,))]
+    headings = [h for m, name in _MEASURES.items() for h in ((name, f"{name} publ.") if m in beside else (name,))]
     columns = ("Method", *headings, *_HELD.values(), "n")
     numeric = tuple(column != "Method" for column in columns)
     title = "Areas under accuracy over memory"
-    return Table("auc", text, columns, numeric, tuple(rows), (*said, *notes.listed()), title=title)
+    return Table(
+        "auc", text, columns, numeric, tuple(rows), (*said, *notes.listed()), latex_skips=said_once(aucs), title=title
+    )
 
 
 def _as_printed(value: float) -> str:

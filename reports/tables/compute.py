@@ -16,14 +16,14 @@ from cilbench.reports.tables.table import (
     caption,
     cite_keys,
     fixed,
-    four,
     number_cell,
     remarks,
     repetition_sentence,
     run_ids,
+    said_once,
     whole,
 )
-from cilbench.reports.wording import listed_words
+from cilbench.reports.wording import flops_unit_of, listed_words, unit_of
 
 OLD_NOTE = "a run of an earlier version, which did not count operations"
 _MB = 2**20
@@ -31,22 +31,24 @@ _MB = 2**20
 
 def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataFrame) -> Table:
     """A row per method and budget that finished; floor and ceiling, which others are multiples of, last."""
-    notes, rows = Notes(), []
+    notes, rows, competing = Notes(), [], costs[costs["competes"].astype(bool)]
+    units = {column: flops_unit_of(competing[column].min()) for column in ("train_flops", "flops_per_image")}
+    units |= {"peak_memory_bytes": ("MB", _MB), "kept_bytes": unit_of(competing["kept_bytes"].max())}
     ordered = costs.assign(fold=costs["name"].str.casefold())
     ordered = ordered.sort_values(["competes", "budget_bytes", "fold"], ascending=[False, True, True])
     for item in ordered.to_dict("records"):
         budget = budget_cell(item)
         old = (notes.mark(OLD_NOTE),) if math.isnan(item["train_flops"]) else ()
-        megabytes = item | {column: item[column] / _MB for column in ("peak_memory_bytes", "kept_bytes")}
+        scaled = item | {column: item[column] / scale for column, (_, scale) in units.items()}
         entries = (
             budget,
             TableCell(str(item["name"])),
-            number_cell(item, "train_flops", scientific, old),
-            *(number_cell(item, f"over_{reference}", four) for reference in REFERENCES),
-            number_cell(item, "flops_per_image", scientific),
-            number_cell(item, "wall_seconds", four),
-            number_cell(megabytes, "peak_memory_bytes", four),
-            number_cell(megabytes, "kept_bytes", four),
+            number_cell(scaled, "train_flops", fixed, old),
+            *(number_cell(item, f"over_{reference}", fixed) for reference in REFERENCES),
+            number_cell(scaled, "flops_per_image", fixed),
+            number_cell(item, "wall_seconds", tenths),
+            number_cell(scaled, "peak_memory_bytes", tenths),
+            number_cell(scaled, "kept_bytes", fixed),
             number_cell(item, "avg", fixed),
             number_cell(item, "n", whole),
         )
@@ -63,15 +65,16 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
         f"Wall and memory: of the whole run{f', on {devices}' * bool(devices)}, and its peak; kept: the most bytes at "
         "any task boundary",
     )
-    columns = ("Budget", "Method", "Train (FLOPs)", *(f"× {reference}" for reference in REFERENCES))
-    columns += ("Per image (FLOPs)", "Wall (s)", "Memory (MB)", "Kept (MB)", "Avg (%)", "n")
+    train, per_image, memory, kept = (unit for unit, _ in units.values())
+    columns = ("Budget", "Method", f"Train ({train})", *(f"× {reference}" for reference in REFERENCES))
+    columns += (f"Per image ({per_image})", "Wall (s)", f"Memory ({memory})", f"Kept ({kept})", "Avg (%)", "n")
     numeric = tuple(column != "Method" for column in columns)
-    skips = frozenset({"Budget"})
+    skips = frozenset({"Budget"}) | said_once(costs)
     return Table(
         "compute", text, columns, numeric, tuple(rows), (*said, *notes.listed()), skips, title="Arithmetic and time"
     )
 
 
-def scientific(value: float) -> str:
-    """Three digits and a power of ten: `2.31e15`."""
-    return "–" if math.isnan(value) else f"{value:.2e}".replace("e+0", "e").replace("e+", "e")
+def tenths(value: float) -> str:
+    """One decimal."""
+    return "–" if math.isnan(value) else f"{value:,.1f}"

@@ -36,10 +36,13 @@ def iqm_table(group: Mapping[str, Any], means: pd.DataFrame, cells: pd.DataFrame
             runs = tuple(run for item in at.values() for run in run_ids(item))
             cite = cite_keys(cells[cells["name"] == name])
             rows.append(TableRow(section, (TableCell(str(name)), *entries), cite=cite, runs=runs))
+    known = means["low"].notna().any()
+    told = f"{INTERVALS} of trimmed means (Yuen, 1974) in brackets" if known else "no intervals"
+    told += "" if known or means["orders"].max() != 2 else ": two class orders are too few"
     text = caption(
         group,
         "Interquartile means (Agarwal et al., 2021): of the middle half of the repetitions",
-        f"Over {design_text(means)}, {INTERVALS} of trimmed means (Yuen, 1974) in brackets.",
+        f"Over {design_text(means)}, {told}.",
     )
     columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
     numeric = tuple(column != "Method" for column in columns)

@@ -42,5 +42,5 @@ def _rank_cell(item: Mapping[Any, Any] | None) -> TableCell:
         return TableCell("–")
     known = not pd.isna(item["rank_low"])
     sure = known and item["rank_low"] == item["rank"] == item["rank_high"]
-    reach = f"[{item['rank_low']}–{item['rank_high']}]" if known and not sure else ""
+    reach = f"[{item['rank_low']}–{item['rank_high']}]" if known else ""
     return TableCell(str(item["rank"]), reach, bold=sure and item["rank"] == 1, sort=float(item["rank"]))

@@ -21,6 +21,7 @@ from cilbench.reports.tables.table import (
     remarks,
     repetition_sentence,
     run_ids,
+    said_once,
     verdict_marks,
     whole,
 )
@@ -49,11 +50,13 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
         rows += [(not competes, item["budget_bytes"], _row(item, cells, best, notes)) for item in by_best(part)]
     rows.sort(key=lambda keyed: keyed[:2])
     text = caption(group, "Accuracy, forgetting and bytes at each budget", repetition_sentence(shown))
+    backbones = sorted(set(shown["backbone"].dropna()) - {""})
     said = remarks(
         cells,
         "Avg: mean top-1 accuracy over all stages; last: after the last stage; forgetting in points",
         "Exemplars: images kept after the last task; bytes: the most kept at any task boundary; over: by how much "
         "strict bytes exceed the budget",
+        f"Backbone: {backbones[0]}" if len(backbones) == 1 else "",
     )
     columns = (*_COLUMNS, "Status")
     return Table(
@@ -63,7 +66,8 @@ def results_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Dat
         numeric=tuple(column not in {"Method", "Head", "Backbone", "Status"} for column in columns),
         rows=tuple(row for *_, row in rows),
         notes=(*said, *notes.listed()),
-        latex_skips=frozenset({"Budget", "Head", "Status"}),
+        latex_skips=frozenset({"Budget", "Head", "Status"} | ({"Backbone"} if len(backbones) == 1 else set()))
+        | said_once(shown),
         title="Results",
     )
 
@@ -89,8 +93,10 @@ def _row(item: Mapping[Any, Any], group: pd.DataFrame, best: Mapping[str, str], 
             TableCell(
                 str(item["name"]),
                 marks=tuple(
-                    notes.mark(text, "‡" if text == FLOOR_NOTE else "")
-                    for text in _remarks(item, group, cells, budget.text)
+                    sorted(
+                        notes.mark(text, "‡" if text == FLOOR_NOTE else "")
+                        for text in _remarks(item, group, cells, budget.text)
+                    )
                 ),
             ),
             TableCell(item["head"] if isinstance(item["head"], str) else "–"),

@@ -1,7 +1,8 @@
 """What a table is, and how its numbers are worded; `render` writes it as Markdown, LaTeX and HTML."""
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pandas as pd
@@ -84,12 +85,19 @@ class Notes:
 
 def fixed(value: float) -> str:
     """Two decimals; a dash for no value."""
-    return "–" if pd.isna(value) else f"{value:.2f}".replace("-", "−")
+    return "–" if pd.isna(value) else f"{value:,.2f}".replace("-", "−")
 
 
 def four(value: float) -> str:
     """Four significant digits, thousands whole."""
     return "–" if pd.isna(value) else f"{value:,.0f}" if abs(value) >= 1000 else f"{value:#.4g}".rstrip(".")
+
+
+def aligned(values: "pd.Series[float]") -> Callable[[float], str]:
+    """As many decimals for all of a column as give the largest four significant digits."""
+    most = float(values.abs().max())
+    decimals = max(0, 3 - math.floor(math.log10(most))) if most > 0 else 2
+    return lambda value: "–" if pd.isna(value) else f"{value:,.{decimals}f}"
 
 
 def whole(value: Any) -> str:
@@ -168,6 +176,17 @@ def remarks(cells: pd.DataFrame, *texts: str) -> tuple[tuple[str, str], ...]:
     return tuple(("", text) for text in (*texts, *lint.within(cells)) if text)
 
 
+def each_note_once(tables: Iterable[Table]) -> list[Table]:
+    """The tables of one group; what an earlier one has noted of all rows is not repeated."""
+    seen: set[tuple[str, str]] = set()
+    found = []
+    for table in tables:
+        notes = tuple(note for note in table.notes if note[0] or note not in seen)
+        seen |= set(notes)
+        found.append(replace(table, notes=notes))
+    return found
+
+
 def repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
     """One sentence: over what the means are, and what is bold."""
     done = frame[frame["competes"] & (frame["n"] > 0)]
@@ -182,6 +201,11 @@ def repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
 
 
 INTERVALS = "95 % t intervals"
+
+
+def said_once(frame: pd.DataFrame) -> frozenset[str]:
+    """`n` where all that finished have the same: LaTeX leaves the column out, the caption says it."""
+    return frozenset({"n"}) if frame.loc[frame["n"] > 0, "n"].nunique() == 1 else frozenset()
 
 
 def cite_keys(cells: pd.DataFrame) -> tuple[str, ...]:

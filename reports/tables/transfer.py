@@ -17,6 +17,7 @@ from cilbench.reports.tables.table import (
     remarks,
     repetition_sentence,
     run_ids,
+    said_once,
     whole,
 )
 
@@ -58,7 +59,7 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
     )
     columns = ("Budget", "Method", *_MEASURES.values(), "n")
     numeric = tuple(column != "Method" for column in columns)
-    skips = frozenset({"Budget"})
+    skips = frozenset({"Budget"}) | said_once(shown)
     return Table(
         "transfer", text, columns, numeric, tuple(rows), said, latex_skips=skips, title="Forgetting and transfer"
     )

@@ -50,7 +50,7 @@ def _told_apart(values: Floats, step: float, own_variances: bool = True) -> NDAr
     error = np.sqrt(np.maximum((residuals**2).sum((1, 2)) / df, step**2 / 12) / n)
     means = values.mean(1)
     pooled = np.abs(means[:, one] - means[:, two]) > statistics.range_quantile(k, df) * error[:, None]
-    if k < 3 or n < 3 or not own_variances:
+    if k < 3 or n < statistics.FEWEST_BLOCKS or not own_variances:
         return pooled
     differ = _brown_forsythe(residuals) < statistics.VARIANCES_DIFFER
     between = values[differ][:, :, one] - values[differ][:, :, two]

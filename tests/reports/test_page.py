@@ -226,6 +226,21 @@ def test_a_row_leads_to_exactly_its_runs(written: Path) -> None:
     assert found == set(frame["run"])
 
 
+def test_every_number_of_a_table_is_a_link_to_the_runs_it_was_computed_from(written: Path) -> None:
+    """Without JavaScript to the first of them; the list names each by its folder."""
+    text = written.read_text(encoding="utf-8")
+    names = re.findall(r'<tr id="run-\d+"[^>]*><td[^>]*>([^<]+)</td>', text)
+    assert set(names) == {path.name for path in (written.parent.parent / "runs").iterdir()}
+    rows = re.findall(r'<tr[^>]* data-runs="([\d ]+)">(.*?)</tr>', text, re.DOTALL)
+    assert len(rows) == (len(METHODS) + len(REFERENCES)) * len(BUDGETS)
+    for runs, row in rows:
+        first = runs.split()[0]
+        budget, *numbers = re.findall(r'<td class="number[^"]*"[^>]*>(.*?)</td>', row, re.DOTALL)
+        assert "<a " not in budget
+        for number in numbers:
+            assert number.startswith((f'<a href="#run-{first}"', "–")), number
+
+
 def test_every_run_is_listed(written: Path) -> None:
     elements = Elements(written.read_text(encoding="utf-8"))
     assert [row["id"] for row in elements.named("tr") if "id" in row] == [f"run-{n}" for n in range(7 * 2 * 3)]

@@ -165,7 +165,8 @@ def test_a_number_leads_to_its_runs_and_back(visit: Any, written: Path) -> None:
     assert len(runs) == len(SEEDS)
     assert all("MEMO" in run for run in runs)
     assert f"3 runs behind {value}" in view.locator("#selection").inner_text()
-    assert view.locator("tr[id^=run-]:visible a").first.get_attribute("href").startswith("./../runs/digits-memo-")
+    folders = {path.name for path in (written.parent.parent / "runs").iterdir()}
+    assert set(shown(view, "tr[id^=run-] td:first-child")) <= folders  # where it is found: the page links to no folder
     view.locator("#selection button", has_text="Back").click()
     assert link.evaluate("(link) => link === document.activeElement")
     view.locator("#selection button", has_text="Show all").click()

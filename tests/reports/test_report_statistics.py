@@ -170,10 +170,11 @@ def test_the_simulation_judges_as_a_report_does(k: int, n: int, orders: int, rat
     assert not expected.all()
 
 
-@pytest.mark.parametrize(("k", "n"), [(2, 3), (5, 2), (5, 3), (10, 3), (6, 10)])
+@pytest.mark.parametrize(("k", "n"), [(2, 3), (5, 2), (5, 3), (10, 3), (10, 4), (15, 4), (6, 10)])
 def test_a_false_difference_is_in_5_of_100_tables_and_a_large_one_is_seen(k: int, n: int) -> None:
     """4,000 tables: the error of the level is 0.35 points, allowed are 1.5. The best against the others, each pair with
-    its own variance, had 7 to 18 %, and 9 % of power at three blocks.
+    its own variance, had 7 to 18 %, and 9 % of power at three blocks; where four blocks were asked whether variances
+    differ, power fell from 98 to 90 % with the fourth.
     """
     level, power = simulate.level_and_power(k, n)
     assert level == pytest.approx(0.05, abs=0.015)
@@ -200,14 +201,14 @@ def test_seeds_of_an_order_are_no_blocks_of_their_own_where_methods_like_orders(
 @pytest.mark.soak
 def test_level_and_power_for_2_to_15_methods_and_2_to_20_blocks() -> None:
     """4,000 tables a cell. Level: each within 2 points of 5 %, all together within 0.3. Power at 5 sd: from 3 blocks on
-    84 %, from 3 methods on 90 %, from 5 blocks on 98 %. With a first method of three times the others' standard
+    83 %, from 3 methods on 90 %, from 4 blocks on 97.5 %. With a first method of three times the others' standard
     deviation the level is at most 18 % (fifteen methods, few blocks), from 15 blocks on 7 %.
     """
     found = {(k, n): simulate.level_and_power(k, n) for k in range(2, 16) for n in range(2, 21)}
     levels = {key: level for key, (level, _) in found.items()}
     assert {key: level for key, level in levels.items() if abs(level - 0.05) > 0.02} == {}
     assert np.mean(list(levels.values())) == pytest.approx(0.05, abs=0.003)
-    least = {(k, n): 0.98 if n > 4 else 0 if n < 3 else 0.83 if k == 2 else 0.90 for k, n in found}
+    least = {(k, n): 0.975 if n > 3 else 0 if n < 3 else 0.83 if k == 2 else 0.90 for k, n in found}
     assert {key: power for key, (_, power) in found.items() if power < least[key]} == {}
     unequal = {(k, n): simulate.level_and_power(k, n, 3, 2000)[0] for k in range(3, 16) for n in (2, 3, 5, 10, 15, 20)}
     assert {key: level for key, level in unequal.items() if level > (0.18 if key[1] < 15 else 0.07)} == {}

@@ -22,8 +22,9 @@ from cilbench.reports.tables.results import STRICT_NOTE
         ((1,), (7,), "fast", "n = 1 (one seed and class order)", "--seeds"),
         ((1, 2, 3), (7,), "fast", "over seeds (n = 3; one class order: orders were not varied)", "--orders"),
         ((1, 2, 3), (7,), "published", "over seeds (n = 3; one class order: orders were not varied)", ""),
-        ((1, 2), (7, 8), "fast", "over seeds × class orders (n = 4; 2 seeds, 2 orders)", ""),
-        ((1,), (7, 8), "fast", "over class orders (n = 2; one seed)", ""),
+        ((1, 2), (7, 8), "fast", "over seeds × class orders (n = 4; 2 seeds, 2 orders)", "--orders"),
+        ((1,), (7, 8, 9), "fast", "over class orders (n = 3; one seed)", ""),
+        ((1,), (7, 8), "fast", "over class orders (n = 2; one seed)", "--orders"),
     ],
 )
 def test_a_report_says_what_was_varied_and_asks_for_orders(
@@ -137,6 +138,9 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Group:
 def test_a_caption_has_two_sentences_at_most_and_every_note_stands_once(everything: Group) -> None:
     shown = [*drawings_of(everything), *tables_of(everything)]
     assert len(shown) >= len(FIGURES) - 1 + 11
+    for kind in (drawings_of, tables_of):
+        noted = [note for item in kind(everything) for note in item.notes if isinstance(note, str) or not note[0]]
+        assert len(noted) == len(set(noted))
     for item in shown:
         caption = item.caption
         assert caption.endswith("."), caption
