@@ -6,6 +6,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from uuid import uuid4
 
 from filelock import SoftFileLock, Timeout
 
@@ -62,6 +63,13 @@ def has_kernel_locks(descriptor: int) -> bool:
     except NoKernelLocks:
         return False
     return True
+
+
+def locks_hold(folder: Path) -> bool:
+    """Does a lock in `folder` keep a second holder out? Some file systems let everybody have it. Raises OSError."""
+    path = folder / f".cilbench-{uuid4().hex}.lock"
+    with locked(path, wait=False) as first, locked(path, wait=False) as second:
+        return first and not second
 
 
 def _kernel_lock(path: Path, wait: bool) -> int | None:

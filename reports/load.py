@@ -120,7 +120,8 @@ def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
             candidates.append(folder)
             continue
         for path in sorted(folder.iterdir()):
-            if path.name.startswith(".") or path.name.endswith((".lock", ".locked")):  # of runs that go on
+            # Of runs that go on, and sweep files.
+            if path.name.startswith(".") or path.name.endswith((".lock", ".locked", ".toml")):
                 continue
             if not path.is_dir():
                 left_out.append(LeftOut(path, "a file, not a run folder"))

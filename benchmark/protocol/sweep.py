@@ -19,7 +19,7 @@ from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick
 from cilbench.device.measure import using_threads
 from cilbench.device.memory import free_cached
 from cilbench.errors import RequestError, counted
-from cilbench.locks import has_kernel_locks
+from cilbench.locks import has_kernel_locks, locks_hold
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.numerics import works
@@ -121,6 +121,8 @@ def _prepared(
     there = pick_device(how.device)
     check_feasible(asked)
     locks = check_writable(out)
+    if mine is None:
+        check_locks(out)
     dataset = load(asked[0].scenario.dataset, data_dir)
     held_out(dataset, asked[0].validation, asked[0].seed)  # raises where a class has too few images, whatever the seed
     screen.announce(asked)
@@ -284,6 +286,20 @@ def check_writable(out: Path) -> bool:
             return has_kernel_locks(probe.fileno())
     except OSError as error:
         raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+
+
+def check_locks(out: Path) -> None:
+    """Raises RequestError where locks keep nobody out: two processes would write over each other's run."""
+    nearest = next((folder for folder in (out, *out.parents) if _exists(folder)), Path())
+    try:
+        hold = locks_hold(nearest)
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+    if not hold:
+        raise RequestError(
+            f"--out {out}: locks of this file system keep nobody out; give every process its part of the runs:"
+            " --shard I/N, 1/1 where there is one process"
+        )
 
 
 def _exists(path: Path) -> bool:

@@ -13,7 +13,9 @@ import pytest
 from nursery import Fault, nursery
 from test_kill import evidence, request, whole
 
+from cilbench.errors import RequestError
 from cilbench.locks import has_kernel_locks, lock_file, locked
+from cilbench.protocol.sweep import check_locks
 
 WITHOUT_LOCKS = [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP]
 
@@ -41,6 +43,19 @@ def test_a_lock_is_held_by_one_and_leaves_nothing_behind(tmp_path):
                 assert not second
             assert list(tmp_path.iterdir())
         assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.usefixtures("file_system")
+def test_a_lock_that_holds_is_no_reason_to_refuse(tmp_path):
+    check_locks(tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_locks_that_everybody_gets_are_refused_without_parts(tmp_path, monkeypatch):
+    monkeypatch.setattr(fcntl, "flock", lambda descriptor, how: None)
+    with pytest.raises(RequestError, match=r"--out .*runs: locks of this file system keep nobody out; .*--shard I/N"):
+        check_locks(tmp_path / "runs")
+    assert list(tmp_path.iterdir()) == []
 
 
 HOLD = """

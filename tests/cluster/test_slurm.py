@@ -47,7 +47,7 @@ def submitted(folder: Path, environment: dict[str, str], epochs: int) -> str:
     (folder / "two.toml").write_text(SWEEP.format(epochs=epochs))
     command = [sys.executable, "-m", "cilbench", "submit", "two.toml", "--slurm", "--array", "2"]
     command += ["--time", "2min", "--before", "60"]
-    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=200)
+    done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=LIMIT_SECONDS)
     assert done.returncode == 0, done.stderr
     found = re.match(r"Submitted batch job (\d+): 2 tasks of runs-slurm/two-[0-9a-f]{10}\.sh", done.stdout)
     assert found, done.stdout

@@ -18,6 +18,7 @@ from cilbench import reports
 from cilbench.reports import aggregate
 from cilbench.reports.figures.registry import drawings_of
 from cilbench.reports.group import groups_of
+from cilbench.reports.load import read_runs
 from cilbench.reports.page import page
 from cilbench.reports.tables import bibtex
 
@@ -294,3 +295,9 @@ def test_the_tool_is_cited_as_citation_cff_says() -> None:
     cff = (Path(__file__).parents[2] / "CITATION.cff").read_text()
     assert f'title: "{re.search(r"title = {(.*)},", bibtex.TOOL)[1]}"' in cff  # type: ignore[index]
     assert bibtex.bibliography([bibtex.TOOL])[1] == []
+
+
+def test_sweep_files_beside_run_folders_are_no_runs_left_out(tmp_path):
+    make_runs(tmp_path, Grid(methods=METHODS[:1], budgets_bytes=(49_152,)))
+    (tmp_path / "sweep-0123456789.toml").touch()
+    assert read_runs([tmp_path]).left_out == ()
