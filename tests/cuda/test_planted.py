@@ -54,7 +54,7 @@ def test_a_tensor_on_the_wrong_device_ends_the_run(toy, tmp_path, monkeypatch):
 
 
 def test_a_wait_in_a_step_is_seen_and_its_capture_is_tried_once_and_leaves_no_pool(toy, tmp_path, monkeypatch):
-    assert pools() == set()
+    before = pools()
     tried, capture = [], CudaGraphStep._captured
     monkeypatch.setattr(CudaGraphStep, "_captured", lambda *given: tried.append(given[2]) or capture(*given))
     in_every_step(monkeypatch, lambda step: step.sums.sum().item())
@@ -64,15 +64,23 @@ def test_a_wait_in_a_step_is_seen_and_its_capture_is_tried_once_and_leaves_no_po
     assert ran.events == {"graph_not_captured": 3}  # every task says so
     assert steps.most("waits") == 1
     assert [pool is not None for pool in tried] == [True, False]  # the one of nothing makes up for the one that failed
-    assert pools() == set()
+    assert pools() <= before
+
+
+def test_another_wait_in_an_epoch_is_seen(toy, tmp_path, monkeypatch):
+    begin = loop._Step.begin
+    monkeypatch.setattr(loop._Step, "begin", lambda step, lr: (begin(step, lr), step.sums.sum().item()))
+    steps = watch_steps(monkeypatch)
+    ran = run_whole("finetune", toy, tmp_path, DEVICE, steps)
+    assert (steps.most("waits"), ran.reporter.an_epoch("waits")) == (0, 2)
 
 
 def test_a_pool_that_a_failed_capture_leaves_is_seen(toy, tmp_path, monkeypatch):
-    held = []
+    held, before = [], pools()
     in_every_step(monkeypatch, lambda step: held.append(torch.empty(4, device=DEVICE)) or step.sums.sum().item())
     monkeypatch.setattr(CudaGraphStep, "_recover", lambda self: torch.cuda.synchronize())
     run_whole("finetune", toy, tmp_path, DEVICE, Steps())
-    assert pools() != set()
+    assert pools() > before
     held.clear()
 
 
@@ -143,12 +151,13 @@ def test_a_task_that_does_not_fit_is_learned_again_with_less_memory(toy, tmp_pat
 
 @pytest.mark.usefixtures("little_memory")
 def test_one_that_never_fits_says_what_to_try(toy, tmp_path, monkeypatch):
+    before = pools()  # torch 2.11 keeps the one that a test above plants
     in_every_step(monkeypatch, lambda step: torch.empty(2**26, device=DEVICE))
     ran = run_whole("icarl", toy, tmp_path, DEVICE, Steps())
     assert ran.outcome.status == "failed"
     assert ran.outcome.reason.startswith("RuntimeError: out of memory on cuda:0 after ")
     assert "try --set icarl.batch_size=8, or --jobs 1" in ran.outcome.reason
-    assert pools() == set()
+    assert pools() <= before
 
 
 def test_a_capture_that_found_no_memory_is_tried_again(monkeypatch):

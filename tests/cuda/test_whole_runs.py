@@ -28,7 +28,7 @@ def deterministic() -> Iterator[None]:
 @pytest.mark.parametrize("name", EVERY)
 @pytest.mark.usefixtures("deterministic")
 def test_the_host_waits_for_no_step_and_once_an_epoch(name, number, toy, tmp_path, monkeypatch):
-    """CIM logs its boxes besides, and may log its steps on φ. Nothing is left on the other device."""
+    """CIM's steps on φ are one more, boxes that are renewed two more. Nothing is left on the other device."""
     steps, device = watch_steps(monkeypatch), torch.device("cuda", number)
     ran = run_whole(name, toy, tmp_path, device, steps)
     assert (ran.outcome.status, ran.outcome.reason) == ("done", None)
@@ -39,7 +39,7 @@ def test_the_host_waits_for_no_step_and_once_an_epoch(name, number, toy, tmp_pat
     assert "graph_not_captured" not in ran.events
     assert (steps.most("replays"), steps.most("waits"), steps.most("pageable")) == (1, 0, 0)
     assert {found["waits"] for found in steps.capturing} <= {1, 2}
-    assert ran.reporter.an_epoch("waits") == (4 if "cim" in name else 1)
+    assert ran.reporter.an_epoch("waits") in ({2, 4} if "cim" in name else {1})
 
 
 @pytest.mark.parametrize("name", ["icarl", "foster+cim", "dgm"])
