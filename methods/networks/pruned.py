@@ -202,7 +202,7 @@ class PrunedNet(IncrementalNet):
             for name, dim, indices in _cuts(places, kept, own):
                 part = whole[_key(number, name)]
                 shape = (*part.shape[:dim], own[name].shape[dim], *part.shape[dim + 1 :])
-                whole[_key(number, name)] = torch.zeros(shape).index_copy_(dim, indices, part)
+                whole[_key(number, name)] = torch.zeros(shape, device=part.device).index_copy_(dim, indices, part)
             self.kept.append({conv: indices.to(self.device) for conv, indices in kept.items()})
             number += 1
         super().load(whole)

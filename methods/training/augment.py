@@ -28,6 +28,11 @@ class Transform:
         """Can a step that augments be captured as a graph? A policy decides on the CPU what is done to each image."""
         return self.augmentation.policy == "off"
 
+    @property
+    def cheap(self) -> bool:
+        """Is it no more than a few operations a pixel?"""
+        return self.capturable and not self.augmentation.resized_crop
+
     def eval(self, images: Tensor) -> Tensor:
         """uint8 [B, C, H, W] → normalised float32."""
         return (images.float() / 255 - self.mean_C11) / self.std_C11

@@ -7,7 +7,7 @@ A method brings its loss as a function of a batch; everything a toolbox would hi
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Protocol
@@ -100,6 +100,7 @@ def fit(
     if transform.capturable:
         take = CudaGraphStep(step, task_data.labels.device, context.generator, not_captured(context, task, phase))
     take = Repeated(take)
+    ahead = _Ahead(task_data.images, transform, context.generator, compressor, schedule.batch_size)
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
         step.begin(lr := schedule.lr_at(epoch))
@@ -108,23 +109,20 @@ def fit(
             first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))
             order = [positions.to(task_data.labels.device) for positions in order]
             step.sums.copy_(midway["sums"])
-            midway = {}
         else:
             if compressor is not None:
                 with counted_as("compression"):
                     compressor.before_epoch(epoch)
             order = batches(len(task_data.labels), schedule.batch_size, schedule.max_steps, context.generator)
         compressed = time.perf_counter()
-        for number, batch in enumerate(iter_batches(task_data.images, order[first:]), start=first):
+        shown = ahead.batches(order, first, midway)
+        midway = {}
+        for number, batch in enumerate(shown, start=first):
             if going.due():
                 sizes = torch.tensor([len(positions) for positions in order])
-                tensors = {"order": torch.cat(order), "sizes": sizes, "sums": step.sums}
+                tensors = {"order": torch.cat(order), "sizes": sizes, "sums": step.sums, **ahead.state()}
                 going.save({"epoch": epoch, "step": number}, tensors)
-            positions = order[number]
-            take(
-                batch if compressor is None else compressor.show(batch, positions),
-                task_data.labels[positions],
-            )
+            take(ahead.shown(batch, order[number]), task_data.labels[order[number]])
         total_loss, sound_steps = step.sums.tolist()
         if not math.isfinite(total_loss):
             raise Diverged(task, epoch, int(sound_steps), lr)
@@ -188,19 +186,72 @@ class _Step:
         self.lr.fill_(lr)
 
     def __call__(self, batch: Tensor, labels_B: Tensor) -> None:
+        x_BCHW = batch if batch.is_floating_point() else self.transform.train(batch, self.generator)
         with self.folded_once(), self._cast_once():
-            value = self.loss(self.transform.train(batch, self.generator), labels_B)
+            value = self.loss(x_BCHW, labels_B)
         self.optimizer.zero_grad(set_to_none=True)
         with full_precision(self.device):
             value.backward()
         self.optimizer.step()
         self.sums[0] += value.detach() * len(batch)
-        self.sums[1] += self.sums[0].isfinite()
+        self.sums[1] += self.sums[0] - self.sums[0] == 0  # is it finite? In half the kernels of `isfinite`
 
     def _cast_once(self) -> AbstractContextManager[None]:
         """On a CPU it would bring nothing."""
         pays = self.device.type == "cuda" and torch.is_autocast_enabled("cuda") and self.filters
         return cast_once(self.filters) if pays else nullcontext()
+
+
+class _Ahead:
+    """The batches of an epoch as a step takes them: uint8 as they are shown, or, where that saves a GPU hundreds of
+    kernels, many of them augmented at once: normalised float32.
+    """
+
+    BYTES = 2**26  # of augmented images
+
+    def __init__(
+        self,
+        images: TaskDataImages,
+        transform: Transform,
+        generator: torch.Generator,
+        compressor: TaskCompression | None,
+        batch_size: int,
+    ) -> None:
+        self.images, self.transform, self.generator, self.compressor = images, transform, generator, compressor
+        pays = images.device.type == "cuda" and isinstance(images, Tensor) and transform.cheap
+        self.most = max(1, self.BYTES // (4 * batch_size * math.prod(images.shape[1:]))) if pays else 0
+        self.start = 0  # number of the first of the batches in hand
+        self.drawn = generator.get_state()  # before they were made
+
+    def state(self) -> dict[str, Tensor]:
+        """What `batches` goes on from within an epoch."""
+        return {"ahead": torch.tensor(self.start), "drawn": self.drawn} if self.most else {}
+
+    def batches(self, order: Sequence[Tensor], first: int, state: Mapping[str, Tensor]) -> Iterator[Tensor]:
+        """From number `first` of `order` on."""
+        if not self.most:
+            yield from iter_batches(self.images, order[first:])
+            return
+        start, now = first, self.generator.get_state()
+        if "drawn" in state:  # the batches in hand once more
+            start = int(state["ahead"])
+            self.generator.set_state(state["drawn"])
+        while start < len(order):
+            chunk = order[start : start + self.most]
+            positions = torch.cat(list(chunk))
+            self.start, self.drawn = start, self.generator.get_state()
+            images = self.images[positions]
+            if self.compressor is not None:
+                images = self.compressor.show(images, positions)
+            x_NCHW = self.transform.train(images, self.generator)
+            if start < first:
+                self.generator.set_state(now)
+            yield from x_NCHW.split([len(batch) for batch in chunk])[max(0, first - start) :]
+            start += len(chunk)
+
+    def shown(self, batch: Tensor, positions: Tensor) -> Tensor:
+        """A batch as the network is to meet it, once it is not too late for a checkpoint: this may draw."""
+        return batch if self.most or self.compressor is None else self.compressor.show(batch, positions)
 
 
 def batches(count: int, size: int, max_steps: int | None, generator: torch.Generator) -> list[Tensor]:
