@@ -49,8 +49,9 @@ lock:              ## requirements.lock anew, from the newest releases
 		--output-file requirements.lock
 
 # On a machine without a GPU: torch's own CUDA code over a pretended runtime (tests/cuda/pretend), arithmetic by the CPU.
+CUDA_TESTS ?= tests/gpu tests/cuda
 test-cuda: $(READY)   ## GPU tests on two pretended devices, and every method whole; skipped, with a reason, where it cannot be built
-	$(BIN)/python tests/cuda/pretend/start.py $(BIN)/python -m pytest -n auto -m gpu tests/gpu tests/cuda
+	$(BIN)/python tests/cuda/pretend/start.py $(BIN)/python -m pytest -n auto -m gpu $(CUDA_TESTS)
 
 # Debian's SLURM and munge, started for the tests alone on one node; as root, they are installed if need be.
 test-slurm: $(READY)   ## `cilbench submit` on a real SLURM; skipped, with a reason, where there is none

@@ -29,7 +29,7 @@ def deterministic() -> Iterator[None]:
 @pytest.mark.usefixtures("deterministic")
 def test_the_host_waits_for_no_step_and_once_an_epoch(name, number, toy, tmp_path, monkeypatch):
     """CIM's steps on φ are one more, boxes that are renewed two more. Nothing is left on the other device."""
-    steps, device = watch_steps(monkeypatch), torch.device("cuda", number)
+    steps, device = watch_steps(monkeypatch), torch.device("cuda", 1) if number else torch.device("cuda")
     ran = run_whole(name, toy, tmp_path, device, steps)
     assert (ran.outcome.status, ran.outcome.reason) == ("done", None)
     assert torch.cuda.memory_allocated(1 - number) == 0
