@@ -20,7 +20,7 @@ from tools.speed.rows import CUDA
 
 pytestmark = only_pretended
 DEVICE = torch.device("cuda", 0)
-NODES = 551  # of a step of ResNet-32 with a teacher, 31 of which add a bias; 730 as torch does it
+NODES = 551  # of a step of ResNet-32 with a teacher, 31 of which add a bias
 
 
 @pytest.fixture(scope="module")
