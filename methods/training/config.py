@@ -136,11 +136,15 @@ def recipe_named(text: str) -> Recipe:
     """
     if text in RECIPES:
         return RECIPES[text]
+    share = 0.0
     with suppress(ValueError):
         share = float(text)
-        if 0 < share < 1 and text == f"{share:g}" and share != RECIPES["fast"].epochs:
-            return Recipe(share)
-    raise ValueError(f"allowed are {', '.join(RECIPES)}, or a share of the published epochs such as 0.3")
+    if not 0 < share < 1:
+        raise ValueError(f"allowed are {', '.join(RECIPES)}, or a share of the published epochs such as 0.3")
+    plain = "fast" if share == RECIPES["fast"].epochs else f"{share:g}"
+    if text != plain:
+        raise ValueError(f"write {plain}")
+    return Recipe(share)
 
 
 def apply_recipe(config: Any, recipe: Recipe) -> Any:

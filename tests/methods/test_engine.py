@@ -143,7 +143,13 @@ def test_a_recipe_is_a_name_or_a_share_of_the_epochs(text, epochs):
     assert recipe_named(text).epochs == epochs
 
 
-@pytest.mark.parametrize("text", ["", "quick", "0", "1", "1.0", "0.10", ".3", "0.1", "-0.3", "nan", "inf", "1e9"])
+@pytest.mark.parametrize(("text", "plain"), [("0.1", "fast"), ("0.10", "fast"), (".3", "0.3"), ("3e-1", "0.3")])
+def test_a_share_has_one_name(text, plain):
+    with pytest.raises(ValueError, match=f"^write {plain}$"):
+        recipe_named(text)
+
+
+@pytest.mark.parametrize("text", ["", "quick", "0", "1", "1.0", "-0.3", "nan", "inf", "1e9"])
 def test_a_recipe_that_is_none(text):
     with pytest.raises(ValueError, match=r"allowed are published, survey, fast, smoke, or a share .* such as 0\.3"):
         recipe_named(text)
