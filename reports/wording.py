@@ -103,7 +103,7 @@ def repetitions_wanted(frame: pd.DataFrame, title: str) -> str:
     if frame["orders"].max() == 2:
         return (
             f"{title}: two class orders are too few to say how much orders matter. Where they matter as much as "
-            "chance, 95 % intervals hold the mean in as few as 89 % of cases; `--orders 1993,1,2` makes it three."
+            "chance, 95 % intervals hold the mean in as few as 87 % of cases; `--orders 1993,1,2` makes it three."
         )
     if frame["seeds"].max() == 1:
         return (
