@@ -100,7 +100,7 @@ def sweep(
             if workers.jobs > 1:
                 todo = _side_by_side(todo, workers, stop, reporter)
             outcomes = _run_all(todo, dataset, reporter, stop)
-        if stop():
+        if stop() and len(outcomes) < len(todo.specs):  # what came after the last run has nothing left to stop
             return Swept(stop.exit_code, todo.specs, outcomes)
     screen.conclude(todo.specs, outcomes, how.out)
     return Swept(_exit_code(outcomes, len(todo.specs)), todo.specs, outcomes)
@@ -240,21 +240,21 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
 
 def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReporter) -> Outcome:
     """Do a run, unless it has ended before or another process is doing it. Raises Interrupted."""
-    if reporter.stopping():
-        raise Interrupted
     folder = todo.folder(spec)
     try:
         with folder.claimed() as mine:
             if not mine:
                 return Outcome("running", "another process is at it")
             ended_since = folder.stamp() != todo.before[spec.id]
-            if todo.fresh and not ended_since:
+            anew = todo.fresh and not ended_since
+            if not anew and (outcome := _ended(folder, ended_since)) is not None:
+                return outcome
+            if reporter.stopping():
+                raise Interrupted
+            if anew:
                 folder.discard()
-            outcome = _ended(folder, ended_since)
-            if outcome is None:
-                plan = todo.plans[spec.id]
-                return execute(RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate))
-            return outcome
+            plan = todo.plans[spec.id]
+            return execute(RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate))
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")
 

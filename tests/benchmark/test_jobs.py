@@ -153,6 +153,32 @@ def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, options, pr
     assert "--isolate" not in options or list(tmp_path.glob("runs/*.partial/checkpoint-0.bin"))
 
 
+SIGNALLED = """
+import signal
+from cilbench.cli.main import main
+from cilbench.protocol import sweep
+execute = sweep.execute
+def then_signalled(run):
+    outcome = execute(run)
+    if run.spec.method.name == "replay":
+        signal.raise_signal(signal.SIGTERM)
+    return outcome
+sweep.execute = then_signalled
+main()
+"""
+
+
+@pytest.mark.parametrize(("methods", "code"), [("icarl,replay", 0), ("replay,icarl", 143)], ids=["last", "first"])
+def test_a_signal_after_the_last_run_is_done_has_nothing_to_stop(methods, code, tmp_path):
+    """A batch system would queue the job again for nothing."""
+    options = ["--dataset", "digits", "--budget", "24KiB", "--recipe", "smoke", "--jobs", "1", "--methods", methods]
+    done = subprocess.run(
+        [sys.executable, "-c", SIGNALLED, "run", *options], cwd=tmp_path, capture_output=True, text=True
+    )
+    assert done.returncode == code, done.stderr
+    assert len(list(tmp_path.glob("runs/*/cell.json"))) == (2 if code == 0 else 1)
+
+
 def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint(tmp_path):
     with in_a_session(tmp_path, ["--isolate", "--methods", "icarl"], 1) as (process, (child,)):
         os.kill(child, signal.SIGTERM)
