@@ -214,12 +214,11 @@ def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) 
         raise RequestError(f"--methods {error}") from None
     if not names:
         raise RequestError("--methods is empty: name at least one, e.g. icarl,der (`cilbench methods` lists them)")
-    expanded = Counter("+".join(components(name)) for name in names)
-    double = [name for name, times in expanded.items() if times > 1]
-    if double:
-        raise RequestError(f"--methods {request.methods}: two methods of one name: {double[0]}")
     settings = _settings(request.settings)
     try:
+        expanded = Counter("+".join(components(name)) for name in names)
+        if double := [name for name, times in expanded.items() if times > 1]:
+            raise RequestError(f"--methods {request.methods}: two methods of one name: {double[0]}")
         methods = [resolve(name, recipe, overrides, settings) for name in names]
         for key, text in settings.items():
             component, _, field_name = key.partition(".")

@@ -29,7 +29,7 @@ from cilbench.methods.training.config import Recipe, apply_recipe, recipe_named
 
 
 class UnknownMethod(ValueError):
-    """No method of that name; the message is one line with the nearest names."""
+    """No method of that name, or two; the message is one line, with the nearest names."""
 
 
 class BadSetting(ValueError):
@@ -126,16 +126,20 @@ class MethodSpec:
 def known_methods() -> dict[str, str]:
     """Name → "module:Class", built in, from entry points and from files (`own`).
 
-    Raises BadSetting where two have one name, BadFile.
+    Raises UnknownMethod where two have one name, BadFile.
     """
     table = dict(METHODS)
     for point in entry_points(group="cilbench.methods"):
         if table.get(point.name, point.value) != point.value or point.name in ALIASES:
-            raise BadSetting(f"two methods of one name: {point.name} is built in and comes from {point.value} as well")
+            raise UnknownMethod(
+                f"two methods of one name: {point.name} is built in and comes from {point.value} as well"
+            )
         table[point.name] = point.value
     for name, where in own.known().items():
         if name in table or name in ALIASES:
-            raise BadSetting(f"two methods of one name: {name} is there already, and {where} has it as its card's key")
+            raise UnknownMethod(
+                f"two methods of one name: {name} is there already, and {where} has it as its card's key"
+            )
         table[name] = where
     return table
 

@@ -89,22 +89,25 @@ def test_the_help_of_run_begins_with_examples_and_every_option_is_in_a_group(mon
     examples, *panels = out.split("╭─ ")
     assert "cilbench run --dataset digits" in examples
     assert [panel.partition(" ─")[0] for panel in panels] == [
+        "Arguments",  # a sweep file
         "Options",
         "What is compared",
         "Protocol and training",
         "Files",
         "How it is done on this machine",
     ]
-    assert re.findall(r"--\w+", panels[0]) == ["--help"]
+    assert re.findall(r"--\w+", panels[1]) == ["--help"]
 
 
-@pytest.mark.parametrize(("begun", "offered"), [("ica", "icarl"), ("icarl,de", "icarl,der"), ("der,de", None)])
+@pytest.mark.parametrize(
+    ("begun", "offered"), [("ica", ["icarl"]), ("icarl,de", ["icarl,der", "icarl,der+prune"]), ("der,icarl,ica", [])]
+)
 def test_a_shell_completes_names_of_methods(begun, offered):
     environment = os.environ | {"_CILBENCH_COMPLETE": "complete_bash", "COMP_WORDS": f"cilbench run --methods {begun}"}
     environment["COMP_CWORD"] = "3"
     code = "import sys; sys.argv = ['cilbench']; from cilbench.cli.main import main; main()"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=environment)
-    assert done.stdout.split() == ([offered] if offered else [])
+    assert done.stdout.split() == offered
 
 
 def test_the_doctor_says_what_will_be_used_and_why(tmp_path, monkeypatch, capsys):

@@ -25,7 +25,9 @@ def lowered(x: np.ndarray) -> np.ndarray:
 def test_the_low_fidelity_is_that_of_the_codec():
     images = torch.randint(0, 256, (3, 1, 8, 8), generator=torch.Generator().manual_seed(0)).to(torch.uint8)
     stored = LowRes(2).decode(LowRes(2).encode(images), (1, 8, 8))
-    assert numbers(stored) == pytest.approx(lowered(numbers(images)), abs=1.5)  # rounded when stored, and along each axis
+    assert numbers(stored) == pytest.approx(
+        lowered(numbers(images)), abs=1.5
+    )  # rounded when stored, and along each axis
 
 
 def test_the_loss_is_of_both_fidelities(monkeypatch):
