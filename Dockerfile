@@ -1,10 +1,11 @@
-# docker build -t cilbench .                                    with CUDA, as PyPI's torch comes
-# docker build -t cilbench --build-arg TORCH=https://download.pytorch.org/whl/cpu .     for a CPU alone
-# docker run --rm -v "$PWD:/work" cilbench demo                 add --gpus all for CUDA
+# docker build -t cilbench .                       with CUDA, as PyPI's torch comes
+# docker build -t cilbench --build-arg PIP_INDEX_URL=<PyTorch's CPU index> --build-arg PIP_EXTRA_INDEX_URL=<PyPI's> .
+# docker run --rm -v "$PWD:/runs" cilbench demo    add --gpus all for CUDA
 FROM python:3.12-slim
-ARG TORCH=
+ARG PIP_INDEX_URL
+ARG PIP_EXTRA_INDEX_URL
 COPY . /src
-RUN pip install --no-cache-dir ${TORCH:+--index-url $TORCH --extra-index-url https://pypi.org/simple} /src && rm -rf /src
-ENV CILBENCH_DATA=/work/data CILBENCH_CACHE=/work/.cilbench
-WORKDIR /work
+RUN pip install --no-cache-dir /src && rm -rf /src
+ENV CILBENCH_DATA=/runs/data CILBENCH_CACHE=/runs/.cilbench
+WORKDIR /runs
 ENTRYPOINT ["cilbench"]

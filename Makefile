@@ -120,7 +120,7 @@ reproduction: $(READY)   ## REPRODUCTION.md from results/
 	$(BIN)/python -m tools reproduction write --results results --out REPRODUCTION.md
 
 # torch is most of it. PyPI's wheel for Linux brings CUDA along; the one for a CPU is on PyTorch's own index, which pip takes
-# from the environment: PIP_INDEX_URL=https://download.pytorch.org/whl/cpu PIP_EXTRA_INDEX_URL=https://pypi.org/simple make demo
+# from the environment: PIP_INDEX_URL=<PyTorch's CPU index> PIP_EXTRA_INDEX_URL=<PyPI's> make demo
 $(LIGHT): WHAT = .
 $(READY): WHAT = .[dev]
 $(LIGHT) $(READY): pyproject.toml

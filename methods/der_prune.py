@@ -33,7 +33,7 @@ from cilbench.methods.contract import Context, Plan, Scenario, Task, TrainingCos
 from cilbench.methods.der import DER
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.networks.pruned import ChannelMasks, PrunedNet
-from cilbench.methods.rehearsal.base import NetworkGrowth, plan_rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, balanced_images, plan_rehearsal
 from cilbench.methods.rehearsal.memory import Compression, Plain, TellLoss
 from cilbench.methods.rehearsal.subsets import balanced
 from cilbench.methods.training.config import Count, Positive, Schedule, Share, Weight, in_epochs
@@ -84,11 +84,7 @@ class PrunedDER(DER):
 
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
-        cost = super().work(plan, config, scenario, task)
-        known = scenario.seen(task) - len(scenario.new(task))
-        if not known:
-            return cost
-        few = min(plan.exemplars, scenario.images_of(known)) * scenario.seen(task) // known
+        cost, few = super().work(plan, config, scenario, task), balanced_images(plan, scenario, task)
         return cost._replace(images=cost.images + config.second(task).images(few))
 
     def learn(self, task: Task, context: Context) -> None:

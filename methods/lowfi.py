@@ -23,7 +23,7 @@ from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, balanced_images
 from cilbench.methods.rehearsal.memory import Compression, Plain
 from cilbench.methods.rehearsal.subsets import balanced, subset
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
@@ -77,13 +77,10 @@ class LowFi(Rehearsal):
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
         """Every image in both fidelities, and in later tasks the adaptation."""
-        cost = super().work(plan, config, scenario, task)
-        new, known = scenario.new(task), scenario.seen(task) - len(scenario.new(task))
-        if not known:
-            return cost._replace(images=2 * cost.images)
-        few = min(plan.exemplars, scenario.images_of(known)) * scenario.seen(task) // known
-        steps = config.adaptation(task)
-        adapting = steps.images(2 * scenario.images_of(len(new))) + steps.images(few)
+        cost, few = super().work(plan, config, scenario, task), balanced_images(plan, scenario, task)
+        steps, adapting = config.adaptation(task), 0
+        if few:
+            adapting = steps.images(2 * scenario.images_of(len(scenario.new(task)))) + steps.images(few)
         return cost._replace(images=2 * cost.images + adapting)
 
     def learn(self, task: Task, context: Context) -> None:

@@ -32,7 +32,7 @@ from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.heads import CosineHead, local_similarity
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, balanced_images
 from cilbench.methods.rehearsal.subsets import balanced
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
@@ -73,11 +73,7 @@ class PODNet(Rehearsal):
 
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
-        cost = super().work(plan, config, scenario, task)
-        known = scenario.seen(task) - len(scenario.new(task))
-        if not known:
-            return cost
-        few = min(plan.exemplars, scenario.images_of(known)) * scenario.seen(task) // known
+        cost, few = super().work(plan, config, scenario, task), balanced_images(plan, scenario, task)
         return cost._replace(images=cost.images + config.finetuning(task).images(few))
 
     def learn(self, task: Task, context: Context) -> None:

@@ -56,14 +56,21 @@ def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
             known = folded(conv, norm)
         if known is not None:
             return F.conv2d(x, *known, conv.stride, conv.padding)
-    if conv._forward_pre_hooks:  # masks on what it is given (DER): they are called with the module alone
+    if _hooked(conv):
         x = conv(x)
     else:
         weight = (_CAST.get() or {}).get(conv.weight, conv.weight)
         x = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
+    if _hooked(norm):
+        return norm(x)
     # As the module does it, without counting batches, which nobody reads: a kernel a layer.
     statistics = norm.running_mean, norm.running_var
     return F.batch_norm(x, *statistics, norm.weight, norm.bias, norm.training, norm.momentum or 0.0, norm.eps)
+
+
+def _hooked(module: nn.Module) -> bool:
+    """Hooks, such as DER's masks on what a convolution is given, are called with the module alone."""
+    return bool(module._forward_pre_hooks or module._forward_hooks)
 
 
 def folded(conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded:

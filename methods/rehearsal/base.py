@@ -149,6 +149,12 @@ class Rehearsal:
         self.compression.load(state)
 
 
+def balanced_images(plan: Plan, scenario: Scenario, task: int) -> int:
+    """Images of a stage that shows as many of every class as there are exemplars of an old one; 0 in a first task."""
+    known = scenario.seen(task) - len(scenario.new(task))
+    return min(plan.exemplars, scenario.images_of(known)) * scenario.seen(task) // known if known else 0
+
+
 def plan_rehearsal(
     method: str, growth: NetworkGrowth, budget: Budget, scenario: Scenario, compression: Compression
 ) -> Plan:

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# one-node.sh install|start|stop: a real SLURM on this machine alone, as root, without systemd, in a folder of its own.
+# one-node.sh install|start|stop: a real SLURM on this machine alone, as root, without systemd, in the folder $SLURM_DIR.
 # Needs Debian's slurm-wlm and munge (22.05). Afterwards: export SLURM_CONF=$DIR/slurm.conf; sbatch, squeue, scancel.
 set -euo pipefail
-DIR=${SLURM_DIR:-/var/tmp/one-node-slurm}
+DIR=${SLURM_DIR:-$PWD/one-node-slurm}
 export SLURM_CONF=$DIR/slurm.conf
 stop() { for p in "$DIR"/*.pid; do [ -e "$p" ] && kill "$(cat "$p")" 2>/dev/null || true; done; sleep 1; rm -rf "$DIR"; }
 case ${1:-start} in

@@ -15,7 +15,7 @@ from toy import CPU, run, toy_dataset, toy_spec
 from cilbench.budgets.codecs import Box
 from cilbench.methods.cim.method import as_stored
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
-from cilbench.methods.networks.convolved import FoldedOnce, cast_once
+from cilbench.methods.networks.convolved import FoldedOnce, cast_once, convolved
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import ConcatImages, DiskImages, concat_images, iter_batches, release
@@ -229,3 +229,14 @@ def test_a_normalisation_that_is_part_of_the_convolution_gives_what_it_gives_apa
             together = net(x_BCHW)
         torch.testing.assert_close(together, apart.detach(), rtol=1e-9, atol=1e-9)
         assert all(torch.equal(norm.running_mean, mean) != learning for norm, mean in zip(norms, before, strict=True))
+
+
+@pytest.mark.parametrize("hook", ["register_forward_pre_hook", "register_forward_hook"])
+@pytest.mark.parametrize("part", ["convolution", "norm"])
+def test_hooks_are_called_wherever_something_is_learned(part, hook):
+    """Masks of DER, or of a plug-in: a function in place of the module passes by them without a word."""
+    modules = {"convolution": torch.nn.Conv2d(1, 2, 3), "norm": torch.nn.BatchNorm2d(2)}
+    called = []
+    getattr(modules[part], hook)(lambda module, *given: called.append(module))
+    convolved(torch.ones(2, 1, 4, 4), modules["convolution"], modules["norm"])
+    assert called == [modules[part]]
