@@ -261,8 +261,11 @@ def _with_effects(frame: pd.DataFrame, t: Floats, df: float | Floats, n: NDArray
 def range_tail(q: Floats, k: int, df: int) -> Floats:
     """P(studentised range of `k` means with `df` degrees of freedom > q): [m] for [m], at least 1e-9.
 
-    `scipy.stats.studentized_range.sf` by a fixed quadrature: 500 times as fast, the same to 1e-5.
+    Two means: √2 times |t|, exactly. More: `scipy.stats.studentized_range.sf` by a fixed quadrature, 500 times as fast,
+    the same to 1e-5.
     """
+    if k == 2:
+        return np.clip(2 * stdtr(df, -np.asarray(q) / math.sqrt(2)), _SMALLEST_P, 1)
     x, weight = np.polynomial.legendre.leggauss(96)
     z, z_weight = 8 * x, 8 * weight * np.exp(-32 * x**2) / math.sqrt(2 * math.pi)
     spread = np.sqrt(chdtri(df, (1 - x) / 2) / df)  # quantiles of s / σ

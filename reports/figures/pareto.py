@@ -15,7 +15,6 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import (
-    SMALL,
     dashed_handles,
     dashes,
     finish,
@@ -29,6 +28,8 @@ from cilbench.reports.group import Group
 from cilbench.reports.wording import flops_unit_of, unit_of
 
 _FADED = 0.3
+_SIZE = 4.0  # of a marker, points
+_SPAN = (0.7, 1.6)  # from the least accurate point to the most, where size says it
 _EDGES = {True: (INK, 0.8), False: ("white", 0.5)}
 
 
@@ -39,7 +40,9 @@ def drawing(group: Group) -> Drawing | None:
     about = (
         "Average accuracy for the most bytes kept, for the operations of training, and the two costs with each other"
     )
-    ringed = "Ringed: on the front, nothing is as accurate for as little (right: with its accuracy); faded: dominated"
+    ringed = (
+        "Ringed: on the front, nothing is as accurate for as little; faded: dominated; right: larger is more accurate"
+    )
     make = partial(accuracy_over_costs, group.comparison, styles=group.styles)
     return group.drawing("pareto", group.caption(about), make, ringed)
 
@@ -98,24 +101,19 @@ def _draw(axes: Axes, points: pd.DataFrame, cost: str, styles: Mapping[str, Styl
     x = "flops" if cost == "compute" else "kept"
     y = "flops" if cost == "both" else "avg"
     axes.set_xscale("log")
-    steps = np.unique(points.loc[points[f"on_{cost}"], x])
-    places = np.append(0, (np.diff(np.log(steps)) > 0.03).cumsum())  # equal up to 3 %
-    labelled: list[tuple[float, float]] = []
+    sizes = _SIZE * (
+        1.0 if cost != "both" else np.interp(points["avg"], [points["avg"].min(), points["avg"].max()], _SPAN)
+    )
+    points = points.assign(size=sizes)
     for item in points.sort_values(f"on_{cost}").to_dict("records"):
         on_front, style = bool(item[f"on_{cost}"]), styles[str(item["name"])]
         look: dict[str, Any] = {"color": style.colour, "alpha": 1.0 if on_front else _FADED, "zorder": 3 + on_front}
         if cost != "both" and not pd.isna(item["avg_low"]):
             axes.vlines(item[x], item["avg_low"], item["avg_high"], linewidth=0.9, **look)
         edge: dict[str, Any] = dict(zip(("markeredgecolor", "markeredgewidth"), _EDGES[on_front], strict=True))
-        axes.plot(item[x], item[y], marker=style.marker, linestyle="none", gid=cost, **look, **edge)
-        if cost == "both" and on_front:
-            near = any(max(item[x] / a, a / item[x], item[y] / b, b / item[y]) < 1.1 for a, b in labelled)
-            above = places[np.searchsorted(steps, item[x])] % 2 == 0  # its neighbours are below
-            beside = (4, -2) if near else (0, 4 if above else -4)
-            labelled.append((item[x], item[y]))
-            look = {"textcoords": "offset points", "xytext": beside, "fontsize": SMALL, "color": style.colour}
-            look |= {"ha": "left"} if near else {"ha": "center", "va": "bottom" if above else "top"}
-            axes.annotate(f"{item['avg']:.1f}", (item[x], item[y]), **look)
+        axes.plot(
+            item[x], item[y], marker=style.marker, markersize=item["size"], linestyle="none", gid=cost, **look, **edge
+        )
     if cost != "both":
         front = points[points[f"on_{cost}"]].sort_values(x)
         axes.step(front[x], front[y], where="post", color=FAINT, linewidth=0.8, zorder=2, gid="front")

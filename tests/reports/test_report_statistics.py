@@ -79,7 +79,7 @@ def test_p_is_that_of_the_paired_t_test(pairs: list[tuple[float, float]]) -> Non
     assert found.p == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-8)
     assert (found.low, found.high) == pytest.approx(tuple(expected.confidence_interval()), rel=1e-6, abs=1e-6)
     (tukey,) = statistics.all_pairs(frame).to_dict("records")
-    assert tukey["p"] == pytest.approx(expected.pvalue, abs=2e-5)  # two methods: the same test
+    assert tukey["p"] == pytest.approx(expected.pvalue, rel=1e-6, abs=1e-8)  # two methods: the same test
     half = (found.high - found.low) / 2
     assert (tukey["low"], tukey["high"]) == pytest.approx((found.low, found.high), abs=1e-3 * half)
 

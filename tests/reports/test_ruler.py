@@ -16,11 +16,11 @@ from cilbench import reports
 from cilbench.reports.figures import ranks
 from cilbench.reports.figures.held import held_over_classes
 from cilbench.reports.figures.registry import drawings_of
-from cilbench.reports.figures.styles import PaperColumns
+from cilbench.reports.figures.styles import PaperColumns, styles_by_name
 from cilbench.reports.group import Group, groups_of
 
 LABELS = {7_998_016: "7.6", 13_018_240: "12.4", 16_906_880: "16.0", 20_795_520: "19.8", 24_684_160: "23.5"}
-NAMES = ("memory", "classes", "bytes", "held", "balance", "transfer", "ranks", "profiles")
+NAMES = ("memory", "classes", "bytes", "held", "balance", "transfer", "ranks", "profiles", "pareto")
 OF_ONE_RUN = ("confusion", "norms", "remembered")
 
 
@@ -89,10 +89,13 @@ def test_methods_of_one_rank_stand_above_each_other() -> None:
     assert found["row"].tolist() == [3] * 4
 
 
-def test_a_tie_of_operations_hides_no_accuracy(tmp_path: Path) -> None:
-    """Two methods on the front whose operations differ: an accuracy at each point, in the colour of its method."""
+def test_where_both_costs_are_axes_the_size_of_a_point_says_its_accuracy(tmp_path: Path) -> None:
     make_runs(tmp_path, Grid(METHODS[:2], tuple(LABELS), LABELS, (1, 2)))
-    axes = reports.accuracy_over_costs(reports.load(tmp_path)).axes[2]
-    colours = {text.get_color() for text in axes.texts}
-    assert len(axes.texts) == 10
-    assert len(colours) == 2
+    one = reports.Comparison(reports.load(tmp_path))
+    lines = [line for line in reports.accuracy_over_costs(one).axes[2].lines if line.get_gid() == "both"]
+    low, high = one.costs["avg"].min(), one.costs["avg"].max()
+    styles = styles_by_name(one.frame)
+    for name, own in one.costs.sort_values("kept_bytes").groupby("name"):
+        drawn = [line for line in lines if line.get_color() == styles[str(name)].colour]
+        sizes = [line.get_markersize() for line in sorted(drawn, key=lambda line: float(line.get_xdata()[0]))]
+        assert sizes == pytest.approx((4 * (0.7 + 0.9 * (own["avg"] - low) / (high - low))).tolist())
