@@ -265,7 +265,8 @@ def range_tail(q: Floats, k: int, df: int) -> Floats:
     the same to 1e-5.
     """
     if k == 2:
-        return np.clip(2 * stdtr(df, -np.asarray(q) / math.sqrt(2)), _SMALLEST_P, 1)
+        both: Floats = 2 * stdtr(df, -np.asarray(q) / math.sqrt(2))
+        return np.clip(both, _SMALLEST_P, 1)
     x, weight = np.polynomial.legendre.leggauss(96)
     z, z_weight = 8 * x, 8 * weight * np.exp(-32 * x**2) / math.sqrt(2 * math.pi)
     spread = np.sqrt(chdtri(df, (1 - x) / 2) / df)  # quantiles of s / σ
