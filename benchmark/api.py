@@ -16,7 +16,6 @@ import torch
 
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.device.choose import in_fastest_precision, laid_out
-from cilbench.methods.contract import Plan
 from cilbench.options import HowToRun, RunOptions
 from cilbench.protocol import estimate
 from cilbench.protocol.arithmetic import arithmetic, within_flops
@@ -108,8 +107,9 @@ def result_of(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | Non
 def plan(request: RunOptions, device: torch.device | None = None, flops: bool = False) -> list[dict[str, Any]]:
     """Who would get which backbone, how many exemplars, which bytes: the records of `cilbench plan --json`.
 
-    `request.dataset` may name several data sets, comma-separated. On a `device` the time of training is measured;
-    `flops`: its operations are counted. Both are of one of the record's `runs`.
+    `request.dataset` may name several data sets, comma-separated. `flops`: operations of training are counted; on a
+    `device` they are too, and divided by how many a second the method's own steps do there. Both are of one of the
+    record's `runs`.
     """
     groups = [specs(replace(request, dataset=name.strip())) for name in request.dataset.split(",")]
     groups = [within_flops(group, request.train_flops, request.data_dir) for group in groups]
@@ -144,6 +144,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         "reason": None,
         "smallest_budget_bytes": None,
         "train_seconds": None,
+        "flops_per_second": None,
         "train_flops": None,
         "train_flops_limit": spec.train_flops,
         "epochs_share": spec.epochs_share,
@@ -152,6 +153,9 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         planned = spec.plan()
     except BudgetTooSmall as refusal:
         return record | {"status": "refused", "reason": str(refusal), "smallest_budget_bytes": refusal.smallest_bytes}
+    wanted = flops or device is not None or spec.train_flops is not None
+    total = arithmetic(spec, planned).of(spec.method) if wanted else None
+    rate = None if device is None else estimate.rate(laid_out(spec, planned, device), planned, device)
     return record | {
         "backbone": planned.backbone,
         "exemplars": planned.exemplars,
@@ -159,11 +163,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         "model_bytes": planned.model_bytes,
         "published_bytes": planned.published_bytes[-1],
         "strict_bytes": planned.strict_bytes[-1],
-        "train_seconds": _train_seconds(spec, planned, device) if device is not None else None,
-        "train_flops": arithmetic(spec, planned).of(spec.method) if flops or spec.train_flops is not None else None,
+        "train_flops": total,
+        "flops_per_second": rate,
+        "train_seconds": total / rate if total is not None and rate else None,
     }
-
-
-def _train_seconds(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
-    """Measured now, whatever is remembered: it was asked for."""
-    return estimate.seconds(laid_out(spec, plan, device), plan, device, refresh=True)

@@ -132,7 +132,7 @@ def plan(
     request: RunOptions,
     sweep_file: SweepFile = None,
     time: Annotated[
-        bool, typer.Option("--time", help="Measure a few steps of every method: how long would it train?")
+        bool, typer.Option("--time", help="Count as well, and measure a few steps: how long would it train?")
     ] = False,
     flops: Annotated[
         bool, typer.Option("--flops", help="Count the operations of training: half a minute a row and more.")

@@ -24,13 +24,16 @@ from cilbench.request import RunSpec
 
 
 def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]:
-    """How long training takes in all where that was measured, and a way out where it is hours."""
-    spent = dict[str, float]()
+    """How long training takes in all where that was measured, and from what; a way out where it is hours."""
+    spent, rates = dict[str, float](), dict[str, float]()
     for record in records:
         spent[record["recipe"]] = spent.get(record["recipe"], 0.0) + (record["train_seconds"] or 0.0)
+        rates |= {record["method"]: record["flops_per_second"]} if record["train_seconds"] else {}
     if not (total := sum(spent.values())):
         return []
     lines = [f"training takes about {estimate.duration(total)} on {device} for each pair of --seeds and --orders"]
+    each = ", ".join(f"{name} {rate / 1e9:.3g}" for name, rate in rates.items())
+    lines += [f"that is its counted FLOPs over those that a few steps of each method did in a second (in 10⁹: {each})"]
     for recipe, seconds in spent.items():
         lines += estimate.way_out(seconds, recipe, device)
     return lines

@@ -50,7 +50,8 @@ def arithmetic(spec: RunSpec, plan: Plan) -> Arithmetic:
     scenario, method = spec.scenario, spec.method
     if not scenario.train_images:
         raise RequestError(
-            f"--train-flops: how many training images {scenario.dataset} has is not known before it is read"
+            f"operations cannot be counted: how many training images {scenario.dataset} has is not known"
+            " before it is read"
         )
     counted = [
         f.name for f in fields(method.config) if f.metadata.get("unit") == "epochs" and f.name.endswith("epochs")

@@ -2,12 +2,16 @@
 
 The method itself learns up to three tasks of noise, a few short epochs each, of which the last is timed, and predicts
 some. What an image costs grows from task to task (one more branch, more to generate); the later tasks tell by how much.
+
+`seconds` is what a sweep says before it starts: it multiplies what an image takes. `rate` is what `plan --time` divides
+counted operations by (`protocol/arithmetic.py`).
 """
 
 import math
 import time
 from collections.abc import Iterable, Mapping
 from dataclasses import fields, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -18,6 +22,7 @@ from cilbench.device.measure import Say, figures
 from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training.config import recipe_named
+from cilbench.methods.training.flops import flops_so_far
 from cilbench.methods.training.numerics import numerics, wait_for
 from cilbench.protocol.evaluate import CHECKED_IMAGES, restore_learner
 from cilbench.protocol.task import learn_and_seal
@@ -36,14 +41,13 @@ def seconds(
     *,
     first: int = 0,
     test_images: int = 0,
-    refresh: bool = False,
     say: Say = lambda line: None,
 ) -> float | None:
     """Of training, choosing exemplars and evaluation; None for a method that ends in an error while it is measured.
 
-    `first`: the task that is next. `test_images`: of all classes. `refresh`: not from figures of an earlier process.
+    `first`: the task that is next. `test_images`: of all classes.
     """
-    known = _figures(spec, plan, device, refresh, say)
+    known = _figures(spec, plan, device, False, say)
     if known is None:
         return None
     base: Any = spec.method.base
@@ -57,6 +61,15 @@ def seconds(
         again = len(spec.method.card.heads) * min(tested, CHECKED_IMAGES)
         total += (looked_at + tested + again) * _at(known, "prediction", task)
     return total
+
+
+def rate(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
+    """Operations per second of training: of the method's own steps on its own network, not from an earlier process.
+
+    None for a method that ends in an error while it is measured.
+    """
+    known = _figures(spec, plan, device, True, lambda line: None)
+    return None if known is None else known["flops_per_second"]
 
 
 def described(
@@ -138,28 +151,36 @@ def _figures(spec: RunSpec, plan: Plan, device: torch.device, refresh: bool, say
 
 
 def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, float]:
-    """Of each of the first tasks: "image T", "epoch T" and "prediction T" in seconds."""
+    """Of each of the first tasks: "image T", "epoch T" and "prediction T" in seconds; "flops_per_second" of all."""
     brief = replace(spec, method=_brief(spec.method, device), seed=0)
     batch = _batch_size(spec.method, device)
     sealed, found = None, dict[str, float]()
     generator = torch.Generator().manual_seed(0)
     limit = time.monotonic() + LIMIT_SECONDS
+    flops, spent = 0, 0.0
     for task in range(min(MEASURED_TASKS, spec.scenario.tasks)):
         new = spec.scenario.new(task)
         count = max(_steps(device) * batch, 2 * len(new))
         images = torch.randint(0, 256, (count, *spec.scenario.image_shape), generator=generator, dtype=torch.uint8)
         labels = torch.tensor(new).repeat(math.ceil(count / len(new)))[:count]
         lines: list[Mapping[str, Any]] = []
+
+        def log(line: Mapping[str, Any], lines: list[Mapping[str, Any]] = lines) -> None:
+            if "seconds" in line:
+                lines.append({**line, "flops": flops_so_far()})
+
         given = Task(task, images.to(device), labels.to(device))
-        sealed = learn_and_seal(brief, plan, given, sealed, device, lines.append, lambda share, images: None)
-        timed = [line for line in lines if line.get("epoch") == _epochs(device) - 1 and "seconds" in line]
+        sealed = learn_and_seal(brief, plan, given, sealed, device, log, lambda share, images: None)
+        timed = [line for line in lines if line.get("epoch") == _epochs(device) - 1]
+        flops += sum(b["flops"] - a["flops"] for a, b in pairwise(lines) if b in timed)
+        spent += sum(line["seconds"] for line in timed)
         compressing = sum(line.get("compressing_seconds", 0.0) for line in timed)
         learning = sum(line["seconds"] for line in timed) - compressing
         found |= {f"image {task}": learning / sum(line["images"] for line in timed), f"epoch {task}": compressing}
         found[f"prediction {task}"] = _prediction_seconds(brief, plan, sealed, images[: 2 * batch].to(device), device)
         if time.monotonic() > limit:
             break
-    return found
+    return found | {"flops_per_second": flops / spent}
 
 
 @torch.inference_mode()

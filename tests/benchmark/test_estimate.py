@@ -14,7 +14,10 @@ from toy import CPU, toy_spec, with_class
 
 from cilbench.cli.tables import plan_table, time_lines
 from cilbench.methods.contract import TrainingCost
+from cilbench.methods.dgm import method as dgm
 from cilbench.methods.icarl import ICaRL
+from cilbench.methods.training import loop as training
+from cilbench.methods.training.flops import flops_so_far
 from cilbench.protocol import estimate
 from cilbench.request import RunOptions, specs
 
@@ -110,14 +113,16 @@ def test_what_is_measured_is_the_method_itself(name, toy, monkeypatch):
     monkeypatch.setattr(estimate, "LIMIT_SECONDS", math.inf)
     spec = toy_spec(name, toy)
     figures = estimate._measured(spec, spec.plan(), CPU)
-    assert set(figures) == {f"{what} {task}" for what in ("image", "epoch", "prediction") for task in range(3)}
+    per_task = {f"{what} {task}" for what in ("image", "epoch", "prediction") for task in range(3)}
+    assert set(figures) == per_task | {"flops_per_second"}
     assert all(figures[f"{what} {task}"] > 0 for task in range(3) for what in ("image", "prediction"))
 
 
 def test_a_measurement_ends_after_the_task_that_reaches_its_limit(toy, monkeypatch):
     monkeypatch.setattr(estimate, "LIMIT_SECONDS", 0.0)
     spec = toy_spec("der", toy)
-    assert set(estimate._measured(spec, spec.plan(), CPU)) == {"image 0", "epoch 0", "prediction 0"}
+    figures = estimate._measured(spec, spec.plan(), CPU)
+    assert set(figures) == {"image 0", "epoch 0", "prediction 0", "flops_per_second"}
 
 
 def test_methods_beyond_the_limit_are_named_and_left(toy, monkeypatch):
@@ -168,14 +173,19 @@ def test_hours_on_a_cpu_are_said_with_a_way_out(toy, monkeypatch):
 
 
 def test_a_plan_says_hours_on_a_cpu_with_a_way_out_as_well():
-    records = [{"recipe": "published", "train_seconds": s} for s in (3600.0, None, 36_000.0)]
+    def planned(recipe, seconds, method="icarl"):
+        return {"recipe": recipe, "train_seconds": seconds, "method": method, "flops_per_second": seconds and 1.25e10}
+
+    records = [planned("published", 3600.0), planned("published", None, "memo"), planned("published", 36_000.0, "der")]
     assert time_lines(records, CPU) == [
         "training takes about 11 h on cpu for each pair of --seeds and --orders",
+        "that is its counted FLOPs over those that a few steps of each method did in a second (in 10⁹: icarl 12.5,"
+        " der 12.5)",
         "that is the published recipe on a CPU; --recipe fast takes about 66 min",
     ]
-    short = [{"recipe": recipe, "train_seconds": s} for recipe, s in (("published", 60.0), ("smoke", 36_000.0))]
-    assert len(time_lines(short, CPU)) == len(time_lines(records, torch.device("cuda"))) == 1
-    assert time_lines([{"recipe": "published", "train_seconds": None}], CPU) == []
+    short = [planned("published", 60.0), planned("smoke", 36_000.0)]
+    assert len(time_lines(short, CPU)) == len(time_lines(records, torch.device("cuda"))) == 2
+    assert time_lines([planned("published", None)], CPU) == []
 
 
 def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
@@ -186,9 +196,10 @@ def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
 
     (record,) = json.loads(plan("--json"))
     assert record["recipe"] == "fast"
+    assert record["train_seconds"] == record["train_flops"] / record["flops_per_second"]
     known = json.loads((tmp_path / "machine.json").read_text())
     ((key, figures),) = known["seconds_per_image"].items()
-    busy = dict.fromkeys(figures, 1e6)
+    busy = dict.fromkeys(figures, 1e6)  # of which "flops_per_second" would make hours
     (tmp_path / "machine.json").write_text(json.dumps(known | {"seconds_per_image": {key: busy}}))
     assert "training takes about" in (text := plan())
     assert " h on cpu" not in text
@@ -198,13 +209,22 @@ def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
 def test_a_plan_measures_once_what_several_budgets_have_in_common(toy, tmp_path, monkeypatch):
     monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path))
     measured = []
-    monkeypatch.setattr(
-        estimate,
-        "_measured",
-        lambda spec, *_: measured.append(spec) or {"image 0": 1.0, "epoch 0": 0.0, "prediction 0": 0.0},
-    )
+    monkeypatch.setattr(estimate, "_measured", lambda spec, *_: measured.append(spec) or {"flops_per_second": 1e9})
     spec = toy_spec("icarl", toy, seed=7)
     spec = replace(spec, scenario=replace(spec.scenario, base=2, inc=2, dataset="anew"))
-    spent = [estimate.seconds(spec, spec.plan(), CPU, refresh=True) for _ in range(3)]
+    assert [estimate.rate(spec, spec.plan(), CPU) for _ in range(3)] == [1e9] * 3
     assert len(measured) == 1
-    assert len(set(spent)) == 1
+
+
+@pytest.mark.parametrize("name", ["icarl", "foster", "dgm"])
+def test_a_rate_is_of_the_operations_that_were_timed(name, toy, monkeypatch):
+    """A clock that moves with what is counted, wherever: a second for a million operations is the rate that is found.
+
+    Steps that are taken for known tell nothing of how fast they are: they count all the same.
+    """
+    monkeypatch.setattr(estimate, "LIMIT_SECONDS", math.inf)
+    clock = SimpleNamespace(perf_counter=lambda: flops_so_far() / 1e6, monotonic=lambda: 0.0)
+    for module in (training, dgm):
+        monkeypatch.setattr(module, "time", clock)
+    spec = toy_spec(name, toy)
+    assert estimate._measured(spec, spec.plan(), CPU)["flops_per_second"] == pytest.approx(1e6)

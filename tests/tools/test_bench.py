@@ -314,7 +314,20 @@ def test_every_section_and_what_is_written(quick, tmp_path, capsys):
         assert row["what"].split(",")[0][:12] in text
     assert {"torch", "threads", "cpu", "cores", "device"} <= set(told["machine"])
     targets = {row["what"].split(",")[0]: row["target"] for row in told["rows"] if row["target"] is not None}
-    assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12}
+    assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12, "operations of iCaRL": 0.01}
+
+
+def test_what_is_not_counted_is_the_same_run_without_its_operations(twenty, tmp_path):
+    asked = engine.two_tasks(twenty, QUICK, CPU)
+    engine.whole_cell(asked, tmp_path / "counted")
+    with engine.not_counted():
+        engine.whole_cell(asked, tmp_path / "not")
+    counted, uncounted = (
+        json.loads((tmp_path / name / asked.spec.id / "cell.json").read_text()) for name in ("counted", "not")
+    )
+    assert counted["timing"]["flops"]["training"] > 0
+    assert uncounted["timing"]["flops"] == {}
+    assert [t["sealed_sha256"] for t in uncounted["tasks"]] == [t["sealed_sha256"] for t in counted["tasks"]]
 
 
 def test_a_section_that_fails_stops_no_other(quick, tmp_path, monkeypatch, capsys):

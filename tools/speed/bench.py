@@ -46,6 +46,7 @@ from tools.speed.engine import (
     engine_run,
     images_per_second,
     job,
+    not_counted,
     reference_run,
     sealed_after,
     two_tasks,
@@ -57,6 +58,7 @@ from tools.speed.rows import CPU, CUDA, INC, QUICK, Row, Scale, alternately, fas
 FORMAT = 2
 LATE_TASK = 4  # "at task 5", counted from 0: four frozen branches beside the one that learns
 OTHER_AT_MOST = 0.05  # of a run
+COUNTING_AT_MOST = 0.01
 
 
 @dataclass(frozen=True)
@@ -210,6 +212,33 @@ def node_rows(bench: Bench) -> list[Row]:
     return [share("nodes", what, "nodes", [(counts[0], counts[1])])]
 
 
+def counting_rows(bench: Bench) -> list[Row]:
+    """What counting operations takes of a run: seconds that a run is longer for it, over those of `cell`.
+
+    Read off a run of as many steps as `cell` has, each of two images: what is counted and how often is the same, and it
+    stands out, which beside the arithmetic of 128 images a step no clock could tell.
+    """
+    scale, few = bench.scale, max(2 * INC, 2 * bench.scale.exemplars // bench.scale.batch)
+    small = replace(scale, per_class=2 * scale.per_class // scale.batch, batch=2, exemplars=few)
+    asked = two_tasks(made_classes(2 * INC, small), small, bench.device)
+    # On a CPU of this thread alone: what others use the machine for would be in the difference.
+    clock = time.thread_time if bench.device.type == "cpu" else time.perf_counter
+
+    def spent(counted: bool) -> float:
+        with nullcontext() if counted else not_counted():
+            started = clock()
+            whole_cell(asked, bench.folder)
+            return clock() - started
+
+    pairs = alternately(lambda: spent(True), lambda: spent(False), scale.rounds)
+    started = clock()
+    engine_run(bench.twenty, scale, bench.device)
+    whole = clock() - started
+    what = f"operations of iCaRL, {asked.plan.backbone}, 10 + 10 classes, {scale.epochs} epochs"
+    more = [(counted - uncounted, whole) for counted, uncounted in pairs]
+    return [share("counting", what, "s", more, COUNTING_AT_MOST)]
+
+
 def _expanding(bench: Bench, method: str, name: str, *, share_general: bool) -> Row:
     data = made_classes((LATE_TASK + 1) * INC, bench.scale)
     asked = bench.stepping(method, data, LATE_TASK + 1, batch_size=bench.scale.batch)
@@ -267,6 +296,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "memo": memo_rows,
     "herding": herding_rows,
     "nodes": node_rows,
+    "counting": counting_rows,
 }
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import numpy as np
 import torch
@@ -28,7 +29,10 @@ from cilbench.methods.icarl import ICaRL
 from cilbench.methods.registry import resolve
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.config import Recipe, apply_recipe
+from cilbench.methods.training.flops import FlopCount, Phase
 from cilbench.methods.training.numerics import Precision, wait_for
+from cilbench.protocol import run as protocol_run
+from cilbench.protocol import task as protocol_task
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.run import execute
 from cilbench.protocol.task import learn_and_seal, task_seed
@@ -226,6 +230,18 @@ def _learn(job: Job, task: int, sealed: bytes | None, progress: Any) -> None:
 
 def _unheard(*_: object) -> None:
     """A log and a progress that nobody follows."""
+
+
+@contextmanager
+def not_counted() -> Iterator[None]:
+    """Runs within count no operations; their records say 0."""
+
+    @contextmanager
+    def nothing(first: Phase = "training") -> Iterator[FlopCount]:
+        yield FlopCount()
+
+    with patch.object(protocol_task, "counting", nothing), patch.object(protocol_run, "counting", nothing):
+        yield
 
 
 @contextmanager
