@@ -159,6 +159,7 @@ class HowToRun:
         "I/N",
     )
     isolate: bool = option(False, "Learn every task in a fresh process.", MACHINE)
+    energy: bool = option(False, "Record joules, where the machine has counters: RAPL, NVML (extra energy).", MACHINE)
 
 
 def spread(command: Callable[..., None]) -> Callable[..., None]:

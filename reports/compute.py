@@ -12,13 +12,14 @@ from cilbench.reports.measures import measures
 
 REFERENCES = ("joint", "finetune")  # keys of what operations are told as multiples of
 FRONTS = {"memory": ("kept_bytes",), "compute": ("train_flops",), "both": ("kept_bytes", "train_flops")}
-_COSTS = ("train_flops", "flops_per_image", "wall_seconds", "peak_memory_bytes", "kept_bytes")
+_COSTS = ("train_flops", "flops_per_image", "wall_seconds", "peak_memory_bytes", "energy_joules", "kept_bytes")
 
 
 def run_costs(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per finished run: METHOD, run, seed, order, budget, avg and last of the published head; train_flops
     (operations of learning all tasks), flops_per_image (of the last learner), kept_bytes (the most at any boundary, as
-    the budget counts them), wall_seconds, peak_memory_bytes. NaN is what a run of an earlier version does not say.
+    the budget counts them), wall_seconds, peak_memory_bytes, energy_joules (of all `counters`). NaN is what a run does
+    not say: one of an earlier version, one without `--energy`.
     """
     done = frame[(frame["status"] == "done") & frame["task"].notna() & frame["published_head"]].sort_values("task")
     kept = done["published_bytes"].where(done["accounting"] == "published", done["strict_bytes"])
@@ -29,6 +30,8 @@ def run_costs(frame: pd.DataFrame) -> pd.DataFrame:
         kept_bytes=("kept_bytes", "max"),
         wall_seconds=("wall_seconds", "first"),
         peak_memory_bytes=("peak_memory_bytes", "first"),
+        energy_joules=("energy_joules", "first"),
+        counters=("counters", "first"),
         key=("key", "first"),
         device=("device", "first"),
     )
@@ -51,6 +54,7 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
         for measure in ("avg", "last"):
             low, high = np.clip(statistics.interval(part[measure].to_numpy(float), part["seed"], part["order"]), 0, 100)
             row |= {measure: part[measure].mean(), f"{measure}_low": low, f"{measure}_high": high}
+        row["counters"] = "; ".join(sorted(set(part["counters"]) - {""}))
         row |= {"n": len(part), "seeds": part["seed"].nunique(), "orders": part["order"].nunique()}
         rows.append(
             row | {"device": ", ".join(sorted(set(part["device"]))), "runs": " ".join(part["run"].sort_values())}
@@ -70,7 +74,7 @@ def costs(frame: pd.DataFrame) -> pd.DataFrame:
 _COLUMNS = [
     *(*METHOD, "budget_bytes", "budget_label", *_COSTS),
     *(f"{measure}{end}" for measure in ("avg", "last") for end in ("", "_low", "_high")),
-    *("n", "seeds", "orders", "device", "runs"),
+    *("counters", "n", "seeds", "orders", "device", "runs"),
     *(f"over_{reference}" for reference in REFERENCES),
     *(f"on_{name}" for name in FRONTS),
 ]

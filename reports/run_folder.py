@@ -56,7 +56,7 @@ CELL_COLUMNS = (
         "class_names",
     ),
     "growth_clipped",
-    *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes"),
+    *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes", "energy_joules", "counters"),
     *("isolation", "plug_in", "dtypes"),
     *("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit"),
 )
@@ -152,6 +152,8 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "competes": card.competes,
         "port": clean(card.port, 400),
         **{column: getattr(timing, column) for column in ("wall_seconds", "images_per_second", "peak_memory_bytes")},
+        "energy_joules": sum(timing.energy_joules.values()) or None,
+        "counters": ", ".join(clean(name) for name in timing.energy_joules),
         **{column: clean(str(record.environment.get(column) or "")) for column in environment},
     }
 

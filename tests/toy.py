@@ -117,7 +117,13 @@ CPU = torch.device("cpu")
 
 
 def run(
-    spec: RunSpec, dataset: Dataset, out: Path, keep: Any = "all", isolate: bool = False, reporter: Any = None
+    spec: RunSpec,
+    dataset: Dataset,
+    out: Path,
+    keep: Any = "all",
+    isolate: bool = False,
+    reporter: Any = None,
+    energy: bool = False,
 ) -> tuple[Outcome, Path]:
     """Carry out a run as the command does; how it ended, and its folder."""
     folder = RunFolder(out, spec.id)
@@ -125,7 +131,7 @@ def run(
         plan: Any = spec.plan()
     except BudgetTooSmall as refusal:
         plan = refusal
-    context = RunContext(spec, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate)
+    context = RunContext(spec, plan, dataset, folder, CPU, reporter or Silent(), keep, isolate, energy)
     return execute(context), folder.final
 
 

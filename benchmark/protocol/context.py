@@ -73,7 +73,7 @@ class RunContext:
     """One run: what is asked for, on which images and device, where it is recorded, and who watches.
 
     `plan` is the refusal where the budget is too small. `keep`: the sealed states that are kept. `isolate`: every task
-    is learned, and every learner evaluated, in a process of its own.
+    is learned, and every learner evaluated, in a process of its own. `energy`: the machine's counters are read.
     """
 
     spec: RunSpec
@@ -84,3 +84,4 @@ class RunContext:
     reporter: Reporter
     keep: Keep = "last"
     isolate: bool = False
+    energy: bool = False

@@ -22,6 +22,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, unseal
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.data.validation import held_out
+from cilbench.device.energy import Meter, counters
 from cilbench.device.environment import environment
 from cilbench.device.memory import free_cached, peak_memory_bytes, reset_peak_memory
 from cilbench.errors import in_one_line
@@ -104,10 +105,18 @@ def execute(run: RunContext) -> Outcome:
 def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
     done = len(run.folder.records())
     sealed = run.folder.sealed(done - 1) if done else None
-    for index in range(done, run.spec.scenario.tasks):
+    with Meter(counters(run.device) if run.energy else ()) as meter:
+        sealed = _learn_tasks(run, plan, sealed, range(done, run.spec.scenario.tasks), meter)
+    if sealed is not None:  # once more where the process was killed while it was written
+        _show_stored_samples(run, plan, sealed)
+
+
+def _learn_tasks(run: RunContext, plan: Plan, sealed: bytes | None, tasks: range, meter: Meter) -> bytes | None:
+    """The state after the last of `tasks`; `sealed` is the one before the first."""
+    for index in tasks:
         if run.reporter.stopping():
             raise Interrupted
-        clock = _Clock(run.device)
+        clock = _Clock(run.device, meter)
         left = _flops_left(run)
         learned = _learn_and_seal(run, SealedTask(run.spec, plan, run.device, sealed, left), index)
         clock.lap("train")
@@ -128,8 +137,7 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
         record = record.model_copy(update={"flops": flops, "flops_per_image": flops_per_image})
         run.folder.add_task(record, ledger, sealed, predictions, metrics, norms, run.keep)
         run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in predictions if head != "labels"})
-    if sealed is not None:  # once more where the process was killed while it was written
-        _show_stored_samples(run, plan, sealed)
+    return sealed
 
 
 def _flops_left(run: RunContext) -> int | None:
@@ -140,10 +148,11 @@ def _flops_left(run: RunContext) -> int | None:
 
 
 class _Clock:
-    """Seconds of the parts of a task, and the peak of memory since it was started."""
+    """Seconds of the parts of a task; the peak of memory and joules by counter since it was started."""
 
-    def __init__(self, device: torch.device) -> None:
+    def __init__(self, device: torch.device, meter: Meter) -> None:
         reset_peak_memory(device)
+        self.meter, self.joules_before = meter, meter.read()
         self.device, self.started = device, time.perf_counter()
         self.last, self.seconds = self.started, dict[str, float]()
 
@@ -153,6 +162,9 @@ class _Clock:
 
     def total(self) -> float:
         return time.perf_counter() - self.started
+
+    def joules(self) -> dict[str, float]:
+        return {name: joules - self.joules_before[name] for name, joules in self.meter.read().items()}
 
 
 def _learn_and_seal(run: RunContext, given: SealedTask, index: int) -> Learned:
@@ -263,6 +275,7 @@ def _task_record(
         seal_seconds=learned.seal_seconds,
         unsealed_published_bytes=unsealed.published,
         unsealed_strict_bytes=unsealed.strict,
+        energy_joules={} if learned.earlier_seconds else clock.joules(),  # nobody has read what was spent before
     )
 
 
@@ -319,4 +332,11 @@ def _timing(records: list[TaskRecord]) -> dict[str, Any]:
         "images_per_second": images / train_seconds if train_seconds else None,
         "flops": dict(sum((Counter(r.flops) for r in records), Counter[str]())),
         "peak_memory_bytes": max((r.peak_memory_bytes for r in records), default=0),
+        "energy_joules": {name: sum(r.energy_joules[name] for r in records) for name in _in_all(records)},
     }
+
+
+def _in_all(records: list[TaskRecord]) -> list[str]:
+    """Counters of energy that every task has: a sum over some tasks would not be the run's."""
+    found = records[0].energy_joules if records else {}
+    return [name for name in found if all(name in record.energy_joules for record in records)]

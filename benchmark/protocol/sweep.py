@@ -16,6 +16,7 @@ from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.download import Dataset, load
 from cilbench.data.validation import held_out
 from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_device, pick_workers
+from cilbench.device.energy import counters
 from cilbench.device.measure import using_threads
 from cilbench.device.memory import free_cached
 from cilbench.errors import RequestError, counted
@@ -62,6 +63,7 @@ class Sweep:
     before: Mapping[str, tuple[int, int] | None]
     screen: Screen
     open: frozenset[str] = frozenset()
+    energy: bool = False
 
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.out, spec.id)
@@ -119,6 +121,7 @@ def _prepared(
     if how.keep not in get_args(Keep):
         raise RequestError(f"--keep {how.keep}: allowed are {', '.join(get_args(Keep))}")
     there = pick_device(how.device)
+    jobs = _alone(how.jobs, there) if how.energy else how.jobs
     check_feasible(asked)
     locks = check_writable(out)
     if mine is None:
@@ -142,7 +145,7 @@ def _prepared(
         folders[run_id].check_images(dataset.fingerprint)
     laid = [laid_out(spec, plans[spec.id], there, say) if spec.id in unfinished else spec for spec in asked]
     open_ = frozenset(spec.id for spec in laid if ended.get(spec.id) is None)
-    workers = pick_workers(how.jobs, how.threads, len(open_), of_all, there, say)
+    workers = pick_workers(jobs, how.threads, len(open_), of_all, there, say)
     stamps = {spec.id: folders[spec.id].stamp() for spec in asked}
     say(f"device {there}, {of_all[0].precision}{workers}; run folders in {out}")
     for line in _ended_already(folders, ended, dataset):
@@ -150,7 +153,16 @@ def _prepared(
     todo = Sweep(
         tuple(laid), plans, data_dir, out, there, cast(Keep, how.keep), how.isolate, fresh, stamps, screen, open_
     )
+    todo = replace(todo, energy=how.energy)
     return todo, dataset, workers
+
+
+def _alone(jobs: str, device: torch.device) -> str:
+    """How many runs side by side where energy is measured: one. Raises RequestError, also where nothing measures."""
+    if jobs not in ("auto", "1"):
+        raise RequestError(f"--energy beside --jobs {jobs}: counters are of the whole machine, allowed is --jobs 1")
+    counters(device)
+    return "1"
 
 
 def _estimated(todo: Sweep, workers: Workers, dataset: Dataset) -> list[str]:
@@ -254,7 +266,8 @@ def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReport
             if anew:
                 folder.discard()
             plan = todo.plans[spec.id]
-            return execute(RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate))
+            context = RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate)
+            return execute(replace(context, energy=todo.energy))
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")
 

@@ -169,7 +169,8 @@ class TaskRecord(_Record):
     `judge_seconds` are part of `wall_seconds`, `seal_seconds` (loading included) of `train_seconds`; `unsealed_…_bytes`
     are those of a larger learner that is judged and not sealed (`Card.unsealed`). `flops` are floating-point operations
     by what they were for (`methods/training/flops.py`): all but `LATER_PHASES` while the task was learned.
-    `flops_per_image`: to predict one test image. What older runs do not say is 0, or empty.
+    `flops_per_image`: to predict one test image. `energy_joules` by counter, where counters were read (`--energy`) and
+    the task was learned in one go. What older runs do not say is 0, or empty.
     """
 
     task: Count
@@ -189,6 +190,7 @@ class TaskRecord(_Record):
     unsealed_strict_bytes: Count = 0
     flops: dict[str, Operations] = {}
     flops_per_image: Operations = 0
+    energy_joules: dict[str, Number] = {}
 
     @property
     def train_flops(self) -> int:
@@ -266,6 +268,7 @@ class Timing(_Record):
     images_per_second: Number | None = None
     peak_memory_bytes: Number | None = None
     flops: dict[str, Operations] = {}
+    energy_joules: dict[str, Number] = {}  # of counters that every task has
 
 
 class Ending(_Record):

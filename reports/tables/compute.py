@@ -33,7 +33,9 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
     """A row per method and budget that finished; floor and ceiling, which others are multiples of, last."""
     notes, rows, competing = Notes(), [], costs[costs["competes"].astype(bool)]
     units = {column: flops_unit_of(competing[column].min()) for column in ("train_flops", "flops_per_image")}
-    units |= {"peak_memory_bytes": ("MB", _MB), "kept_bytes": unit_of(competing["kept_bytes"].max())}
+    units |= {"peak_memory_bytes": ("MB", _MB), "energy_joules": ("kJ", 1000.0)}
+    units |= {"kept_bytes": unit_of(competing["kept_bytes"].max())}
+    counters = "; ".join(sorted(set(costs["counters"]) - {""}))
     ordered = costs.assign(fold=costs["name"].str.casefold())
     ordered = ordered.sort_values(["competes", "budget_bytes", "fold"], ascending=[False, True, True])
     for item in ordered.to_dict("records"):
@@ -48,6 +50,7 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
             number_cell(scaled, "flops_per_image", fixed),
             number_cell(item, "wall_seconds", tenths),
             number_cell(scaled, "peak_memory_bytes", tenths),
+            *((number_cell(scaled, "energy_joules", fixed),) if counters else ()),
             number_cell(scaled, "kept_bytes", fixed),
             number_cell(item, "avg", fixed),
             number_cell(item, "n", whole),
@@ -64,10 +67,13 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
         "of predicting one after the last task",
         f"Wall and memory: of the whole run{f', on {devices}' * bool(devices)}, and its peak; kept: the most bytes at "
         "any task boundary",
+        f"Energy: what the machine's counters measured while the run went on ({counters}); none is estimated"
+        * bool(counters),
     )
-    train, per_image, memory, kept = (unit for unit, _ in units.values())
+    train, per_image, memory, energy, kept = (unit for unit, _ in units.values())
     columns = ("Budget", "Method", f"Train ({train})", *(f"× {reference}" for reference in REFERENCES))
-    columns += (f"Per image ({per_image})", "Wall (s)", f"Memory ({memory})", f"Kept ({kept})", "Avg (%)", "n")
+    columns += (f"Per image ({per_image})", "Wall (s)", f"Memory ({memory})")
+    columns += (f"Energy ({energy})",) * bool(counters) + (f"Kept ({kept})", "Avg (%)", "n")
     numeric = tuple(column != "Method" for column in columns)
     skips = frozenset({"Budget"}) | said_once(costs)
     return Table(

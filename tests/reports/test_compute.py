@@ -8,12 +8,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from make_runs import METHODS, REFERENCES, Grid, make_runs
+from make_runs import METHODS, REFERENCES, Grid, field, make_runs
 
 from cilbench import reports
 from cilbench.reports.compute import front, frontiers, hypervolume
 from cilbench.reports.group import groups_of
 from cilbench.reports.report import tables_of
+from cilbench.reports.tables.table import Table
 
 
 @pytest.fixture(scope="module")
@@ -128,3 +129,20 @@ def test_the_figure_rings_what_is_on_the_front_and_fades_the_rest(one: reports.C
     assert drawn == set(points["train_flops"] / 1e12)
     sizes = sorted(line.get_markersize() for line in figure.axes[2].lines if line.get_gid() == "both")
     assert sizes == sorted(np.interp(points["avg"], [points["avg"].min(), points["avg"].max()], [2.8, 6.4]))
+
+
+def test_energy_is_shown_where_counters_measured_it(tmp_path: Path) -> None:
+    grid = Grid(methods=METHODS[:2], seeds=(1, 2), budgets_bytes=(98_304,))
+    folders = make_runs(tmp_path / "runs", grid)
+
+    def table() -> Table:
+        (group,) = groups_of(reports.read_runs([tmp_path / "runs"]), None)
+        return next(table for table in tables_of(group) if table.name == "compute")
+
+    assert not any("Energy" in column for column in table().columns)
+    for folder, joules in zip(folders[:2], (1000.0, 3000.0), strict=True):  # of iCaRL alone
+        field("timing", "energy_joules", value={"package-0": joules, "dram of 0": 500.0})(folder)
+    shown = table()
+    place = shown.columns.index("Energy (kJ)")
+    assert {row.cells[1].text: row.cells[place].text for row in shown.rows} == {"iCaRL": "2.50", "CIM (on iCaRL)": "–"}
+    assert any("(package-0, dram of 0); none is estimated" in text for _, text in shown.notes)
