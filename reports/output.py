@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-_PROVENANCE = "provenance.json"
+PROVENANCE = "provenance.json"
 _STAGE = ".cilbench-report-"
 
 
@@ -21,7 +21,7 @@ class ForeignFolderError(ValueError):
 def require_ours(out: Path) -> None:
     """Raises ForeignFolderError where `out` holds files and no earlier report, whole or killed while it was made."""
     there = sorted(path.name for path in out.glob("*") if not path.name.startswith(".")) if out.is_dir() else []
-    if there and not _earlier_outputs(out / _PROVENANCE) and not any(out.glob(f"{_STAGE}*")):
+    if there and not _earlier_outputs(out / PROVENANCE) and not any(out.glob(f"{_STAGE}*")):
         shown = ", ".join(there[:3]) + (", …" if len(there) > 3 else "")
         raise ForeignFolderError(f"is not a report and not empty ({shown}): name a new folder, or that of a report")
 
@@ -46,9 +46,9 @@ def settle(stage: Path, out: Path, provenance: Mapping[str, Any]) -> tuple[Path,
     made = {path.relative_to(stage).as_posix(): path for path in sorted(stage.rglob("*")) if path.is_file()}
     written = {name: _sha256(path) for name, path in made.items()}
     text = json.dumps({**provenance, "outputs": written}, indent=1, ensure_ascii=False)
-    (stage / _PROVENANCE).write_text(text + "\n", encoding="utf-8", newline="\n")
-    earlier = _earlier_outputs(out / _PROVENANCE)
-    for name in [*written, _PROVENANCE]:
+    (stage / PROVENANCE).write_text(text + "\n", encoding="utf-8", newline="\n")
+    earlier = _earlier_outputs(out / PROVENANCE)
+    for name in [*written, PROVENANCE]:
         (out / name).parent.mkdir(exist_ok=True)
         os.replace(stage / name, out / name)
     for name, sha256 in earlier.items():
@@ -56,7 +56,7 @@ def settle(stage: Path, out: Path, provenance: Mapping[str, Any]) -> tuple[Path,
         inside = name not in written and ".." not in Path(name).parts and not Path(name).is_absolute()
         if inside and path.is_file() and not path.is_symlink() and _sha256(path) == sha256:
             path.unlink()
-    return tuple(out / name for name in [*written, _PROVENANCE])
+    return tuple(out / name for name in [*written, PROVENANCE])
 
 
 def _sha256(path: Path) -> str:

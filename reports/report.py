@@ -9,6 +9,7 @@ from pathlib import Path
 import pandas as pd
 
 from cilbench.reports import comparability, evidence, tables
+from cilbench.reports.analyses.write import Link, links_to_analyses
 from cilbench.reports.figures.drawing import Drawn, draw
 from cilbench.reports.figures.registry import drawings_of
 from cilbench.reports.figures.styles import missing_letters
@@ -51,10 +52,11 @@ def write_report(
 ) -> ReportResult:
     """Read every run under `run_dirs` and write the report into `out`. Never touches a run folder.
 
-    `command` is printed as what made the report; `published` overlays published points on sections of their protocol,
-    recipe and budgets; `captions` writes captions into the PNG figures, for slides; `progress` is told (what, done,
-    all). A folder or file that cannot be used is in `left_out` with its reason. Files that an earlier report wrote into
-    `out` and this one does not are removed, unless somebody changed them.
+    What `cilbench analyse` wrote beside the runs is linked. `command` is printed as what made the report; `published`
+    overlays published points on sections of their protocol, recipe and budgets; `captions` writes captions into the PNG
+    figures, for slides; `progress` is told (what, done, all). A folder or file that cannot be used is in `left_out`
+    with its reason. Files that an earlier report wrote into `out` and this one does not are removed, unless somebody
+    changed them.
 
     Raises NothingToReportError where no run can be used; ForeignFolderError where a file of this report would replace
     one that no report wrote; with `strict` MixedComparisonError where runs differ in anything that `allow` does not
@@ -73,8 +75,9 @@ def write_report(
     left_out = (*runs.left_out, *(item for close_up in close_ups for item in close_up.left_out))
     inputs = [runs.inputs_sha256, *(close_up.inputs_sha256 for close_up in close_ups)]
     provenance = provenance_of(runs, left_out, command, hashlib.sha256("\n".join(inputs).encode()).hexdigest())
+    beside = links_to_analyses(run_dirs, list(runs.cells["run"]), out)
     with stage_in(out) as stage:
-        _write(stage, out, runs, groups, left_out, printed(provenance), captions, progress)
+        _write(stage, out, runs, groups, left_out, printed(provenance), captions, progress, beside)
         paths = settle(stage, out, provenance)
     return ReportResult(out / "index.html", paths, len(runs.cells), left_out)
 
@@ -88,8 +91,11 @@ def _write(
     made: Mapping[str, str],
     captions: bool,
     progress: Progress | None,
+    beside: Sequence[Link],
 ) -> None:
-    """Everything but provenance.json, into `stage`; it will lie in `out`. `made` says how."""
+    """Everything but provenance.json, into `stage`; it will lie in `out`. `made` says how, `beside` which analyses of
+    these runs there are.
+    """
     stamp = "; ".join(f"{key}: {value}" for key, value in made.items())
     (stage / "figures").mkdir()
     wanted = [drawing for group in groups for drawing in drawings_of(group)]
@@ -103,7 +109,7 @@ def _write(
     remarks += [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []
     drawn = list(_told(drawing, len(wanted), progress))
     sections = [section_of(group, drawn) for group in groups]
-    page = render_page(sections, runs.cells, left_out, bibtex, made, remarks)
+    page = render_page(sections, runs.cells, left_out, bibtex, made, remarks, beside)
     for name, text in {"index.html": page, **_texts(sections, left_out, bibtex, stamp, remarks)}.items():
         (stage / name).write_text(text, encoding="utf-8", newline="\n")
 

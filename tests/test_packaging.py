@@ -72,7 +72,7 @@ FLOORS = (  # of benchmark/, from the top
     "__init__",
     "__main__",
     "cli",
-    "api",
+    "api analyses",
     "protocol",
     "device",
     "request sweepfile",

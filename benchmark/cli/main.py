@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from cilbench import __version__
+from cilbench.cli.analyse import analyse
 from cilbench.cli.asked import SweepFile, comparisons_of, typed
 from cilbench.cli.data import app as data_app
 from cilbench.cli.help import CHECK, COMPARE, LOOK_UP, Command, Group
@@ -171,6 +172,7 @@ def plan(
 
 app.command(name="submit", cls=Command, rich_help_panel=COMPARE)(submit)
 app.command(cls=Command, rich_help_panel=COMPARE)(report)
+app.command(cls=Command, rich_help_panel=COMPARE)(analyse)
 app.command(cls=Command, rich_help_panel=CHECK)(audit)
 app.command(cls=Command, rich_help_panel=CHECK)(verify)
 app.command(cls=Command, rich_help_panel=CHECK)(publish)

@@ -58,7 +58,7 @@ def report(
     command = " ".join(["cilbench", "report", *map(str, folders), *options])
     allowed = tuple(filter(None, (aspect.strip() for aspect in allow.split(","))))
     try:
-        with _Told() as told:
+        with Told() as told:
             result = write_report(
                 folders, out, command=command, published=published, strict=strict, allow=allowed, progress=told
             )
@@ -99,13 +99,13 @@ def _require_runs(option: str, folder: Path) -> None:
         raise RequestError(f"{option} {folder}: no run there; `cilbench run` makes one")
 
 
-class _Told:
+class Told:
     """How far a report is, on standard error: a bar on a terminal, a line per step on anything else.
 
     A line comes once the next step has begun or all is well: a refusal after the first step stays the only line.
     """
 
-    def __enter__(self) -> "_Told":
+    def __enter__(self) -> "Told":
         from rich.progress import Progress
 
         self.bars, self.steps = Progress(console=console(stderr=True), transient=True), dict[str, Any]()

@@ -3,28 +3,19 @@
 `cilbench audit` weighs the bytes of a run; this compares its predictions. Together they let anybody check a result.
 """
 
-import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, get_args
+from typing import Any
 
 import numpy as np
-import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
-from cilbench.budgets.sealed import unseal
-from cilbench.data.download import Dataset, load
-from cilbench.data.validation import held_out
-from cilbench.device.choose import pick_device
 from cilbench.device.environment import environment
 from cilbench.device.measure import using_threads
 from cilbench.errors import RequestError
-from cilbench.methods.contract import Plan
 from cilbench.methods.training.images import Images
-from cilbench.methods.training.numerics import MemoryFormat, is_out_of_memory
 from cilbench.protocol.evaluate import Predictions, accuracies, evaluate, on_test_images
-from cilbench.protocol.rerun import Recorded
+from cilbench.protocol.rebuild import Differs, KeptRun, kept_tasks
 from cilbench.protocol.task import task_seed
 from cilbench.records.files import UNREADABLE, printable, read_bytes
 from cilbench.records.schema import (
@@ -32,17 +23,14 @@ from cilbench.records.schema import (
     LIMITS,
     METRICS,
     PREDICTIONS,
-    STATE,
     MetricsRow,
     TaskRecord,
     read_cell,
     read_predictions,
     read_rows,
 )
-from cilbench.request import RunSpec
 
 _MATTERS = ("cilbench", "git_commit", "torch", "platform", "device", "threads")  # to the last bits of a score
-_MOST_THREADS = 1024
 
 
 @dataclass(frozen=True)
@@ -69,74 +57,40 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
         rows = list(read_rows(read_bytes(folder / METRICS, LIMITS[METRICS]), MetricsRow, METRICS))
     except UNREADABLE as error:
         return Verdict("", (printable(f"not a whole run folder ({error})"),))
-    kept = [record for record in cell.tasks if _state(folder, record).is_file()]
-    if not kept:
+    if not kept_tasks(folder, cell):
         raise RequestError(f"RUN {folder}: no sealed state was kept, so no learner can be rebuilt")
-    run = Recorded.read(folder / CELL, option="RUN")
-    spec = run.spec(data_dir)
-    dataset = load(spec.scenario.dataset, data_dir)
-    if cell.environment.get("data_sha256") not in (None, dataset.fingerprint):
-        raise RequestError(f"RUN {folder}: the run was made of other images than this data folder has")
-    dataset = held_out(dataset, spec.validation, spec.seed)
-    there = pick_device(device)
-    layouts: tuple[MemoryFormat, ...] = get_args(MemoryFormat)
-    spec = replace(spec, layout=next((x for x in layouts if x == cell.environment.get("layout")), spec.layout))
-    try:
-        plan = spec.plan()
-    except BudgetTooSmall as refusal:
-        raise RequestError(f"RUN {folder}: {refusal}") from None
-    problems: list[str] = []
-    threads = cell.environment.get("threads")  # sums on a CPU depend on their number
-    if not isinstance(threads, int) or not 1 <= threads <= _MOST_THREADS:
-        threads = torch.get_num_threads()
-    with using_threads(threads):
-        here = environment(there)
+    run = KeptRun.of(folder, cell, data_dir, device)
+    kept, problems = run.kept, list[str]()
+    with using_threads(run.threads()):
+        here = environment(run.device)
         for record in kept:
             try:
-                again = _evaluated_again(folder, record, spec, plan, dataset, there)
-            except _Differs as difference:
+                again = _evaluated_again(run, record)
+            except Differs as difference:
                 problems.append(f"task {record.task}: {difference}")
                 continue
             found = list(_differences(record.task, stored, again))
-            if not found and not _same_accuracies(rows, accuracies(again, spec.scenario, record.task)):
+            if not found and not _same_accuracies(rows, accuracies(again, run.spec.scenario, record.task)):
                 found = [f"task {record.task}: {METRICS} is not what the predictions give"]
             problems += found
     missing = len(cell.tasks) - len(kept)
     compared = f"{_listed(kept)} of {len(cell.tasks)} on {here['device']}"
     compared += f"; of {missing} other tasks no state was kept" if missing else ""
-    compared += f"; {', '.join(unsealed)}: not sealed, not verified" if (unsealed := spec.method.card.unsealed) else ""
-    return Verdict(compared, tuple(problems), tuple(run.differences({key: here[key] for key in _MATTERS})))
+    compared += (
+        f"; {', '.join(unsealed)}: not sealed, not verified" if (unsealed := run.spec.method.card.unsealed) else ""
+    )
+    return Verdict(compared, tuple(problems), tuple(run.recorded.differences({key: here[key] for key in _MATTERS})))
 
 
-class _Differs(Exception):
-    """A sealed state is not the recorded one, or no learner comes of it; the message says which."""
+def _evaluated_again(run: KeptRun, record: TaskRecord) -> Predictions:
+    """Predictions of the learner that the sealed state of a task makes, and the labels. Raises Differs."""
+    state, seed = run.state(record), task_seed(run.spec.seed, record.task)
 
+    def predictions_of(images: Images) -> Predictions:
+        return evaluate(run.spec, run.plan, state, images, run.device)
 
-def _state(folder: Path, record: TaskRecord) -> Path:
-    return folder / "tasks" / str(record.task) / STATE
-
-
-def _evaluated_again(
-    folder: Path, record: TaskRecord, spec: RunSpec, plan: Plan, dataset: Dataset, device: torch.device
-) -> Predictions:
-    """Predictions of the learner that the sealed state of a task makes, and the labels. Raises _Differs."""
-    try:
-        sealed = read_bytes(_state(folder, record), min(record.sealed_bytes, LIMITS[STATE]))
-    except (OSError, ValueError) as error:
-        raise _Differs(f"its sealed state cannot be read ({error})") from None
-    if hashlib.sha256(sealed).hexdigest() != record.sealed_sha256:
-        raise _Differs("its sealed state is not the one that was recorded")
-    try:
-        state, scenario, seed = unseal(sealed), spec.scenario, task_seed(spec.seed, record.task)
-
-        def predictions_of(images: Images) -> Predictions:
-            return evaluate(spec, plan, state, images, device)
-
-        return on_test_images(dataset, scenario, record.task, device, seed, predictions_of)
-    except Exception as error:  # a method may raise anything over bytes that are not its own
-        if is_out_of_memory(error):
-            raise RequestError(f"--device {device}: not enough memory to evaluate task {record.task}") from None
-        raise _Differs(f"no learner can be rebuilt from its state ({type(error).__name__}: {error})") from None
+    test = (run.dataset, run.spec.scenario, record.task, run.device, seed)
+    return run.guarded(record, lambda: on_test_images(*test, predictions_of))
 
 
 def _differences(task: int, stored: Predictions, again: Predictions) -> Iterator[str]:

@@ -48,8 +48,11 @@ def render_page(
     bibtex: str,
     provenance: Mapping[str, str],
     remarks: Sequence[str] = (),
+    beside: Sequence[Any] = (),
 ) -> str:
-    """The whole page: the same wherever it and the run folders lie."""
+    """The whole page: the same wherever it and the run folders lie. `beside`: links to analyses of these runs
+    (`analyses.write.Link`), relative to the page.
+    """
     book = book_of(sections, cells)
     scripts = {name: static_text(f"{name}.js") for name in ("theme", "echarts.min", "page")}
     return template().render(
@@ -65,6 +68,7 @@ def render_page(
         bibtex=bibtex,
         provenance=provenance,
         remarks=remarks,
+        beside=beside,
         files=[*(f"{name}.csv" for name in (_CSV if sections else ())), *_TEXTS],
     )
 

@@ -1,0 +1,64 @@
+"""`cilbench analyse`: what the papers look for inside a run, from the folders that runs leave."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from cilbench.cli.report import Told
+from cilbench.cli.terminal import say, working
+from cilbench.cli.verify import Runs, run_folders
+from cilbench.errors import RequestError
+from cilbench.options import DataDir, Device, a_path
+
+
+def analyse(
+    runs: Runs,
+    what: Annotated[
+        str | None,
+        typer.Option("--what", metavar="NAMES", help="Analyses, comma-separated; all that can be made if not given."),
+    ] = None,
+    out: Annotated[
+        Path, typer.Option("--out", metavar="DIR", help="Where tables, figures and the page go.", parser=a_path)
+    ] = Path("analyses"),
+    data_dir: DataDir = None,
+    device: Device = "auto",
+) -> None:
+    """What the papers look for inside a run: tidy tables, figures and a page. Trains nothing.
+
+    cilbench analyse runs                          whatever these runs have recorded
+    cilbench analyse runs --what shift,cka         needs runs made with --keep all
+    """
+    folders = run_folders(runs)
+    with working("loading"):
+        from cilbench.analyses import analyses_named
+
+        analyses = analyses_named(what)
+        from cilbench.analyses.rebuilt import opener
+        from cilbench.reports.analyses.write import NothingToAnalyseError, write_analyses
+        from cilbench.reports.output import ForeignFolderError
+
+    command = " ".join(["cilbench", "analyse", *map(str, runs), *([f"--what {what}"] if what else [])])
+    try:
+        with Told() as told:
+            result = write_analyses(
+                folders,
+                out,
+                analyses,
+                asked=what is not None,
+                rebuild=opener(data_dir, device),
+                command=command,
+                progress=told,
+            )
+    except NothingToAnalyseError as error:
+        raise RequestError(f"--what {error}" if what else f"RUNS: {error}") from None
+    except ForeignFolderError as error:
+        raise RequestError(f"--out {out} {error}") from None
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+    for line in result.skipped:
+        say(f"not made: {line}", err=True)
+    for item in result.damaged:
+        say(f"left out: {item.folder}: {item.reason}", err=True)
+    say(f"{', '.join(result.made)} of {result.runs} runs: {result.index}")
+    raise typer.Exit(1 if result.damaged else 0)

@@ -1,0 +1,243 @@
+"""How analyses draw: lines over an axis of categories or numbers, matrices, scatters, grids of images.
+
+Every function takes tidy tables that have been computed and returns a figure at the width asked for.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm, Normalize
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
+
+from cilbench.reports.comparability import parts
+from cilbench.reports.figures.layout import bands, finish, handles_of, left_panels, lines, name_panel, panel_grid
+from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style
+
+_MOST_TICKS = 8
+_EDGE = 1  # pixels between two images
+
+
+def ordered_colours(number: int) -> list[str]:
+    """So many colours from first to last, each legible on a white and on a dark page."""
+    return list(sns.color_palette("plasma", 100)[8:70][:: max(1, 61 // max(number - 1, 1))].as_hex())[:number]
+
+
+def by_method(
+    means: pd.DataFrame,
+    x: str,
+    y: str,
+    labels: tuple[str, str],
+    styles: Mapping[str, Style],
+    paper_columns: PaperColumns = 2,
+    *,
+    panel: str = "",
+    log: bool = False,
+    share_y: bool = True,
+    limits: tuple[float, float] | None = None,
+    diagonal: bool = False,
+) -> Figure:
+    """A line a method (`name`), with a band from `y`_low to `y`_high where there are several runs; one panel, or one
+    for each value of `panel`. Texts on x are drawn in the order in which they come.
+    """
+    given = list(dict.fromkeys(means[x]))
+    texts = [str(value) for value in given] if means[x].dtype == object or means[x].dtype.name == "str" else []
+    table = means.assign(at=means[x].map({value: n for n, value in enumerate(given)}) if texts else means[x])
+    shown = [("", table)] if not panel else [(str(value), part) for (value,), part in parts(table, [panel])]
+    with paper_style([*means["name"].unique(), *texts]):
+        figure, panels, place = panel_grid(len(shown), paper_columns, 2.2, sharey=share_y and len(shown) > 1)
+        for axes, (title, part) in zip(panels, shown, strict=True):
+            if f"{y}_low" in part and (part["n"] > 1).any():
+                bands(axes, part, "at", y, styles)
+            lines(axes, part, "at", y, styles)
+            axes.set_xlabel(labels[0])
+            if diagonal:
+                axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.6, zorder=0)
+            if log:
+                _logarithmic(axes)
+            if title:
+                axes.set_title(title)
+            _ticks(axes, texts, int(part["at"].nunique()))
+        for axes in left_panels(panels):
+            axes.set_ylabel(labels[1])
+        if limits is not None:
+            for axes in panels:
+                axes.set_ylim(*limits)
+        finish(figure, handles_of(means["name"], styles), place)
+    return figure
+
+
+def by_level(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    level: str,
+    labels: tuple[str, str, str],
+    paper_columns: PaperColumns = 2,
+    *,
+    log: bool = False,
+    breaks: str = "",
+) -> Figure:
+    """A panel a method (`name`), a line for each value of `level`, coloured from the first to the last. `breaks` is a
+    column whose changes are faint lines across.
+    """
+    levels = list(dict.fromkeys(table[level]))
+    colours = dict(zip(levels, ordered_colours(len(levels)), strict=True))
+    names = sorted(table["name"].unique(), key=str.casefold)
+    with paper_style([*names, *map(str, levels)]):
+        figure, panels, place = panel_grid(len(names), paper_columns, 2.0, sharey=True)
+        for axes, name in zip(panels, names, strict=True):
+            own = table[table["name"] == name]
+            for (value,), line in parts(own, [level]):
+                marker = "o" if line[x].nunique() <= 12 else ""
+                axes.plot(line[x], line[y], color=colours[value], marker=marker, markersize=2.5, linewidth=1)
+            if breaks:
+                for at in own.groupby(breaks)[x].min().iloc[1:]:
+                    axes.axvline(at, color=FAINT, linewidth=0.4, alpha=0.6, zorder=0)
+            if log:
+                _logarithmic(axes)
+            name_panel(axes, name)
+            axes.set_xlabel(labels[0])
+            axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
+        for axes in left_panels(panels):
+            axes.set_ylabel(labels[1])
+        shown = levels if len(levels) <= 16 else levels[:: math.ceil(len(levels) / 16)]
+        handles = [Line2D([], [], color=colours[value], label=f"{labels[2]} {value}".strip()) for value in shown]
+        finish(figure, handles, place)
+    return figure
+
+
+def matrices(
+    shown: Sequence[tuple[str, pd.DataFrame]],
+    labels: tuple[str, str, str],
+    paper_columns: PaperColumns = 2,
+    *,
+    limits: tuple[float, float] | None = None,
+    log: bool = False,
+    numbers: bool = False,
+    square: bool = False,
+) -> Figure:
+    """A panel for each (title, matrix), all on one scale. `labels`: of columns, rows and the scale."""
+    values = np.concatenate([frame.to_numpy(dtype=float).ravel() for _, frame in shown])
+    known = values[np.isfinite(values) & (values > 0)] if log else values[np.isfinite(values)]
+    low, high = limits or (float(known.min()), float(known.max()))
+    norm = LogNorm(low, high) if log else Normalize(low, high)
+    with paper_style([title for title, _ in shown]):
+        figure, panels, place = panel_grid(len(shown), paper_columns, 2.1 if paper_columns == 2 else 1.9)
+        for axes, (title, frame) in zip(panels, shown, strict=True):
+            small = frame.shape[1] <= 6 and frame.shape[0] <= 12
+            sns.heatmap(
+                frame,
+                norm=norm,
+                cmap="rocket_r",
+                cbar=False,
+                square=square,
+                rasterized=True,
+                annot=numbers and small,
+                fmt=".2f" if high <= 1 else ".0f",
+                annot_kws={"size": 5},
+                ax=axes,
+            )
+            axes.grid(visible=False)
+            axes.set(xlabel=labels[0], ylabel="")
+            axes.tick_params(rotation=0)
+            for axis, size in ((axes.xaxis, frame.shape[1]), (axes.yaxis, frame.shape[0])):
+                if size > _MOST_TICKS:
+                    texts = [str(v) for v in (frame.columns if axis is axes.xaxis else frame.index)]
+                    step = math.ceil(size / _MOST_TICKS)
+                    axis.set_ticks([n + 0.5 for n in range(0, size, step)], texts[::step])
+            axes.spines[:].set_visible(True)
+            name_panel(axes, title)
+        for axes in left_panels(panels):
+            axes.set_ylabel(labels[1])
+        where: dict[str, Any] = {"ax": panels, "shrink": 0.7, "aspect": 25}
+        if place is not None:
+            where = {"cax": place.inset_axes((0.05, 0.6, 0.85, 0.1)), "orientation": "horizontal"}
+        elif paper_columns == 1:
+            where = {"ax": panels, "aspect": 40, "fraction": 0.03, "pad": 0.02, "orientation": "horizontal"}
+        bar = figure.colorbar(panels[0].collections[0], format=_plain if log else None, **where)
+        bar.set_label(labels[2])
+        finish(figure, [])
+    return figure
+
+
+def points(
+    table: pd.DataFrame,
+    x: str,
+    y: str,
+    labels: tuple[str, str],
+    styles: Mapping[str, Style],
+    paper_columns: PaperColumns = 2,
+    *,
+    zero: bool = False,
+) -> Figure:
+    """A marker a row, by method; where the table has `y`_low and `y`_high, with its interval."""
+    with paper_style(table["name"]):
+        figure, (axes,), _ = panel_grid(1, paper_columns, 2.4)
+        for (name,), part in parts(table, ["name"]):
+            style = styles[name]
+            axes.plot(part[x], part[y], style.marker, color=style.colour, markersize=4, linestyle="None")
+            if f"{y}_low" in part:
+                axes.vlines(part[x], part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
+        if zero:
+            axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
+        axes.set(xlabel=labels[0], ylabel=labels[1])
+        finish(figure, handles_of(table["name"], styles, linestyle="None"))
+    return figure
+
+
+def image_rows(
+    rows: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]],
+    titles: tuple[str, str],
+    paper_columns: PaperColumns = 2,
+) -> Figure:
+    """Two grids side by side, a row for each (label, left images, right images), uint8 [N, C, H, W]."""
+    with paper_style(label for label, *_ in rows):
+        figure, panels, _ = panel_grid(2, paper_columns, 0.35 + 0.38 * len(rows), columns=2)
+        for side, (axes, title) in enumerate(zip(panels, titles, strict=True)):
+            images = [(left, right)[side] for _, left, right in rows]
+            height, width = (size + _EDGE for size in images[0].shape[2:])
+            canvas = np.full((len(rows) * height, max(map(len, images)) * width, 3), 255, dtype=np.uint8)
+            for row, of_row in enumerate(images):
+                for column, image in enumerate(of_row):
+                    pixels = np.broadcast_to(image.transpose(1, 2, 0), (height - _EDGE, width - _EDGE, 3))
+                    at = (
+                        slice(row * height, (row + 1) * height - _EDGE),
+                        slice(column * width, (column + 1) * width - _EDGE),
+                    )
+                    canvas[at] = pixels
+            axes.imshow(canvas[:-_EDGE, :-_EDGE], interpolation="nearest", aspect="equal")
+            axes.set_yticks([(row + 0.5) * height - 1 for row in range(len(rows))], [label for label, *_ in rows])
+            axes.set_xticks([])
+            axes.grid(visible=False)
+            axes.tick_params(length=0)
+            axes.spines[:].set_visible(False)
+            axes.set_title(title)
+        finish(figure, [])
+    return figure
+
+
+def _plain(value: float, _: object = None) -> str:
+    """A tick without typesetting, which names of folders might ask for as well."""
+    return f"{value:g}"
+
+
+def _logarithmic(axes: Axes) -> None:
+    axes.set_yscale("log")
+    axes.yaxis.set_major_formatter(_plain)
+    axes.yaxis.set_minor_formatter("")
+
+
+def _ticks(axes: Axes, texts: Sequence[str], count: int) -> None:
+    if texts:
+        step = math.ceil(len(texts) / 16)
+        axes.set_xticks(range(0, len(texts), step), texts[::step])
+    elif count <= _MOST_TICKS:
+        axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True))

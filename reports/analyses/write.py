@@ -1,0 +1,219 @@
+"""Everything `cilbench analyse` writes: tidy tables, figures, captions and one page, in one folder."""
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from cilbench.records.files import JSON_BYTES, read_json
+from cilbench.reports import tables
+from cilbench.reports.analyses.analysis import (
+    OF_RUN,
+    Analysis,
+    Found,
+    NotOfThisRunError,
+    NotRecordedError,
+    Run,
+    UnusableError,
+)
+from cilbench.reports.figures.drawing import Drawn, draw
+from cilbench.reports.group import Group, groups_of
+from cilbench.reports.load import LeftOut, Runs, read_runs
+from cilbench.reports.output import PROVENANCE, require_ours, settle, stage_in
+from cilbench.reports.page.page import policy, static_text, template
+from cilbench.reports.provenance import printed, provenance_of
+
+Progress = Callable[[str, int, int], None]
+KEY = "analyses"  # of provenance.json: name and title of each
+
+
+class NothingToAnalyseError(ValueError):
+    """Nothing that was asked for can be made of these runs; the message is one line and says what to record."""
+
+
+@dataclass(frozen=True)
+class AnalysesResult:
+    """What was written. `skipped`: an analysis that no run has what it needs for, and why, a line each.
+
+    `damaged`: folders that are no whole run, and runs whose sealed states are not the recorded ones.
+    """
+
+    index: Path
+    made: tuple[str, ...]
+    runs: int
+    skipped: tuple[str, ...]
+    damaged: tuple[LeftOut, ...]
+
+
+@dataclass(frozen=True)
+class _Made:
+    """One analysis over all groups."""
+
+    analysis: Analysis
+    found: tuple[Found, ...]
+
+    @property
+    def tables(self) -> dict[str, pd.DataFrame]:
+        names = dict.fromkeys(name for found in self.found for name in found.tables)
+        parts = {name: [found.tables[name] for found in self.found if name in found.tables] for name in names}
+        return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+
+
+def write_analyses(
+    run_dirs: Sequence[Path],
+    out: Path,
+    analyses: Sequence[Analysis],
+    *,
+    asked: bool,
+    rebuild: Callable[[Path], Any],
+    command: str = "",
+    progress: Progress = lambda what, done, total: None,
+) -> AnalysesResult:
+    """Make every analysis of every finished run under `run_dirs` and write into `out`. Never touches a run folder.
+
+    `asked`: each of `analyses` was named, and one that no run has anything for is refused; else it is skipped. Raises
+    NothingToAnalyseError, ForeignFolderError; nothing is written then.
+    """
+    runs = read_runs(run_dirs)
+    require_ours(out)
+    groups = groups_of(runs, None)
+    made, skipped, damaged = list[_Made](), list[str](), list(runs.left_out)
+    for number, analysis in enumerate(analyses):
+        progress("analyses", number, len(analyses))
+        reasons: list[str] = []
+        found = [f for group in groups if (f := _found(analysis, group, runs, rebuild, reasons, damaged)) is not None]
+        if found:
+            made.append(_Made(analysis, tuple(found)))
+        else:
+            skipped.append(f"{analysis.name}: {reasons[0] if reasons else 'no finished run'}")
+    if skipped and (asked or not made):
+        raise NothingToAnalyseError(skipped[0] if asked else f"{_first(damaged)}{skipped[0]}")
+    progress("analyses", len(analyses), len(analyses))
+    provenance = provenance_of(runs, damaged, command, hashlib.sha256(runs.inputs_sha256.encode()).hexdigest())
+    provenance |= {KEY: [{"name": item.analysis.name, "title": item.analysis.title} for item in made]}
+    with stage_in(out) as stage:
+        _write(stage, made, len(runs.cells), skipped, damaged, printed(provenance))
+        settle(stage, out, provenance)
+    names = tuple(item.analysis.name for item in made)
+    return AnalysesResult(out / "index.html", names, len(runs.cells), tuple(skipped), tuple(damaged))
+
+
+def _first(damaged: Sequence[LeftOut]) -> str:
+    return "".join(f"{item.folder}: {item.reason}; " for item in damaged[:1])
+
+
+def _found(
+    analysis: Analysis,
+    group: Group,
+    runs: Runs,
+    rebuild: Callable[[Path], Any],
+    reasons: list[str],
+    damaged: list[LeftOut],
+) -> Found | None:
+    """What an analysis finds in the runs of a group. Why not, in others, is added to `reasons` or `damaged`."""
+    parts: dict[str, list[pd.DataFrame]] = {}
+    for run in _runs_of(group, runs, rebuild):
+        try:
+            of_run = analysis.of_run(run)
+        except NotRecordedError as error:
+            reasons.insert(0, str(error))  # what can be recorded comes before what cannot be
+        except NotOfThisRunError as error:
+            reasons.append(str(error))
+        except UnusableError as error:
+            reasons.append(str(error))
+            damaged.append(LeftOut(run.folder, f"{analysis.name}: {error}"))
+        else:
+            for name, table in of_run.items():
+                known = [column for column in OF_RUN if column not in table]
+                first = {column: [run.cell[column]] * len(table) for column in known}
+                parts.setdefault(name, []).append(pd.concat([pd.DataFrame(first, index=table.index), table], axis=1))
+    if not parts:
+        return None
+    tables_of = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+    try:
+        together = analysis.together(tables_of, group)
+    except NotOfThisRunError as error:
+        reasons.append(str(error))
+        return None
+    return Found(analysis.name, group, together)
+
+
+def _runs_of(group: Group, runs: Runs, rebuild: Callable[[Path], Any]) -> Iterator[Run]:
+    """The finished runs of a group."""
+    for row in group.cells[group.cells["status"] == "done"].to_dict("records"):
+        cell = {str(column): value for column, value in row.items()}
+        rows = [frame[frame["run"] == cell["run"]] for frame in (runs.tests, runs.boundaries, runs.ledger)]
+        yield Run(cell, *rows, rebuild=lambda folder=Path(cell["folder"]): rebuild(folder))
+
+
+# ------------------------------------------------------------------------------------------------ files
+
+
+def _write(
+    stage: Path,
+    made: Sequence[_Made],
+    runs: int,
+    skipped: Sequence[str],
+    damaged: Sequence[LeftOut],
+    how: Mapping[str, str],
+) -> None:
+    """Everything but provenance.json."""
+    (stage / "figures").mkdir()
+    stamp = "; ".join(f"{key}: {value}" for key, value in how.items())
+    wanted = [[d for found in item.found for d in item.analysis.drawings(found)] for item in made]
+    drawn = draw([drawing for drawings in wanted for drawing in drawings], stage / "figures", stamp)
+    sections, captions = [], ["# Figures", ""]
+    for item, drawings in zip(made, wanted, strict=True):
+        files = []
+        for name, table in item.tables.items():
+            files.append(f"{item.analysis.name}-{name}.csv")
+            tables.write_csv(table, stage / files[-1])
+        figures: list[Drawn] = [next(drawn) for _ in drawings]
+        sections.append((item.analysis, figures, files))
+        captions += [f"- `figures/{figure.stem}.pdf`: {figure.caption}" for figure in figures]
+    scripts = {"theme": static_text("theme.js")}
+    page = template("analyses.html.jinja").render(
+        sections=sections,
+        runs=runs,
+        skipped=skipped,
+        damaged=[(item.folder.name, item.reason) for item in damaged],
+        style=Markup(static_text("page.css")),
+        static={name: Markup(script) for name, script in scripts.items()},
+        policy=policy(scripts.values()),
+        provenance=how,
+    )
+    for name, text in {"index.html": page, "captions.md": "\n".join(captions) + "\n"}.items():
+        (stage / name).write_text(text, encoding="utf-8", newline="\n")
+
+
+# ------------------------------------------------------------------------------------------------ found again
+
+
+@dataclass(frozen=True)
+class Link:
+    """Analyses that lie beside runs: the address of their page, seen from a report, and what is on it."""
+
+    address: str
+    titles: tuple[tuple[str, str], ...]
+
+
+def links_to_analyses(run_dirs: Sequence[Path], known_runs: Sequence[str], out: Path) -> list[Link]:
+    """What `cilbench analyse` wrote of any of these runs, in folders beside those of the runs."""
+    beside = dict.fromkeys(folder.resolve().parent for folder in run_dirs)
+    found = []
+    for path in sorted(path for folder in beside for path in folder.glob(f"*/{PROVENANCE}")):
+        try:
+            content = read_json(path) if path.stat().st_size < JSON_BYTES else {}
+            titles = tuple((str(item["name"]), str(item["title"])) for item in content.get(KEY, []))
+            shared = set(known_runs) & set(map(str, content.get("runs", [])))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue
+        if titles and shared and path.with_name("index.html").is_file():
+            address = os.path.relpath(path.with_name("index.html"), out.resolve())
+            found.append(Link(Path(address).as_posix(), titles))
+    return found

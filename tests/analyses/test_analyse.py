@@ -1,0 +1,131 @@
+"""`cilbench analyse`: tables, figures and a page from run folders, and a line where something was not recorded."""
+
+import hashlib
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from nursery import nursery
+from safetensors.torch import load_file
+
+DIGITS = ("--dataset", "digits", "--recipe", "smoke", "--budget", "44KiB", "--device", "cpu", "--precision", "fp32")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("made")
+    code, said = nursery().run(("run", *DIGITS, "--methods", "icarl,memo,dgm", "--keep", "all"), folder)
+    assert code == 0, said
+    return folder / "runs"
+
+
+def analysed(*arguments: object, at: Path) -> tuple[int, list[str]]:
+    code, said = nursery().run(("analyse", *map(str, arguments), "--device", "cpu"), at)
+    assert "Traceback" not in said, said
+    return code, said.splitlines()
+
+
+def of(runs: Path, method: str) -> Path:
+    (found,) = (path.parent for path in runs.glob(f"{method}-*/cell.json"))
+    return found
+
+
+def contents(folder: Path) -> dict[str, str]:
+    return {
+        str(p.relative_to(folder)): hashlib.sha256(p.read_bytes()).hexdigest() for p in folder.rglob("*") if p.is_file()
+    }
+
+
+def test_the_command_writes_tables_figures_captions_and_a_page_and_leaves_the_runs(runs: Path, tmp_path: Path) -> None:
+    before = contents(runs)
+    command = [sys.executable, "-m", "cilbench", "analyse", str(runs), "--what", "shift,cka", "--device", "cpu"]
+    env = {**os.environ, "CILBENCH_DATA": str(nursery().data_dir)}
+    done = subprocess.run([*command, "--out", "found"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "shift, cka of 3 runs: found/index.html\n"), done.stderr
+    assert contents(runs) == before
+    out = tmp_path / "found"
+    named = {path.name for path in out.iterdir()}
+    assert named == {"index.html", "captions.md", "cka-pairs.csv", "shift-blocks.csv", "figures", "provenance.json"}
+    figures = sorted((out / "figures").glob("*.pdf"))
+    assert len(figures) == 8
+    assert all(path.stem in (out / "captions.md").read_text() for path in figures if not path.stem.endswith("-1col"))
+    page = (out / "index.html").read_text()
+    assert all(text in page for text in ('id="shift"', 'id="cka"', "cka-pairs.csv", "<svg"))
+    assert set(pd.read_csv(out / "cka-pairs.csv")["method"]) == {"icarl", "memo"}
+
+
+def test_shift_is_that_of_the_sealed_parameters(runs: Path, tmp_path: Path) -> None:
+    folder = of(runs, "icarl")
+    code, said = analysed(folder, "--what", "shift", "--out", "out", at=tmp_path)
+    assert code == 0, said
+    table = pd.read_csv(tmp_path / "out" / "shift-blocks.csv").set_index(["task", "block"])
+    states = [load_file(folder / "tasks" / str(task) / "state.safetensors") for task in (1, 2)]
+    names = [name for name in states[0] if name.startswith("backbone/branches.0.1.")]
+    before, after = (torch.cat([state[name].double().flatten() for name in names]) for state in states)
+    assert table.loc[(2, "conv2"), "shift"] == pytest.approx(float(((after - before) ** 2).mean()), rel=1e-5)
+
+
+def test_what_was_not_kept_is_asked_for_in_one_line_and_nothing_is_written(runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(of(runs, "icarl"), tmp_path / of(runs, "icarl").name)
+    (folder / "tasks" / "1" / "state.safetensors").unlink()
+    code, said = analysed(folder, "--what", "cka", "--out", "out", at=tmp_path)
+    line = "cilbench: --what cka: the sealed state of every task was not kept; `cilbench run --keep all` records it"
+    assert (code, said) == (2, [line])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_method_without_what_is_asked_for_says_so(runs: Path, tmp_path: Path) -> None:
+    code, said = analysed(of(runs, "dgm"), "--what", "cka", "--out", "out", at=tmp_path)
+    assert (code, said) == (2, ["cilbench: --what cka: DGM has no backbone of blocks that stays from task to task"])
+
+
+def test_a_name_that_is_none_lists_those_there_are(runs: Path, tmp_path: Path) -> None:
+    code, (line,) = analysed(runs, "--what", "cka,tea", "--out", "out", at=tmp_path)
+    assert code == 2
+    assert line.startswith("cilbench: --what tea: allowed are ")
+    assert "shift, cka" in line
+
+
+def test_bad_folders_are_named_as_audit_names_them(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "photos").mkdir()
+    code, said = analysed(tmp_path / "photos", "--out", "out", at=tmp_path)
+    assert (code, said) == (2, [f"cilbench: RUN {tmp_path / 'photos'}: no run folder there"])
+    both = tmp_path / "both"
+    shutil.copytree(of(runs, "icarl"), both / of(runs, "icarl").name)
+    broken = shutil.copytree(of(runs, "memo"), both / of(runs, "memo").name)
+    (broken / "cell.json").write_text((broken / "cell.json").read_text()[:100])
+    code, said = analysed(both, "--what", "shift", "--out", "out", at=tmp_path)
+    assert code == 1
+    assert said[-2].startswith(f"left out: {broken}: cell.json")
+    assert said[-1].startswith("shift of 1 runs")
+
+
+def test_a_state_that_is_not_the_recorded_one_is_left_out(runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(of(runs, "icarl"), tmp_path / of(runs, "icarl").name)
+    path = folder / "tasks" / "3" / "state.safetensors"
+    path.write_bytes(path.read_bytes()[:-1] + b"?")
+    code, said = analysed(folder, "--what", "shift", "--out", "out", at=tmp_path)
+    assert (code, said) == (2, ["cilbench: --what shift: task 3: its sealed state is not the one that was recorded"])
+
+
+def test_a_folder_of_somebody_elses_files_is_refused(runs: Path, tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "thesis.txt").write_text("mine")
+    code, (line,) = analysed(runs, "--what", "shift", "--out", "out", at=tmp_path)
+    assert code == 2
+    assert "is not a report and not empty (thesis.txt)" in line
+
+
+def test_a_report_links_the_analyses_that_lie_beside_its_runs(runs: Path, tmp_path: Path) -> None:
+    beside = shutil.copytree(of(runs, "icarl"), tmp_path / "runs" / of(runs, "icarl").name).parent
+    assert analysed(beside, "--what", "shift", "--out", "found", at=tmp_path)[0] == 0
+    assert nursery().run(("report", str(beside), "--out", "report"), tmp_path)[0] == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert '<a href="../found/index.html#shift">How far a task moves each block</a>' in page
+    assert json.loads((tmp_path / "found" / "provenance.json").read_text())["analyses"][0]["name"] == "shift"
