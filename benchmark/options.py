@@ -135,6 +135,9 @@ class HowToRun:
 
     out: Path = option(Path("runs"), "Where run folders go.", FILES, "DIR", parser=a_path)
     keep: str = option("last", "Sealed states to keep: last or all.", FILES, "WHICH")
+    record: str = option(
+        "", "Logged for `analyse` besides, comma-separated: gradients (of each block), masks (DGM).", FILES, "NAMES"
+    )
     fresh: bool = option(False, "Run again what is already done.", FILES)
     source: Path | None = option(
         None, "Run the cell of a cell.json again, and compare.", FILES, "CELL.JSON", "--from", parser=a_path

@@ -17,7 +17,7 @@ from cilbench.budgets.size import PUBLISHED_BYTES, format_bytes, parse_budget_mb
 from cilbench.data import cache
 from cilbench.errors import RequestError
 from cilbench.methods import own
-from cilbench.methods.contract import Plan, Scenario
+from cilbench.methods.contract import Plan, Recording, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.numerics import MemoryFormat, Precision
@@ -32,8 +32,8 @@ class RunSpec:
     """One run: a method with its settings, a budget, a scenario, a seed.
 
     `precision` is part of the result; `layout` (of feature maps in memory) and `low_memory` (with memory) say how it is
-    come by. `train_flops` bounds the operations of learning all tasks; the epochs of `method` are then already
-    multiplied by `epochs_share`.
+    come by, `record` what is logged on the way. `train_flops` bounds the operations of learning all tasks; the epochs
+    of `method` are then already multiplied by `epochs_share`.
     """
 
     method: MethodSpec
@@ -46,6 +46,7 @@ class RunSpec:
     precision: Precision = "fp32"
     layout: MemoryFormat = "contiguous"
     low_memory: bool = False
+    record: frozenset[Recording] = frozenset()
     train_flops: int | None = None
     epochs_share: float = 1.0
     validation: float | None = None  # the share of training images that stands in for the test images
@@ -178,7 +179,7 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
         f"{component}.{name}": value
         for component, config in spec.method.settings().items()
         for name, value in config.items()
-        if value != defaults[component][name]
+        if value != defaults[component].get(name)
     }
 
 

@@ -27,6 +27,8 @@ Family = Literal["tiny", "cifar", "imagenet"]
 
 Policy = Literal["off", "cifar10", "imagenet"]
 
+Recording = Literal["gradients", "masks"]
+
 
 @dataclass(frozen=True)
 class Augmentation:
@@ -178,12 +180,14 @@ class Context:
     `generator` is the cell's own random source, on the device; module initialisation uses torch's global one, which the
     harness has seeded for this cell and task. `log` takes one flat record for log.jsonl; `progress` takes the share
     done in [0, 1] and the images trained on since the last call. Long loops keep where they are in `checkpoint`.
+    `record` names what is logged for `cilbench analyse` besides (`--record`); it changes nothing that is learned.
     """
 
     generator: torch.Generator
     log: Callable[[Mapping[str, Any]], None]
     progress: Callable[[float, int], None]
     checkpoint: Checkpoint = field(default_factory=Checkpoint)
+    record: frozenset[Recording] = frozenset()
 
 
 class Method(Protocol):

@@ -9,7 +9,7 @@ Schedule   step decay at 80/120/150 as in PyCIL. `--recipe survey` is that of th
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Literal
 
 from cilbench.methods.bibliography import cite
@@ -32,6 +32,9 @@ class MEMO(Rehearsal):
         auxiliary: Weight = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
         # auto: later tasks train the general layers on Base-0 only
         train_general: Literal["auto", "yes", "no"] = "auto"
+        # the stage from which on layers are a task's own (the paper's §4 asks which); none: the last one alone
+        specialise_from: Count | None = None
+        added: ClassVar[tuple[str, ...]] = ("specialise_from",)
 
     growth = NetworkGrowth(expanding=True, share_general=True)
     card = MethodCard(
@@ -44,6 +47,10 @@ class MEMO(Rehearsal):
         rehearsal=True,
     )
     config: Config
+
+    @classmethod
+    def growth_of(cls, config: Config) -> NetworkGrowth:
+        return replace(cls.growth, specialise_from=config.specialise_from or 0)
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen

@@ -99,8 +99,15 @@ class MethodSpec:
         return replace(self, configs={n: apply_recipe(config, Recipe(share)) for n, config in self.configs.items()})
 
     def settings(self) -> dict[str, dict[str, Any]]:
-        """Every hyper-parameter by component, for the record."""
-        return {component: asdict(config) for component, config in self.configs.items()}
+        """Every hyper-parameter by component, for the record. One that has come since (`added`) is left out where it is
+        none, so that runs of before keep their names.
+        """
+
+        def of(config: Any) -> dict[str, Any]:
+            since = getattr(config, "added", ())
+            return {name: value for name, value in asdict(config).items() if name not in since or value is not None}
+
+        return {component: of(config) for component, config in self.configs.items()}
 
     @property
     def config(self) -> Any:

@@ -108,7 +108,7 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
             read[name] = None
             try:
                 if path.is_file():
-                    data = _as_written(path)
+                    data = as_written(path)
                     read[name] = reader(data, cell, tests)
                     digests.append(f"{cell['run']} {name} {hashlib.sha256(data).hexdigest()}\n")
             except (BadRecord, MemoryError) as error:
@@ -120,7 +120,7 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
     return CloseUp(tuple(found), tuple(left_out), digest)
 
 
-def _as_written(path: Path) -> bytes:
+def as_written(path: Path) -> bytes:
     """A file, held against its checksum where cell.json lists one. Raises OSError, BadRecord."""
     data = read_bytes(path, LIMITS[path.name])
     digest = hashlib.sha256(data).hexdigest()
@@ -158,7 +158,7 @@ def predictions(folder: Path, tasks: int, head: str) -> list[tuple[NDArray[np.in
     Raises BadRecord, OSError.
     """
     names = [f"task{task}/{name}" for task in range(tasks) for name in ("labels", head)]
-    found = list(read_arrays(_as_written(folder / "predictions.npz"), prediction_type, names).values())
+    found = list(read_arrays(as_written(folder / "predictions.npz"), prediction_type, names).values())
     stages = [(labels, top[:, 0]) for labels, top in zip(found[::2], found[1::2], strict=True) if top.shape[1:] == (5,)]
     if len(stages) < tasks or any(len(labels) != len(top) or not len(labels) for labels, top in stages):
         raise BadRecord("predictions are not a row of five a label")

@@ -14,10 +14,18 @@ from cilbench.reports.analyses.analysis import Analysis
 
 # In the order of the page.
 ANALYSES: dict[str, str] = {
+    "gradients": "cilbench.reports.analyses.gradients:ANALYSIS",
     "shift": "cilbench.analyses.shift:ANALYSIS",
     "cka": "cilbench.analyses.cka:ANALYSIS",
+    "specialise": "cilbench.reports.analyses.specialise:ANALYSIS",
+    "growth": "cilbench.analyses.growth:ANALYSIS",
+    "masks": "cilbench.reports.analyses.masks:ANALYSIS",
+    "storage": "cilbench.analyses.storage:ANALYSIS",
+    "grids": "cilbench.analyses.grids:ANALYSIS",
+    "objects": "cilbench.analyses.objects:ANALYSIS",
     "forgotten": "cilbench.reports.analyses.forgotten:ANALYSIS",
     "calibration": "cilbench.analyses.calibration:ANALYSIS",
+    "value": "cilbench.reports.analyses.value:ANALYSIS",
 }
 
 

@@ -22,7 +22,7 @@ from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.numerics import evaluation_batch
 from cilbench.protocol.rebuild import KeptRun
 from cilbench.reports.analyses import plots
-from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables
+from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables, by_name
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.scenario import seen_test_images
 
@@ -100,7 +100,7 @@ def features_of(net: IncrementalNet, x_NCHW: Tensor) -> Iterator[tuple[str, Batc
         while waiting and sum(sizes[label] for label in now) + sizes[waiting[0]] <= FEATURE_BYTES:
             now.append(waiting.pop(0))
         found: dict[str, list[Tensor]] = {label: [] for label in now}
-        for batch in x_NCHW.split(evaluation_batch(x_NCHW.device)):
+        for batch in torch.split(x_NCHW, evaluation_batch(x_NCHW.device)):
             for label, maps in block_maps(net, batch):
                 if label in found:
                     found[label].append(maps.float().clone())
@@ -114,7 +114,7 @@ def drawings(found: Found) -> list[Drawing]:
     over = partial(plots.by_method, means, "block", "cka", labels, found.group.styles, limits=(0, 1.03))
     table = found.close_up("pairs")
     pair = (table["task"] + 1).astype(str) + "–" + (table["other_task"] + 1).astype(str)
-    matrices = [(name, _matrix(part)) for name, part in table.assign(pair=pair).groupby("name", sort=True)]
+    matrices = [(name, _matrix(part)) for name, part in by_name(table.assign(pair=pair))]
     each = partial(plots.matrices, matrices, ("Pair of tasks", "Block", "Linear CKA"), limits=(0, 1), numbers=True)
     about = (
         "Linear CKA between the features of the backbones of different tasks, on the same test images, block by block"

@@ -12,7 +12,7 @@ import torch
 from cilbench.analyses.rebuilt import learners, network, rebuilt
 from cilbench.methods.networks.blocks import block_parameters
 from cilbench.reports.analyses import plots
-from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables
+from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables, by_name
 from cilbench.reports.figures.drawing import Drawing
 
 COLUMNS = ("task", "block", "depth", "parameters", "shift")
@@ -44,7 +44,7 @@ def drawings(found: Found) -> list[Drawing]:
     labels = ("Block, from the first to the last", "Shift: mean squared change")
     over = partial(plots.by_method, means, "block", "shift", labels, found.group.styles, log=True)
     table = found.close_up("blocks").assign(task=lambda frame: frame["task"] + 1)
-    matrices = [(name, _matrix(part)) for name, part in table.groupby("name", sort=True)]
+    matrices = [(name, _matrix(part)) for name, part in by_name(table)]
     each = partial(plots.matrices, matrices, ("Task", "Block", "Shift"), log=True)
     about = "Mean squared change of the parameters of each block in a task"
     return [

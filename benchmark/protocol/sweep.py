@@ -21,7 +21,7 @@ from cilbench.device.measure import using_threads
 from cilbench.device.memory import free_cached
 from cilbench.errors import RequestError, counted
 from cilbench.locks import has_kernel_locks, locks_hold
-from cilbench.methods.contract import Plan
+from cilbench.methods.contract import Plan, Recording
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.numerics import works
 from cilbench.options import HowToRun
@@ -120,6 +120,7 @@ def _prepared(
     out, fresh, say = how.out, how.fresh, screen.say
     if how.keep not in get_args(Keep):
         raise RequestError(f"--keep {how.keep}: allowed are {', '.join(get_args(Keep))}")
+    record = _recorded(how.record)
     there = pick_device(how.device)
     jobs = _alone(how.jobs, there) if how.energy else how.jobs
     check_feasible(asked)
@@ -151,7 +152,17 @@ def _prepared(
     for line in _ended_already(folders, ended, dataset):
         say(line)
     todo = Sweep(
-        tuple(laid), plans, data_dir, out, there, cast(Keep, how.keep), how.isolate, fresh, stamps, screen, open_
+        tuple(replace(spec, record=record) for spec in laid),
+        plans,
+        data_dir,
+        out,
+        there,
+        cast(Keep, how.keep),
+        how.isolate,
+        fresh,
+        stamps,
+        screen,
+        open_,
     )
     todo = replace(todo, energy=how.energy)
     return todo, dataset, workers
@@ -163,6 +174,15 @@ def _alone(jobs: str, device: torch.device) -> str:
         raise RequestError(f"--energy beside --jobs {jobs}: counters are of the whole machine, allowed is --jobs 1")
     counters(device)
     return "1"
+
+
+def _recorded(names: str) -> frozenset[Recording]:
+    """What `--record` names. Raises RequestError."""
+    asked = [name.strip() for name in names.split(",") if name.strip()]
+    known: tuple[Recording, ...] = get_args(Recording)
+    if unknown := [name for name in asked if name not in known]:
+        raise RequestError(f"--record {unknown[0]}: allowed are {', '.join(known)}")
+    return frozenset(name for name in known if name in asked)
 
 
 def _estimated(todo: Sweep, workers: Workers, dataset: Dataset) -> list[str]:

@@ -133,7 +133,7 @@ def learn_task(
         learning = time.perf_counter()
         generator = torch.Generator(device).manual_seed(seed)
         with counting() as flops:
-            method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint()))
+            method.learn(task, Context(generator, log, progress, checkpoint or Checkpoint(), spec.record))
         sealing = time.perf_counter()
         result = seal(method.state(), spec.budget.storage)
         seconds = learning - loading + time.perf_counter() - sealing

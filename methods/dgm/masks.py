@@ -21,6 +21,18 @@ def batch_scale(batch: int, batches: int, s_epoch: float) -> float:
     return 1 / s_epoch + (s_epoch - 1 / s_epoch) * batch / batches
 
 
+MASK_BINS = 10
+MASK_KEY = "mask_"  # of the keys of an epoch's line in log.jsonl, before the number of the bin
+
+
+@torch.no_grad()
+def histogram(embeddings: Sequence[Tensor], s: float) -> dict[str, float]:
+    """`--record masks`: the share of mask values σ(s·e) in each of ten bins of [0, 1], of all layers together."""
+    values = torch.cat([torch.sigmoid(s * e).flatten() for e in embeddings])
+    counts = torch.histc(values, MASK_BINS, 0, 1) / len(values)
+    return {f"{MASK_KEY}{number}": float(share) for number, share in enumerate(counts.tolist())}
+
+
 def compensation(embedding: Tensor, s: float | Tensor, s_epoch: float | Tensor) -> Tensor:
     """Factor on an embedding's gradient that undoes the annealing of σ(s·e) (HAT §2.5)."""
     return s_epoch / s * (torch.cosh((s * embedding).clamp(-CLAMP, CLAMP)) + 1) / (torch.cosh(embedding) + 1)

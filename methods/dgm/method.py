@@ -57,7 +57,7 @@ from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.config import DGMConfig
 from cilbench.methods.dgm.generator import MaskedGenerator, grown_widths, layer_widths, weight_shapes
-from cilbench.methods.dgm.masks import batch_scale, epoch_scale
+from cilbench.methods.dgm.masks import batch_scale, epoch_scale, histogram
 from cilbench.methods.dgm.planning import (
     AnyDiscriminator,
     Design,
@@ -183,6 +183,8 @@ class DGM:
             losses = {"loss": loss, "critic_loss": critic_loss, "generator_loss": generator_loss}
             seconds, shown = time.perf_counter() - started, sum(map(len, mixed[:taken]))
             speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}
+            if "masks" in context.record:
+                speed |= histogram(embeddings, s_epoch)
             judged = {}
             if self.validation and (epoch % EPOCHS_A_JUDGEMENT == 0 or epoch + 1 == config.epochs):
                 judged["validation_top1"] = 100 * self.validation.judge(self._predicted, net)

@@ -241,6 +241,20 @@ def build_specialised(family: Family, name: str) -> nn.Sequential:
     return module
 
 
+def split_general(general: nn.Sequential, stage: int) -> tuple[nn.Sequential, nn.Sequential]:
+    """The general layers before a stage, and those from it on. Stages count from 1: rows of residual blocks, or where
+    there are none convolutions; the last one of the backbone, which is never general, is one more. Raises ValueError
+    for a stage there is not.
+    """
+    layers = list(general.children())
+    residual = [n for n, layer in enumerate(layers) if not isinstance(layer, ConvBlock | nn.MaxPool2d)]
+    starts = residual or [n for n, layer in enumerate(layers) if isinstance(layer, ConvBlock)]
+    if not 1 <= stage <= len(starts) + 1:
+        raise ValueError(f"there is no stage {stage} to specialise from: this backbone has {len(starts) + 1}")
+    at = [*starts, len(layers)][stage - 1]
+    return nn.Sequential(*layers[:at]), nn.Sequential(*layers[at:])
+
+
 @cache
 def backbone_bytes(family: Family, name: str, channels: int) -> int:
     """Bytes of the float32 parameters of a whole backbone."""

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario
-from cilbench.methods.networks.backbones import BACKBONES, ConvBlock, build_shared, build_specialised
+from cilbench.methods.networks.backbones import BACKBONES, ConvBlock, build_shared, build_specialised, split_general
 from cilbench.methods.networks.heads import HeadKind, linear, new_head
 from cilbench.methods.training.numerics import full_precision, memory_format
 
@@ -19,9 +19,10 @@ from cilbench.methods.training.numerics import full_precision, memory_format
 class IncrementalNet(nn.Module):
     """Normalised images [B, C, H, W] → logits [B, seen].
 
-    `share_general` is MEMO's layout; otherwise every branch is a whole backbone. `signed`: without its last ReLU, so
-    that features may be negative. A new net has neither branch nor head: `add_branch` and `grow_head` make them, or
-    `load`. Weights are drawn on the CPU: every device starts from the same.
+    `share_general` is MEMO's layout; otherwise every branch is a whole backbone. `specialise_from`: the stage from
+    which on layers are a branch's own (`split_general`); 0: the last. `signed`: without its last ReLU, so that features
+    may be negative. A new net has neither branch nor head: `add_branch` and `grow_head` make them, or `load`. Weights
+    are drawn on the CPU: every device starts from the same.
     """
 
     def __init__(
@@ -31,6 +32,7 @@ class IncrementalNet(nn.Module):
         device: torch.device,
         *,
         share_general: bool = False,
+        specialise_from: int = 0,
         head_bias: bool = True,
         head: HeadKind = linear,
         signed: bool = False,
@@ -40,10 +42,10 @@ class IncrementalNet(nn.Module):
         self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
         self.branch_features = BACKBONES[self.family][backbone].features
         self.device, self.memory_format = device, memory_format()
-        self.share_general = share_general
+        self.share_general, self.specialise_from = share_general, specialise_from
         self.shared: nn.Module = nn.Identity()
         if share_general:
-            self.shared = self._placed(build_shared(self.family, backbone, self.channels))
+            self.shared = self._placed(self._general()[0])
         self.branches = nn.ModuleList()
         self.head: nn.Linear | None = None
 
@@ -139,9 +141,16 @@ class IncrementalNet(nn.Module):
                 key = state_key(name) if isinstance(targets[name], nn.Parameter) else f"statistics/{name}"
                 targets[name].copy_(state[key])
 
+    def _general(self) -> tuple[nn.Sequential, nn.Sequential]:
+        """Fresh layers before the last stage: those that branches share, and those that are each one's own."""
+        general = build_shared(self.family, self.backbone, self.channels)
+        if not self.share_general:
+            return nn.Sequential(), general
+        return split_general(general, self.specialise_from) if self.specialise_from else (general, nn.Sequential())
+
     def _new_branch(self) -> nn.Module:
-        whole = [] if self.share_general else [build_shared(self.family, self.backbone, self.channels)]
-        branch = nn.Sequential(*whole, build_specialised(self.family, self.backbone))
+        own = [self._general()[1]] if self.specialise_from or not self.share_general else []
+        branch = nn.Sequential(*filter(len, own), build_specialised(self.family, self.backbone))
         if self.signed:
             *_, last = (name for name, layer in branch.named_modules() if isinstance(layer, nn.ReLU))
             branch.set_submodule(last, nn.Identity())

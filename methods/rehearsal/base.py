@@ -31,12 +31,14 @@ from cilbench.methods.training.loop import TaskData, in_batches
 
 @dataclass(frozen=True)
 class NetworkGrowth:
-    """How a method's network grows: one branch for good, or one a task; general layers shared or not; which head;
-    features of both signs (no last ReLU) or not; the most that is kept of a convolution's channels, where they are cut.
+    """How a method's network grows: one branch for good, or one a task; general layers shared or not, up to which stage
+    (0: all but the last); which head; features of both signs (no last ReLU) or not; the most that is kept of a
+    convolution's channels, where they are cut.
     """
 
     expanding: bool = False
     share_general: bool = False
+    specialise_from: int = 0
     head: HeadKind = linear
     signed: bool = False
     most_channels: float | None = None
@@ -58,6 +60,7 @@ class NetworkGrowth:
             backbone,
             device,
             share_general=self.share_general,
+            specialise_from=self.specialise_from,
             head_bias=head_bias,
             head=self.head,
             signed=self.signed,
@@ -81,14 +84,19 @@ class Rehearsal:
     ) -> None:
         compression = compression or Plain(Raw())
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
-        self.net = self.growth.net(scenario, plan.backbone, device, compression.head_bias)
+        self.net = self.growth_of(config).net(scenario, plan.backbone, device, compression.head_bias)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
         self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
         self.transform = Transform(scenario, device, config.augmentation(scenario))
 
     @classmethod
+    def growth_of(cls, config: Any) -> NetworkGrowth:
+        """`growth`, unless settings change it."""
+        return cls.growth
+
+    @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
-        return plan_rehearsal(cls.card.key, cls.growth, budget, scenario, compression or Plain(Raw()))
+        return plan_rehearsal(cls.card.key, cls.growth_of(config), budget, scenario, compression or Plain(Raw()))
 
     @classmethod
     def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> TrainingCost:

@@ -23,6 +23,7 @@ from cilbench.methods.training.checkpoint import Resumable, Stateful
 from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.flops import Repeated, counted_as
+from cilbench.methods.training.gradients import GradientNorms
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 from cilbench.methods.training.numerics import evaluation_batch, full_precision
 
@@ -90,7 +91,9 @@ def fit(
     to). Goes on from the context's checkpoint. Raises Diverged, Interrupted.
     """
     parameters = [p for module in learner for p in module.parameters() if p.requires_grad]
-    step = _Step(loss, parameters, schedule, transform, context.generator, task_data.labels.device)
+    device = task_data.labels.device
+    gradients = GradientNorms(learner, device) if "gradients" in context.record else None
+    step = _Step(loss, parameters, schedule, transform, context.generator, device, gradients)
     others = [compressor] if compressor is not None else []
     going = Resumable(context.checkpoint, phase, context.generator, learner, [step.optimizer], others)
     if going.finished:
@@ -109,6 +112,8 @@ def fit(
             first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))
             order = [positions.to(task_data.labels.device) for positions in order]
             step.sums.copy_(midway["sums"])
+            if gradients is not None and "gradients" in midway:
+                gradients.sums.copy_(midway["gradients"])
         else:
             if compressor is not None:
                 with counted_as("compression"):
@@ -121,6 +126,7 @@ def fit(
             if going.due():
                 sizes = torch.tensor([len(positions) for positions in order])
                 tensors = {"order": torch.cat(order), "sizes": sizes, "sums": step.sums, **ahead.state()}
+                tensors |= {} if gradients is None else {"gradients": gradients.sums}
                 going.save({"epoch": epoch, "step": number}, tensors)
             take(ahead.shown(batch, order[number]), task_data.labels[order[number]])
         total_loss, sound_steps = step.sums.tolist()
@@ -135,7 +141,8 @@ def fit(
         seconds, seen = time.perf_counter() - started, sum(map(len, order[first:]))
         record = {"task": task, "phase": phase, "epoch": epoch, "epochs": schedule.epochs, "loss": mean_loss, "lr": lr}
         speed = {"images": sum(map(len, order)), "seconds": seconds, "images_per_second": seen / seconds}
-        context.log({**record, **speed, "compressing_seconds": compressing_seconds})
+        norms = {} if gradients is None else gradients.means()
+        context.log({**record, **speed, "compressing_seconds": compressing_seconds, **norms})
         context.progress(part[0] + (part[1] - part[0]) * (epoch + 1) / schedule.epochs, sum(map(len, order)))
         if epoch + 1 == schedule.epochs and not all_finite(parameters):  # no later loss would tell
             raise Diverged(task, epoch, len(order) - 1, lr, "the weights are")
@@ -165,8 +172,10 @@ class _Step:
         transform: Transform,
         generator: torch.Generator,
         device: torch.device,
+        gradients: GradientNorms | None = None,
     ) -> None:
         self.loss, self.transform, self.generator, self.device = loss, transform, generator, device
+        self.gradients = gradients
         self.lr = torch.zeros((), device=device)  # a tensor: a captured step reads it anew whenever it is replayed
         self.optimizer = torch.optim.SGD(
             parameters,
@@ -192,6 +201,8 @@ class _Step:
         self.optimizer.zero_grad(set_to_none=True)
         with full_precision(self.device):
             value.backward()
+        if self.gradients is not None:
+            self.gradients.add()
         self.optimizer.step()
         self.sums[0] += value.detach() * len(batch)
         self.sums[1] += self.sums[0] - self.sums[0] == 0  # is it finite? In half the kernels of `isfinite`

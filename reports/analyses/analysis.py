@@ -104,6 +104,12 @@ class Found:
         return cells[cells["run"].isin(self.tables[table]["run"])]
 
 
+def by_name(table: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """The rows of each method, as the panels of a figure are ordered."""
+    names = sorted(map(str, table["name"].unique()), key=str.casefold)
+    return [(name, table[table["name"] == name]) for name in names]
+
+
 def _same(tables: Tables, group: Group) -> Tables:
     return tables
 
@@ -112,8 +118,9 @@ def _same(tables: Tables, group: Group) -> Tables:
 class Analysis:
     """`name` is what `--what` takes; `about`: what is computed and who looked at it first, for the page.
 
-    `of_run` makes the tables of one run, or raises NotRecordedError or NotOfThisRunError; `together` may add tables
-    over all runs of a group; `drawings` makes figures of what was found, or none.
+    `of_run` makes the tables of one run (columns that begin with _ are for figures alone and are not written). It may
+    raise NotRecordedError or NotOfThisRunError. `together` may add tables over all runs of a group; `drawings` makes
+    figures of what was found, or none.
     """
 
     name: str

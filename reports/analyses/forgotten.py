@@ -8,11 +8,12 @@ from functools import partial
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from cilbench.records.files import BadRecord, read_bytes
 from cilbench.records.schema import HEAD_NORMS, LIMITS, PREDICTIONS, NormRow, read_rows
 from cilbench.reports.analyses import plots
-from cilbench.reports.analyses.analysis import Analysis, Found, NotRecordedError, Run, Tables, UnusableError
+from cilbench.reports.analyses.analysis import Analysis, Found, NotRecordedError, Run, Tables, UnusableError, by_name
 from cilbench.reports.evidence import predictions
 from cilbench.reports.figures.drawing import Drawing
 
@@ -28,7 +29,7 @@ def of_run(run: Run) -> Tables:
         stages = predictions(run.folder, run.tasks, str(run.cell["head"]))
     except (BadRecord, OSError) as error:
         raise UnusableError(f"{PREDICTIONS}: {error}") from None
-    task_of = np.array([run.task_of(label) for label in range(int(run.cell["classes"]))])
+    task_of = np.array([run.task_of(label) for label in range(int(run.cell["classes"]))], dtype=np.int64)
     names = list(run.cell["class_names"]) or [str(label) for label in range(len(task_of))]
     classes, confused = [], []
     for task, (labels, predicted) in enumerate(stages):
@@ -49,10 +50,10 @@ def of_run(run: Run) -> Tables:
         "tasks": tests[["task", "tested_task", "images", "top1"]].reset_index(drop=True),
         "confusion": pd.DataFrame(confused, columns=["task", "true_task", "predicted_task", "images", "share"]),
     }
-    return tables | _norms(run, task_of)
+    return {**tables, **_norms(run, task_of)}
 
 
-def _norms(run: Run, task_of: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> Tables:
+def _norms(run: Run, task_of: NDArray[np.int64]) -> Tables:
     """After every task; nothing of a method that has no single linear head."""
     path = run.folder / HEAD_NORMS
     if not path.is_file():
@@ -68,13 +69,11 @@ def _norms(run: Run, task_of: "np.ndarray[tuple[int], np.dtype[np.int64]]") -> T
 def drawings(found: Found) -> list[Drawing]:
     """Of one run of each method: classes over stages, tasks over stages, confusion after the last, norms."""
     of_classes = _from_one(found.close_up("classes"), "task", "class", "brought_by")
-    heat = [(n, p.pivot_table(index="class", columns="task", values="top1")) for n, p in of_classes.groupby("name")]
+    heat = [(n, p.pivot_table(index="class", columns="task", values="top1")) for n, p in by_name(of_classes)]
     of_tasks = _from_one(found.close_up("tasks"), "task", "tested_task")
     confusion = _from_one(found.close_up("confusion"), "task", "true_task", "predicted_task")
     last = confusion[confusion["task"] == confusion.groupby("run")["task"].transform("max")]
-    taken = [
-        (n, p.pivot_table(index="true_task", columns="predicted_task", values="share")) for n, p in last.groupby("name")
-    ]
+    taken = [(n, p.pivot_table(index="true_task", columns="predicted_task", values="share")) for n, p in by_name(last)]
     labels = ("Tasks learned", "Class, by arrival", "Top-1 accuracy (%)")
     by_task = ("Tasks learned", "Top-1 accuracy (%)", "task")
     of_confusion = ("Task of the predicted class", "Task of the true class", "Share of the true task (%)")
@@ -100,7 +99,7 @@ def drawings(found: Found) -> list[Drawing]:
     ]
     if "norms" in found.tables:
         norms = _from_one(found.close_up("norms"), "task", "brought_by")
-        means = norms.groupby(["name", "brought_by", "task"], as_index=False)["norm"].mean()
+        means = norms.groupby(["name", "brought_by", "task"])[["norm"]].mean().reset_index()
         by_norm = ("Tasks learned", "Norm of the head's rows", "task")
         about = "L2 norm of the head's rows, mean over the classes of each task, after each task that followed"
         make = partial(plots.by_level, means, "task", "norm", "brought_by", by_norm)

@@ -10,8 +10,9 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib import colormaps
 from matplotlib.axes import Axes
-from matplotlib.colors import LogNorm, Normalize
+from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
@@ -27,7 +28,7 @@ _EDGE = 1  # pixels between two images
 
 def ordered_colours(number: int) -> list[str]:
     """So many colours from first to last, each legible on a white and on a dark page."""
-    return list(sns.color_palette("plasma", 100)[8:70][:: max(1, 61 // max(number - 1, 1))].as_hex())[:number]
+    return [to_hex(colormaps["plasma"](share)) for share in np.linspace(0.1, 0.72, number)]
 
 
 def by_method(
@@ -50,7 +51,9 @@ def by_method(
     given = list(dict.fromkeys(means[x]))
     texts = [str(value) for value in given] if means[x].dtype == object or means[x].dtype.name == "str" else []
     table = means.assign(at=means[x].map({value: n for n, value in enumerate(given)}) if texts else means[x])
-    shown = [("", table)] if not panel else [(str(value), part) for (value,), part in parts(table, [panel])]
+    shown = [("", table)]
+    if panel:
+        shown = [(str(value), table[table[panel] == value]) for value in dict.fromkeys(table[panel])]
     with paper_style([*means["name"].unique(), *texts]):
         figure, panels, place = panel_grid(len(shown), paper_columns, 2.2, sharey=share_y and len(shown) > 1)
         for axes, (title, part) in zip(panels, shown, strict=True):
@@ -59,7 +62,7 @@ def by_method(
             lines(axes, part, "at", y, styles)
             axes.set_xlabel(labels[0])
             if diagonal:
-                axes.axline((0, 0), slope=1, color=FAINT, linewidth=0.6, zorder=0)
+                axes.plot((0, 100), (0, 100), color=FAINT, linewidth=0.6, zorder=0)
             if log:
                 _logarithmic(axes)
             if title:

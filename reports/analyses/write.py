@@ -4,6 +4,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -121,11 +122,11 @@ def _found(
         try:
             of_run = analysis.of_run(run)
         except NotRecordedError as error:
-            reasons.insert(0, str(error))  # what can be recorded comes before what cannot be
+            reasons.insert(0, str(error))  # what can be done about it comes before what cannot
         except NotOfThisRunError as error:
             reasons.append(str(error))
         except UnusableError as error:
-            reasons.append(str(error))
+            reasons.insert(0, str(error))
             damaged.append(LeftOut(run.folder, f"{analysis.name}: {error}"))
         else:
             for name, table in of_run.items():
@@ -137,7 +138,7 @@ def _found(
     tables_of = {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
     try:
         together = analysis.together(tables_of, group)
-    except NotOfThisRunError as error:
+    except (NotOfThisRunError, NotRecordedError) as error:
         reasons.append(str(error))
         return None
     return Found(analysis.name, group, together)
@@ -147,8 +148,8 @@ def _runs_of(group: Group, runs: Runs, rebuild: Callable[[Path], Any]) -> Iterat
     """The finished runs of a group."""
     for row in group.cells[group.cells["status"] == "done"].to_dict("records"):
         cell = {str(column): value for column, value in row.items()}
-        rows = [frame[frame["run"] == cell["run"]] for frame in (runs.tests, runs.boundaries, runs.ledger)]
-        yield Run(cell, *rows, rebuild=lambda folder=Path(cell["folder"]): rebuild(folder))
+        tests, boundaries, ledger = (f[f["run"] == cell["run"]] for f in (runs.tests, runs.boundaries, runs.ledger))
+        yield Run(cell, tests, boundaries, ledger, partial(rebuild, Path(cell["folder"])))
 
 
 # ------------------------------------------------------------------------------------------------ files
@@ -172,7 +173,7 @@ def _write(
         files = []
         for name, table in item.tables.items():
             files.append(f"{item.analysis.name}-{name}.csv")
-            tables.write_csv(table, stage / files[-1])
+            tables.write_csv(table[[c for c in table if not str(c).startswith("_")]], stage / files[-1])
         figures: list[Drawn] = [next(drawn) for _ in drawings]
         sections.append((item.analysis, figures, files))
         captions += [f"- `figures/{figure.stem}.pdf`: {figure.caption}" for figure in figures]

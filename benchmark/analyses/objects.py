@@ -1,0 +1,119 @@
+"""CIM: exemplars a class against the size of its boxes, shares over the phases, what it gains over its base.
+
+CIM (Luo 2023, arXiv 2303.14042) keeps more exemplars of a class whose objects are small. A box's share is of the
+image's area, in the units of two pixels in which boxes are kept. The gain is at equal bytes, seed and class order.
+"""
+
+from functools import partial
+
+import numpy as np
+import pandas as pd
+
+from cilbench.analyses.rebuilt import rebuilt
+from cilbench.errors import RequestError
+from cilbench.protocol.rebuild import Differs
+from cilbench.reports.analyses import plots
+from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables, UnusableError
+from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.group import Group
+
+COUNTS, BOXES = "labels/images_per_class", "boxes/exemplars"
+
+
+def of_run(run: Run) -> Tables:
+    """`classes`, for every kept state: task, class, class_name, brought_by, exemplars, box_share (mean, %). `phases`:
+    task, tau, exemplars (a class), box_share (mean over exemplars, %).
+    """
+    if not (run.ledger["kind"] == "boxes").any():
+        raise NotOfThisRunError(f"{run.cell['name']} keeps no boxes")
+    kept = rebuilt(run, last=True)
+    scenario, tau = kept.spec.scenario, getattr(kept.spec.method.configs.get("cim"), "tau", float("nan"))
+    cells = np.prod([(side + 1) // 2 for side in scenario.image_shape[1:]])
+    classes, phases = [], []
+    for record in kept.kept:
+        try:
+            state = kept.state(record)
+            counts = state[COUNTS].numpy()
+            shares = state[BOXES][:, 2:].double().prod(1).numpy() / cells
+            of_class = np.split(shares, np.cumsum(counts)[:-1])
+        except (Differs, RequestError, KeyError, ValueError) as error:
+            raise UnusableError(f"task {record.task}: {error}") from None
+        for label, (count, boxes) in enumerate(zip(counts.tolist(), of_class, strict=True)):
+            name = kept.dataset.class_names[scenario.class_order[label]]
+            share = 100 * float(boxes.mean()) if count else float("nan")
+            classes.append((record.task, label, name, run.task_of(label), count, share))
+        phases.append((record.task, tau, float(counts.mean()), 100 * float(shares.mean())))
+    return {
+        "classes": pd.DataFrame(
+            classes, columns=["task", "class", "class_name", "brought_by", "exemplars", "box_share"]
+        ),
+        "phases": pd.DataFrame(phases, columns=["task", "tau", "exemplars", "box_share"]),
+    }
+
+
+def together(tables: Tables, group: Group) -> Tables:
+    """Adds `gains`: run, name, base, image_shape, budget_bytes, seed, order, avg_gain, last_gain (points)."""
+    rows = []
+    reached = {str(run): accuracies(part) for run, part in group.frame.groupby("run")}
+    at = ["budget_bytes", "seed", "order"]
+    cells = group.cells[group.cells["status"] == "done"]
+    for mine in cells[cells["run"].isin(tables["phases"]["run"])].to_dict("records"):
+        base = {"cim": "foster"}.get(mine["method"], mine["method"].removesuffix("+cim"))
+        same = cells[(cells["method"] == base) & (cells[at] == [mine[column] for column in at]).all(axis=1)]
+        for other in same["run"]:
+            gain = [now - then for now, then in zip(reached[mine["run"]], reached[other], strict=True)]
+            rows.append((mine["run"], mine["name"], base, mine["image_shape"], *(mine[column] for column in at), *gain))
+    columns = ["run", "name", "base", "image_shape", *at, "avg_gain", "last_gain"]
+    return {**tables, "gains": pd.DataFrame(rows, columns=columns)} if rows else tables
+
+
+def accuracies(stages: pd.DataFrame) -> tuple[float, float]:
+    """Average and last top-1 of a run, by its published head, from its rows of `Runs.stages`."""
+    own = stages[stages["published_head"]].sort_values("task")
+    return float(own["top1"].mean()), float(own["top1"].iloc[-1])
+
+
+def drawings(found: Found) -> list[Drawing]:
+    """Exemplars over box share, and both over the phases."""
+    table = found.close_up("classes")
+    last = table[table["task"] == table.groupby("run")["task"].transform("max")]
+    styles, phases = found.group.styles, found.close_up("phases")
+    long = phases.assign(task=phases["task"] + 1).melt(
+        id_vars=["name", "task"], value_vars=["box_share", "exemplars"], var_name="what"
+    )
+    long = long.assign(what=long["what"].map({"box_share": "Box share (%)", "exemplars": "Exemplars a class"}))
+    labels = ("Mean box share (%)", "Exemplars of a class")
+    scatter = partial(plots.points, last, "box_share", "exemplars", labels, styles)
+    over = partial(
+        plots.by_method, long, "task", "value", ("Tasks learned", "%, or images"), styles, panel="what", share_y=False
+    )
+    made = [
+        found.drawing(
+            "classes",
+            "Exemplars of each class over the mean share of its boxes, after the last task",
+            scatter,
+            "classes",
+        ),
+        found.drawing(
+            "phases", "Mean share of the boxes, and exemplars a class, after each task that was kept", over, "phases"
+        ),
+    ]
+    if "gains" in found.tables:
+        gains = found.tables["gains"].assign(kib=lambda frame: frame["budget_bytes"] / 1024)
+        axis = ("Budget (KiB)", "Gain over the base (points)")
+        gained = partial(plots.points, gains, "kib", "avg_gain", axis, styles, zero=True)
+        about = "Average accuracy gained over the base at equal bytes, a marker a run of the same seed and order"
+        made.append(found.drawing("gains", about, gained))
+    return made
+
+
+ANALYSIS = Analysis(
+    name="objects",
+    title="Objects, boxes and exemplars (CIM)",
+    about="How many exemplars of each class CIM keeps against the share of the image that its boxes have, shares over "
+    "the phases with the threshold τ, and the accuracy gained over the base at equal bytes, seed and class order (Luo "
+    "et al., 2023, arXiv 2303.14042).",
+    of_run=of_run,
+    drawings=drawings,
+    together=together,
+)

@@ -1,0 +1,98 @@
+"""The arithmetic of the analyses, against numbers worked out by hand."""
+
+import math
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from cilbench.analyses.calibration import binned, expected_error
+from cilbench.analyses.growth import reused
+from cilbench.analyses.storage import crossing
+from cilbench.methods.dgm.generator import MaskedGenerator, dcgan
+from cilbench.methods.dgm.masks import histogram
+from cilbench.methods.networks.backbones import build_shared, split_general
+from cilbench.reports.analyses.value import KINDS, by_kind, by_method, clustered
+
+
+def test_the_calibration_error_is_the_weighted_distance_of_confidence_and_accuracy() -> None:
+    bins = binned(np.array([0.9, 0.92, 0.3, 1.0]), np.array([True, False, True, True]))
+    assert list(bins["bin"]) == [4, 13, 14]  # 1 is in the last of fifteen
+    assert expected_error(bins) == pytest.approx((1 * 0.7 + 2 * abs(0.5 - 0.91) + 1 * 0) / 4)
+    sure = binned(np.array([0.5] * 4), np.array([True, True, False, False]))
+    assert expected_error(sure) == 0
+
+
+def test_reuse_counts_open_entries_that_an_earlier_task_had_reserved() -> None:
+    generator = MaskedGenerator(dcgan(8), 4, [3], 1, "dgma", "cpu")
+    first, second = torch.tensor([1, 1, 0]), torch.tensor([0, 1, 1])
+    for mask in (first, second):
+        generator.add_task([3])
+        generator.keep([mask.bool().view(1, 3, 1, 1)])
+    rows = {(task, layer): rest for task, layer, *rest in reused(generator)}
+    assert rows[(0, 0)] == rows[(0, -1)] == [2, 0, 0.0]
+    assert rows[(1, 0)] == rows[(1, -1)] == [2, 1, 50.0]
+
+
+def test_the_histogram_of_mask_values_is_of_shares_in_tenths() -> None:
+    shares = histogram([torch.tensor([0.0, 50.0]), torch.tensor([[-50.0], [50.0]])], 2.0)
+    assert [shares[f"mask_{number}"] for number in range(10)] == [0.25, 0, 0, 0, 0, 0.25, 0, 0, 0, 0.5]
+
+
+def test_bytes_at_equal_accuracy_lie_on_the_line_between_two_budgets_or_are_not_known() -> None:
+    line = [(100.0, 50.0), (200.0, 60.0), (400.0, 60.0)]
+    assert crossing(line, 55.0) == 150
+    assert crossing(line, 50.0) == 100
+    assert math.isnan(crossing(line, 49.0))
+    assert math.isnan(crossing(line, 61.0))
+
+
+def steps() -> pd.DataFrame:
+    """Four methods gain 2 points for a KiB of backbone and 3 for one of exemplars, plus what is left over."""
+    rows = []
+    for name, backbone, exemplars, rest in (("a", 1, 3, 0.1), ("b", 2, 2, -0.2), ("c", 4, 0, 0.1), ("d", 0, 4, 0.0)):
+        gained = 2 * backbone + 3 * exemplars + rest
+        kinds = dict.fromkeys(KINDS, 0.0) | {"backbone": float(backbone), "exemplars": float(exemplars)}
+        ends = {"from_bytes": 1024, "to_bytes": 5120}
+        rows.append({"name": name, "seed": 1, **ends, "avg": gained, "last": 2 * gained, "kib": 4.0, **kinds})
+    return pd.DataFrame(rows)
+
+
+def test_value_by_kind_is_least_squares_of_gains_on_bytes_gained() -> None:
+    table = by_kind(steps()).set_index(["measure", "kind"])
+    x, y = steps()[["backbone", "exemplars"]].to_numpy(), steps()["avg"].to_numpy()
+    wanted, *_ = np.linalg.lstsq(x, y, rcond=None)
+    assert table.loc["avg", "per_kib"].to_numpy() == pytest.approx(wanted)
+    assert table.loc["last", "per_kib"].to_numpy() == pytest.approx(2 * wanted)
+    assert set(table.index.get_level_values("kind")) == {"backbone", "exemplars"}
+    assert (table["per_kib_low"] < table["per_kib"]).all()
+    only = steps().assign(backbone=1.0, exemplars=3.0)  # nobody tells the kinds apart
+    assert by_kind(only).empty
+
+
+def test_errors_are_clustered() -> None:
+    """Of one regressor of ones: the sandwich is Σ_g (Σ_i e)² / n², times G/(G−1)·(n−1)/(n−1)."""
+    y, clusters = np.array([1.0, 3.0, 2.0, 6.0]), np.array(["a", "a", "b", "b"], dtype=object)
+    beta, error = clustered(np.ones((4, 1)), y, clusters)
+    assert beta == pytest.approx([3.0])
+    assert error == pytest.approx([math.sqrt(2 * (2**2 + 2**2) / 16)])
+
+
+def test_value_by_method_is_the_mean_over_seeds_with_a_t_interval() -> None:
+    two = pd.concat([steps(), steps().assign(seed=2, avg=lambda frame: frame["avg"] + 4)])
+    row = by_method(two).set_index(["name", "measure"]).loc[("d", "avg")]
+    assert (row["n"], row["per_kib"]) == (2, pytest.approx((3 + 4) / 2))
+    assert row["per_kib_high"] - row["per_kib"] == pytest.approx(12.7062 * 0.5, rel=1e-4)
+    assert by_method(steps())["per_kib_low"].isna().all()
+
+
+def test_general_layers_are_split_before_a_stage() -> None:
+    general = build_shared("cifar", "resnet14", 3)
+    for stage, shared in ((1, 1), (2, 2), (3, 3)):
+        before, own = split_general(general, stage)
+        assert (len(before), len(own)) == (shared, 3 - shared)
+    assert [len(part) for part in split_general(build_shared("imagenet", "resnet10", 3), 1)] == [2, 3]
+    assert [len(part) for part in split_general(build_shared("tiny", "tinyconv4", 1), 1)] == [0, 1]
+    with pytest.raises(ValueError, match="no stage 4 to specialise from: this backbone has 3"):
+        split_general(general, 4)
