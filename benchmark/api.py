@@ -117,7 +117,7 @@ def plan(request: RunOptions, device: torch.device | None = None, flops: bool = 
         groups = [in_fastest_precision(group, device) for group in groups]
     asked = [spec for group in groups for spec in group]
     # Seeds and orders change what is drawn, not what fits.
-    alike = [(spec.scenario.dataset, spec.budget, spec.method.name) for spec in asked]
+    alike = [(spec.scenario.dataset, spec.budget, spec.name) for spec in asked]
     runs, distinct = Counter(alike), dict(zip(alike, asked, strict=True))
     return [_record(spec, device, flops) | {"runs": runs[key]} for key, spec in distinct.items()]
 
@@ -140,6 +140,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         "model_bytes": None,
         "published_bytes": None,
         "strict_bytes": None,
+        "split": spec.split,
         "status": "ok",
         "reason": None,
         "smallest_budget_bytes": None,

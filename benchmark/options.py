@@ -87,6 +87,12 @@ class RunOptions:
         COMPARED,
         "FLOPS",
     )
+    split: str | None = option(
+        None,
+        "Shares of the budget for images, a run each, on the largest backbone that fits the rest: 0.2,0.4,0.6,0.8.",
+        COMPARED,
+        "SHARES",
+    )
     dataset: str = option("cifar100", "`cilbench data list` shows them; digits needs no download.", COMPARED, "NAME")
     seeds: str = option("1993", "Seeds of everything random but the class order.", COMPARED, "N,N,…")
     orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.", COMPARED, "N,N,…")

@@ -50,6 +50,7 @@ class RunSpec:
     train_flops: int | None = None
     epochs_share: float = 1.0
     validation: float | None = None  # the share of training images that stands in for the test images
+    split: float | None = None  # the share of the budget that images get; None: what the plan leaves them
     budget_typed: str = ""  # the size as it was asked for, e.g. "24 KiB"
 
     @cached_property
@@ -76,6 +77,7 @@ class RunSpec:
             **self._augmentation(),
             **({} if self.validation is None else {"validation": self.validation}),
             **self._arithmetic(),
+            **({} if self.split is None else {"split": self.split}),
         }
 
     def _arithmetic(self) -> dict[str, Any]:
@@ -96,6 +98,7 @@ class RunSpec:
         canonical = json.dumps(self.request, sort_keys=True, separators=(",", ":"))
         r = self.request
         method = r["method"].replace(":", "")  # no colon in a folder's name
+        method += "" if self.split is None else f"-split{self.split:g}"
         start = f"{method}-{r['dataset']}-b{r['base']}i{r['inc']}-{r['budget_bytes']}B-s{r['seed']}-o{r['order']}"
         return f"{start}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
@@ -107,15 +110,20 @@ class RunSpec:
         return f"{typed}, as published" if self.budget_label else typed
 
     @property
+    def name(self) -> str:
+        """The method, and the share that its images get where that was asked for: `icarl split 0.4`."""
+        return self.method.name if self.split is None else f"{self.method.name} split {self.split:g}"
+
+    @property
     def title(self) -> str:
         """The run in a few words."""
         seeds = f"seed {self.seed}" + ("" if self.order == self.seed else f" order {self.order}")
-        return f"{self.method.name} {self.budget_typed or format_bytes(self.budget.bytes)} {seeds}"
+        return f"{self.name} {self.budget_typed or format_bytes(self.budget.bytes)} {seeds}"
 
     def plan(self) -> Plan:
         """Raises BudgetTooSmall, and RequestError for settings that make no sense at any budget."""
         try:
-            return self.method.plan(self.budget, self.scenario)
+            return self.method.plan(self.budget, self.scenario, self.split)
         except BudgetTooSmall:
             raise
         except (ValueError, TypeError) as error:  # TypeError: a plug-in's plan for another release
@@ -162,9 +170,11 @@ def specs(request: RunOptions) -> list[RunSpec]:
             recipe,
             precision,
             validation=validation,
+            split=split,
             budget_typed=size.typed,
         )
-        for size, method, seed, order in product(budgets, methods, seeds, orders)
+        for size, method in product(budgets, methods)
+        for split, seed, order in product(_splits(request, method), seeds, orders)
         if method.card.competes or size == budgets[-1]
     ]
 
@@ -205,7 +215,7 @@ def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | BudgetTooSmall]
 
 def _fits_alike(spec: RunSpec) -> tuple[str, int]:
     """Cells of one request that differ in seed and class order alone have one plan."""
-    return spec.method.name, spec.budget.bytes
+    return spec.name, spec.budget.bytes
 
 
 def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
@@ -306,6 +316,26 @@ def _seeds(option: str, text: str) -> list[int]:
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
         raise RequestError(f"{option} {text!r}: write different whole numbers from 0 to 2**32-1, e.g. 1993,1994")
     return seeds
+
+
+def _splits(request: RunOptions, method: MethodSpec) -> list[float | None]:
+    """The shares of the budget that a method's images get; None alone without `--split`, and for floors and ceilings.
+
+    Raises RequestError.
+    """
+    if request.split is None or not method.card.competes:
+        return [None]
+    if request.backbone != "auto":
+        raise RequestError(f"--split beside --backbone {request.backbone}: the largest backbone that fits is taken")
+    if not method.card.rehearsal:
+        raise RequestError(f"--split: {method.name} keeps no exemplars that a share of the budget could go to")
+    try:
+        shares = [float(part) for part in _split(request.split)]
+    except ValueError:
+        shares = []
+    if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
+        raise RequestError(f"--split {request.split}: write different shares between 0 and 1, e.g. 0.2,0.4,0.6,0.8")
+    return [*shares]
 
 
 def _share(option: str, text: str) -> float:

@@ -25,6 +25,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS, own
 from cilbench.methods.contract import Method, MethodCard, Plan, RehearsalMethod, Scenario
 from cilbench.methods.rehearsal.memory import Compression, LearnedCompression, Plain
+from cilbench.methods.rehearsal.split import split_plan
 from cilbench.methods.training.config import Recipe, apply_recipe, recipe_named
 
 
@@ -67,8 +68,12 @@ class MethodSpec:
             port="; ".join(filter(None, (extra.port, card.port))),
         )
 
-    def plan(self, budget: Budget, scenario: Scenario) -> Plan:
-        """Raises BudgetTooSmall in the name that was asked for, ValueError for settings that cannot be."""
+    def plan(self, budget: Budget, scenario: Scenario, split: float | None = None) -> Plan:
+        """`split`: the share of the budget that images get. Raises BudgetTooSmall in the name that was asked for,
+        ValueError for settings that cannot be.
+        """
+        if split is not None:
+            return split_plan(self.plan, self.name, budget, scenario, split)
         try:
             if self._rehearsing is None:
                 return self.base.plan(budget, scenario, self.config)

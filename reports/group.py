@@ -12,7 +12,7 @@ from cilbench.reports import comparability, comparison, evidence
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.styles import Style, styles_by_name
 from cilbench.reports.load import Runs
-from cilbench.reports.spending import spending
+from cilbench.reports.spending import spending, splits
 from cilbench.reports.tables.table import INTERVALS
 from cilbench.reports.wording import (
     budget_text,
@@ -69,6 +69,11 @@ class Group:
     def comparison(self) -> comparison.Comparison:
         """Every number, computed once."""
         return comparison.Comparison(self.frame.drop(columns=_UNDRAWN)).complete()
+
+    @cached_property
+    def splits(self) -> pd.DataFrame:
+        """As of `splits`: no rows where no run had a `--split`."""
+        return splits(self.cells, self.spending, self.comparison.summary)
 
     @property
     def slim_cells(self) -> pd.DataFrame:

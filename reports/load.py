@@ -26,7 +26,7 @@ from cilbench.reports.run_folder import (
 )
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
-_SETTING = ("method", "requested_backbone", "config", "budget_bytes", "seed", "order")
+_SETTING = ("method", "requested_backbone", "config", "split", "budget_bytes", "seed", "order")
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,8 @@ class LeftOut:
 class Runs:
     """All that was read. Accuracies are in %, sizes in bytes.
 
-    `cells`: a row per run. `boundaries`: a row per run and task. `tests`: a row per run, stage, tested task and head.
+    `cells`: a row per run; its `curve` is its `name` but for `--split`. `boundaries`: a row per run and task. `tests`:
+    a row per run, stage, tested task and head.
     `ledger`: a row per run, task and kind. `inputs_sha256`: over the contents of every file read, wherever it lies.
     """
 
@@ -100,7 +101,7 @@ def read_runs(folders: Sequence[Path], progress: Callable[[int, int], None] | No
     everything = "".join(f"{run} {digest}\n" for run, digest in sorted(digests.items()))
     cell_frame = pd.DataFrame(cells, columns=list(CELL_COLUMNS)).sort_values("run", ignore_index=True)
     return Runs(
-        cells=cell_frame.assign(name=distinct_names(cell_frame)),
+        cells=cell_frame.assign(name=distinct_names(cell_frame), curve=distinct_names(cell_frame.assign(split=""))),
         boundaries=_typed(boundaries, BOUNDARY_COLUMNS),
         tests=_typed(tests, TEST_COLUMNS),
         ledger=_typed(ledger, LEDGER_COLUMNS),

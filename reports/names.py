@@ -34,7 +34,7 @@ def distinct_names(cells: pd.DataFrame) -> pd.Series:
     for (*_, name), same_name in comparability.parts(cells, [*comparability.GROUP, "name"]):
         several = same_name["method"].nunique() > 1
         for method, same_method in same_name.groupby("method", sort=False):
-            settings = {i: _flat(c) | {"backbone": b} for i, c, b in _settings(same_method)}
+            settings = {i: _flat(c) | {"backbone": b, "split": s} for i, c, b, s in _settings(same_method)}
             keys = sorted({key for setting in settings.values() for key in setting})
             differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings.values()}) > 1]
             for index, setting in settings.items():
@@ -47,7 +47,7 @@ def _untaken(cells: pd.DataFrame) -> pd.Series:
     """Names with a number where a group has the name for something else: `1` and `"1"`, say, are written the same."""
     owners: dict[tuple[Any, ...], tuple[Any, ...]] = {}
     names = []
-    columns = ["name", *comparability.GROUP, "method", "config", "requested_backbone", "competes"]
+    columns = ["name", *comparability.GROUP, "method", "config", "requested_backbone", "split", "competes"]
     for name, *rest in cells[columns].itertuples(index=False, name=None):
         group, owner = tuple(rest[: len(comparability.GROUP)]), tuple(rest[len(comparability.GROUP) :])
         number, numbered = 1, name
@@ -58,10 +58,9 @@ def _untaken(cells: pd.DataFrame) -> pd.Series:
     return pd.Series(names, dtype=object, index=cells.index)
 
 
-def _settings(cells: pd.DataFrame) -> Iterable[tuple[int, str, str]]:
-    return zip(
-        cells.index.astype(int), cells["config"].astype(str), cells["requested_backbone"].astype(str), strict=True
-    )
+def _settings(cells: pd.DataFrame) -> Iterable[tuple[int, str, str, str]]:
+    columns = (cells[column].astype(str) for column in ("config", "requested_backbone", "split"))
+    return zip(cells.index.astype(int), *columns, strict=True)
 
 
 def _flat(config: str) -> dict[str, Any]:

@@ -203,6 +203,7 @@ def _csv(runs: Runs, groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
         "compute": [one.costs for one in ones],
         "frontiers": [one.frontiers for one in ones],
         "held": [one.held for one in ones],
+        "splits": [group.splits for group in groups],
     }
     return {name: pd.concat(frames, ignore_index=True) for name, frames in of_all.items()} | {
         "confusion": evidence.confusion_frame(found),

@@ -52,6 +52,7 @@ CELL_COLUMNS = (
         "requested_backbone",
         "config",
         "settings",
+        "split",
         "head",
         "class_names",
     ),
@@ -140,7 +141,8 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "config": json.dumps(request.config, sort_keys=True),
         "isolation": _isolation(record.environment),
         "plug_in": _plug_in(record),
-        "settings": _set_by_hand(record.settings or {}),
+        "settings": _set_by_hand({**(record.settings or {}), **({"split": request.split} if request.split else {})}),
+        "split": f"{request.split:g}" if request.split else "",
         "head": telling(card.heads[0]),
         "class_names": names if len(names) == request.classes else (),
         "name": telling(card.name).lstrip("_") or telling(card.key),  # a legend drops names that start with _

@@ -31,6 +31,31 @@ def _listed(runs: "pd.Series[str]") -> str:
     return " ".join(sorted(set(runs)))
 
 
+def splits(cells: pd.DataFrame, spent: pd.DataFrame, summary: pd.DataFrame) -> pd.DataFrame:
+    """Average accuracy over the share of the budget that images get, of methods that ran with `--split`: a row per
+    curve, budget and `share` (%), with avg, its interval, n and backbone.
+
+    `chosen` is False for runs of the same method without `--split`: their share is what their exemplars weigh.
+    `cells` as in `Runs`, `spent` as of `spending`, `summary` as of `aggregate.summary`.
+    """
+    told = cells.drop_duplicates("name").set_index("name")[["curve", "split"]]
+    binding = set(cells["accounting"])
+    means = summary[summary["published_head"] & summary["competes"] & (summary["n"] > 0)]
+    table = means[_SPLIT_COLUMNS].join(told, on="name")
+    table = table[table["curve"].isin(told.loc[told["split"] != "", "curve"])]
+    weighed = spent[(spent["kind"] == "exemplars") & spent["convention"].isin(binding)]
+    keys = ["name", "budget_bytes"]
+    table = table.merge(weighed[[*keys, "charged_bytes"]], on=keys, how="left")
+    chosen = table["split"] != ""
+    asked = 100 * pd.to_numeric(table["split"].where(chosen))
+    share = asked.where(chosen, 100 * table["charged_bytes"] / table["budget_bytes"])
+    table = table.assign(share=share, chosen=chosen).drop(columns=["split", "charged_bytes"])
+    return table.sort_values(["budget_bytes", "curve", "share"], ignore_index=True)
+
+
+_SPLIT_COLUMNS = ["name", "budget_bytes", "budget_label", "avg", "avg_low", "avg_high", "n", "backbone", "runs"]
+
+
 def spending(cells: pd.DataFrame, ledger: pd.DataFrame) -> pd.DataFrame:
     """Bytes by kind after the last task, or at the last boundary reached where no run finished, in both conventions: a
     row per method, budget, convention and kind.

@@ -61,7 +61,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     for r in records:
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
         title = f"{protocol}; {r['budget']}"
-        cells = {"method": r["method"]}
+        cells = {"method": r["method"] + ("" if r["split"] is None else f" split {r['split']:g}")}
         if r["status"] == "refused":
             cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
         else:
@@ -99,7 +99,7 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
     groups: dict[str, list[list[str]]] = {}
     by_cell: dict[tuple[str, str], list[RunSpec]] = {}
     for spec in asked:
-        by_cell.setdefault((spec.budget_text, spec.method.name), []).append(spec)
+        by_cell.setdefault((spec.budget_text, spec.name), []).append(spec)
     for (title, method), specs_of_it in by_cell.items():
         counts = Counter(outcomes[spec.id].status for spec in specs_of_it if spec.id in outcomes)
         done = [spec for spec in specs_of_it if spec.id in outcomes and outcomes[spec.id].status == "done"]

@@ -97,12 +97,12 @@ def within_flops(asked: Sequence[RunSpec], text: str | None, data_dir: Path | No
         return list(asked)
     limit, shares = _limit(text, asked[0], data_dir), dict[tuple[str, int], float]()
     for spec in asked:  # seeds and orders change what is drawn, not what is computed
-        key = spec.method.name, spec.budget.bytes
+        key = spec.name, spec.budget.bytes
         if key not in shares:
             shares[key] = 1.0
             with suppress(BudgetTooSmall):
                 shares[key] = _share(spec, arithmetic(spec, spec.plan()), limit)
-    chosen = [shares[spec.method.name, spec.budget.bytes] for spec in asked]
+    chosen = [shares[spec.name, spec.budget.bytes] for spec in asked]
     return [
         replace(spec, method=spec.method.scaled(share), train_flops=limit, epochs_share=share)
         for spec, share in zip(asked, chosen, strict=True)
@@ -124,7 +124,7 @@ def _limit(text: str, spec: RunSpec, data_dir: Path | None) -> int:
     if not of_joint:
         return int(number)
     card = cache.card(spec.scenario.dataset, data_dir or cache.default_data_dir())
-    joint = replace(spec, method=resolve("joint", spec.recipe, card.overrides, {}))
+    joint = replace(spec, method=resolve("joint", spec.recipe, card.overrides, {}), split=None)
     return int(number * arithmetic(joint, joint.plan()).of(joint.method))
 
 

@@ -98,6 +98,7 @@ class Recorded:
                 precision=r["precision"],
                 settings=tuple(_settings(r["config"])),
                 validate=str(r["validation"]) if "validation" in r else None,
+                split=str(r["split"]) if "split" in r else None,
                 data_dir=data_dir,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

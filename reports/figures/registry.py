@@ -17,6 +17,7 @@ from cilbench.reports.figures import (
     profiles,
     ranks,
     remembered,
+    split,
     transfer,
 )
 from cilbench.reports.figures.drawing import Drawing
@@ -26,6 +27,7 @@ FIGURES: tuple[Callable[[Group], Drawing | None], ...] = (
     memory.drawing,
     classes.drawing,
     kinds.drawing,
+    split.drawing,
     pareto.drawing,
     held.drawing,
     balance.drawing,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import CPU, toy_dataset, toy_spec
+from toy import CPU, run, toy_dataset, toy_spec
 
 from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
@@ -336,3 +336,14 @@ def test_one_exemplar_more_would_not_fit(name, budget_bytes, fill, toy):
     assert plan.model_bytes + one * plan.exemplars <= budget_bytes
     # one more would not fit, or there is none
     assert budget_bytes < plan.model_bytes + one * (plan.exemplars + 1) or plan.exemplars == len(toy.train.images)
+
+
+@pytest.mark.parametrize("name", BOUNDED)
+def test_where_no_exemplar_a_class_is_affordable_the_run_is_refused_in_one_line(name, toy, tmp_path):
+    with pytest.raises(BudgetTooSmall) as refusal:
+        toy_spec(name, toy, budget_bytes=1).plan()
+    outcome, folder = run(toy_spec(name, toy, budget_bytes=refusal.value.smallest_bytes - 1), toy, tmp_path)
+    assert outcome.status == "refused"
+    assert f"needs at least {refusal.value.smallest_bytes:,} B" in outcome.reason
+    assert len(outcome.reason.splitlines()) == 1
+    assert not (folder / "metrics.csv").exists()
