@@ -16,6 +16,7 @@ from cilbench.methods.contract import Context
 from cilbench.methods.registry import components, known_methods, load_class, resolve
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.protocol.task import learn_and_seal
+from cilbench.records.files import read_json
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 METHODS = known_methods()  # those of other distributions too
@@ -346,4 +347,4 @@ def test_where_no_exemplar_a_class_is_affordable_the_run_is_refused_in_one_line(
     assert outcome.status == "refused"
     assert f"needs at least {refusal.value.smallest_bytes:,} B" in outcome.reason
     assert len(outcome.reason.splitlines()) == 1
-    assert not (folder / "metrics.csv").exists()
+    assert read_json(folder / "cell.json")["tasks"] == []
