@@ -12,7 +12,7 @@ UV     := build/uv
 PART   := tests/benchmark/test_golden.py tests/budgets tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py \
 	tests/benchmark/test_data_import.py tests/reports/test_reports_files.py tests/reports/test_load.py tests/reports/test_report_tables.py
 
-.PHONY: demo test test-locked test-lowest test-slurm lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
+.PHONY: demo docs test test-locked test-lowest test-slurm lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
 
 # The environment of the demo has the package alone; what the tests need comes with `make test`.
 demo: $(LIGHT)
@@ -57,6 +57,10 @@ test-cuda: $(READY)   ## GPU tests on two pretended devices, and every method wh
 test-slurm: $(READY)   ## `cilbench submit` on a real SLURM; skipped, with a reason, where there is none
 	tests/cluster/one-node.sh install || true
 	$(BIN)/python -m pytest -rs -m slurm tests/cluster
+
+docs: $(READY)   ## the documentation site, in build/site; warnings are errors
+	$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
 
 lint: $(READY)
 	$(BIN)/ruff check .

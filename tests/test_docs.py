@@ -45,3 +45,11 @@ def runs(line, folder):
         done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
         code, said = done.returncode, done.stdout + done.stderr
     assert code == 0, f"{line}\n{said}"
+
+
+def test_the_pages_of_the_site_are_those_of_the_folder():
+    nav = (ROOT / "mkdocs.yml").read_text()
+    made = {"reference/commands.md", "reference/methods.md"}
+    there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
+    listed = set(re.findall(r"[\w/-]+\.md", nav.partition("nav:")[2]))
+    assert listed - made == {name for name in there if not name.startswith("adr/")}
