@@ -59,8 +59,8 @@ test-slurm: $(READY)   ## `cilbench submit` on a real SLURM; skipped, with a rea
 	$(BIN)/python -m pytest -rs -m slurm tests/cluster
 
 docs: $(READY)   ## the documentation site, in build/site; warnings are errors
-	$(BIN)/python -c 'import mkdocs, material, mkdocstrings' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"
-	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet
+	$(BIN)/python -c 'import material, mkdocstrings, nbclient, ipykernel' 2>/dev/null || $(BIN)/python -m pip install --quiet --editable ".[docs]"
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 lint: $(READY)
 	$(BIN)/ruff check .

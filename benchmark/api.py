@@ -1,10 +1,12 @@
 """The main job from Python, by the same options as on the command line, which calls this.
 
-import cilbench
-asked = cilbench.RunOptions(methods="icarl,der", budget="24KiB", dataset="digits")
-results = cilbench.run(asked)                       # run folders in runs/
-[(r.method, r.status, r.average, r.last) for r in results]
-frame = cilbench.reports.load("runs")               # a row per run, stage and head
+    import cilbench
+    asked = cilbench.RunOptions(methods="icarl,der", budget="24KiB", dataset="digits")
+    results = cilbench.run(asked)                       # run folders in runs/
+    [(r.method, r.status, r.average, r.last) for r in results]
+    frame = cilbench.reports.load("runs")               # a row per run, stage and head
+
+A run that is done already is not run again.
 """
 
 from collections import Counter

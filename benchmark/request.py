@@ -15,6 +15,7 @@ from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
 from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, format_bytes, parse_budget_mb, parse_bytes
 from cilbench.data import cache
+from cilbench.data.brought import local_name
 from cilbench.errors import RequestError
 from cilbench.methods import own
 from cilbench.methods.contract import Plan, Recording, Scenario
@@ -136,7 +137,8 @@ def specs(request: RunOptions) -> list[RunSpec]:
     What does not compete is a line in every figure and runs once, at the largest budget. A precision of "auto" is the
     device's to choose (`in_fastest_precision`); until then it is float32.
     """
-    card = cache.card(request.dataset, request.data_dir or cache.default_data_dir())
+    data_dir = request.data_dir or cache.default_data_dir()
+    card = cache.card(local_name(request.dataset, data_dir), data_dir)
     base = card.base if request.base is None else request.base
     inc = card.inc if request.inc is None else request.inc
     recipe = card.recipe if request.recipe is None else request.recipe

@@ -1,4 +1,4 @@
-"""Every ```sh and ```python block of the documentation runs, page by page, in one folder a page."""
+"""Every ```sh and ```python block of the documentation runs, page by page, in a folder each; so do the notebooks."""
 
 import os
 import re
@@ -10,11 +10,14 @@ from pathlib import Path
 import pytest
 from nursery import nursery
 
+from tools import site
+
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [
     path
     for path in sorted((ROOT / "docs").rglob("*.md"))
-    if re.search(r"^```(sh|python)", path.read_text(), re.M) and path.name != "reports.md"  # tests/reports runs that
+    if re.search(r"^```(sh|python)", path.read_text(), re.M)
+    and path.name not in ("reports.md", "gallery.md")  # tests/reports runs the one, a test below the other
 ]
 BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
@@ -49,7 +52,45 @@ def runs(line, folder):
 
 def test_the_pages_of_the_site_are_those_of_the_folder():
     nav = (ROOT / "mkdocs.yml").read_text()
-    made = {"reference/commands.md", "reference/methods.md"}
+    made = {"reference/commands.md", "reference/methods.md", "reproduction.md"}
+    made |= {f"notebooks/{path.stem}.md" for path in site.NOTEBOOKS}
     there = {path.relative_to(ROOT / "docs").as_posix() for path in (ROOT / "docs").rglob("*.md")}
     listed = set(re.findall(r"[\w/-]+\.md", nav.partition("nav:")[2]))
-    assert listed - made == {name for name in there if not name.startswith("adr/")}
+    assert listed == made | {name for name in there if not name.startswith("adr/")}
+
+
+def test_each_figure_of_the_gallery_is_drawn_by_the_line_above_it():
+    made = site.gallery()
+    page = made.pop("gallery.md")
+    titles = re.findall("^## ", page, re.M)
+    assert re.findall(r"^!\[\]\((.*)\)$", page, re.M) == list(made)
+    assert len(titles) == len(made)
+    assert all(picture.startswith(b"\x89PNG") for picture in made.values())
+
+
+def test_a_block_that_is_not_right_ends_the_site(tmp_path, monkeypatch):
+    (tmp_path / "docs").mkdir()
+    (tmp_path / "docs" / "gallery.md").write_text("```python\nno_such_figure()\n```\n")
+    sys.path.insert(0, str(ROOT / "tests"))
+    monkeypatch.setattr(site, "ROOT", tmp_path)
+    with pytest.raises(NameError, match="no_such_figure"):
+        site.gallery()
+
+
+@pytest.mark.parametrize("path", site.NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_runs(path, tmp_path, monkeypatch):
+    pytest.importorskip("nbclient", reason="needs the extra `docs`")
+    pytest.importorskip("ipykernel", reason="needs the extra `docs`")
+    monkeypatch.setenv("CILBENCH_DATA", str(tmp_path))
+    made = site.notebook(path)
+    assert made.pop(f"notebooks/{path.stem}.md").count("```text") >= 2
+    assert made  # it draws
+
+
+def test_commands_and_methods_of_the_site_are_those_there_are():
+    commands, methods = site.commands(), site.methods()
+    for name in ("run", "plan", "report", "publish", "data import"):
+        assert f"## cilbench {name}\n" in commands
+    assert "`--validate`" in commands
+    for name in ("icarl", "der+prune", "lowfi"):
+        assert f"## {name}\n" in methods

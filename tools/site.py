@@ -1,22 +1,31 @@
-"""What `make docs` makes from the code: pages of commands and methods, the gallery, the tree mkdocstrings reads.
+"""What `make docs` makes from the code and by running it: commands, methods, gallery, notebooks, reproduction.
 
-A hook of mkdocs (mkdocs.yml). The figures are drawn from the synthetic runs of tests/make_runs.py.
+A hook of mkdocs (mkdocs.yml). The gallery's figures are drawn from the synthetic runs of tests/make_runs.py, by the
+lines that stand above them.
 """
 
-import inspect
+import ast
+import base64
+import re
 import sys
 import tempfile
 from collections.abc import Iterator
+from contextlib import chdir
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "build" / "site-code"
 FOLDERS = {"benchmark": "", "methods": "methods", "budgets": "budgets", "reports": "reports"}
+NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.M | re.S)
+
+Made = dict[str, str | bytes]  # path in the site → content
 
 
 def on_config(config: Any) -> Any:
-    """Link the code as the package it becomes; list the decisions."""
+    """Link the code as the package it becomes, for mkdocstrings; list the decisions."""
     package = CODE / "cilbench"
     package.mkdir(parents=True, exist_ok=True)
     for folder, name in FOLDERS.items():
@@ -30,19 +39,17 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """Add the pages and pictures that are made from the code."""
+    """Add the pages and pictures that are made; each takes the place of its source."""
     from mkdocs.structure.files import File
 
-    made: dict[str, str | bytes] = {"reference/commands.md": commands(), "reference/methods.md": methods()}
-    figures = dict(gallery())
-    made |= {f"gallery/{name}.png": picture for name, (picture, _) in figures.items()}
-    page = (ROOT / "docs" / "gallery.md").read_text()
-    shown = "\n".join(
-        f"## {name}\n![{name}](gallery/{name}.png)\n\n{caption}\n" for name, (_, caption) in figures.items()
-    )
-    made["gallery.md"] = page.replace("<!-- gallery -->", shown)
-    files.remove(files.get_file_from_path("gallery.md"))
+    made = gallery() | {"reference/commands.md": commands(), "reference/methods.md": methods()}
+    made["reproduction.md"] = reproduction()
+    for path in NOTEBOOKS:
+        made |= notebook(path)
+        files.remove(files.get_file_from_path(f"notebooks/{path.name}"))
     for name, content in made.items():
+        if there := files.get_file_from_path(name):
+            files.remove(there)
         files.append(File.generated(config, name, content=content))
     return files
 
@@ -67,7 +74,7 @@ def commands() -> str:
 def _cell(parameter: Any) -> str:
     default = parameter.default if isinstance(parameter.default, str | int) and parameter.default != "" else None
     said = f" (default: {default})" if default is not None and default is not False else ""
-    return f"{parameter.help}{said}".replace("|", "\\|").replace("<", "&lt;")
+    return f"{parameter.help}{said}".replace("|", "\\|").replace("<", "&lt;").replace("**", r"\*\*")
 
 
 def _described(text: str) -> str:
@@ -88,33 +95,60 @@ def methods() -> str:
     return "# Methods\n\n`cilbench methods NAME` says all of what a method keeps and departs in.\n\n" + "\n".join(found)
 
 
-def gallery() -> Iterator[tuple[str, tuple[bytes, str]]]:
-    """(figure, (PNG, caption and the line that draws it)) of synthetic runs."""
+def reproduction() -> str:
+    """REPRODUCTION.md; what it links to lies in the repository, not on the site."""
+    return re.sub(r"\[([^\]]+)\]\((results/[^)]+)\)", r"\1 (`\2`)", (ROOT / "REPRODUCTION.md").read_text())
+
+
+def gallery() -> Made:
+    """The gallery's page: each block of Python is run, and the figure that it ends with is shown below it."""
     sys.path.insert(0, str(ROOT / "tests"))
-    from make_runs import Grid, make_runs
+    from make_runs import METHODS, Grid, make_runs
+    from matplotlib.figure import Figure
 
-    from cilbench.reports import read_runs
-    from cilbench.reports.figures.registry import drawings_of
-    from cilbench.reports.group import groups_of
+    made: Made = {}
+    names: dict[str, Any] = {}
 
-    with tempfile.TemporaryDirectory() as folder:
-        runs = Path(folder) / "runs"
-        make_runs(runs, Grid(seeds=(1, 2, 3)))
-        (group,) = groups_of(read_runs([runs]), None)
-        for drawing in drawings_of(group):
-            name = drawing.stem.removeprefix(f"{group.slug}-")
-            figure = drawing.make()
-            path = Path(folder) / f"{name}.png"
-            figure.savefig(path, dpi=110)
-            yield name, (path.read_bytes(), f"{drawing.caption}{_line(drawing.make)}")
+    def with_figure(block: re.Match[str]) -> str:
+        *lines, last = ast.parse(block[1]).body
+        exec(compile(ast.Module(lines, []), "gallery.md", "exec"), names)
+        is_value = isinstance(last, ast.Expr)
+        code = ast.Expression(last.value) if isinstance(last, ast.Expr) else ast.Module([last], [])
+        found = eval(compile(code, "gallery.md", "eval" if is_value else "exec"), names)
+        if not isinstance(found, Figure):
+            return block[0]
+        name = f"gallery/{len(made) + 1}.png"
+        found.savefig("figure.png", dpi=110)
+        made[name] = Path("figure.png").read_bytes()
+        return f"{block[0]}\n![]({name})\n"
+
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        grid = Grid(seeds=range(1, 11))
+        make_runs(Path("runs"), grid)
+        make_runs(Path("before"), replace(grid, methods=[replace(m, last=m.last - 2) for m in METHODS]))
+        page = PYTHON_BLOCK.sub(with_figure, (ROOT / "docs" / "gallery.md").read_text())
+    return made | {"gallery.md": page}
 
 
-def _line(make: Any) -> str:
-    """The line of Python that draws a figure, where the function is public; its arguments without a default by name."""
-    from cilbench import reports
+def notebook(path: Path) -> Made:
+    """A notebook as a page: it is executed, and what it says and draws stands below each cell."""
+    import nbformat
+    from nbclient import NotebookClient
 
-    function = getattr(make, "func", make)
-    if function.__name__ not in reports.__all__:
-        return ""
-    needed = [p.name for p in inspect.signature(function).parameters.values() if p.default is p.empty]
-    return f"\n\n```text\ncilbench.reports.{function.__name__}({', '.join(needed)})\n```"
+    book = nbformat.read(path, as_version=4)
+    made: Made = {}
+    parts = []
+    with tempfile.TemporaryDirectory() as folder, chdir(folder):
+        quiet = ["--log-level=ERROR"]
+        NotebookClient(book, timeout=600, extra_arguments=quiet, resources={"metadata": {"path": folder}}).execute()
+    for cell in book.cells:
+        parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
+        for output in cell.get("outputs", ()):
+            data = output.get("data", {})
+            if "image/png" in data:
+                name = f"notebooks/{path.stem}-{len(made) + 1}.png"
+                made[name] = base64.b64decode(data["image/png"])
+                parts.append(f"![]({Path(name).name})")
+            else:
+                parts.append(f"```text\n{(output.get('text') or data['text/plain']).rstrip()}\n```")
+    return made | {f"notebooks/{path.stem}.md": "\n\n".join(parts) + "\n"}

@@ -1,0 +1,189 @@
+"""`--dataset KIND:WHERE[@S]`: images that are imported the first time they are named.
+
+    folder:PATH        class folders under train/ and test/ (or val/), or a zip of them
+    hf:NAME-or-PATH    of Hugging Face, on the hub or saved to disk, with a column of images and one of class labels
+    torchvision:NAME   of torchvision, with images and labels, such as torchvision:FashionMNIST
+
+@S as `--size S` of `cilbench data import`. Files of a folder decide the name of its cache, by their names and sizes:
+other files are another data set, and equal ones have one name on every machine.
+"""
+
+import hashlib
+import importlib
+import inspect
+import io
+import logging
+import re
+import tempfile
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cilbench.data import cache
+from cilbench.data.cards import DatasetError, builtin_cards
+from cilbench.data.folders import import_folder
+from cilbench.data.sources import open_source
+from cilbench.errors import printable
+
+_LOG = logging.getLogger("cilbench")  # what an import says of the images
+_TEST_SPLITS = ("test", "validation", "valid", "val")
+
+Example = tuple[str, Any]  # class name; the bytes of an image file, or a Pillow image
+
+
+def local_name(asked: str, data_dir: Path) -> str:
+    """The name of the cache that `asked` means, built where it is not there yet; a name without a kind is itself.
+
+    Raises DatasetError, one line that says what is allowed.
+    """
+    kind, colon, rest = asked.partition(":")
+    if not colon:
+        return asked
+    match = re.fullmatch(r"(.+?)(?:@(\d+))?", rest)
+    if kind not in _KINDS or match is None:
+        raise DatasetError(
+            f"--dataset {asked}: allowed are a name (`cilbench data list` shows them), folder:PATH, hf:NAME and "
+            "torchvision:NAME, where the images are of several sizes with @S behind it"
+        )
+    where, size = match[1], int(match[2]) if match[2] else None
+    if kind == "torchvision" and not size and where.lower() in builtin_cards():
+        return where.lower()
+    name = _cache_name(kind, where, size)
+    if name not in cache.cached_names(data_dir):
+        _note(f"importing {kind}:{where} as {name}, into {data_dir}")
+        try:
+            _KINDS[kind](name, where, size, data_dir)
+        except DatasetError as error:
+            raise DatasetError(
+                f"--dataset {asked}: {str(error).replace('add --size S', f'write {asked}@S')}"
+            ) from error
+    return name
+
+
+def _note(line: str) -> None:
+    _LOG.warning(printable(line))
+
+
+def _cache_name(kind: str, where: str, size: int | None) -> str:
+    path = Path(where).expanduser()
+    named = path.resolve().name if kind == "folder" or path.is_dir() else where
+    slug = re.sub(r"[^a-z0-9]+", "-", named.removesuffix(".zip").lower()).strip("-")[:40] or "images"
+    identity = [kind, size, _files_of(path) if kind == "folder" or path.is_dir() else where]
+    return f"{slug}-{hashlib.sha256(repr(identity).encode()).hexdigest()[:8]}"
+
+
+def _files_of(path: Path) -> list[tuple[str, int]]:
+    """Every file with its size, of a zip with its checksum. Raises DatasetError where there is neither."""
+    if path.is_dir():
+        return sorted((p.relative_to(path).as_posix(), p.stat().st_size) for p in path.rglob("*") if p.is_file())
+    with open_source(path), zipfile.ZipFile(path) as archive:
+        return sorted((member.filename, member.CRC) for member in archive.infolist())
+
+
+def _bring_folder(name: str, where: str, size: int | None, data_dir: Path) -> None:
+    import_folder(name, Path(where).expanduser(), data_dir, size, note=_note)
+
+
+def _bring_hugging_face(name: str, where: str, size: int | None, data_dir: Path) -> None:
+    try:
+        datasets: Any = importlib.import_module("datasets")
+    except ImportError as error:
+        raise DatasetError("needs `pip install 'cilbench[hf]'`") from error
+    path = Path(where).expanduser()
+    on_disk = (path / "dataset_dict.json").is_file()
+    try:
+        found = datasets.load_from_disk(str(path)) if on_disk else datasets.load_dataset(where)
+    except Exception as error:  # a hub, a network, pyarrow: nearly anything
+        raise DatasetError(f"cannot be had ({_reason(error)})") from error
+    test = next((split for split in _TEST_SPLITS if split in found), None)
+    if "train" not in found or test is None:
+        raise DatasetError(f"has the splits {', '.join(found)}; needed are train and test (or validation)")
+    features = found["train"].features
+    images = [column for column, kind in features.items() if isinstance(kind, datasets.Image)]
+    labels = [column for column, kind in features.items() if isinstance(kind, datasets.ClassLabel)]
+    if not images or not labels:
+        raise DatasetError(f"has the columns {', '.join(features)}; needed are one of images and one of class labels")
+    label = max(labels, key=lambda column: len(features[column].names))
+    if len(images) + len(labels) > 2:
+        _note(f"{where}: images are those of {images[0]}, classes those of {label}")
+
+    def examples(split: str) -> Iterator[Example]:
+        encoded = found[split].cast_column(images[0], datasets.Image(decode=False))
+        for row in encoded.select_columns([images[0], label]):
+            file = row[images[0]]
+            yield features[label].names[row[label]], file["bytes"] or Path(file["path"]).read_bytes()
+
+    _import({"train": examples("train"), "test": examples(test)}, name, size, data_dir)
+
+
+def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path) -> None:
+    from torchvision import datasets
+
+    kind: Any = getattr(datasets, where, None)
+    if not (inspect.isclass(kind) and issubclass(kind, datasets.VisionDataset)):
+        near = get_close_matches(where, datasets.__all__, cutoff=0.4) or ["FashionMNIST", "Flowers102", "GTSRB"]
+        raise DatasetError(f"is no data set of torchvision; nearest are {', '.join(near)}")
+    accepts = inspect.signature(kind).parameters
+    if "train" in accepts:
+        choices: Mapping[str, Mapping[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+    elif "split" in accepts:
+        choices = {split: {"split": split} for split in ("train", "test")}
+    else:
+        raise DatasetError("is not split into training and test images: give class folders with folder:PATH")
+    with (
+        tempfile.TemporaryDirectory(prefix=".torchvision.", dir=_made(data_dir)) as raw,
+        redirect_stdout(io.StringIO()),
+    ):
+        download = {"download": True} if "download" in accepts else {}
+        try:
+            parts = {split: kind(raw, **chosen, **download) for split, chosen in choices.items()}
+        except Exception as error:
+            raise DatasetError(f"cannot be had ({_reason(error)}): or give class folders with folder:PATH") from error
+        classes = getattr(parts["train"], "classes", None)
+
+        def examples(split: str) -> Iterator[Example]:
+            for image, label in (parts[split][index] for index in range(len(parts[split]))):
+                if not isinstance(label, int):
+                    raise DatasetError("its labels are not classes, one an image")
+                yield classes[label] if classes else f"{label:04d}", image
+
+        _import({split: examples(split) for split in parts}, name, size, data_dir)
+
+
+def _import(splits: Mapping[str, Iterable[Example]], name: str, size: int | None, data_dir: Path) -> None:
+    """Lay examples out as class folders, and import those: what a folder is checked for is checked here."""
+    with tempfile.TemporaryDirectory(prefix=".brought.", dir=_made(data_dir)) as work:
+        for split, examples in splits.items():
+            for number, (label, image) in enumerate(examples):
+                folder = Path(work, split, label.replace("/", "_"))
+                folder.mkdir(parents=True, exist_ok=True)
+                if isinstance(image, bytes):
+                    (folder / f"{number:08d}.png").write_bytes(image)  # Pillow goes by what is in it
+                else:
+                    image.save(folder / f"{number:08d}.png")
+        try:
+            import_folder(name, Path(work), data_dir, size, note=_note)
+        except DatasetError as error:
+            raise DatasetError(str(error).replace(f"{work}: ", "").replace(f"{work} ", "")) from error
+
+
+def _made(folder: Path) -> Path:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DatasetError(f"{folder} cannot be written: {error.strerror}; --data-dir DIR chooses another") from error
+    return folder
+
+
+def _reason(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split()):.150}"
+
+
+_KINDS: Mapping[str, Callable[[str, str, int | None, Path], None]] = {
+    "folder": _bring_folder,
+    "hf": _bring_hugging_face,
+    "torchvision": _bring_torchvision,
+}
