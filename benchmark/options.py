@@ -93,7 +93,9 @@ class RunOptions:
         COMPARED,
         "SHARES",
     )
-    dataset: str = option("cifar100", "`cilbench data list` shows them; digits needs no download.", COMPARED, "NAME")
+    dataset: str = option(
+        "cifar100", "`cilbench data list` shows them; or folder:PATH, hf:NAME, torchvision:NAME.", COMPARED, "NAME"
+    )
     seeds: str = option("1993", "Seeds of everything random but the class order.", COMPARED, "N,N,…")
     orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.", COMPARED, "N,N,…")
     base: int | None = option(

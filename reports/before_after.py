@@ -8,7 +8,7 @@ is within that noise is nothing to report; what is beyond it may still be the no
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from cilbench.reports.figures.changes import changes_of_cells
 from cilbench.reports.figures.styles import save
 from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.measures import JUDGED, measures
+from cilbench.reports.page.comparison import write_comparison_page
 from cilbench.reports.provenance import made_with
 from cilbench.reports.tables import Table, TableCell, TableRow
 from cilbench.reports.tables.table import caption
@@ -70,7 +71,7 @@ class Compared:
 
 
 def write_comparison(before: Path, after: Path, out: Path, command: str = "") -> Compared:
-    """Read two sets of run folders, compare them and write comparison.csv, .md, .tex, .pdf and .png into `out`.
+    """Read two sets of run folders, compare them and write comparison.csv, .md, .tex, .html, .pdf and .png into `out`.
 
     Raises OSError where `out` cannot be written.
     """
@@ -91,9 +92,13 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
         paths.append(out / name)
-    if changes["difference"].notna().any():
+    drawn = changes["difference"].notna().any()
+    if drawn:
         paths += save(changes_of_cells(changes), out / "comparison", stamp=stamp)
-    return Compared(changes, left_out, tuple(paths))
+    compared = Compared(changes, left_out, tuple(paths))
+    figures = [changes_of_cells(changes, width) for width in (2, 1)] if drawn else []
+    page = write_comparison_page(out / "comparison.html", made, figures, left_out, compared.counts(), stamp)
+    return replace(compared, paths=(*compared.paths, page))
 
 
 def compare(before: Runs, after: Runs) -> pd.DataFrame:

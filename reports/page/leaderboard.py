@@ -40,7 +40,7 @@ def write_leaderboard(repository: Path) -> Path:
         Board(protocol_text(g.group), str(g.group["recipe"]), conditions_text(g.group), tuple(_rows(g, verified)))
         for g in groups_of(runs, None)
     ]
-    scripts = {name: static_text(f"{name}.js") for name in ("theme", "leaderboard")}
+    scripts = {name: static_text(f"{name}.js") for name in ("theme", "leaderboard", "sort")}
     text = template("leaderboard.html.jinja").render(
         boards=boards,
         columns=COLUMNS,

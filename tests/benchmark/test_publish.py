@@ -4,12 +4,15 @@ import csv
 import io
 import json
 import shutil
+import sys
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
 import pytest
 from nursery import nursery
 
+from cilbench.errors import RequestError
+from cilbench.protocol.hub import uploader
 from cilbench.protocol.verify import Verdict
 from cilbench.records.published import SCHEMAS, place, runs_in
 from cilbench.records.schema import read_cell
@@ -123,3 +126,55 @@ def test_no_name_of_a_run_leaves_the_repository(runs):
     odd = SimpleNamespace(request=request, environment={"cilbench": "..", "git_commit": None}, id="x")
     assert place(odd).parts[1:] == ("_", "a_b-b0i2-smoke-published", "x")
     assert len(place(odd).parts) == 4
+
+
+class Client:
+    """Stands in for huggingface_hub.HfApi; `calls` of all of them."""
+
+    calls: list = []  # noqa: RUF012
+    fails = None
+
+    def create_repo(self, repo, **given):
+        self.calls.append(("create_repo", repo, given))
+
+    def upload_folder(self, **given):
+        if self.fails:
+            raise ConnectionError(self.fails)
+        self.calls.append(("upload_folder", given))
+        return f"https://hub/{given['repo_id']}"
+
+
+@pytest.fixture
+def client(monkeypatch):
+    made = type("HfApi", (Client,), {"calls": []})
+    monkeypatch.setitem(sys.modules, "huggingface_hub", SimpleNamespace(HfApi=made))
+    return made
+
+
+def test_a_repository_is_uploaded_whole(client, tmp_path):
+    assert uploader("huggingface:someone/results")(tmp_path) == "https://hub/someone/results"
+    (created, repo, how), (uploaded, given) = client.calls
+    assert (created, repo, how) == ("create_repo", "someone/results", {"repo_type": "dataset", "exist_ok": True})
+    assert uploaded == "upload_folder"
+    assert given["folder_path"] == str(tmp_path)
+    assert given["repo_type"] == "dataset"
+
+
+@pytest.mark.parametrize("hub", ["huggingface", "huggingface:results", "huggingface:a/b/c", "zenodo:a/b", ":"])
+def test_where_to_upload_is_asked_before_anything_else(hub, client):
+    with pytest.raises(RequestError, match="allowed is huggingface:OWNER/NAME"):
+        uploader(hub)
+    assert not client.calls
+
+
+def test_a_failed_upload_is_one_line_and_loses_nothing(client, tmp_path):
+    client.fails = "401\nnot logged in"
+    with pytest.raises(RequestError, match="ConnectionError: 401 not logged in") as refusal:
+        uploader("huggingface:someone/results")(tmp_path)
+    assert f"{tmp_path} is whole" in str(refusal.value)
+
+
+def test_without_the_extra_publish_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(RequestError, match=r"pip install 'cilbench\[hf\]'"):
+        uploader("huggingface:someone/results")

@@ -184,11 +184,17 @@ def test_what_is_written_names_what_moved_and_every_run(sides: tuple[Path, Path]
         shifted(path, lambda top1: top1 - 5)
     out = tmp_path / "out"
     result = reports.write_comparison(a, b, out, command="cilbench report --compare a b")
-    assert {path.name for path in result.paths} == {f"comparison.{end}" for end in ("csv", "md", "tex", "pdf", "png")}
+    assert {path.name for path in result.paths} == {
+        f"comparison.{end}" for end in ("csv", "md", "tex", "html", "pdf", "png")
+    }
     assert result.counts() == "2 moved beyond noise, 6 identical"
     assert [line.split(",")[0] for line in result.beyond()] == ["DER at 48 KiB"] * 2
     text = (out / "comparison.md").read_text()
     assert "cilbench report --compare a b" in text
+    page = (out / "comparison.html").read_text()
+    assert "Of all cells and measures: 2 moved beyond noise, 6 identical." in page
+    assert page.count("<svg") == 2  # a wide screen's, and a narrow one's
+    assert page.count("<tr>") == 1 + 8
     with (out / "comparison.csv").open() as file:
         for row in csv.DictReader(file):
             assert len(row["runs_before"].split()) == len(row["runs_after"].split()) == 3

@@ -1,4 +1,4 @@
-// Filters and sorts the tables of the leaderboard; without it the page shows everything, best first.
+// Filters the tables of the leaderboard; without it the page shows everything, best first.
 const form = document.getElementById("choose");
 form.hidden = false;
 form.addEventListener("input", () => {
@@ -8,16 +8,3 @@ form.addEventListener("input", () => {
     section.hidden = !fits || !section.querySelector("tbody tr:not([hidden])");
   }
 });
-for (const table of document.querySelectorAll("table[data-sortable]")) {
-  table.tHead.addEventListener("click", (event) => {
-    const heading = event.target.closest("th");
-    if (!heading) return;
-    const up = heading.getAttribute("aria-sort") === "descending";
-    for (const other of table.tHead.querySelectorAll("th")) other.removeAttribute("aria-sort");
-    heading.setAttribute("aria-sort", up ? "ascending" : "descending");
-    const key = (row) => row.cells[heading.cellIndex].dataset.sort ?? row.cells[heading.cellIndex].textContent;
-    const rows = [...table.tBodies[0].rows].sort((a, b) => key(a).localeCompare(key(b), "en", { numeric: true }));
-    if (heading.classList.contains("number")) rows.sort((a, b) => (parseFloat(key(a)) || 0) - (parseFloat(key(b)) || 0));
-    table.tBodies[0].append(...(up ? rows : rows.reverse()));
-  });
-}

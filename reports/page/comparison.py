@@ -1,0 +1,31 @@
+"""The page of `cilbench report --compare`: comparison.html, self-contained, as index.html of a report is."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from markupsafe import Markup
+from matplotlib.figure import Figure
+
+from cilbench.reports.figures.styles import inline_svg
+from cilbench.reports.load import LeftOut
+from cilbench.reports.page.page import policy, static_text, template
+from cilbench.reports.tables.table import Table
+
+
+def write_comparison_page(
+    path: Path, tables: Sequence[Table], figures: Sequence[Figure], left_out: Sequence[LeftOut], counts: str, stamp: str
+) -> Path:
+    """The page at `path`, which it returns. `figures`: the same one for a wide and for a narrow screen, or none."""
+    scripts = {name: static_text(f"{name}.js") for name in ("theme", "sort")}
+    text = template("comparison.html.jinja").render(
+        tables=tables,
+        figures=[Markup(inline_svg(figure, f"changes-{side}")) for figure, side in zip(figures, "wn", strict=False)],
+        left_out=[(item.folder.name, item.reason) for item in left_out],
+        counts=counts,
+        stamp=stamp,
+        style=Markup(static_text("page.css")),
+        static={name: Markup(script) for name, script in scripts.items()},
+        policy=policy(scripts.values()),
+    )
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path
