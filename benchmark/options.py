@@ -108,7 +108,9 @@ class RunOptions:
         TRAINING,
         "NAME",
     )
-    backbone: str = option("auto", "auto, or one network for every method that has a choice.", TRAINING, "NAME")
+    backbone: str = option(
+        "auto", "auto, or one network for every method that has a choice; timm:NAME is timm's.", TRAINING, "NAME"
+    )
     accounting: str = option("published", "What the budget binds: published or strict.", TRAINING, "NAME")
     storage: str = option("fp32", "Backbones are stored as fp32, bf16 or fp16.", TRAINING, "TYPE")
     fill: str = option(

@@ -13,7 +13,7 @@ from cilbench.data.cards import DatasetCard
 from cilbench.data.download import Dataset, Images
 from cilbench.data.validation import NOT_IN_SPLIT
 from cilbench.methods.contract import Scenario, Task
-from cilbench.methods.networks.backbones import BACKBONES
+from cilbench.methods.networks.backbones import BACKBONES, spec_of
 from cilbench.methods.training.images import DiskImages
 from cilbench.methods.training.images import Images as Pixels
 
@@ -33,8 +33,10 @@ def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: 
         after = f" after a base of {base}" if base else ""
         raise ValueError(f"--inc {inc}: {card.name} has {card.classes} classes; allowed{after} are 1 to {largest}")
     members = BACKBONES[card.family]
-    if backbone != "auto" and backbone not in members:
-        raise ValueError(f"--backbone {backbone}: {card.name} takes auto, {', '.join(members)}")
+    if backbone.startswith("timm:"):
+        spec_of(card.family, backbone)
+    elif backbone != "auto" and backbone not in members:
+        raise ValueError(f"--backbone {backbone}: {card.name} takes auto, {', '.join(members)}, timm:NAME")
     return Scenario(
         dataset=card.name,
         image_shape=card.image_shape,

@@ -51,28 +51,15 @@ def import_dataset(
     data_dir: DataDir = None,
 ) -> None:
     """Build a data set from image files in class folders, or from a zip of them; any format Pillow reads."""
+    from cilbench.data.cards import unlike_its_twin
     from cilbench.data.folders import import_folder
 
     notes: list[str] = []
     with _bar() as progress:
         card = import_folder(name, source, _folder(data_dir), size, progress, replace=replace, note=notes.append)
-    for line in [*notes, *_unlike_its_twin(card)]:
+    for line in filter(None, [*notes, unlike_its_twin(card)]):
         say(line, err=True)
     _report(card, _folder(data_dir))
-
-
-def _unlike_its_twin(card: "DatasetCard") -> list[str]:
-    """What an import that looks like a built-in data set does not get of it: a copy of digits is not digits."""
-    from cilbench.data.cards import builtin_cards
-
-    shape = card.classes, card.image_shape
-    for twin in builtin_cards().values():
-        if twin.name != card.name and (twin.classes, twin.image_shape) == shape:
-            names = ("base", "inc", "recipe", "single_backbone", "base_exemplars", "augmentation", "overrides")
-            differ = ", ".join(name.replace("_", " ") for name in names if getattr(card, name) != getattr(twin, name))
-            if differ:
-                return [f"as many classes and the same shape as {twin.name}, whose settings it does not get: {differ}"]
-    return []
 
 
 def _report(card: "DatasetCard", data_dir: Path) -> None:

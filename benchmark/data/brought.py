@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from cilbench.data import cache
-from cilbench.data.cards import DatasetError, builtin_cards
+from cilbench.data.cards import DatasetError, builtin_cards, unlike_its_twin
 from cilbench.data.folders import import_folder
 from cilbench.data.sources import open_source
 from cilbench.errors import printable
@@ -57,9 +57,10 @@ def local_name(asked: str, data_dir: Path) -> str:
         try:
             _KINDS[kind](name, where, size, data_dir)
         except DatasetError as error:
-            raise DatasetError(
-                f"--dataset {asked}: {str(error).replace('add --size S', f'write {asked}@S')}"
-            ) from error
+            said = str(error).replace("add --size S", f"write {asked}@S")
+            raise DatasetError(f"--dataset {asked}: {said}") from error
+        if differs := unlike_its_twin(cache.card(name, data_dir)):
+            _note(differs)
     return name
 
 

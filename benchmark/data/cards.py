@@ -214,6 +214,17 @@ def builtin_cards() -> dict[str, DatasetCard]:
     return {card.name: card for card in cards}
 
 
+def unlike_its_twin(card: DatasetCard) -> str | None:
+    """What an import that looks like a built-in data set does not get of it: a copy of digits is not digits."""
+    for twin in builtin_cards().values():
+        if twin.name != card.name and (twin.classes, twin.image_shape) == (card.classes, card.image_shape):
+            names = ("base", "inc", "recipe", "single_backbone", "base_exemplars", "augmentation", "overrides")
+            differ = ", ".join(name.replace("_", " ") for name in names if getattr(card, name) != getattr(twin, name))
+            if differ:
+                return f"as many classes and the same shape as {twin.name}, whose settings it does not get: {differ}"
+    return None
+
+
 def default_inc(classes: int) -> int:
     """Default increment of an imported data set: the divisor that comes nearest to five to ten tasks, then the largest.
 

@@ -218,25 +218,34 @@ BACKBONES: dict[Family, dict[str, BackboneSpec]] = {
 def init_weights(module: nn.Module, name: str) -> None:
     """He initialisation of convolutions (fan out), BatchNorm at (1, 0), as the CIL toolboxes have it.
 
-    MEMO's ConvNets are as PyTorch makes them (the survey's convs/conv_cifar.py, conv_imagenet.py).
+    MEMO's ConvNets are as PyTorch makes them (the survey's convs/conv_cifar.py, conv_imagenet.py), timm's as timm does.
     """
-    if name.startswith("convnet"):
+    if name.startswith(("convnet", "timm:")):
         return
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d) and not layer.weight.is_meta:  # shapes alone need no draw, and it is slow there
             nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
 
 
+def spec_of(family: Family, name: str) -> BackboneSpec:
+    """Of a member of the family, or of `timm:NAME`. Raises ValueError, one line, for what timm does not have."""
+    if name.startswith("timm:"):
+        from cilbench.methods.networks.timm_models import timm_spec
+
+        return timm_spec(name)
+    return BACKBONES[family][name]
+
+
 def build_shared(family: Family, name: str, channels: int) -> nn.Sequential:
     """The general layers of a backbone for images of `channels` channels."""
-    module = BACKBONES[family][name].shared(channels)
+    module = spec_of(family, name).shared(channels)
     init_weights(module, name)
     return module
 
 
 def build_specialised(family: Family, name: str) -> nn.Sequential:
     """The last stage of a backbone."""
-    module = BACKBONES[family][name].specialised()
+    module = spec_of(family, name).specialised()
     init_weights(module, name)
     return module
 

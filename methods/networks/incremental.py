@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario
-from cilbench.methods.networks.backbones import BACKBONES, ConvBlock, build_shared, build_specialised, split_general
+from cilbench.methods.networks.backbones import ConvBlock, build_shared, build_specialised, spec_of, split_general
 from cilbench.methods.networks.heads import HeadKind, linear, new_head
 from cilbench.methods.training.numerics import full_precision, memory_format
 
@@ -40,7 +40,7 @@ class IncrementalNet(nn.Module):
         super().__init__()
         self.scenario, self.head_bias, self.head_kind, self.signed = scenario, head_bias, head, signed
         self.family, self.backbone, self.channels = scenario.family, backbone, scenario.image_shape[0]
-        self.branch_features = BACKBONES[self.family][backbone].features
+        self.branch_features = spec_of(self.family, backbone).features
         self.device, self.memory_format = device, memory_format()
         self.share_general, self.specialise_from = share_general, specialise_from
         self.shared: nn.Module = nn.Identity()

@@ -70,6 +70,16 @@ def test_other_files_are_another_data_set(photos, data_dir):
     assert load(after, data_dir).train.images.shape[0] == 7
 
 
+def test_a_look_alike_says_which_settings_it_does_not_get(tmp_path, data_dir, caplog):
+    for split in ("train", "test"):
+        for label in range(10):
+            folder = tmp_path / "copy" / split / str(label)
+            folder.mkdir(parents=True)
+            picture(label, 0, side=8).convert("L").save(folder / "0.png")
+    local_name(f"folder:{tmp_path / 'copy'}", data_dir)
+    assert "the same shape as digits, whose settings it does not get" in caplog.text
+
+
 def test_a_zip_and_a_size(photos, data_dir, tmp_path):
     archive = shutil.make_archive(str(tmp_path / "pictures"), "zip", photos)
     name = local_name(f"folder:{archive}@8", data_dir)

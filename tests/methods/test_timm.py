@@ -1,0 +1,80 @@
+"""`--backbone timm:NAME`: networks of timm as backbones, split where MEMO needs it."""
+
+import json
+
+import pytest
+import torch
+from nursery import nursery
+from torch import nn
+
+from cilbench.methods.networks.backbones import backbone_bytes, build_shared, build_specialised
+from cilbench.methods.networks.timm_models import timm_spec
+
+timm = pytest.importorskip("timm", reason="needs the extra `timm`")
+
+
+@pytest.mark.parametrize(
+    ("backbone", "last"),
+    [("timm:test_resnet", "layer4"), ("timm:test_convnext", "stages.3"), ("timm:test_efficientnet", "blocks.5")],
+)
+def test_both_parts_in_a_row_are_the_network(backbone, last):
+    name = backbone.removeprefix("timm:")
+    parts = nn.Sequential(build_shared("cifar", backbone, 3), build_specialised("cifar", backbone)).eval()
+    whole = timm.create_model(name, num_classes=0).eval()
+    layers = dict(whole.named_modules())
+    state = {name: tensor for name, tensor in whole.state_dict().items() if not name.startswith("head.")}
+    own = [tensor for module in parts for tensor in module.state_dict().values()]
+    with torch.no_grad():
+        for target, value in zip(own, state.values(), strict=True):
+            target.copy_(value)
+        images = torch.rand(2, 3, 32, 32)
+        assert torch.equal(parts(images), whole.forward_features(images))
+    first = next(iter(build_specialised("cifar", backbone).state_dict().values()))
+    assert first.shape == next(iter(layers[last].state_dict().values())).shape
+    assert timm_spec(backbone).features == whole.forward_features(images).shape[1]
+    assert backbone_bytes("cifar", backbone, 3) == sum(4 * p.numel() for p in parts.parameters())
+
+
+def test_a_split_that_is_given():
+    shared = sum(p.numel() for p in build_shared("cifar", "timm:test_resnet/layer3", 3).parameters())
+    assert shared < sum(p.numel() for p in build_shared("cifar", "timm:test_resnet", 3).parameters())
+
+
+@pytest.mark.parametrize(
+    ("backbone", "said"),
+    [
+        ("timm:test_resnet/layer9", "allowed behind the / are .*layer4"),
+        ("timm:test_vit", "convolutional ones are allowed"),
+        ("timm:resnet18x", "there are resnet1"),
+    ],
+)
+def test_what_cannot_be_is_one_line(backbone, said):
+    with pytest.raises(ValueError, match=said) as refusal:
+        timm_spec(backbone)
+    assert "\n" not in str(refusal.value)
+
+
+def test_without_the_extra_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(__import__("sys").modules, "timm", None)
+    with pytest.raises(ValueError, match=r"pip install 'cilbench\[timm\]'"):
+        timm_spec("timm:resnet10t")
+
+
+def test_methods_learn_on_it_and_what_they_keep_is_weighed(tmp_path):
+    options = ["--dataset", "tiny", "--recipe", "smoke", "--device", "cpu", "--precision", "fp32", "--jobs", "1"]
+    asked = ["run", "--methods", "icarl,der,memo", "--budget", "4MiB", "--backbone", "timm:test_resnet", *options]
+    code, said = nursery().run(asked, tmp_path)
+    assert code == 0, said
+    sizes = {}
+    for path in (tmp_path / "runs").glob("*/cell.json"):
+        cell = json.loads(path.read_text())
+        assert cell["plan"]["backbone"] == "timm:test_resnet"
+        ledger = (path.parent / "ledger.csv").read_text().splitlines()[1:]
+        sizes[cell["request"]["method"]] = sum(
+            int(line.split(",")[-2]) for line in ledger if line.startswith("1,backbone")
+        )
+    whole = backbone_bytes("tiny", "timm:test_resnet", 1)
+    assert sizes["icarl"] == whole
+    assert sizes["der"] == 2 * whole
+    assert whole < sizes["memo"] < 2 * whole
+    assert nursery().run(["verify", "runs"], tmp_path)[0] == 0
