@@ -129,7 +129,7 @@ def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path) 
         raise DatasetError(f"is no data set of torchvision; nearest are {', '.join(near)}")
     accepts = inspect.signature(kind).parameters
     if "train" in accepts:
-        choices: Mapping[str, Mapping[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
+        choices: Mapping[str, dict[str, Any]] = {"train": {"train": True}, "test": {"train": False}}
     elif "split" in accepts:
         choices = {split: {"split": split} for split in ("train", "test")}
     else:
@@ -140,7 +140,8 @@ def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path) 
     ):
         download = {"download": True} if "download" in accepts else {}
         try:
-            parts = {split: kind(raw, **chosen, **download) for split, chosen in choices.items()}
+            make: Callable[..., Any] = kind
+            parts = {split: make(raw, **chosen, **download) for split, chosen in choices.items()}
         except Exception as error:
             raise DatasetError(f"cannot be had ({_reason(error)}): or give class folders with folder:PATH") from error
         classes = getattr(parts["train"], "classes", None)
