@@ -15,7 +15,9 @@ from cilbench.protocol.rebuild import Differs
 from cilbench.reports.analyses import plots
 from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables, UnusableError
 from cilbench.reports.figures.drawing import Drawing
+from cilbench.reports.figures.layout import budgets_of
 from cilbench.reports.group import Group
+from cilbench.reports.wording import budget_text
 
 COUNTS, BOXES = "labels/images_per_class", "boxes/exemplars"
 
@@ -99,9 +101,10 @@ def drawings(found: Found) -> list[Drawing]:
         ),
     ]
     if "gains" in found.tables:
-        gains = found.tables["gains"].assign(kib=lambda frame: frame["budget_bytes"] / 1024)
-        axis = ("Budget (KiB)", "Gain over the base (points)")
-        gained = partial(plots.points, gains, "kib", "avg_gain", axis, styles, zero=True)
+        gains, known = found.tables["gains"].sort_values("budget_bytes"), dict(budgets_of(found.group.cells))
+        gains = gains.assign(budget=[budget_text(size, known.get(size)) for size in gains["budget_bytes"]])
+        axis = ("Budget", "Gain over the base (points)")
+        gained = partial(plots.points, gains, "budget", "avg_gain", axis, styles, zero=True)
         about = "Average accuracy gained over the base at equal bytes, a marker a run of the same seed and order"
         made.append(found.drawing("gains", about, gained))
     return made

@@ -48,7 +48,9 @@ def of_run(run: Run) -> Tables:
 
 
 def together(tables: Tables, group: Group) -> Tables:
-    """Adds `equal`: name, budget_bytes, avg, other, other_bytes (none where it was never as good, or always better)."""
+    """Adds `equal`: name, budget_bytes, avg, other, its other_bytes at that accuracy, and `relation`: `equal`, or
+    without bytes whether it was `better` or `worse` at every budget it ran at.
+    """
     summary = group.comparison.summary
     done = summary[summary["competes"] & summary["published_head"] & (summary["n"] > 0)]
     generators = set(tables["images"]["name"])
@@ -56,8 +58,10 @@ def together(tables: Tables, group: Group) -> Tables:
     for mine in done[done["name"].isin(generators)].to_dict("records"):
         for other, line in done[~done["name"].isin(generators)].sort_values("budget_bytes").groupby("name"):
             size = crossing(list(zip(line["budget_bytes"], line["avg"], strict=True)), mine["avg"])
-            rows.append((mine["name"], mine["budget_bytes"], mine["avg"], other, size))
-    columns = ["name", "budget_bytes", "avg", "other", "other_bytes"]
+            relation = "better" if line["avg"].min() > mine["avg"] else "worse"
+            relation = relation if math.isnan(size) else "equal"
+            rows.append((mine["name"], mine["budget_bytes"], mine["avg"], other, size, relation))
+    columns = ["name", "budget_bytes", "avg", "other", "other_bytes", "relation"]
     return {**tables, "equal": pd.DataFrame(rows, columns=columns)} if rows else tables
 
 

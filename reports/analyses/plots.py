@@ -15,7 +15,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from cilbench.reports.comparability import parts
@@ -181,18 +181,27 @@ def points(
     *,
     zero: bool = False,
 ) -> Figure:
-    """A marker a row, by method; where the table has `y`_low and `y`_high, with its interval."""
-    with paper_style(table["name"]):
+    """A marker a row, by method; where the table has `y`_low and `y`_high, with its interval. Texts on x are drawn in
+    the order in which they come, methods at one of them beside each other.
+    """
+    given, names = list(dict.fromkeys(table[x])), sorted(table["name"].unique(), key=str.casefold)
+    texts = [str(value) for value in given] if isinstance(given[0], str) else []
+    beside = dict(zip(names, np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else [0.0], strict=True))
+    with paper_style([*names, *texts]):
         figure, (axes,), _ = panel_grid(1, paper_columns, 2.4)
-        for (name,), part in parts(table, ["name"]):
-            style = styles[name]
-            axes.plot(part[x], part[y], style.marker, color=style.colour, markersize=4, linestyle="None")
+        for name in names:
+            part, style = table[table["name"] == name], styles[name]
+            at = np.array([given.index(value) + beside[name] for value in part[x]]) if texts else part[x].to_numpy()
+            axes.plot(at, part[y], style.marker, color=style.colour, markersize=4, linestyle="None")
             if f"{y}_low" in part:
-                axes.vlines(part[x], part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
+                axes.vlines(at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
         if zero:
             axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
         axes.set(xlabel=labels[0], ylabel=labels[1])
-        finish(figure, handles_of(table["name"], styles, linestyle="None"))
+        if texts:
+            axes.set_xlim(-0.6, len(texts) - 0.4)
+            _ticks(axes, texts, len(texts))
+        finish(figure, handles_of(names, styles, linestyle="None"))
     return figure
 
 
@@ -234,6 +243,9 @@ def _plain(value: float, _: object = None) -> str:
 
 def _logarithmic(axes: Axes) -> None:
     axes.set_yscale("log")
+    low, high = axes.get_ylim()
+    if high < 100 * low:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(_plain)
     axes.yaxis.set_minor_formatter("")
 

@@ -82,12 +82,15 @@ def by_method(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def by_kind(steps: pd.DataFrame) -> pd.DataFrame:
-    """from_bytes, to_bytes, measure, kind, steps, methods, per_kib and its interval; a kind of which no method got more
-    has no row, nor has a step of which the methods do not tell its kinds apart.
+    """from_bytes, to_bytes, measure, kind, steps, methods, per_kib and its interval.
+
+    Of the kinds that two methods at least got more of, and of the methods that got more of these alone; a step whose
+    methods do not tell the kinds apart has no row.
     """
     rows = []
     for (low, high), part in steps.groupby(["from_bytes", "to_bytes"]):
-        kinds = [kind for kind in KINDS if part[kind].abs().max() > 0]
+        kinds = [kind for kind in KINDS if part.loc[part[kind] != 0, "name"].nunique() > 1]
+        part = part[(part[[kind for kind in KINDS if kind not in kinds]] == 0).all(axis=1)]
         x = part[kinds].to_numpy(dtype=float)
         if not kinds or len(part) < len(kinds) or np.linalg.matrix_rank(x) < len(kinds):
             continue
@@ -132,8 +135,8 @@ def drawings(found: Found) -> list[Drawing]:
     methods, kinds = (_named(found.tables[name], labels) for name in ("methods", "kinds"))
     axis = ("From budget to budget", "Average accuracy per KiB (points)")
     shown = methods[methods["measure"] == "avg"]
-    make = partial(plots.by_method, shown, "step", "per_kib", axis, found.group.styles)
-    about = "Average accuracy gained per KiB from one budget to the next, by method; bands are 95 % t intervals"
+    make = partial(plots.points, shown, "step", "per_kib", axis, found.group.styles, zero=True)
+    about = "Average accuracy gained per KiB from one budget to the next, by method; bars are 95 % t intervals"
     made = [found.drawing("methods", about, make)]
     of_kind = kinds[kinds["measure"] == "avg"].rename(columns={"kind": "name"})
     if len(of_kind):

@@ -129,3 +129,33 @@ def test_a_report_links_the_analyses_that_lie_beside_its_runs(runs: Path, tmp_pa
     page = (tmp_path / "report" / "index.html").read_text()
     assert '<a href="../found/index.html#shift">How far a task moves each block</a>' in page
     assert json.loads((tmp_path / "found" / "provenance.json").read_text())["analyses"][0]["name"] == "shift"
+
+
+def test_without_names_all_that_can_be_is_made_and_the_rest_says_what_to_record(runs: Path, tmp_path: Path) -> None:
+    code, said = analysed(runs, "--out", "out", at=tmp_path)
+    assert code == 0, said
+    line = "not made: {}: {} were not logged; `cilbench run --record {}` records it"
+    assert line.format("gradients", "gradients of the blocks", "gradients") in said
+    assert line.format("masks", "values of the masks", "masks") in said
+    made = "shift, cka, growth, storage, grids, forgotten, calibration of 3 runs: out/index.html"
+    assert said[-1] == made
+    tasks = pd.read_csv(tmp_path / "out" / "forgotten-tasks.csv")
+    recorded = pd.read_csv(of(runs, "icarl") / "metrics.csv").query("head == 'nme'")
+    recorded = recorded.sort_values(["task", "tested_task"])
+    mine = tasks[tasks["method"] == "icarl"].sort_values(["task", "tested_task"])
+    assert mine["top1"].to_numpy() == pytest.approx(recorded["top1"].to_numpy(), abs=1e-3)
+    classes = pd.read_csv(tmp_path / "out" / "forgotten-classes.csv").query("method == 'icarl' and task == 4")
+    last = mine[mine["task"] == 4]
+    assert (classes["top1"] * classes["images"]).sum() == pytest.approx((last["top1"] * last["images"]).sum(), rel=1e-4)
+    confusion = pd.read_csv(tmp_path / "out" / "forgotten-confusion.csv").query("task == 4")
+    assert confusion.groupby(["method", "true_task"])["share"].sum().to_numpy() == pytest.approx(100, rel=1e-4)
+    calibrated = pd.read_csv(tmp_path / "out" / "calibration-tasks.csv").query("method == 'memo' and task == 4")
+    by_head = pd.read_csv(of(runs, "memo") / "metrics.csv").query("head == 'head' and task == 4")
+    of_tasks = calibrated[calibrated["tested_task"] >= 0].sort_values("tested_task")["accuracy"]
+    assert of_tasks.to_numpy() == pytest.approx(by_head.sort_values("tested_task")["top1"].to_numpy(), abs=1e-3)
+    capacity = pd.read_csv(tmp_path / "out" / "growth-capacity.csv")
+    assert (capacity["reserved"] + capacity["free"] == capacity["entries"]).all()
+    ledger = pd.read_csv(of(runs, "dgm") / "ledger.csv").query("kind == 'generator'")
+    assert list(capacity["generator_bytes"]) == list(ledger.groupby("task")["published_bytes"].sum())
+    images = pd.read_csv(tmp_path / "out" / "storage-images.csv")
+    assert (images["raw_bytes"] == images["images"] * 64).all()

@@ -67,6 +67,8 @@ def test_value_by_kind_is_least_squares_of_gains_on_bytes_gained() -> None:
     assert table.loc["last", "per_kib"].to_numpy() == pytest.approx(2 * wanted)
     assert set(table.index.get_level_values("kind")) == {"backbone", "exemplars"}
     assert (table["per_kib_low"] < table["per_kib"]).all()
+    generators = steps().iloc[:1].assign(name="dgm", generator=1.0, exemplars=0.0, avg=99.0)  # alone with its kind
+    assert by_kind(pd.concat([steps(), generators]))["per_kib"].to_numpy() == pytest.approx(table["per_kib"].to_numpy())
     only = steps().assign(backbone=1.0, exemplars=3.0)  # nobody tells the kinds apart
     assert by_kind(only).empty
 
