@@ -131,14 +131,14 @@ class Repeated(Generic[ResultT]):
     def __init__(self, function: Callable[..., ResultT]) -> None:
         self.function = function
         self.known: dict[tuple[Any, ...], list[Counter[str]]] = {}
-        self.dry: dict[tuple[Any, ...], tuple[Counter[str], ResultT]] = {}
+        self.dry: dict[tuple[Any, ...], tuple[Counter[str], list[dict[str, float]], ResultT]] = {}
 
     def __call__(self, *tensors: Tensor) -> ResultT:
         if (count := _COUNT.get()) is None:
             return self.function(*tensors)
-        rows = {len(tensor) for tensor in tensors}
-        if count.dry and len(rows) == 1 and max(rows) > DRY_ROWS:
-            return self._dry(count, tensors, max(rows))
+        sizes = sorted({len(tensor) for tensor in tensors})
+        if count.dry and sizes[0] > DRY_ROWS:
+            return self._dry(count, tensors, sizes)
         known = self.known.setdefault((count.phase, *(tensor.shape for tensor in tensors)), [])
         if len(known) == 2:
             with uncounted():
@@ -154,20 +154,37 @@ class Repeated(Generic[ResultT]):
         known.append(count.by_phase - before)
         return result
 
-    def _dry(self, count: FlopCount, tensors: tuple[Tensor, ...], rows: int) -> ResultT:
-        """As of a call with all rows, each of which takes as much as any other."""
-        key = (count.phase, *(tensor.shape[1:] for tensor in tensors))
-        few = [tensor[:DRY_ROWS] for tensor in tensors]
+    def _dry(self, count: FlopCount, tensors: tuple[Tensor, ...], sizes: list[int]) -> ResultT:
+        """As of a call with all rows: what a call takes whatever its rows are, and as much for any row as for another.
+
+        Tensors of one size are rows of one batch: of a few rows more of it alone is told what each row takes.
+        """
+        batches = [sizes.index(len(tensor)) for tensor in tensors]
+        key = (count.phase, *batches, *(tensor.shape[1:] for tensor in tensors))
         if key not in self.dry:
+            few = [tensor[:DRY_ROWS] for tensor in tensors]
             self.function(*few)  # what the first call alone does is counted here, and a batch too much with it
             before = count.by_phase.copy()
-            result = self.function(*few)
-            of_few = count.by_phase - before
+            of_few, result = self._taken(count, few)
+            slopes = []
+            for batch, size in enumerate(sizes):
+                grown = min(size, 2 * DRY_ROWS)
+                more = [t[: grown if b == batch else DRY_ROWS] for t, b in zip(tensors, batches, strict=True)]
+                of_more, _ = self._taken(count, more)
+                slopes.append({phase: (of_more[phase] - of_few[phase]) / (grown - DRY_ROWS) for phase in of_more})
             count.by_phase = before - of_few
-            self.dry[key] = of_few, result
-        of_few, result = self.dry[key]
-        count.by_phase += Counter({phase: flops * rows // DRY_ROWS for phase, flops in of_few.items()})
-        return cast(ResultT, result[:1].expand(rows, *result.shape[1:])) if isinstance(result, Tensor) else result
+            self.dry[key] = of_few, slopes, result
+        of_few, slopes, result = self.dry[key]
+        count.by_phase += of_few
+        for slope, size in zip(slopes, sizes, strict=True):
+            count.by_phase += Counter({phase: round(flops * (size - DRY_ROWS)) for phase, flops in slope.items()})
+        return cast(ResultT, result[:1].expand(sizes[0], *result.shape[1:])) if isinstance(result, Tensor) else result
+
+    def _taken(self, count: FlopCount, tensors: list[Tensor]) -> tuple[Counter[str], ResultT]:
+        """Operations of a call, and what comes of it."""
+        before = count.by_phase.copy()
+        result = self.function(*tensors)
+        return count.by_phase - before, result
 
 
 def flops_so_far() -> int:

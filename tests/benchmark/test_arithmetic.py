@@ -8,6 +8,7 @@ from toy import CPU, OVERRIDES, run, toy_spec
 
 from cilbench import api
 from cilbench.errors import RequestError
+from cilbench.methods import METHODS
 from cilbench.methods.registry import resolve
 from cilbench.protocol.arithmetic import arithmetic, within_flops
 from cilbench.protocol.rerun import Recorded
@@ -16,7 +17,7 @@ from cilbench.records.files import read_json
 from cilbench.request import RunOptions, chosen_settings, specs
 from cilbench.scenario import stream
 
-NAMES = ["icarl", "foster", "memo", "der", "wa", "eeil", "ewc", "replay", "finetune", "joint", "dgm"]
+NAMES = [name for name in METHODS if name != "gem"]
 
 
 def with_recipe(name, toy, recipe="0.05", **more):
@@ -36,6 +37,11 @@ def counted(spec, dataset):
 def test_what_is_planned_is_what_a_run_counts(name, toy):
     spec = with_recipe(name, toy, "0.03")
     assert arithmetic(spec, spec.plan()).of(spec.method) == counted(spec, toy)
+
+
+def test_of_gem_but_for_the_projections_that_a_step_needs(toy):
+    spec = with_recipe("gem", toy, "0.03")
+    assert arithmetic(spec, spec.plan()).of(spec.method) == pytest.approx(counted(spec, toy), rel=0.02)
 
 
 @pytest.mark.parametrize("name", ["icarl+cim", "foster+cim"])

@@ -22,7 +22,7 @@ from cilbench.methods.training import loop as training
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted
 from cilbench.methods.training.config import SgdConfig
-from cilbench.methods.training.flops import Repeated, counted_as, counting
+from cilbench.methods.training.flops import Repeated, counted_as, counting, dry
 from cilbench.protocol.task import learn_task
 from cilbench.records.files import read_json
 from cilbench.scenario import make_scenario, stream
@@ -118,6 +118,21 @@ def test_the_first_call_may_do_more_than_the_others():
         for _ in range(5):
             score(torch.ones(2, 3))
     assert flops.total == 2 * 3 * 4 * 3 + 5 * 2 * 2 * 3 * 3
+
+
+def test_a_dry_call_tells_what_is_done_once_from_what_is_done_for_every_row():
+    """Of two batches of other sizes, each with an arithmetic of its own, and of something that no batch changes."""
+
+    def step(x, y):
+        torch.ones(5, 6) @ torch.ones(6, 7)
+        x @ torch.ones(3, 4)
+        y @ torch.ones(3, 8)
+
+    with dry(), counting() as flops:
+        step = Repeated(step)
+        for rows in (20, 20, 25):
+            step(torch.ones(rows, 3), torch.ones(31, 3))
+    assert flops.total == 2 * (3 * 5 * 6 * 7 + (20 + 20 + 25) * 3 * 4 + 3 * 31 * 3 * 8)
 
 
 def test_a_call_that_fails_is_not_counted():
