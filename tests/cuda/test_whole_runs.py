@@ -57,5 +57,5 @@ def test_every_method_side_by_side_on_the_second_device(tmp_path):
     request = RunOptions(methods=",".join(METHODS), budget="400KiB", dataset="digits", inc=5, recipe="smoke")
     request = replace(request, data_dir=tmp_path / "data")
     how = HowToRun(out=tmp_path / "runs", device="cuda:1", jobs="2")
-    assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True) == 0
+    assert sweep(specs(request), request.data_dir, how, Screen(), fastest_precision=True).exit_code == 0
     assert len(list((tmp_path / "runs").glob("*/cell.json"))) == len(METHODS)
