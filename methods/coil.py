@@ -18,6 +18,7 @@ Deviations means of old classes are those of their exemplars; PyCIL takes all th
 """
 
 import copy
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -137,9 +138,10 @@ class CoTransport:
     def before_epoch(self, epoch: int) -> None:
         self.compressor.before_epoch(epoch)
         if epoch == 0:
-            self.weights.copy_(torch.tensor([self.config.prospective, 0.0]))
+            self.weights[0].fill_(self.config.prospective)
             return
-        self.weights.copy_(torch.tensor([0.0, self.config.retrospective * (epoch / self.epochs) ** 2]))
+        self.weights[0].fill_(0.0)
+        self.weights[1].fill_(self.config.retrospective * (epoch / self.epochs) ** 2)
         old_KD, new_KD = self._sides()
         back = plan(new_KD, old_KD, self.config.entropy, self.config.norm)
         self.old_rows.copy_(transported(self.head.weight[self.known :].detach(), back))
@@ -184,12 +186,12 @@ def plan(from_KD: Tensor, to_JD: Tensor, entropy: float, norm: float) -> Tensor:
 
 def sinkhorn(cost_KJ: Tensor, entropy: float) -> Tensor:
     """argmin ⟨P, C⟩ − ε·H(P) over plans of mass 1/K in every row and 1/J in every column, by logarithms."""
-    rows, columns = cost_KJ.shape
+    rows, columns = map(math.log, cost_KJ.shape)
     log_KJ = -cost_KJ / entropy
     scale_K, scale_J = torch.zeros_like(log_KJ[:, 0]), torch.zeros_like(log_KJ[0])
     for _ in range(ITERATIONS):
-        scale_K = -(log_KJ + scale_J).logsumexp(1) - torch.log(scale_K.new_tensor(rows))
-        scale_J = -(log_KJ + scale_K[:, None]).logsumexp(0) - torch.log(scale_J.new_tensor(columns))
+        scale_K = -(log_KJ + scale_J).logsumexp(1) - rows
+        scale_J = -(log_KJ + scale_K[:, None]).logsumexp(0) - columns
     return (log_KJ + scale_K[:, None] + scale_J).exp()
 
 

@@ -92,7 +92,8 @@ def class_means(features_ND: Tensor, labels_N: Tensor, classes: int) -> Tensor:
     x_ND = F.normalize(features_ND, dim=1)
     sums = torch.zeros(classes, x_ND.shape[1], device=x_ND.device, dtype=widest(x_ND.device))
     sums.index_add_(0, labels_N, x_ND.to(sums.dtype))
-    means_KD = sums / labels_N.bincount(minlength=classes).clamp(min=1)[:, None]
+    counts_K = torch.zeros_like(sums[:, 0]).index_add_(0, labels_N, torch.ones_like(x_ND[:, 0], dtype=sums.dtype))
+    means_KD = sums / counts_K.clamp(min=1)[:, None]  # not by `bincount`, for which a device is waited for
     return F.normalize(means_KD, dim=1).to(x_ND.dtype)
 
 

@@ -1,5 +1,6 @@
 """Runs on a CUDA device, watched: what their steps launch, wait for and copy."""
 
+import gc
 import json
 import os
 from collections import Counter
@@ -18,6 +19,7 @@ from cilbench.protocol.run import execute
 from cilbench.records.folder import Outcome, RunFolder
 
 PRETENDED = bool(os.environ.get("PRETEND_LIBRARY"))
+gc.freeze()  # what is loaded by now stays: before every capture all else is collected, in a third of a run's time
 try:  # on the path where devices are pretended
     import pretended
 except ImportError:

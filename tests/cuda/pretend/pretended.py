@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils._pytree import tree_leaves, tree_map
 
 RUNTIME = ctypes.CDLL(os.environ["PRETEND_LIBRARY"])
 RUNTIME.pretend_count.restype = ctypes.c_longlong
@@ -68,6 +67,25 @@ def counted() -> Iterator[Counter[str]]:
 
 
 waits: list[tuple[str, str]] = []  # what the host waited for, and the line of ours that did
+
+
+def mapped(function: Callable[[Any], Any], given: Any) -> Any:
+    """`function` of everything in lists, tuples and dictionaries: what operations are given and give. torch's own
+    `tree_map` takes a quarter of the time of a run.
+    """
+    if isinstance(given, list | tuple):
+        return type(given)([mapped(function, item) for item in given])
+    if isinstance(given, dict):
+        return {key: mapped(function, item) for key, item in given.items()}
+    return function(given)
+
+
+def tensors_in(given: Any) -> Iterator[Tensor]:
+    if isinstance(given, Tensor):
+        yield given
+    elif isinstance(given, list | tuple | dict):
+        for item in given.values() if isinstance(given, dict) else given:
+            yield from tensors_in(item)
 
 
 # ---------------------------------------------------------------------------------------------- memory
@@ -127,8 +145,10 @@ def _run(number: int) -> None:
 
 @ctypes.CFUNCTYPE(None, ctypes.c_char_p, ctypes.c_int)
 def _told(what: bytes, code: int) -> None:
-    ours = [f for f in traceback.extract_stack() if "torch" not in f.filename and "pretended" not in f.filename]
-    waits.append((f"{what.decode()} {code or ''}".strip(), f"{ours[-1].filename}:{ours[-1].lineno}" if ours else ""))
+    for frame, line in traceback.walk_stack(None):
+        if not re.search("torch|pretended", file := frame.f_code.co_filename):
+            waits.append((f"{what.decode()} {code or ''}".strip(), f"{file}:{line}"))
+            return
 
 
 def _patch_graphs() -> None:
@@ -181,7 +201,7 @@ def _kernel_of(func: Any, name: str, on_cpu: Callable[..., Any], real: Any) -> C
         args = tuple(
             torch.tensor(a) if i in single and isinstance(a, int | float) else a for i, a in enumerate(args)
         )  # a number that stands for a tensor
-        tensors = [x for x in tree_leaves((args, kwargs)) if isinstance(x, Tensor)]
+        tensors = list(tensors_in((args, kwargs)))
         device = next((x.device for x in tensors if x.device.type == "cuda"), None)
         device = device or torch.device("cuda", torch.cuda.current_device())
         stream = torch._C._cuda_getCurrentRawStream(device.index)
@@ -206,7 +226,7 @@ def _kernel_of(func: Any, name: str, on_cpu: Callable[..., Any], real: Any) -> C
             shapes = tuple(tuple(x.shape) for x in tensors)
             source = _source(generator, at, capturing, (name, shapes))
 
-        here = tree_map(on_host, (args, kwargs))
+        here = mapped(on_host, (args, kwargs))
 
         def call(args: Any, kwargs: Any) -> tuple[Any, ...]:
             if source is not None:
@@ -218,11 +238,11 @@ def _kernel_of(func: Any, name: str, on_cpu: Callable[..., Any], real: Any) -> C
         with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
             results = None
             if real is None:  # which shapes? Under capture without writing anything
-                results = call(*(tree_map(_copied, here) if capturing else here))
+                results = call(*(mapped(_copied, here) if capturing else here))
                 outs = [
                     _at(args, kwargs, given, written[tuple(r.alias_info.before_set)])
                     if r.alias_info and r.alias_info.is_write
-                    else tree_map(lambda x: like(x, device), result)
+                    else mapped(lambda x: like(x, device), result)
                     for r, result in zip(returns, results, strict=True)
                 ]
                 own = outs[0] if len(returns) == 1 else tuple(outs) or None
@@ -277,7 +297,7 @@ def _at(args: Any, kwargs: Any, given: Any, i: int) -> Any:
 def _new(results: Any, returns: Any) -> list[Tensor]:
     """Tensors that an operation makes, without those that it is given to write to."""
     new = [x for x, r in zip(results, returns, strict=False) if not (r.alias_info and r.alias_info.is_write)]
-    return [x for x in tree_leaves(new) if isinstance(x, Tensor)]
+    return list(tensors_in(new))
 
 
 def _batch_norm(*given: Any) -> tuple[Tensor, ...]:
