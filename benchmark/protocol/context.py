@@ -11,6 +11,7 @@ import torch
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.data.download import Dataset
 from cilbench.methods.contract import Plan
+from cilbench.methods.training.ranks import Ranks
 from cilbench.records.folder import Keep, Outcome, Resumed, RunFolder
 from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
@@ -74,6 +75,7 @@ class RunContext:
 
     `plan` is the refusal where the budget is too small. `keep`: the sealed states that are kept. `isolate`: every task
     is learned, and every learner evaluated, in a process of its own. `energy`: the machine's counters are read.
+    `ranks`: several processes do it together.
     """
 
     spec: RunSpec
@@ -85,3 +87,4 @@ class RunContext:
     keep: Keep = "last"
     isolate: bool = False
     energy: bool = False
+    ranks: Ranks | None = None

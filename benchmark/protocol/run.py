@@ -9,8 +9,9 @@ import inspect
 import time
 import traceback
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +47,7 @@ from cilbench.protocol.evaluate import (
     restore_learner,
 )
 from cilbench.protocol.isolation import ChildOutOfMemory, evaluate_in_subprocess, learn_in_subprocess
+from cilbench.protocol.ranks import evaluate_over_ranks, learn_over_ranks
 from cilbench.protocol.task import Learned, OverFlops, SealedTask, TaskLog, learn_resumably, task_seed
 from cilbench.records.files import printable
 from cilbench.records.folder import Outcome
@@ -210,7 +212,9 @@ def _learn_once(run: RunContext, given: SealedTask, index: int) -> Learned:
             what = f"{line['event'].replace('_', ' ')}: {checkpoint}: {line['reason']}"
             reporter.note(printable(f"{run.spec.method.name}: {what}"))
 
-    learn = learn_in_subprocess if run.isolate else learn_resumably
+    learn: Callable[..., Learned] = learn_in_subprocess if run.isolate else learn_resumably
+    if run.ranks is not None:
+        learn = partial(learn_over_ranks, run.ranks)
     try:
         return learn(given, task, checkpoint, reporter.stopping, TaskLog(run.folder.log.append, show), progress)
     finally:
@@ -234,6 +238,8 @@ def _restore_and_evaluate(run: RunContext, given: SealedTask, state: State, task
     def predictions_of(images: Images) -> Predictions:
         if run.isolate:
             return evaluate_in_subprocess(given, images)
+        if run.ranks is not None:
+            return evaluate_over_ranks(run.ranks, given, task, images)
         return evaluate(run.spec, given.plan, state, images, run.device)
 
     seed = task_seed(run.spec.seed, task)
@@ -311,6 +317,7 @@ def _run_record(run: RunContext, outcome: Outcome) -> dict[str, Any]:
             "layout": spec.layout,
             "data_sha256": run.dataset.fingerprint,
             "isolated": run.isolate,
+            **({} if run.ranks is None else {"ranks": run.ranks.size}),
             "plug_in": plug_in_of(spec.method.name),
         },
         "timing": _timing(records),

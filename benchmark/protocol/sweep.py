@@ -24,10 +24,12 @@ from cilbench.locks import has_kernel_locks, locks_hold
 from cilbench.methods.contract import Plan, Recording
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.numerics import works
+from cilbench.methods.training.ranks import RankLost, Ranks
 from cilbench.options import HowToRun
 from cilbench.processes import Stop, end_with_parent, run_workers, stoppable
 from cilbench.protocol import estimate
 from cilbench.protocol.context import RunContext, Screen, SweepReporter
+from cilbench.protocol.ranks import follow, for_ranks, joined, own_device
 from cilbench.protocol.run import execute
 from cilbench.records.files import printable
 from cilbench.records.folder import Keep, Outcome, RunFolder
@@ -64,6 +66,7 @@ class Sweep:
     screen: Screen
     open: frozenset[str] = frozenset()
     energy: bool = False
+    ranks: Ranks | None = None
 
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.out, spec.id)
@@ -87,11 +90,33 @@ def sweep(
     Request, folders and data are checked before anything is measured or trained: raises RequestError.
     `fastest_precision`: the runs take the one that is measured to be faster on the device. `mine`: ids, as in `asked`,
     of the runs that are this process's to do; threads and precision are those of all. `begin` is called once all is
-    checked.
+    checked. Under torchrun all processes do one run at a time, together (`ranks`).
     """
+    with joined(asked, how) as ranks:
+        if ranks is not None and ranks.rank:
+            with suppress(RankLost):
+                follow(ranks, data_dir, own_device(pick_device(how.device)))
+                return Swept(0, (), {})
+            return Swept(1, (), {})
+        return _sweep(asked, data_dir, how, screen, ranks, fastest_precision, mine, begin)
+
+
+def _sweep(
+    asked: Sequence[RunSpec],
+    data_dir: Path | None,
+    how: HowToRun,
+    screen: Screen,
+    ranks: Ranks | None,
+    fastest_precision: bool,
+    mine: Set[str] | None,
+    begin: Callable[[], None],
+) -> Swept:
+    if ranks is not None:
+        how = for_ranks(how)
     with screen.waiting():
         todo, dataset, workers = _prepared(asked, data_dir, how, screen, fastest_precision, mine)
         begin()
+        todo = replace(todo, ranks=ranks)
     if not todo.specs:
         return Swept(0, (), {})
     with using_threads(workers.threads), stoppable() as stop:
@@ -253,6 +278,9 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
         reporter.begin(number, spec)
         try:
             outcomes[spec.id] = outcome = _run_one(todo, spec, dataset, reporter)
+        except RankLost as lost:
+            reporter.note(f"a process of the run is gone; the same command goes on from what was kept ({lost})")
+            break
         except Interrupted:
             if stop is not None:
                 done = sum(outcome.status == "done" for outcome in outcomes.values())
@@ -287,7 +315,7 @@ def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReport
                 folder.discard()
             plan = todo.plans[spec.id]
             context = RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate)
-            return execute(replace(context, energy=todo.energy))
+            return execute(replace(context, energy=todo.energy, ranks=todo.ranks))
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")
 
@@ -300,7 +328,7 @@ def _ended(folder: RunFolder, ended_since: bool) -> Outcome | None:
 
 def _stopped(stop: Stop, done: int, runs: int, folder: RunFolder) -> str:
     """What is kept when a signal ended a sweep."""
-    name = signal.Signals(stop.signal or signal.SIGINT).name
+    name = signal.Signals(stop.signal).name if stop.signal else "a signal to another of its processes"
     tasks = len(folder.records())
     midway = " and a checkpoint inside the next" if folder.checkpoint(tasks).exists() else ""
     kept = f"; of the one at work {tasks} tasks{midway} are kept" if tasks or midway else ""

@@ -18,6 +18,7 @@ from cilbench.methods.contract import Context, Plan, Task
 from cilbench.methods.training.checkpoint import Checkpoint, Unrestorable
 from cilbench.methods.training.flops import counting, flops_so_far
 from cilbench.methods.training.numerics import numerics
+from cilbench.methods.training.ranks import agreed
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.request import RunSpec
 
@@ -170,7 +171,10 @@ def learn_resumably(
     def event(name: str, error: Exception) -> dict[str, Any]:
         return {"task": task.index, "event": name, "reason": in_one_line(error)}
 
-    kept = Checkpoint(checkpoint, stopping, beside, lambda error: log.append(event("checkpoint_not_written", error)))
+    def unwritten(error: OSError) -> None:
+        log.append(event("checkpoint_not_written", error))
+
+    kept = Checkpoint(checkpoint, stopping, beside, unwritten, agreed=agreed)
     try:
         kept.read()
     except ValueError as error:

@@ -10,6 +10,7 @@ from torch.func import functional_call
 
 from cilbench.budgets.sealed import State
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.training.ranks import as_used
 
 # ReLU within 0.030 on [−3, 3], form A of degrees 5/4 as the authors' library fits it (ml-research/rational_activations,
 # rationals_config.json): a_0 … a_5; b_1 … b_4.
@@ -26,7 +27,7 @@ class Rational(nn.Module):
         self.phi = nn.Parameter(torch.tensor(RELU))
 
     def forward(self, x: Tensor) -> Tensor:
-        a0, a1, a2, a3, a4, a5, *b = self.phi.unbind()
+        a0, a1, a2, a3, a4, a5, *b = as_used(self.phi).unbind()
         b1, b2, b3, b4 = (factor.abs() for factor in b)
         above = a0 + x * (a1 + x * (a2 + x * (a3 + x * (a4 + x * a5))))
         size = x.abs()

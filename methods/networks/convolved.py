@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call
 from torch.nn import functional as F
+
+from cilbench.methods.training.ranks import as_used, batch_norm
 
 Folded = tuple[Tensor, Tensor]  # weight and bias of a convolution that does what its BatchNorm does too
 
@@ -56,16 +59,20 @@ def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
             known = folded(conv, norm)
         if known is not None:
             return F.conv2d(x, *known, conv.stride, conv.padding)
+    weight, bias = as_used(conv.weight), None if conv.bias is None else as_used(conv.bias)
     if _hooked(conv):
-        x = conv(x)
+        given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
+        x = conv(x) if weight is conv.weight else functional_call(conv, given, (x,))
     else:
-        weight = (_CAST.get() or {}).get(conv.weight, conv.weight)
-        x = F.conv2d(x, weight, conv.bias, conv.stride, conv.padding)
+        x = F.conv2d(x, (_CAST.get() or {}).get(conv.weight, weight), bias, conv.stride, conv.padding)
     if _hooked(norm):
         return norm(x)
+    if (normed := batch_norm(x, norm)) is not None:
+        return normed
     # As the module does it, without counting batches, which nobody reads: a kernel a layer.
     statistics = norm.running_mean, norm.running_var
-    return F.batch_norm(x, *statistics, norm.weight, norm.bias, norm.training, norm.momentum or 0.0, norm.eps)
+    affine = as_used(norm.weight), as_used(norm.bias)
+    return F.batch_norm(x, *statistics, *affine, norm.training, norm.momentum or 0.0, norm.eps)
 
 
 def _hooked(module: nn.Module) -> bool:

@@ -14,6 +14,7 @@ from cilbench.methods.contract import Scenario
 from cilbench.methods.networks.backbones import ConvBlock, build_shared, build_specialised, spec_of, split_general
 from cilbench.methods.networks.heads import HeadKind, linear, new_head
 from cilbench.methods.training.numerics import full_precision, memory_format
+from cilbench.methods.training.ranks import by_rows
 
 
 class IncrementalNet(nn.Module):
@@ -76,6 +77,9 @@ class IncrementalNet(nn.Module):
 
     def maps(self, x_BCHW: Tensor) -> Tensor:
         """Last feature maps of all branches: [B, D·branches, h, w]. What is frozen runs without a graph."""
+        return by_rows(self, lambda own: [self._maps(own)], x_BCHW)[0]
+
+    def _maps(self, x_BCHW: Tensor) -> Tensor:
         shared = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
         return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
 
@@ -84,6 +88,9 @@ class IncrementalNet(nn.Module):
 
         A stage is a row of residual blocks; where there are none, a convolution and what follows it.
         """
+        return by_rows(self, self._stage_maps, x_BCHW)
+
+    def _stage_maps(self, x_BCHW: Tensor) -> list[Tensor]:
         layers = [layer for part in self.branches[-1].children() for layer in part.children()]
         residual = [layer for layer in layers if not isinstance(layer, ConvBlock | nn.MaxPool2d)]
         maps, found = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format)), []
@@ -95,7 +102,7 @@ class IncrementalNet(nn.Module):
 
     def features(self, x_BCHW: Tensor) -> Tensor:
         """Average-pooled feature maps: [B, D·branches]."""
-        return self.pooled(self.maps(x_BCHW))
+        return by_rows(self, lambda own: [self.pooled(self._maps(own))], x_BCHW)[0]
 
     def pooled(self, maps_BDhw: Tensor) -> Tensor:
         """Means of feature maps, [B, D·branches], as wide as the parameters in any precision."""

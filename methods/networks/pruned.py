@@ -20,6 +20,7 @@ from cilbench.methods.contract import Scenario
 from cilbench.methods.networks.backbones import BasicBlock, Bottleneck, ConvBlock
 from cilbench.methods.networks.heads import HeadKind, linear
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.training.ranks import shared
 
 
 @dataclass(frozen=True)
@@ -93,7 +94,7 @@ class ChannelMasks(nn.Module):
         return plain + ((self.scale * embedding).sigmoid() - plain).detach()
 
     def _masked(self, embedding: Tensor, conv: nn.Module, given: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        return (given[0] * self.mask(embedding)[:, None, None].to(given[0].dtype),)
+        return (given[0] * shared(self.mask(embedding))[:, None, None].to(given[0].dtype),)
 
     @torch.no_grad()
     def advance(self) -> None:

@@ -42,7 +42,8 @@ class Checkpoint:
     """A task's file of checkpoints: SHA-256 of the rest, then safetensors. Without a path nothing is ever kept.
 
     `stop` says whether the process is to end; `side_info` gives what else the harness wants back, as JSON, in `found`;
-    `unwritten` is told why there is none where it could not be written.
+    `unwritten` is told why there is none where it could not be written. `agreed`: is it so in any of the processes that
+    do the task together?
     """
 
     def __init__(
@@ -52,9 +53,10 @@ class Checkpoint:
         beside: Callable[[], dict[str, Any]] = dict,
         unwritten: Callable[[OSError], None] = lambda error: None,
         every_seconds: float = EVERY_SECONDS,
+        agreed: Callable[[bool], bool] = bool,
     ) -> None:
         self.path, self.stop, self.beside, self.unwritten = path, stop, beside, unwritten
-        self.every_seconds = every_seconds
+        self.every_seconds, self.agreed = every_seconds, agreed
         self.saved_at = time.monotonic()
         self.phases: dict[str, tuple[Tensors, Numbers]] = {}
         self.found: dict[str, Any] = {}
@@ -85,7 +87,7 @@ class Checkpoint:
         """Is it time to write?"""
         if self.path is None:
             return False
-        return self.stop() or time.monotonic() - self.saved_at >= self.every_seconds
+        return self.agreed(self.stop() or time.monotonic() - self.saved_at >= self.every_seconds)
 
     def hold(self, phase: str, tensors: Tensors, numbers: Numbers) -> None:
         """Where a phase is, for the next `write`. Tensors are copied."""
@@ -102,7 +104,7 @@ class Checkpoint:
         except OSError as error:
             self.unwritten(error)
         self.saved_at = time.monotonic()
-        if self.stop():
+        if self.agreed(self.stop()):
             raise Interrupted
 
     def _write(self, path: Path) -> None:

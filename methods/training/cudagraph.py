@@ -13,15 +13,16 @@ import torch
 from torch import Tensor
 
 from cilbench.methods.training.numerics import is_out_of_memory, low_memory
+from cilbench.methods.training.ranks import in_company
 
 
 class CudaGraphStep:
     """A training step, captured in a CUDA graph for every size of batch that comes often, and replayed from then on.
 
     `step` takes tensors on the device and leaves its results in tensors that exist before; it draws from `generator`
-    alone and never waits for the device. The first steps of a size, and everything where there is no CUDA or where
-    capturing failed (`note` is told why), run as they are written. A step that cannot be captured is not tried again
-    in this process, unless it was memory that was missing.
+    alone and never waits for the device. The first steps of a size, and everything where there is no CUDA, where
+    several processes take a step together or where capturing failed (`note` is told why), run as they are written. A
+    step that cannot be captured is not tried again in this process, unless it was memory that was missing.
     """
 
     WARM_UP = 3  # steps as written, of each size: cuDNN chooses its algorithms, optimizers make their buffers
@@ -36,7 +37,7 @@ class CudaGraphStep:
     ) -> None:
         self.step, self.device, self.generator, self.note = step, device, generator, note
         self.what = _name_of(getattr(step, "loss", step))
-        self.capturing = device.type == "cuda" and not low_memory()
+        self.capturing = device.type == "cuda" and not low_memory() and not in_company()
         self.stream = _side_stream(device) if self.capturing else None
         # Memory of all graphs: one runs at a time, and what it reads there (gradients too) it has written before.
         self.pool: Any = None

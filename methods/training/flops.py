@@ -187,6 +187,11 @@ class Repeated(Generic[ResultT]):
         return count.by_phase - before, result
 
 
+def being_counted() -> bool:
+    """Is what is computed now counted as it runs?"""
+    return _COUNT.get() is not None
+
+
 def flops_so_far() -> int:
     """Operations that were counted until now."""
     count = _COUNT.get()

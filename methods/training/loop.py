@@ -26,6 +26,7 @@ from cilbench.methods.training.flops import Repeated, counted_as
 from cilbench.methods.training.gradients import GradientNorms
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 from cilbench.methods.training.numerics import evaluation_batch, full_precision
+from cilbench.methods.training.ranks import in_company
 
 Loss = Callable[[Tensor, Tensor], Tensor]  # normalised images [B, C, H, W] and labels int64 [B] → scalar
 
@@ -208,8 +209,8 @@ class _Step:
         self.sums[1] += self.sums[0] - self.sums[0] == 0  # is it finite? In half the kernels of `isfinite`
 
     def _cast_once(self) -> AbstractContextManager[None]:
-        """On a CPU it would bring nothing."""
-        pays = self.device.type == "cuda" and torch.is_autocast_enabled("cuda") and self.filters
+        """On a CPU it would bring nothing; several ranks cast what each of them uses."""
+        pays = self.device.type == "cuda" and torch.is_autocast_enabled("cuda") and self.filters and not in_company()
         return cast_once(self.filters) if pays else nullcontext()
 
 

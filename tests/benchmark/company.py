@@ -1,0 +1,75 @@
+"""One rank of a run on toy images: python company.py FOLDER SECONDS METHOD… with torchrun's variables set.
+
+Rank 0 does a run of every method and prints how each ended, and how often it added something up with the others.
+SECONDS: every step waits so long, so that a test can come in between. OWN_STATISTICS in the environment: a fault.
+"""
+
+# ruff: noqa: T201
+
+import json
+import os
+import sys
+import time
+from collections import Counter
+from dataclasses import replace
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[1])]
+
+import torch  # noqa: E402
+from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec  # noqa: E402
+
+from cilbench.methods.networks import convolved  # noqa: E402
+from cilbench.methods.registry import resolve  # noqa: E402
+from cilbench.methods.training import loop  # noqa: E402
+from cilbench.methods.training.checkpoint import Interrupted  # noqa: E402
+from cilbench.methods.training.ranks import Ranks  # noqa: E402
+from cilbench.options import HowToRun  # noqa: E402
+from cilbench.processes import stoppable  # noqa: E402
+from cilbench.protocol import ranks as protocol  # noqa: E402
+from cilbench.protocol.context import RunContext  # noqa: E402
+from cilbench.protocol.run import execute  # noqa: E402
+from cilbench.records.folder import RunFolder  # noqa: E402
+
+EPOCHS = "0.02"
+
+
+def spec_of(name):
+    return replace(toy_spec(name, toy_dataset(), 48_000), method=resolve(name, EPOCHS, OVERRIDES, {}))
+
+
+def main(out: str, seconds: str, *names: str) -> None:
+    torch.set_num_threads(1)
+    toy, specs, sums = toy_dataset(), [spec_of(name) for name in names], Counter()
+    plain, step = Ranks.summed, loop._Step.__call__
+
+    def summed(self, tensor):
+        sums[current] += 1
+        return plain(self, tensor)
+
+    def slow(self, *given):
+        time.sleep(float(seconds))
+        step(self, *given)
+
+    Ranks.summed, loop._Step.__call__, protocol.load = summed, slow, lambda *where: toy
+    if "OWN_STATISTICS" in os.environ:
+        convolved.batch_norm = lambda x, norm: None
+    current = ""
+    with protocol.joined(specs, HowToRun()) as ranks, stoppable() as stop:
+        if ranks is not None and ranks.rank:
+            protocol.follow(ranks, None, CPU)
+            return
+        reporter = Silent()
+        reporter.stopping = stop
+        for current, spec in zip(names, specs, strict=True):
+            folder = RunFolder(Path(out), spec.id)
+            try:
+                ended = execute(RunContext(spec, spec.plan(), toy, folder, CPU, reporter, "all", ranks=ranks))
+            except Interrupted as interrupted:
+                print(json.dumps([current, type(interrupted).__name__, "", 0]), flush=True)
+                break
+            print(json.dumps([current, ended.status, ended.reason, sums[current]]), flush=True)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
