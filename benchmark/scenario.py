@@ -89,8 +89,8 @@ def _select(
     chosen = np.flatnonzero((arrival >= wanted.start) & (arrival < wanted.stop))
     labels = torch.from_numpy(arrival[chosen].astype(np.int64)).to(device)
     size_bytes = len(chosen) * math.prod(images.images.shape[1:])
-    if images.path is not None and (low_memory or size_bytes > resident_limit_bytes(device)):
-        return DiskImages(images.path, torch.from_numpy(chosen), device), labels
+    if images.stored is not None and (low_memory or size_bytes > resident_limit_bytes(device)):
+        return DiskImages(images.stored, torch.from_numpy(chosen), device), labels
     return torch.from_numpy(np.ascontiguousarray(images.images[chosen])).to(device), labels
 
 

@@ -44,19 +44,25 @@ def import_dataset(
     name: Annotated[str, typer.Argument(metavar="NAME", help="What --dataset will call it.")],
     source: Annotated[
         Path,
-        typer.Argument(metavar="DIR-or-ZIP", help="Class folders under train/ and test/ or val/.", parser=a_path),
+        typer.Argument(metavar="DIR-ZIP-or-TAR", help="Class folders under train/ and test/ or val/.", parser=a_path),
     ],
     size: Annotated[int | None, typer.Option(metavar="S", help="Shorter side to S pixels, centre crop S × S.")] = None,
     replace: Annotated[bool, typer.Option("--replace", help="Let other images stand for a built-in data set.")] = False,
+    in_place: Annotated[
+        bool,
+        typer.Option("--in-place", help="Keep no pixels: files stay where they are, and are decoded in every run."),
+    ] = False,
     data_dir: DataDir = None,
 ) -> None:
-    """Build a data set from image files in class folders, or from a zip of them; any format Pillow reads."""
+    """Build a data set from image files in class folders, or from a zip or tars of them; any format Pillow reads."""
     from cilbench.data.cards import unlike_its_twin
     from cilbench.data.folders import import_folder
 
     notes: list[str] = []
     with _bar() as progress:
-        card = import_folder(name, source, _folder(data_dir), size, progress, replace=replace, note=notes.append)
+        card = import_folder(
+            name, source, _folder(data_dir), size, progress, replace=replace, in_place=in_place, note=notes.append
+        )
     for line in filter(None, [*notes, unlike_its_twin(card)]):
         say(line, err=True)
     _report(card, _folder(data_dir))

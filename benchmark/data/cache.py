@@ -4,7 +4,9 @@
                     train_labels.npy   int64 [N]                test_labels.npy
                     meta.json          class names, counts, mean and std of the training pixels, SHA-256 of each file
 
-A cache is built beside its place and renamed into it: it is either whole or not there.
+Images that stay where they are have train_images.json in place of train_images.npy: which files, and where in them.
+Their SHA-256 is that of the .npy there would be. A cache is built beside its place and renamed into it: it is either
+whole or not there.
 """
 
 import hashlib
@@ -15,13 +17,13 @@ import re
 import shutil
 import sys
 import tempfile
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from difflib import get_close_matches
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,11 +33,15 @@ from cilbench.data.cards import DatasetCard, DatasetError, builtin_cards, import
 from cilbench.locks import locked
 from cilbench.machine_cache import recall, remember
 
+if TYPE_CHECKING:
+    from cilbench.data.encoded import EncodedImages
+
 Uint8 = npt.NDArray[np.uint8]
 Int64 = npt.NDArray[np.int64]
 
 NAME = re.compile(r"[a-z0-9][a-z0-9_-]{0,63}")
 FILES = ("train_images.npy", "train_labels.npy", "test_images.npy", "test_labels.npy")
+INDEXES = {file: file.replace(".npy", ".json") for file in FILES if "images" in file}
 # A larger file is hashed when a run loads it only if it is new or has changed; `cilbench data list` hashes all of them.
 HASHED_AT_LOAD_BYTES = 2**28
 
@@ -100,7 +106,8 @@ def cached_names(data_dir: Path) -> list[str]:
 def verify(name: str, data_dir: Path) -> tuple[int, int, int]:
     """Training images, test images and bytes of a cache, every byte of it read. Raises DatasetError where damaged."""
     meta, _ = open_cache(name, data_dir, sys.maxsize)
-    return meta.counts["train"], meta.counts["test"], sum(meta.bytes.values())
+    here = [size for file, size in meta.bytes.items() if INDEXES.get(file) not in meta.bytes]
+    return meta.counts["train"], meta.counts["test"], sum(here)
 
 
 def fingerprint(name: str, data_dir: Path | None = None) -> str | None:
@@ -139,11 +146,15 @@ def read_meta(name: str, data_dir: Path) -> Meta:
 def open_cache(name: str, data_dir: Path, hashed_bytes: int) -> tuple[Meta, list[npt.NDArray[Any]]]:
     """meta.json and the arrays of FILES, memory-mapped. Raises DatasetError where a file is not what meta.json says.
 
-    Files of up to `hashed_bytes` are hashed, larger ones only where they have changed since they last were.
+    Files of up to `hashed_bytes` are hashed, larger ones only where they have changed since they last were. Images that
+    stay in their own files are `EncodedImages`, whose files are read where there are so few of them.
     """
     folder, meta = data_dir / name, read_meta(name, data_dir)
-    arrays = []
+    arrays: list[Any] = []
     for file in FILES:
+        if INDEXES.get(file) in meta.sha256:
+            arrays.append(_open_index(name, folder / INDEXES[file], meta, check=meta.bytes[file] <= hashed_bytes))
+            continue
         try:
             if (folder / file).stat().st_size != meta.bytes[file]:
                 raise ValueError(f"{(folder / file).stat().st_size:,} B, not {meta.bytes[file]:,} B")
@@ -165,6 +176,20 @@ def open_cache(name: str, data_dir: Path, hashed_bytes: int) -> tuple[Meta, list
     return meta, arrays
 
 
+def _open_index(name: str, path: Path, meta: Meta, *, check: bool) -> "EncodedImages":
+    from cilbench.data.encoded import EncodedImages
+
+    try:
+        if hashlib.sha256(path.read_bytes()).hexdigest() != meta.sha256[path.name]:
+            raise ValueError("its checksum differs")
+        images = EncodedImages(path)
+    except (OSError, ValueError) as error:
+        raise damaged(name, path, str(error)) from error
+    if check:
+        images.check()
+    return images
+
+
 def damaged(name: str, path: Path, why: str) -> DatasetError:
     """The error for a file that is not as it was written, with what to do about it."""
     known = builtin_cards().get(name)
@@ -178,8 +203,12 @@ def write_cache(
     class_names: tuple[str, ...],
     image_shape: tuple[int, int, int],
     parts: Mapping[str, tuple[Int64, Iterable[Uint8]]],
+    write_index: Callable[[str, Path], None] | None = None,
 ) -> Meta:
-    """Write a cache into `folder`, front to back. `parts`: split ("train", "test") → labels, chunks of images."""
+    """Write a cache into `folder`, front to back. `parts`: split ("train", "test") → labels, chunks of images.
+
+    With `write_index(split, path)` images are hashed and not written: they stay where that says.
+    """
     histogram_CV = np.zeros((image_shape[0], 256), np.int64)  # of the training pixels
 
     def counted(chunks: Iterable[Uint8]) -> Iterator[Uint8]:
@@ -195,14 +224,20 @@ def write_cache(
             (f"{split}_images.npy", "|u1", (len(labels), *image_shape), images),
             (f"{split}_labels.npy", "<i8", (len(labels),), [labels]),
         ):
-            header, digest = io.BytesIO(), hashlib.sha256()
+            header, digest, written_bytes = io.BytesIO(), hashlib.sha256(), 0
             np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": shape})
-            with open(folder / file, "wb") as out:
+            stays = write_index is not None and file in INDEXES
+            with open(os.devnull if stays else folder / file, "wb") as out:
                 for data in chain([header.getvalue()], (block.tobytes() for block in blocks)):
                     out.write(data)
                     digest.update(data)
-                size_bytes[file] = out.tell()
-            sha256[file] = digest.hexdigest()
+                    written_bytes += len(data)
+            size_bytes[file], sha256[file] = written_bytes, digest.hexdigest()
+            if stays and write_index is not None:
+                index = folder / INDEXES[file]
+                write_index(split, index)
+                size_bytes[index.name] = index.stat().st_size
+                sha256[index.name] = hashlib.sha256(index.read_bytes()).hexdigest()
     values_V = np.arange(256) / 255
     share_CV = histogram_CV / histogram_CV.sum(1, keepdims=True)
     mean_C = share_CV @ values_V
@@ -241,7 +276,9 @@ def locked_name(name: str, data_dir: Path) -> Iterator[None]:
 def building(name: str, data_dir: Path) -> Iterator[Path]:
     """A new folder that replaces the cache when the block ends well and is removed when it fails. Needs the lock."""
     place = data_dir / name
-    if place.exists() and not (place.is_dir() and {p.name for p in place.iterdir()} <= {*FILES, "meta.json"}):
+    if place.exists() and not (
+        place.is_dir() and {p.name for p in place.iterdir()} <= {*FILES, *INDEXES.values(), "meta.json"}
+    ):
         raise DatasetError(f"{place} is there and is not a cache: remove it, or choose another --data-dir")
     work = Path(tempfile.mkdtemp(prefix=f".{name}.", suffix=".tmp", dir=data_dir))
     new, old = work / "new", work / "old"

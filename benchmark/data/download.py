@@ -8,12 +8,16 @@ import tempfile
 from contextlib import AbstractContextManager, nullcontext, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from cilbench.data import cache
 from cilbench.data.cache import FILES, Int64, Uint8
 from cilbench.data.cards import DatasetCard, DatasetError
+
+if TYPE_CHECKING:
+    from cilbench.methods.training.images import Rows
 
 Fetched = tuple[tuple[str, ...], dict[str, tuple[Uint8, Int64]]]  # class names; split → images, labels
 DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without a byte
@@ -23,12 +27,12 @@ DOWNLOAD_TIMEOUT_SECONDS = 20.0  # without a byte
 class Images:
     """`images` uint8 [N, C, H, W], memory-mapped and read-only; `labels` int64 [N], the data set's own class ids.
 
-    `path` is the .npy file the images are in, if they are in one.
+    `stored`: the .npy file that the images are in, or what decodes them, if either; `images` then reads it.
     """
 
     images: Uint8
     labels: Int64
-    path: Path | None = None
+    stored: "Path | Rows | None" = None
 
 
 @dataclass
@@ -55,8 +59,11 @@ def load(name: str, data_dir: Path | None = None) -> Dataset:
     meta, arrays = cache.open_cache(name, data_dir, cache.HASHED_AT_LOAD_BYTES)
     if (len(meta.class_names), meta.image_shape) != (known.classes, known.image_shape):
         raise cache.damaged(name, folder / "meta.json", "does not fit the card")
-    train = Images(arrays[0], np.array(arrays[1]), folder / FILES[0])
-    test = Images(arrays[2], np.array(arrays[3]), folder / FILES[2])
+    files = [
+        folder / file if isinstance(array, np.ndarray) else array for file, array in zip(FILES, arrays, strict=True)
+    ]
+    train = Images(arrays[0], np.array(arrays[1]), files[0])
+    test = Images(arrays[2], np.array(arrays[3]), files[2])
     for split, file in ((train, FILES[1]), (test, FILES[3])):
         if not 0 <= split.labels.min() <= split.labels.max() < known.classes:
             raise cache.damaged(name, folder / file, "holds labels of no class")

@@ -27,6 +27,7 @@ import numpy as np
 from cilbench.data import cache
 from cilbench.data.cache import NAME, Int64, Uint8
 from cilbench.data.cards import DatasetCard, DatasetError, builtin_cards
+from cilbench.data.encoded import write_index
 from cilbench.data.pixels import (
     PIXELS_LIMIT,
     Header,
@@ -61,14 +62,16 @@ def import_folder(
     progress: Progress = lambda done, total: None,
     *,
     replace: bool = False,
+    in_place: bool = False,
     note: Callable[[str], None] = lambda line: None,
 ) -> DatasetCard:
     """Build a cache from class folders or a zip of them, in place of any imported one of that name.
 
     Images become uint8, one channel where every one is grey and three otherwise; `size` S: shorter side to S, centre
     crop; test images of more than 64 pixels shorter side to 8/7 S, as published for ImageNet (224 of 256). `replace`
-    allows other images than those of a built-in data set under its name; `note` is told what is left aside. Raises
-    DatasetError, one line that names the file and what is allowed; then nothing is left or changed.
+    allows other images than those of a built-in data set under its name; `in_place` keeps no pixels: the files stay
+    where they are and are decoded whenever they are needed; `note` is told what is left aside. Raises DatasetError, one
+    line that names the file and what is allowed; then nothing is left or changed.
     """
     if not NAME.fullmatch(name):
         raise DatasetError(
@@ -93,10 +96,11 @@ def import_folder(
 
         with cache.locked_name(name, data_dir), cache.building(name, data_dir) as folder:
             need_bytes, free_bytes = total * math.prod(tree.image_shape), shutil.disk_usage(folder).free
-            if need_bytes > free_bytes:
+            if need_bytes > free_bytes and not in_place:
                 raise DatasetError(f"{data_dir} has {free_bytes:,} B free; {name} needs {need_bytes:,} B")
             parts = {split: (labels, counted(split)) for split, labels in tree.labels.items()}
-            meta = cache.write_cache(name, folder, tree.class_names, tree.image_shape, parts)
+            index = tree.write_index if in_place else None
+            meta = cache.write_cache(name, folder, tree.class_names, tree.image_shape, parts, index)
             if not replace:
                 _check_builtin(name, data_dir, meta.fingerprint)
             for line in _of_pixels(tree.transparent, meta, **seen):
@@ -171,12 +175,20 @@ class Tree:
     def chunks(self, split: str) -> Iterator[Uint8]:
         """uint8 [n, C, H, W], in order. Raises DatasetError for an image that does not decode."""
         per_chunk = min(256, max(1, CHUNK_BYTES // int(np.prod(self.image_shape))))
-        target = self.target
-        if split != "train" and target.size is not None and target.size > IMAGENET_PIXELS:
-            target = changed(target, shorter=round(target.size * 256 / 224))  # Resize(256), CenterCrop(224)
         small = self.target.size is None and self.image_shape[1] * self.image_shape[2] < THREADS_FROM_PIXELS
-        decoded = partial(self._decode, target)
+        decoded = partial(self._decode, self._target(split))
         return batched(decoded, self.files[split], per_chunk, 1 if small else min(16, joblib.cpu_count()))
+
+    def write_index(self, split: str, path: Path) -> None:
+        """Where the images of a split are, in order (`EncodedImages`)."""
+        write_index(
+            path, self.image_shape, self._target(split), [self.source.place(name) for name in self.files[split]]
+        )
+
+    def _target(self, split: str) -> Target:
+        if split != "train" and self.target.size is not None and self.target.size > IMAGENET_PIXELS:
+            return changed(self.target, shorter=round(self.target.size * 256 / 224))  # Resize(256), CenterCrop(224)
+        return self.target
 
     def _decode(self, target: Target, names: Sequence[str]) -> Uint8:
         chunk = np.empty((len(names), *self.image_shape), np.uint8)

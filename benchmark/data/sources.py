@@ -1,13 +1,17 @@
-"""Where image files come from: a folder, or a zip that is read in place. Nothing is extracted, nothing is trusted."""
+"""Where image files come from: a folder, a zip or tars that are read in place. Nothing is extracted or trusted."""
 
 import errno
 import io
 import os
 import stat
+import struct
+import tarfile
 import threading
 import zipfile
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import IO, Protocol
 
@@ -18,6 +22,7 @@ ZIP_BYTES_LIMIT = 2**40  # declared by a whole zip
 ZIP_RATIO_LIMIT = 100  # declared bytes / bytes of the zip; image files hardly compress
 ZIP_RATIO_FREE_BYTES = 2**28  # a zip that declares less may have any ratio
 UNPACKED_BY_THE_PIECE = {zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED}  # of bzip2 and LZMA, zipfile unpacks all at once
+LOCAL_HEADER_BYTES = 30  # before a member's name in a zip; the last four are the lengths of what follows
 UTF_8 = 0x800  # the flag of a member whose name is
 JUNK = {
     "__macosx",
@@ -41,6 +46,30 @@ class NotAFile(ValueError):
     """A pipe, a socket, a device, a link to nowhere."""
 
 
+@dataclass(frozen=True)
+class Place:
+    """Where a file's bytes are: `size` of them in the file at `path` from `offset` on, deflated or as they are."""
+
+    path: Path
+    offset: int
+    size: int
+    deflated: bool = False
+
+    def read(self) -> bytes:
+        """Raises ValueError where there are fewer, OSError."""
+        with open(self.path, "rb") as file:
+            file.seek(self.offset)
+            content = file.read(self.size)
+        if len(content) < self.size:
+            raise ValueError(f"{self.path} ends after {len(content):,} of its {self.size:,} B")
+        if not self.deflated:
+            return content
+        unpacked = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, FILE_BYTES_LIMIT + 1)
+        if len(unpacked) > FILE_BYTES_LIMIT:
+            raise ValueError(f"it unpacks to more than {FILE_BYTES_LIMIT:,} B")
+        return unpacked
+
+
 class Source(Protocol):
     """Files by name; `str()` is where they are; `notes` say what is odd about the names."""
 
@@ -52,12 +81,21 @@ class Source(Protocol):
 
     def open(self, name: str) -> IO[bytes]: ...
 
+    def place(self, name: str) -> Place: ...
+
 
 @contextmanager
 def open_source(path: Path) -> Iterator[Source]:
-    """The files at `path`, a folder or a zip. Raises DatasetError where it is neither, or a zip that looks hostile."""
+    """The files at `path`: a folder, a zip, a tar, or a folder of tars alone, whose members are taken together.
+
+    Raises DatasetError where it is none of them, or an archive that is damaged or looks hostile.
+    """
     if os.path.isdir(path):
-        yield _Folder(path)
+        entries = [entry for entry in path.iterdir() if not is_junk(entry.name)]
+        tars = sorted(entry for entry in entries if entry.suffix == ".tar")
+        yield _Tars(path, tars) if tars and len(tars) == len(entries) else _Folder(path)
+    elif path.suffix == ".tar" and path.is_file():
+        yield _Tars(path, [path])
     elif path.is_file() and zipfile.is_zipfile(path):
         try:
             archive = zipfile.ZipFile(path)
@@ -66,7 +104,7 @@ def open_source(path: Path) -> Iterator[Source]:
         with archive:
             yield _Zip(path, archive)
     elif os.path.exists(path):
-        raise DatasetError(f"{path} is neither a folder nor a zip that can be read")
+        raise DatasetError(f"{path} is neither a folder nor a zip or tar that can be read")
     else:
         raise DatasetError(f"{path} is not there; give a folder or a zip of class folders under train/ and test/")
 
@@ -120,6 +158,10 @@ class _Folder:
             raise ValueError(f"{status.st_size:,} B; allowed are at most {FILE_BYTES_LIMIT:,} B")
         return open(self.root / name, "rb")
 
+    def place(self, name: str) -> Place:
+        path = (self.root / name).absolute()
+        return Place(path, 0, path.stat().st_size)
+
 
 class _Zip:
     def __init__(self, path: Path, archive: zipfile.ZipFile) -> None:
@@ -164,6 +206,60 @@ class _Zip:
         if len(content) < member.file_size:
             raise ValueError(f"{len(content):,} B of {member.file_size:,} B declared")
         return io.BytesIO(content)
+
+    def place(self, name: str) -> Place:
+        """Behind the member's own header, whose name and extra field may be longer than the directory says."""
+        member = self.members[name]
+        header = Place(self.path, member.header_offset, LOCAL_HEADER_BYTES).read()
+        start = member.header_offset + LOCAL_HEADER_BYTES + sum(struct.unpack("<HH", header[-4:]))
+        return Place(self.path.absolute(), start, member.compress_size, member.compress_type == zipfile.ZIP_DEFLATED)
+
+
+class _Tars:
+    """Plain tars, as WebDataset's shards are; a member that two of them have is an error."""
+
+    def __init__(self, path: Path, tars: Sequence[Path]) -> None:
+        self.path = path
+        self.members: dict[str, Place] = {}
+        self.notes: list[str] = []
+        for tar in tars:
+            try:
+                self._add(tar.absolute())
+            except DatasetError:
+                raise
+            except (tarfile.TarError, OSError, ValueError) as error:
+                way_out = "pack it again without compression"
+                raise DatasetError(f"{tar} is not a whole, plain tar ({error}); {way_out}") from error
+
+    def _add(self, tar: Path) -> None:
+        there = tar.stat().st_size
+        with tarfile.open(tar, "r:") as archive:
+            for member in archive:
+                name = member.name.removeprefix("./")
+                if name.startswith("/") or ".." in name.split("/"):
+                    raise DatasetError(f"{tar}: member {name} would escape the folder it is unpacked in; not allowed")
+                if not member.isreg() or member.issparse():
+                    continue
+                if name in self.members:
+                    raise DatasetError(f"{tar}: member {name} is there twice")
+                if member.size > FILE_BYTES_LIMIT:
+                    limit = f"allowed are at most {FILE_BYTES_LIMIT:,} B a file"
+                    raise DatasetError(f"{tar}: member {name} declares {member.size:,} B; {limit}")
+                if member.offset_data + member.size > there:
+                    raise ValueError(f"it ends within {name}")
+                self.members[name] = Place(tar, member.offset_data, member.size)
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def names(self) -> list[str]:
+        return list(self.members)
+
+    def open(self, name: str) -> IO[bytes]:
+        return io.BytesIO(self.members[name].read())
+
+    def place(self, name: str) -> Place:
+        return self.members[name]
 
 
 def _name(member: zipfile.ZipInfo) -> str:

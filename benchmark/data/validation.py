@@ -33,5 +33,5 @@ def held_out(dataset: Dataset, share: float | None, seed: int) -> Dataset:
     return replace(
         dataset,
         train=replace(dataset.train, labels=train),
-        test=Images(dataset.train.images, validation, dataset.train.path),
+        test=Images(dataset.train.images, validation, dataset.train.stored),
     )

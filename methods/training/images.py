@@ -1,7 +1,8 @@
 """Where a task's images are: on the device, or in a file that is read as they are needed.
 
 A tensor uint8 [N, C, H, W] on the device is the rule. What is too large for it (ImageNet) is `DiskImages`: it
-answers the same questions (`len`, `shape`, `device`, `[positions]`, `split`) by reading the memory-mapped cache.
+answers the same questions (`len`, `shape`, `device`, `[positions]`, `split`) by reading the memory-mapped cache, or by
+decoding files.
 Positions are drawn by the run's generator either way: where the images are changes no result.
 """
 
@@ -10,26 +11,41 @@ from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 READERS = 4  # threads; reading and copying release the interpreter's lock
 AHEAD = 8  # batches read before they are needed
 
 
-class DiskImages:
-    """Rows of an .npy file of images, uint8 [rows, C, H, W], to be shown on a device. Pickles as path and rows."""
+class Rows(Protocol):
+    """Images that are not in main memory, read like an array uint8 [N, C, H, W]; it can be pickled."""
 
-    def __init__(self, path: Path, rows: Tensor, device: torch.device) -> None:
-        self.path, self.rows, self.device = path, rows, device
-        array = np.load(path, mmap_mode="c", allow_pickle=False)  # copy on write: torch wants a writable array
-        self.pixels = torch.from_numpy(array)
+    shape: tuple[int, ...]
+
+    def __getitem__(self, rows: NDArray[np.int64]) -> NDArray[np.uint8]: ...
+
+
+class DiskImages:
+    """Rows of stored images, an .npy file uint8 [N, C, H, W] or `Rows`, to be shown on a device.
+
+    Pickles as what they are stored in, and which.
+    """
+
+    def __init__(self, stored: Path | Rows, rows: Tensor, device: torch.device) -> None:
+        self.stored, self.rows, self.device = stored, rows, device
+        self.pixels: Tensor | Rows
+        if isinstance(stored, Path):  # copy on write: torch wants a writable array
+            self.pixels = torch.from_numpy(np.load(stored, mmap_mode="c", allow_pickle=False))
+        else:
+            self.pixels = stored
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return DiskImages, (self.path, self.rows, self.device)
+        return DiskImages, (self.stored, self.rows, self.device)
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -45,11 +61,13 @@ class DiskImages:
     def __getitem__(self, index: slice | Tensor) -> "Tensor":
         """The images themselves, on the device."""
         rows = self.rows[index if isinstance(index, slice) else index.cpu()]
-        return _sent(torch.index_select(self.pixels, 0, rows), self.device)
+        if isinstance(self.pixels, Tensor):
+            return _sent(torch.index_select(self.pixels, 0, rows), self.device)
+        return _sent(torch.from_numpy(self.pixels[rows.numpy()]), self.device)
 
     def reordered(self, order: Tensor) -> "DiskImages":
         """The same images in another order; none is read."""
-        return DiskImages(self.path, self.rows[order.cpu()], self.device)
+        return DiskImages(self.stored, self.rows[order.cpu()], self.device)
 
     def split(self, size: int) -> Iterator[Tensor]:
         """All images, so many at a time."""
@@ -57,7 +75,9 @@ class DiskImages:
 
     def release(self) -> None:
         """Show nothing from here on."""
-        self.rows, self.pixels = self.rows[:0], self.pixels[:0]
+        self.rows = self.rows[:0]
+        if isinstance(self.pixels, Tensor):
+            self.pixels = self.pixels[:0]
 
 
 class ConcatImages:

@@ -100,9 +100,10 @@ def test_a_name_has_no_odd_characters(name: str, tmp_path: Path) -> None:
 
 def test_a_path_that_is_not_there_or_nothing_of_the_kind(tmp_path: Path) -> None:
     assert "gone is not there" in refusal(lambda: import_folder("mine", tmp_path / "gone", tmp_path / "data"))
-    (tmp_path / "x.tar").write_bytes(b"no")
-    assert "neither a folder nor a zip" in refusal(lambda: import_folder("mine", tmp_path / "x.tar", tmp_path / "data"))
-    assert left_in(tmp_path) == ["x.tar"]
+    for name, says in (("x.dat", "neither a folder nor a zip or tar"), ("x.tar", "x.tar is not a whole, plain tar")):
+        (tmp_path / name).write_bytes(b"no")
+        assert says in refusal(lambda name=name: import_folder("mine", tmp_path / name, tmp_path / "data"))
+    assert left_in(tmp_path) == ["x.dat", "x.tar"]
 
 
 def test_a_known_name_means_what_its_card_says(tmp_path: Path) -> None:

@@ -48,7 +48,7 @@ def started(out: Path, size: int, *names: str, seconds: float = 0.0, **more: str
 
 def told(ranks: list[subprocess.Popen[str]]) -> dict[str, list[object]]:
     """What rank 0 says of each run: how it ended, why, how many sums over ranks it took."""
-    said = [rank.communicate(timeout=900) for rank in ranks]
+    said = [rank.communicate(timeout=3600) for rank in ranks]
     assert not any(rank.returncode for rank in ranks), said
     return {name: rest for name, *rest in map(json.loads, said[0][0].splitlines())}
 
@@ -65,7 +65,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
         key
         for key, value in one.items()
         if not (
-            torch.allclose(value, other[key], rtol=5e-3, atol=5e-4)
+            torch.allclose(value, other[key], rtol=1e-3, atol=1e-4)
             if value.is_floating_point()
             else torch.equal(value, other[key])
         )
@@ -139,7 +139,7 @@ def test_the_command_does_it_under_torchrun(tmp_path):
     ]
     where = ["--device", "cpu", "--out", str(tmp_path / "runs"), "--data-dir", str(tmp_path / "data")]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run([*command, *asked, *where], env=environment, capture_output=True, text=True, timeout=900)
+    done = subprocess.run([*command, *asked, *where], env=environment, capture_output=True, text=True, timeout=3600)
     assert done.returncode == 0, done.stderr
     (cell,) = (tmp_path / "runs").glob("*/cell.json")
     record = json.loads(cell.read_text())

@@ -29,8 +29,8 @@ def on_disk(tmp_path):
     """The toy data set with its images in .npy files, as a cache has them."""
     dataset = toy_dataset()
     for split in (dataset.train, dataset.test):
-        split.path = tmp_path / f"{id(split)}.npy"
-        np.save(split.path, split.images)
+        split.stored = tmp_path / f"{id(split)}.npy"
+        np.save(split.stored, split.images)
     return dataset
 
 
