@@ -11,6 +11,7 @@ from watched import Steps, only_pretended, run_whole, watch_steps
 from cilbench.cli.progress import Screen
 from cilbench.options import HowToRun
 from cilbench.protocol.sweep import sweep
+from cilbench.records.files import read_json
 from cilbench.request import RunOptions, specs
 
 pytestmark = only_pretended
@@ -50,6 +51,17 @@ def test_an_isolated_run_on_the_second_device_seals_what_one_in_this_process_doe
     assert (apart.outcome.status, apart.outcome.reason) == ("done", None)
     assert apart.events == here.events
     assert apart.states() == here.states() != []
+
+
+@pytest.mark.parametrize("name", ["icarl", "foster", "der"])
+def test_operations_are_those_of_a_cpu(name, toy, tmp_path):
+    """Steps are replayed from a graph there, most of them uncounted, and images are predicted in other batches."""
+    found = []
+    for device in ("cpu", "cuda"):
+        ran = run_whole(name, toy, tmp_path / device, torch.device(device), Steps())
+        assert "graph_not_captured" not in ran.events
+        found.append([task["flops"] for task in read_json(ran.folder / "cell.json")["tasks"]])
+    assert found[0] == found[1]
 
 
 def test_every_method_side_by_side_on_the_second_device(tmp_path):

@@ -141,7 +141,7 @@ def test_tables_and_csv_are_the_same_bytes_for_the_same_runs(
         reports.write_report([folder / "runs"], tmp_path / name, command="cilbench report runs")
     texts = ("*.csv", "results.md", "*.tex", "references.bib", "index.html", "provenance.json")
     names = [path.name for text in texts for path in (tmp_path / "first").glob(text)]
-    assert len(names) == 17 + 8
+    assert len(names) == 18 + 8
     for name in names:
         assert (tmp_path / "first" / name).read_bytes() == (tmp_path / "second" / name).read_bytes(), name
     assert (folder / "out" / "results.csv").read_bytes() == (tmp_path / "first" / "results.csv").read_bytes()
