@@ -11,7 +11,17 @@ from matplotlib.lines import Line2D
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import budgets_of, finish, handles_of, left_panels, limit, lines, panel_grid, say_n
+from cilbench.reports.figures.layout import (
+    bands,
+    budgets_of,
+    finish,
+    handles_of,
+    left_panels,
+    limit,
+    lines,
+    panel_grid,
+    say_n,
+)
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
@@ -33,7 +43,7 @@ def drawing(group: Group) -> Drawing | None:
 def accuracy_over_split(
     points: pd.DataFrame, paper_columns: PaperColumns = 2, *, styles: Mapping[str, Style]
 ) -> Figure:
-    """A panel per budget, a line per method over the share (%) that its images got, thin bars are 95 % intervals.
+    """A panel per budget, a line per method over the share (%) that its images got, with its 95 % interval.
 
     `points` as of `spending.splits`; a ring is the method's own split, which the protocol's backbone makes.
     """
@@ -46,11 +56,14 @@ def accuracy_over_split(
             here = points[points["budget_bytes"] == budget_bytes]
             for (curve,), own in parts(here, ["curve"]):
                 style = by_curve[curve]
-                axes.vlines(own["share"], own["avg_low"], own["avg_high"], style.colour, linewidth=0.9)
                 ring: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "gid": "own"}
                 published = own[~own["chosen"]]
+                axes.vlines(
+                    published["share"], published["avg_low"], published["avg_high"], style.colour, linewidth=0.9
+                )
                 axes.plot(published["share"], published["avg"], linestyle="none", color=style.colour, **ring)
             chosen = here[here["chosen"]].assign(name=here["curve"])
+            bands(axes, chosen, "share", "avg", by_curve)
             lines(axes, chosen, "share", "avg", by_curve)
             axes.set_title(budget_text(budget_bytes, label))
             axes.set_xlim(0, 100)
