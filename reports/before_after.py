@@ -79,7 +79,8 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
     changes = compare(first, second)
     digests = f"before sha256 {first.inputs_sha256}, after sha256 {second.inputs_sha256}"
     stamp = tables.one_line(f"{command}; {made_with()}; {digests}")
-    made = [comparison_table(group, part) for group, part in groups(changes)]
+    grouped = [(group, comparison_table(group, part)) for group, part in groups(changes)]
+    made = [table for _, table in grouped]
     out.mkdir(parents=True, exist_ok=True)
     left_out = (*first.left_out, *second.left_out)
     texts = {
@@ -97,7 +98,7 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
         paths += save(changes_of_cells(changes), out / "comparison", stamp=stamp)
     compared = Compared(changes, left_out, tuple(paths))
     figures = [changes_of_cells(changes, width) for width in (2, 1)] if drawn else []
-    page = write_comparison_page(out / "comparison.html", made, figures, left_out, compared.counts(), stamp)
+    page = write_comparison_page(out / "comparison.html", grouped, figures, left_out, compared.counts(), stamp)
     return replace(compared, paths=(*compared.paths, page))
 
 

@@ -7,6 +7,7 @@ JSON of `book.script_data`, so that a point names its cell, sorts, filters by me
 import base64
 import hashlib
 import json
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cache
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 
 import jinja2
 import pandas as pd
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 from cilbench.reports.load import LeftOut
 from cilbench.reports.page.book import Book, Section, book_of, reached, runs_of, script_data
@@ -88,7 +89,7 @@ def template(name: str = "page.html.jinja") -> jinja2.Template:
         undefined=jinja2.StrictUndefined,
     )
     environment.globals |= {"verdicts": verdicts, "choices": _choices, "sort_key": _sort_key, "TableCell": TableCell}
-    environment.filters |= {"svg": Markup, "count": _count}
+    environment.filters |= {"svg": Markup, "count": _count, "code": _code}
     return environment.get_template(name)
 
 
@@ -103,6 +104,11 @@ def _json(value: Any) -> str:
     """JSON that can stand inside <script>: ASCII, no `<`, `>` or `&`."""
     text = json.dumps(value, ensure_ascii=True, allow_nan=False, separators=(",", ":"))
     return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
+
+
+def _code(text: str) -> Markup:
+    """What stands in backticks is set as code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _count(number: int, noun: str, several: str = "") -> str:
