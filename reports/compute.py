@@ -11,15 +11,21 @@ from cilbench.reports.comparability import METHOD, REPETITION, parts
 from cilbench.reports.measures import measures
 
 REFERENCES = ("joint", "finetune")  # keys of what operations are told as multiples of
-FRONTS = {"memory": ("kept_bytes",), "compute": ("train_flops",), "both": ("kept_bytes", "train_flops")}
-_COSTS = ("train_flops", "flops_per_image", "wall_seconds", "peak_memory_bytes", "energy_joules", "kept_bytes")
+FRONTS = {"memory": ("spent_bytes",), "compute": ("train_flops",), "both": ("spent_bytes", "train_flops")}
+FILLED = 0.95  # share of a budget from which on it counts as spent: what is left is less than an exemplar of each class
+SPENT = f"A budget of which {100 * FILLED:g} % is kept counts as spent: all that had it are equal in bytes"
+_COSTS = (
+    *("train_flops", "flops_per_image", "wall_seconds", "peak_memory_bytes", "energy_joules"),
+    *("kept_bytes", "spent_bytes"),
+)
 
 
 def run_costs(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per finished run: METHOD, run, seed, order, budget, avg and last of the published head; train_flops
     (operations of learning all tasks), flops_per_image (of the last learner), kept_bytes (the most at any boundary, as
-    the budget counts them), wall_seconds, peak_memory_bytes, energy_joules (of all `counters`). NaN is what a run does
-    not say: one of an earlier version, one without `--energy`.
+    the budget counts them), spent_bytes (the same, but the budget where that is FILLED), wall_seconds,
+    peak_memory_bytes, energy_joules (of all `counters`). NaN is what a run does not say: one of an earlier version, one
+    without `--energy`.
     """
     done = frame[(frame["status"] == "done") & frame["task"].notna() & frame["published_head"]].sort_values("task")
     kept = done["published_bytes"].where(done["accounting"] == "published", done["strict_bytes"])
@@ -38,6 +44,8 @@ def run_costs(frame: pd.DataFrame) -> pd.DataFrame:
     finished = measures(frame)
     columns = [*METHOD, "run", *REPETITION, "budget_bytes", "budget_label", "avg", "last"]
     table = finished.loc[finished["published_head"], columns].merge(costs.reset_index(), on="run")
+    filled = table["kept_bytes"] >= FILLED * table["budget_bytes"]
+    table["spent_bytes"] = table["kept_bytes"].mask(filled, table["budget_bytes"])
     return table.astype(dict.fromkeys(_COSTS, float))
 
 

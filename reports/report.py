@@ -166,7 +166,7 @@ def _texts(
     for section in sections:
         for table in section.tables:
             latex[table.supplement].append(tables.to_latex(table, f"{table.name}-{section.anchor}"))
-    needs = "% needs \\usepackage{booktabs,graphicx}\n"
+    needs = "% needs \\usepackage{booktabs,graphicx,siunitx}\n"
     figures = tables.latex_figures([figure for section in sections for figure in section.figures.values()])
     foot = "\n\n".join([*remarks, tables.one_line(stamp)])
     return {

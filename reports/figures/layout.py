@@ -99,11 +99,14 @@ def handles_of(names: Iterable[str], styles: Mapping[str, Style], **look: Any) -
 
 
 def staggered(axes: Axes) -> None:
-    """Markers of the lines of `lines` at other points each, so that lines which lie over each other are all seen."""
+    """Markers of the lines of `lines` at other points each, so that lines which lie over each other are all seen; of
+    long lines about eight each.
+    """
     drawn = [line for line in axes.lines if line.get_marker() not in ("None", "")]
     for number, line in enumerate(drawn):
-        step = min(len(drawn), len(np.atleast_1d(line.get_xdata())))
-        line.set_markevery((number % step, step))
+        points = len(np.atleast_1d(line.get_xdata()))
+        step = min(max(len(drawn), points // 8), points)
+        line.set_markevery((number * max(step // len(drawn), 1) % step, step))
 
 
 def dashed_handles(references: pd.DataFrame) -> list[Artist]:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cilbench.reports.evidence import Evidence
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import finish, handles_of, ink_line, lines, panel_grid
+from cilbench.reports.figures.layout import finish, handles_of, ink_line, lines, panel_grid, staggered
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 
@@ -45,9 +45,9 @@ def weight_norms(
         for boundary in shown[0][0].boundaries:
             axes.axvline(boundary - 0.5, color=FAINT, linewidth=0.4, alpha=0.5, zorder=0)
         ink_line(axes, y=1)
-        few = table["class"].max() < 40
-        lines(axes, table, "class", "norm", styles, markersize=3 if few else 0)
+        lines(axes, table, "class", "norm", styles, markersize=3)
+        staggered(axes)
         axes.set(xlabel="Class, by arrival", ylabel="Weight norm / its mean")
         axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
-        finish(figure, handles_of(names["name"], styles, **({} if few else {"marker": "None"})))
+        finish(figure, handles_of(names["name"], styles))
     return figure

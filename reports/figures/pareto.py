@@ -13,6 +13,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter
 
 from cilbench.reports.comparison import Comparison
+from cilbench.reports.compute import SPENT
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import (
     dashed_handles,
@@ -44,7 +45,7 @@ def drawing(group: Group) -> Drawing | None:
         "Ringed: on the front, nothing is as accurate for as little; faded: dominated; right: larger is more accurate"
     )
     make = partial(accuracy_over_costs, group.comparison, styles=group.styles)
-    return group.drawing("pareto", group.caption(about), make, ringed)
+    return group.drawing("pareto", group.caption(about), make, ringed, SPENT)
 
 
 def _points(one: Comparison) -> pd.DataFrame:
@@ -64,9 +65,9 @@ def accuracy_over_costs(
     one = Comparison.of(frame)
     styles = styles or styles_by_name(one.frame)
     points = _points(one)
-    unit, scale = unit_of(points["kept_bytes"].max())
+    unit, scale = unit_of(points["spent_bytes"].max())
     operations, divisor = flops_unit_of(points["train_flops"].min())
-    points = points.assign(kept=points["kept_bytes"] / scale, flops=points["train_flops"] / divisor)
+    points = points.assign(kept=points["spent_bytes"] / scale, flops=points["train_flops"] / divisor)
     references = one.costs[~one.costs["competes"].astype(bool) & one.costs["train_flops"].gt(0)]
     with paper_style(points["name"]):
         figure, panels, place = panel_grid(3, paper_columns, 2.1)

@@ -12,6 +12,7 @@ from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import finish, name_panel, panel_grid
 from cilbench.reports.figures.styles import PaperColumns, paper_style
 from cilbench.reports.group import Group
+from cilbench.reports.wording import listed_words
 
 _MOST_CLASSES = 10  # rows of a grid
 _MOST_IMAGES = 8  # of one class
@@ -24,7 +25,10 @@ def drawing(group: Group) -> Drawing | None:
         f"What is carried after the last task, decoded from the stored bytes: up to {_MOST_IMAGES} exemplars of each "
         "class, or images that the generator makes"
     )
-    return group.close_up_drawing("remembered", about, partial(remembered_images, group.close_up.evidence))
+    found = group.close_up.evidence
+    generated = [item.name for item in found if item.remembered is not None and item.remembered.kind == "generated"]
+    note = f"Generated: {listed_words(generated)}" if generated else ""
+    return group.close_up_drawing("remembered", about, partial(remembered_images, found), note)
 
 
 def remembered_images(evidence: Sequence[Evidence], paper_columns: PaperColumns = 2) -> Figure:
@@ -40,8 +44,6 @@ def remembered_images(evidence: Sequence[Evidence], paper_columns: PaperColumns 
         for axes, (item, remembered) in zip(panels, shown, strict=True):
             _image_grid(axes, remembered, item.class_names)
             name_panel(axes, item.name)
-            if remembered.kind == "generated":
-                axes.set_xlabel("generated")
         finish(figure, [])
     return figure
 

@@ -5,7 +5,7 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.compute import FRONTS
+from cilbench.reports.compute import FRONTS, SPENT
 from cilbench.reports.tables.table import (
     Table,
     TableCell,
@@ -36,6 +36,7 @@ def frontier_table(group: Mapping[str, Any], frontiers: pd.DataFrame, cells: pd.
         cells,
         "The best average accuracy (%) that a method's runs reach at no more than a cost, as a mean over logarithmic "
         "axes from the least that any run here needs to twice the most; 100: all of it at once, for the least",
+        SPENT,
     )
     columns = ("Method", *(_HEADINGS[name] for name in FRONTS), "Budgets", "n")
     numeric = tuple(column != "Method" for column in columns)

@@ -31,8 +31,16 @@ def latex_text(text: str) -> str:
     """Escaped for pdflatex with no package at all; a character that its standard fonts lack becomes a question mark.
 
     A bracket or star that it begins with is set in braces: a `\\\\` or `\\midrule` before it would take it as its own.
+    A per cent sign stays on the line of its number.
     """
-    return re.sub(r"^(\s*)([\[*])", r"\1{\2}", "".join(_character(character) for character in text))
+    escaped = "".join(_character(character) for character in text)
+    return re.sub(r"(?<=\d) \\%", r"\\,\\%", re.sub(r"^(\s*)([\[*])", r"\1{\2}", escaped))
+
+
+def latex_digits(text: str) -> str:
+    """A number as a column S of siunitx takes it: no thousands separator, an ASCII sign; empty where it is none."""
+    plain = text.replace(",", "").replace("−", "-")
+    return plain if re.fullmatch(r"-?\d+(\.\d+)?", plain) else ""
 
 
 def _character(character: str) -> str:

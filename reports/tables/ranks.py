@@ -27,7 +27,8 @@ def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFram
         for *_, row in sorted(rows, key=lambda keyed: keyed[:2])
     ]
     tested = bool(own["rank_low"].notna().any())
-    ranges = "In brackets the ranks that the comparisons of all pairs leave open."
+    first = "; bold: surely the first" if any(cell.bold for row in cited for cell in row.cells) else ""
+    ranges = f"In brackets the ranks that the comparisons of all pairs leave open{first}."
     ranges = ranges if tested else "With one repetition nothing says how sure a rank is."
     text = caption(group, "Rank by average accuracy at each budget", ranges)
     said = remarks(cells, f"Tests: {TEST_TEXT}" if tested else "")

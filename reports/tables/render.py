@@ -5,7 +5,8 @@ read as markup, as a command or as the end of a cell. The same runs give the sam
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from markupsafe import Markup
 
 from cilbench.reports.load import LeftOut
 from cilbench.reports.tables.bibtex import Entry
-from cilbench.reports.tables.latex import latex_text
+from cilbench.reports.tables.latex import latex_digits, latex_text
 from cilbench.reports.tables.table import Table, TableRow
 
 _TEMPLATES = Path(__file__).parent / "templates"
@@ -70,6 +71,7 @@ def _environment(escape: Callable[[str], str]) -> jinja2.Environment:
     environment.filters["comment"] = lambda text: Markup(comment_text(text))
     environment.filters["one_line"] = lambda text: Markup(one_line(text))
     environment.filters["row_name"] = row_name
+    environment.filters["digits"] = latex_digits
     return environment
 
 
@@ -96,20 +98,52 @@ def row_name(row: TableRow) -> str:
 # ------------------------------------------------------------------------------------------------ LaTeX
 
 
+@dataclass(frozen=True)
+class _Split:
+    """A column of numbers with their intervals, which LaTeX sets as two: `halved` where they are half-widths, after ±;
+    `places` of the numbers and of the half-widths as siunitx has them: `-2.2`.
+    """
+
+    halved: bool
+    places: str
+    half_places: str
+
+    @property
+    def spec(self) -> str:
+        second = rf"@{{\,$\pm$\,}}S[table-format={self.half_places}]" if self.halved else "@{~}l"
+        return f"S[table-format={self.places}]{second}"
+
+
+def _split(table: Table, column: int) -> _Split | None:
+    cells = [row.cells[column] for row in table.rows]
+    if not any(cell.interval for cell in cells):
+        return None
+    halves = [cell.interval.removeprefix("± ") for cell in cells if cell.interval.startswith("±")]
+    return _Split(bool(halves), _places(cell.text for cell in cells), _places(halves))
+
+
+def _places(texts: Iterable[str]) -> str:
+    """The most digits before and after the point: `2.2`, with a sign where one has it."""
+    numbers = [number for text in texts if (number := latex_digits(text))]
+    whole, _, rest = zip(*(number.lstrip("-").partition(".") for number in numbers or ["0"]), strict=True)
+    sign = "-" if any(number.startswith("-") for number in numbers) else ""
+    return f"{sign}{max(map(len, whole))}.{max(map(len, rest))}"
+
+
 def to_latex(table: Table, label: str) -> str:
-    """One or more `table*` environments (booktabs); `label` becomes tab:LABEL. A table longer than a page is cut,
-    between sections where that is near. A column of means and half-widths is set as two with ± between, flush right, so
-    that decimal points and signs stand in line. A column with marks has room for them.
+    """One or more `table*` environments (booktabs, siunitx); `label` becomes tab:LABEL. A table longer than a page is
+    cut, between sections where that is near. A column of numbers with intervals is set as two, so that decimal points,
+    signs and brackets stand in line, bold or not. Where a column has marks, all such columns have room for them.
     """
     kept = [number for number, column in enumerate(table.columns) if column not in table.latex_skips]
-    halved = [n for n in kept if any(row.cells[n].interval.startswith("±") for row in table.rows)]
-    marked = [n for n in kept if table.numeric[n] and any(row.cells[n].marks for row in table.rows)]
+    split = {n: found for n in kept if table.numeric[n] and (found := _split(table, n))}
+    marked = {n for n in kept if table.numeric[n] and any(row.cells[n].marks for row in table.rows)}
+    marked |= set(split) if marked & set(split) else set()
     spec = "".join(
-        (r"r@{\,$\pm$\,}r" if n in halved else "r" if table.numeric[n] else "l")
+        (split[n].spec if n in split else "r" if table.numeric[n] else "l")
         + ((r"@{\hskip 14pt}" if n != kept[-1] else r"@{\hskip 8pt}") if n in marked else "")
         for n in kept
     )
-    small = any(cell.interval for row in table.rows for cell in row.cells) and not halved
     cut, parts = _cut(table.rows), []
     for number, rows in enumerate(cut, 1):
         used = {mark for row in rows for cell in row.cells for mark in cell.marks}
@@ -117,8 +151,8 @@ def to_latex(table: Table, label: str) -> str:
         own = {"rows": rows, "part": part, "label": label + (f"-{number}" if number > 1 else "")}
         told = [note for note in table.notes if note[0] in used or (number == 1 and not note[0])]
         parts.append(own | {"notes": told})
-    size = Markup(r"\scriptsize" if small else r"\footnotesize")
-    given = {"table": table, "kept": kept, "halved": halved, "spec": Markup(spec), "size": size, "parts": parts}
+    small = any(not column.halved for column in split.values())  # brackets are long
+    given = {"table": table, "kept": kept, "split": split, "spec": Markup(spec), "small": small, "parts": parts}
     return _render("table.tex.jinja", latex_text, **given)
 
 

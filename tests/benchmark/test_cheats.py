@@ -338,7 +338,8 @@ class FromTheOrder(Replay):
     def scores(self, images):
         seen = self.net.seen
         place = torch.arange(len(images)) * seen // max(1, len(images))
-        said = torch.nn.functional.one_hot(place, seen).float()
+        as_sorted = torch.tensor(sorted(range(seen), key=self.scenario.class_order.__getitem__))
+        said = torch.nn.functional.one_hot(as_sorted[place], seen).float()
         return {"head": said, "nme": said}
 
 
@@ -372,9 +373,38 @@ class InTrainingMode(Replay):
         return {"head": self.net(self.transform.eval(images)), "nme": super().scores(images)["nme"]}
 
 
-@pytest.mark.parametrize("cheat", [Balanced, InTrainingMode, FromTheOrder])
+class BehindARange(Balanced):
+    """As above, and the class that is least likely gets a score so low that all other differences look like noise."""
+
+    def scores(self, images):
+        balanced, own = super().scores(images), super(Balanced, self).scores(images)
+        for head, scores in balanced.items():
+            scores.scatter_(1, own[head].argmin(1, keepdim=True), -1e9)
+        return balanced
+
+
+@pytest.mark.parametrize("cheat", [Balanced, BehindARange, InTrainingMode, FromTheOrder])
 def test_scores_that_depend_on_the_other_images_end_the_run(cheat, toy, tmp_path):
     outcome, _ = run(with_class(toy_spec("replay", toy), cheat), toy, tmp_path)
+    assert outcome.status == "failed"
+    assert "depend on the other images of a batch" in outcome.reason
+
+
+class SparesEveryOther(Balanced):
+    """Leaves every other image as it is: those that would be checked, if one knew which they are."""
+
+    def scores(self, images):
+        balanced, own = super().scores(images), super(Balanced, self).scores(images)
+        for head, scores in balanced.items():
+            spared = slice(None, None, 2 if len(images) > 10 else 1)
+            scores[spared] = own[head][spared].softmax(1)
+        return balanced
+
+
+def test_which_images_are_scored_again_is_not_known_before(toy, tmp_path, monkeypatch):
+    monkeypatch.setattr("cilbench.protocol.evaluate.CHECKED_IMAGES", 10)
+    monkeypatch.setattr("random.SystemRandom", lambda: random.Random(0))  # any draw: the same every time here
+    outcome, _ = run(with_class(toy_spec("replay", toy), SparesEveryOther), toy, tmp_path)
     assert outcome.status == "failed"
     assert "depend on the other images of a batch" in outcome.reason
 

@@ -60,6 +60,26 @@ def test_what_is_on_a_front_is_what_nothing_dominates(points) -> None:
         assert found[number] == (not better)
 
 
+@pytest.mark.parametrize(("share", "on_front"), [(1.0, False), (0.99, False), (0.9, True)])
+def test_a_per_cent_fewer_bytes_of_one_budget_is_no_place_on_the_front(
+    tmp_path: Path, share: float, on_front: bool
+) -> None:
+    """iCaRL is the less accurate, at the operations of the other."""
+    make_runs(tmp_path, Grid(tuple(replace(method, arithmetic=1.0) for method in METHODS[:2]), (98_304,), seeds=(1, 2)))
+    frame = reports.load(tmp_path)
+    frame["strict_bytes"] = np.where(frame["name"] == "iCaRL", share * 98_304, 98_304)
+    one = reports.Comparison(frame)
+    assert row(one, "iCaRL", 98_304)[["on_memory", "on_both"]].tolist() == [on_front] * 2
+    assert row(one, "CIM (on iCaRL)", 98_304)["on_memory"]
+    assert row(one, "iCaRL", 98_304)["kept_bytes"] == share * 98_304
+    drawn = [
+        line.get_xdata()[0] for line in reports.accuracy_over_costs(one).axes[0].lines if line.get_gid() == "memory"
+    ]
+    assert sorted(drawn) == pytest.approx(sorted([96 * share if on_front else 96, 96]))
+    volumes = one.frontiers.set_index("name")["memory"]
+    assert (volumes["iCaRL"] < volumes["CIM (on iCaRL)"]) or on_front
+
+
 def test_a_hypervolume_by_hand() -> None:
     # on log axes from 1 to 16, which is 0 to 1: 80 from 1/4 on, 100 from 1/2 on
     assert hypervolume([[2], [4]], [80, 100], [1], [16]) == pytest.approx(0.25 * 80 + 0.5 * 100)

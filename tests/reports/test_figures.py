@@ -205,6 +205,9 @@ def test_norms_share_a_panel_and_are_shares_of_their_mean(three_seeds: reports.R
     assert len(lines) == len(METHODS)
     for line in lines:
         assert np.mean(line.get_ydata()) == pytest.approx(1)
+    marked = [set(np.arange(10)[slice(start, None, step)]) for start, step in (line.get_markevery() for line in lines)]
+    assert all(marked)  # not by colour alone
+    assert sum(map(len, marked)) == len(set.union(*marked))
 
 
 @pytest.mark.parametrize("paper_columns", [1, 2])

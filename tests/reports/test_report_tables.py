@@ -120,6 +120,47 @@ def test_a_long_table_without_sections_is_cut() -> None:
     assert [len(part) for part in render._cut(rows)] == [50, 10]
 
 
+def cell(text: str, interval: str = "", mark: str = "", bold: bool = False) -> tables.TableCell:
+    return tables.TableCell(text, interval, (mark,) if mark else (), bold, sort=0.0)
+
+
+def test_numbers_and_intervals_are_columns_of_siunitx() -> None:
+    """So that points, signs and brackets stand in line, and all columns have the same room, marked or not."""
+    head, refused = tables.TableCell("A"), tables.TableCell("refused")
+    rows = [
+        (head, cell("9.50", "± 0.25", bold=True), cell("−1,234.5", "[−2,000.0, 0.1]"), cell("7")),
+        (head, cell("12.25", "± 10.05", mark="≈"), cell("3.0"), cell("8")),
+        (head, refused, refused, cell("9")),
+        (head, cell("8.00"), cell("1.0", "[0.5, 2.0]"), cell("10")),
+    ]
+    table = tables.Table(
+        "t",
+        "About 5 %.",
+        ("Method", "a", "b", "c"),
+        (False, True, True, True),
+        tuple(tables.TableRow("", r) for r in rows),
+    )
+    text = tables.to_latex(table, "x")
+    halved, bracketed = r"S[table-format=2.2]@{\,$\pm$\,}S[table-format=2.2]", "S[table-format=-4.1]@{~}l"
+    room = r"@{\hskip 14pt}"
+    assert rf"\begin{{tabular}}{{@{{}}l{halved}{room}{bracketed}{room}r@{{}}}}" in text
+    first, second, third, fourth = (line for line in text.splitlines() if line.startswith("A & "))
+    assert first == r"A & \bfseries 9.50 & 0.25 & -1234.5 & {\tiny {[}$-$2,000.0, 0.1]} & 7 \\"
+    assert second == r"A & 12.25 & 10.05{\rlap{\smash{\textsuperscript{$\approx$}}}} & 3.0 &  & 8 \\"
+    assert third == r"A & \multicolumn{2}{c}{refused} & \multicolumn{2}{c}{refused} & 9 \\"
+    assert fourth.startswith(r"A & \multicolumn{1}{S[table-format=2.2]@{\,\phantom{$\pm$}\,}}{8.00} & ")
+    assert r"About 5\,\%." in text
+
+
+def test_bold_ranks_are_explained(tmp_path: Path) -> None:
+    make_runs(tmp_path, Grid(METHODS[1:3], (49_152,), seeds=(1, 2, 3)))
+    runs = reports.read_runs([tmp_path])
+    (group,) = groups_of(runs, None)
+    (table,) = [table for table in tables_of(group) if table.name == "ranks"]
+    assert any(cell.bold for row in table.rows for cell in row.cells)
+    assert "bold: surely the first" in table.caption
+
+
 # --- captions and units
 
 

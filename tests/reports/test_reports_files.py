@@ -227,7 +227,10 @@ def test_a_thousand_runs_are_reported(tmp_path: Path, count: Count) -> None:
     count("run folders reported", result.runs)
 
 
-@pytest.mark.skipif(shutil.which("pdflatex") is None, reason="pdflatex is not installed")
+LATEX = shutil.which("pdflatex") and not subprocess.run(["kpsewhich", "siunitx.sty"], capture_output=True).returncode
+
+
+@pytest.mark.skipif(not LATEX, reason="pdflatex with siunitx (texlive-science) is not installed")
 def test_latex_compiles_as_it_stands(written: tuple[reports.ReportResult, Path], tmp_path: Path) -> None:
     _, folder = written
     shutil.copytree(folder / "out", tmp_path / "out")
