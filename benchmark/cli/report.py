@@ -26,6 +26,7 @@ def report(
     allow: Annotated[
         str, typer.Option("--allow", metavar="NAMES", help="What may differ under --strict, comma-separated.")
     ] = "",
+    captions: Annotated[bool, typer.Option("--captions", help="Captions in the PNG figures, for slides.")] = False,
     compare: Annotated[
         tuple[Path, Path] | None,
         typer.Option("--compare", metavar="A B", help="Before and after: which cells moved.", parser=a_path),
@@ -36,7 +37,7 @@ def report(
     cilbench report                      of runs/, into report/
     cilbench report --compare before after
     """
-    if compare and (runs or published or strict or allow):
+    if compare and (runs or published or strict or allow or captions):
         raise RequestError("--compare A B takes two folders of runs and goes with --out alone")
     if compare:
         _compare(*compare, out)
@@ -53,15 +54,14 @@ def report(
     for folder in folders:
         _require_runs("RUNS", folder)
     options = [*(["--published"] if published else []), *(["--strict"] if strict else [])]
-    options += [f"--allow {allow}"] if allow else []
+    options += [*([f"--allow {allow}"] if allow else []), *(["--captions"] if captions else [])]
     # --out is where it lies, not what is in it: the same runs give the same bytes anywhere
     command = " ".join(["cilbench", "report", *map(str, folders), *options])
     allowed = tuple(filter(None, (aspect.strip() for aspect in allow.split(","))))
     try:
         with Told() as told:
-            result = write_report(
-                folders, out, command=command, published=published, strict=strict, allow=allowed, progress=told
-            )
+            asked = {"published": published, "strict": strict, "allow": allowed, "captions": captions}
+            result = write_report(folders, out, command=command, progress=told, **asked)
     except MixedComparisonError as error:
         raise RequestError(f"--strict: {error}") from None
     except UnknownAspectError as error:

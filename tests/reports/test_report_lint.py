@@ -135,6 +135,18 @@ def test_strict_with_what_is_allowed_writes_the_report(tmp_path: Path, monkeypat
     assert f"cilbench report {folder} --strict --allow recipe;" in (out / "results.tex").read_text()
 
 
+@pytest.mark.parametrize("option", [(), ("--captions",)])
+def test_captions_for_slides_are_an_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, option: tuple[str, ...]
+) -> None:
+    given: list[Any] = []
+    monkeypatch.setattr("cilbench.reports.report.draw", lambda *arguments: given.append(arguments[-1]) or [])
+    folder, out = str(two_runs(tmp_path / "runs")), tmp_path / "out"
+    assert report(folder, *option, "--out", str(out), monkeypatch=monkeypatch) == 0
+    assert given == [bool(option)]
+    assert f"cilbench report {' '.join([folder, *option])};" in (out / "results.tex").read_text()
+
+
 @pytest.mark.parametrize(
     ("aspect", "field", "value"),
     [
