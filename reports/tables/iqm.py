@@ -35,7 +35,8 @@ def iqm_table(group: Mapping[str, Any], means: pd.DataFrame, cells: pd.DataFrame
             entries = [number_cell(item, "iqm", fixed) if item else TableCell("–") for item in found]
             runs = tuple(run for item in at.values() for run in run_ids(item))
             cite = cite_keys(cells[cells["name"] == name])
-            rows.append(TableRow(section, (TableCell(str(name)), *entries), cite=cite, runs=runs))
+            named = TableCell(str(name)), TableCell(section.split()[0].lower())
+            rows.append(TableRow(section, (*named, *entries), cite=cite, runs=runs))
     known = means["low"].notna().any()
     told = f"{INTERVALS} of trimmed means (Yuen, 1974) in brackets" if known else "no intervals"
     told += "" if known or means["orders"].max() != 2 else ": two class orders are too few"
@@ -44,6 +45,7 @@ def iqm_table(group: Mapping[str, Any], means: pd.DataFrame, cells: pd.DataFrame
         "Interquartile means (Agarwal et al., 2021): of the middle half of the repetitions",
         f"Over {design_text(means)}, {told}.",
     )
-    columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
-    numeric = tuple(column != "Method" for column in columns)
-    return Table("iqm", text, columns, numeric, tuple(rows), remarks(cells), title="Interquartile means")
+    columns = ("Method", "Accuracy", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    numeric = tuple(column not in ("Method", "Accuracy") for column in columns)
+    skips = frozenset({"Accuracy"})  # headings between the rows say it there
+    return Table("iqm", text, columns, numeric, tuple(rows), remarks(cells), skips, title="Interquartile means")

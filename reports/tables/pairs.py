@@ -10,6 +10,7 @@ from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, f
 from cilbench.reports.wording import TEST_TEXT, budget_text
 
 _SECTIONS = {"difference": "Difference (points)", "effect": "Effect (standard deviations of one run)"}
+_SHORT = {"difference": "points", "effect": "SD of a run"}
 
 
 def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -24,7 +25,7 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
         for first, second, part in _ordered(own):
             named = part.rename(columns={"low": "difference_low", "high": "difference_high"})
             at = named.set_index("budget_bytes").to_dict("index")
-            entries = [TableCell(first), TableCell(second)]
+            entries = [TableCell(first), TableCell(second), TableCell(_SHORT[column])]
             for size in sizes:
                 item = at.get(size)
                 sure = item is not None and item["p"] < 1 - LEVEL
@@ -40,9 +41,10 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
         "Intervals of differences hold for all pairs of a budget at once, those of effects for each alone (noncentral "
         "t)",
     )
-    columns = ("Method", "minus", *(budget_text(int(size), labels[size]) for size in sizes))
-    numeric = tuple(column not in ("Method", "minus") for column in columns)
-    return Table("pairs", text, columns, numeric, tuple(rows), said, title="Every pair of methods")
+    columns = ("Method", "minus", "in", *(budget_text(int(size), labels[size]) for size in sizes))
+    numeric = tuple(column not in ("Method", "minus", "in") for column in columns)
+    skips = frozenset({"in"})  # headings between the rows say it there
+    return Table("pairs", text, columns, numeric, tuple(rows), said, skips, title="Every pair of methods")
 
 
 def _ordered(own: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

@@ -320,6 +320,16 @@ def test_tables_fit_a_window_of_1100_pixels(visit: Any, tmp_path: Path, monkeypa
     assert all(needed <= shown for needed, shown in sizes), sizes
 
 
+def test_a_narrow_chart_names_its_lines_in_the_order_of_the_filter(visit: Any, written: Path) -> None:
+    view = visit(written, 390)
+    order = view.locator("#filter label").all_inner_texts()
+    assert order[-2:] == ["Fine-tuning", "Joint training"]
+    for legend in view.locator(".chart .legend").all():
+        names = legend.locator("span").all_inner_texts()
+        assert len(names) >= len(METHODS)
+        assert names == [name for name in order if name in names]
+
+
 @pytest.mark.parametrize("width", [390, 768, 1200])
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_nothing_is_wider_than_the_window(visit: Any, written: Path, width: int, scheme: str) -> None:

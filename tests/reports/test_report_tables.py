@@ -194,6 +194,14 @@ def test_a_caption_has_two_sentences_at_most_and_every_note_stands_once(everythi
             assert note not in caption
 
 
+def test_no_two_rows_of_a_table_say_they_are_the_same(everything: Group) -> None:
+    """On the page and in Markdown there are no headings between rows."""
+    for table in tables_of(everything):
+        told = [n for n, column in enumerate(table.columns) if not table.numeric[n] or column == "Budget"]
+        rows = [tuple(row.cells[n].text for n in told) for row in table.rows]
+        assert len(rows) == len(set(rows)), table.name
+
+
 def test_a_budget_is_written_the_same_on_axes_and_in_tables(everything: Group) -> None:
     for figure in (reports.accuracy_over_memory, reports.forgetting_and_transfer):
         axes = figure(everything.comparison).axes[0]

@@ -386,8 +386,8 @@ class Chart {
     this.engine.setOption(drawn, { notMerge: true });
     const bands = [...view.lines.values()].flat().some((point) => point.low !== null);
     const off = beyond(view);
-    this.box.querySelector(".legend").replaceChildren(...(this.plot.clientWidth < FEW ? [...view.lines.keys()] : [])
-      .map((method) => element("span", {}, swatches[method].cloneNode(true), data.methods[method].name)));
+    this.box.querySelector(".legend").replaceChildren(...(this.plot.clientWidth < FEW ? [...swatches.keys()] : [])
+      .filter((method) => view.lines.has(method)).map((method) => element("span", {}, swatches[method].cloneNode(true), data.methods[method].name)));
     const remarks = [view.remark, off && `Beyond the axis: ${off}.`, bands && "Bands: 95 % intervals of the mean.", choices.head ? this.section.differ_by_one_head : this.section.differ];
     this.box.querySelector(".remark").textContent = remarks.filter(Boolean).join(" ");
   }
