@@ -6,6 +6,7 @@ Tables are drawn whose truth is known, thousands at once, and judged as `statist
 
 import sys
 from collections.abc import Iterator
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -127,15 +128,16 @@ def lines() -> Iterator[str]:
         frame = pd.Series({key: 100 * found[number] for key, found in cells.items()}).unstack()
         yield (f"\n{what} (%), k methods × n blocks\n{frame.round(1).to_string()}")
     yield ("\nLevel where the first method's standard deviation is 3 times the others' (%)")
-    for k in (3, 6, 10):
+    for k in (3, 6, 10, 15):
         yield (f"k = {k}: " + ", ".join(f"n = {n}: {100 * level_and_power(k, n, 3)[0]:.1f}" for n in BLOCKS))
     yield ("\nLevel of whole hits, 95 % right (%)")
     for k, n, images in ((2, 3, 144), (5, 2, 360), (5, 3, 144), (5, 3, 10_000)):
         yield (f"k = {k}, n = {n}, {images} images: {100 * level_of_counts(k, n, images):.1f}")
-    yield ("\nLevel and power (%) where methods like other orders: by 0, 0.5 and 1 standard deviations of a run; k = 6")
-    for seeds, orders in ((3, 2), (3, 3), (5, 3), (2, 5)):
-        found = (level_over_orders(6, seeds, orders, size) for size in (0, 0.5, 1))
-        yield (f"{seeds} seeds × {orders} orders: " + ", ".join(f"{100 * a:.1f} {100 * b:.1f}" for a, b in found))
+    yield ("\nLevel and power (%) where methods like other orders: by 0, 0.5 and 1 standard deviations of a run")
+    for k, seeds, orders in product((3, 6), (2, 3, 5), (2, 3, 5)):
+        found = (level_over_orders(k, seeds, orders, size) for size in (0, 0.5, 1))
+        shown = ", ".join(f"{100 * a:.1f} {100 * b:.1f}" for a, b in found)
+        yield (f"k = {k}, {seeds} seeds × {orders} orders: {shown}")
     yield ("\nCoverage of 95 % intervals (%): no effects; seeds and orders as much as a run; orders; seeds")
     for seeds, orders in ((3, 1), (20, 1), (1, 3), (2, 2), (3, 2), (3, 3), (5, 2), (5, 3), (10, 2), (10, 5)):
         shares = (coverage(seeds, orders, *effects) for effects in ((0, 0), (1, 1), (0, 1), (1, 0)))
