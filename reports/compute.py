@@ -44,8 +44,8 @@ def run_costs(frame: pd.DataFrame) -> pd.DataFrame:
     finished = measures(frame)
     columns = [*METHOD, "run", *REPETITION, "budget_bytes", "budget_label", "avg", "last"]
     table = finished.loc[finished["published_head"], columns].merge(costs.reset_index(), on="run")
-    filled = table["kept_bytes"] >= FILLED * table["budget_bytes"]
-    table["spent_bytes"] = table["kept_bytes"].mask(filled, table["budget_bytes"])
+    kept_bytes, budget_bytes = table["kept_bytes"].astype(float), table["budget_bytes"].astype(float)
+    table["spent_bytes"] = kept_bytes.mask(kept_bytes >= FILLED * budget_bytes, budget_bytes)
     return table.astype(dict.fromkeys(_COSTS, float))
 
 

@@ -208,7 +208,7 @@ def on_axis(means: pd.DataFrame, xs: Mapping[int, float], measure: str) -> pd.Da
     """Rows that have a value, with a column x, in which methods at one budget are set a little apart."""
     done = means[means[measure].notna()].sort_values(["name", "budget_bytes"])
     names = sorted(done["name"].unique(), key=str.casefold)
-    places = done["name"].map({name: number - (len(names) - 1) / 2 for number, name in enumerate(names)})
+    places = done["name"].map({name: number - (len(names) - 1) / 2 for number, name in enumerate(names)}).astype(float)
     values = done["budget_bytes"].map(xs).astype(float)
     low, high = min(xs.values()), max(xs.values())
     if is_logarithmic(xs.values()):
