@@ -60,8 +60,16 @@ def report(
     allowed = tuple(filter(None, (aspect.strip() for aspect in allow.split(","))))
     try:
         with Told() as told:
-            asked = {"published": published, "strict": strict, "allow": allowed, "captions": captions}
-            result = write_report(folders, out, command=command, progress=told, **asked)
+            result = write_report(
+                folders,
+                out,
+                command=command,
+                published=published,
+                strict=strict,
+                allow=allowed,
+                captions=captions,
+                progress=told,
+            )
     except MixedComparisonError as error:
         raise RequestError(f"--strict: {error}") from None
     except UnknownAspectError as error:
