@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Iterator
 from contextlib import chdir
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -143,12 +144,19 @@ def notebook(path: Path) -> Made:
         NotebookClient(book, timeout=600, extra_arguments=quiet, resources={"metadata": {"path": folder}}).execute()
     for cell in book.cells:
         parts.append(cell.source if cell.cell_type == "markdown" else f"```python\n{cell.source}\n```")
-        for output in cell.get("outputs", ()):
-            data = output.get("data", {})
-            if "image/png" in data:
-                name = f"notebooks/{path.stem}-{len(made) + 1}.png"
-                made[name] = base64.b64decode(data["image/png"])
-                parts.append(f"![]({Path(name).name})")
-            else:
-                parts.append(f"```text\n{(output.get('text') or data['text/plain']).rstrip()}\n```")
+        for is_text, outputs in groupby(cell.get("outputs", ()), lambda output: "text" in output):
+            if is_text:
+                parts.append(_said("".join(output["text"] for output in outputs)))
+                continue
+            for data in (output["data"] for output in outputs):
+                if "image/png" in data:
+                    name = f"notebooks/{path.stem}-{len(made) + 1}.png"
+                    made[name] = base64.b64decode(data["image/png"])
+                    parts.append(f"![]({Path(name).name})")
+                else:
+                    parts.append(_said(data["text/plain"]))
     return made | {f"notebooks/{path.stem}.md": "\n\n".join(parts) + "\n"}
+
+
+def _said(text: str) -> str:
+    return f"```text\n{text.rstrip()}\n```"
