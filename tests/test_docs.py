@@ -6,6 +6,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from nursery import nursery
@@ -94,3 +95,11 @@ def test_commands_and_methods_of_the_site_are_those_there_are():
     assert "`--validate`" in commands
     for name in ("icarl", "der+prune", "lowfi"):
         assert f"## {name}\n" in methods
+
+
+def test_a_page_that_loads_something_from_elsewhere_ends_the_site(tmp_path):
+    (tmp_path / "index.html").write_text('<script src="static/own.js"></script><a href="https://arxiv.org">a link</a>')
+    site.on_post_build(SimpleNamespace(site_dir=tmp_path))
+    (tmp_path / "page.html").write_text('<script src="https://elsewhere.example/a.js"></script>')
+    with pytest.raises(ValueError, match=r"page.html loads https://elsewhere.example/a.js"):
+        site.on_post_build(SimpleNamespace(site_dir=tmp_path))

@@ -55,6 +55,13 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
+def on_post_build(config: Any) -> None:
+    """Raises ValueError where a page would load anything from elsewhere: the site works without a network."""
+    for page in sorted(Path(config.site_dir).rglob("*.html")):
+        if found := re.search(r"""(?:src="|<link rel="stylesheet" href=")(https?://[^"]+)""", page.read_text()):
+            raise ValueError(f"{page.name} loads {found[1]}")
+
+
 def commands() -> str:
     """Every command with its options, as its help says."""
     import typer
