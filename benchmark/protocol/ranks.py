@@ -60,8 +60,11 @@ def joined(asked: Sequence[RunSpec], how: HowToRun) -> Iterator[Ranks | None]:
     if size == 1 or "TORCHELASTIC_RUN_ID" not in os.environ:
         yield None
         return
-    if how.isolate or how.jobs not in ("auto", "1"):
-        raise RequestError(f"{'--isolate' if how.isolate else f'--jobs {how.jobs}'}: not under torchrun")
+    options = {"--isolate": how.isolate, f"--jobs {how.jobs}": how.jobs not in ("auto", "1")}
+    options |= {"--energy": how.energy, "--from": how.source is not None}
+    for option, given in options.items():
+        if given:
+            raise RequestError(f"{option}: not under torchrun")
     whole = sorted({spec.method.name for spec in asked if not issubclass(spec.method.base, Rehearsal)})
     if whole:
         raise RequestError(f"{', '.join(whole)}: cannot be divided among processes: run it without torchrun")

@@ -114,6 +114,8 @@ def test_all_ends_with_one_rank_and_the_run_goes_on_alone(number, tmp_path):
         ("dgm", HowToRun(), "dgm: cannot be divided among processes: run it without torchrun"),
         ("icarl", HowToRun(isolate=True), "--isolate: not under torchrun"),
         ("icarl", HowToRun(jobs="2"), "--jobs 2: not under torchrun"),
+        ("icarl", HowToRun(energy=True), "--energy: not under torchrun"),  # of this process's machine alone
+        ("icarl", HowToRun(source=Path("cell.json")), "--from: not under torchrun"),
     ],
 )
 def test_what_cannot_be_divided_is_refused(name, how, says, toy, monkeypatch):
