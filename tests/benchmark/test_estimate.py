@@ -44,7 +44,7 @@ def test_an_estimate_that_ends_in_an_error_is_not_measured(toy, tmp_path, monkey
     ]
     record = {
         "train_seconds": None,
-        **dict.fromkeys(("train_flops", "train_flops_limit")),
+        **dict.fromkeys(("train_flops", "train_flops_limit", "split")),
         "status": "ok",
         "accounting": "published",
     }
@@ -69,14 +69,14 @@ def test_an_estimate_multiplies_what_was_measured(toy, monkeypatch):
 def test_an_estimate_counts_exemplars_and_evaluation(toy, monkeypatch):
     """A short run takes most of its time there: 40 new images a task are looked at, all exemplars, all images seen.
 
-    Of those up to 64 are scored again for each of iCaRL's two heads.
+    Of those up to 128 are scored again for each of iCaRL's two heads.
     """
     spec = toy_spec("icarl", toy)
     known = {f"{what} {task}": value for task in range(3) for what, value in (("image", 0.0), ("epoch", 0.0))}
     monkeypatch.setattr(estimate, "_figures", lambda *_: known | {f"prediction {task}": 1.0 for task in range(3)})
     exemplars = spec.plan().exemplars
     assert estimate.seconds(spec, spec.plan(), CPU, test_images=60) == 3 * (40 + exemplars) + 3 * (20 + 40 + 60)
-    assert estimate.seconds(spec, spec.plan(), CPU, first=2, test_images=90) == 40 + exemplars + 90 + 2 * 64
+    assert estimate.seconds(spec, spec.plan(), CPU, first=2, test_images=200) == 40 + exemplars + 200 + 2 * 128
 
 
 def test_what_a_learner_does_once_a_task_is_not_multiplied_by_the_images_it_predicts(toy, monkeypatch):
