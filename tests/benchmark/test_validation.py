@@ -77,7 +77,7 @@ def test_what_is_held_out_is_evaluated_and_never_learned_and_no_test_image_is(to
 def test_images_that_stay_on_the_disk_are_split_too(tmp_path, monkeypatch):
     toy = toy_dataset()
     np.save(tmp_path / "train.npy", toy.train.images)
-    there = replace(toy, train=replace(toy.train, path=tmp_path / "train.npy"))
+    there = replace(toy, train=replace(toy.train, stored=tmp_path / "train.npy"))
     split, scenario = held_out(there, 0.2, seed=1), toy_spec("replay", toy).scenario
     monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", "0")
     tasks, (scored, labels) = list(stream(split, scenario, CPU)), seen_test_images(split, scenario, 2, CPU)
