@@ -46,7 +46,8 @@ def first_task(spec: RunSpec, dataset: Any, start: list[Tensor] | None) -> list[
     task = next(stream(dataset, spec.scenario, CPU))
     images, labels = seen_test_images(dataset, spec.scenario, task.index, CPU)
     records: list[Any] = []
-    fit = finetune.fit
+    module: Any = finetune
+    fit = module.fit
 
     def started(loss: Any, modules: Any, *others: Any) -> None:
         (net,) = modules
@@ -56,7 +57,7 @@ def first_task(spec: RunSpec, dataset: Any, start: list[Tensor] | None) -> list[
 
     torch.manual_seed(task_seed(spec.seed, task.index))
     learner: Any = spec.method.build(spec.plan(), spec.scenario, CPU)
-    with numerics(CPU, spec.precision, spec.layout), patched(finetune, fit=started):
+    with numerics(CPU, spec.precision, spec.layout), patched(module, fit=started):
         learner.learn(task, Context(torch.Generator().manual_seed(0), records.append, lambda *_: None))
         with torch.no_grad():
             best = torch.cat([learner.scores(part)["head"] for part in images.split(500)]).argmax(1)
