@@ -52,8 +52,8 @@ class Checkpoint:
         stop: Callable[[], bool] = lambda: False,
         beside: Callable[[], dict[str, Any]] = dict,
         unwritten: Callable[[OSError], None] = lambda error: None,
-        every_seconds: float = EVERY_SECONDS,
         agreed: Callable[[bool], bool] = bool,
+        every_seconds: float = EVERY_SECONDS,
     ) -> None:
         self.path, self.stop, self.beside, self.unwritten = path, stop, beside, unwritten
         self.every_seconds, self.agreed = every_seconds, agreed
