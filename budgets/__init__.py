@@ -11,7 +11,7 @@ from cilbench.budgets.ledger import KINDS, Accounting, Allowance, Entry, Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import MIB, format_bytes, human_bytes, parse_budget_mb, parse_bytes
-from cilbench.budgets.weigh import Weight, weigh
+from cilbench.budgets.weighing import Weight, weigh
 
 __all__ = [
     "KINDS",

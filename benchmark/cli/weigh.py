@@ -10,7 +10,7 @@ from torch import nn
 
 from cilbench.budgets.codecs import Codec, fixed_codec
 from cilbench.budgets.size import format_bytes, human_bytes
-from cilbench.budgets.weigh import Weight, weigh
+from cilbench.budgets.weighing import Weight, weigh
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Family
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised

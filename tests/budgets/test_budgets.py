@@ -12,7 +12,7 @@ from cilbench.budgets import Allowance, Ledger, format_bytes, human_bytes, parse
 from cilbench.budgets.ledger import KINDS, LedgerError, feature_width
 from cilbench.budgets.planning import exemplar_count, whole_fitting
 from cilbench.budgets.sealed import DTYPE_NAMES, STORED_KINDS, ledger_of_state, pack_bits, unpack_bits
-from cilbench.budgets.weigh import Weight, weigh
+from cilbench.budgets.weighing import Weight, weigh
 
 
 @given(st.integers(1, 10**15))
