@@ -19,6 +19,7 @@ from cilbench.methods.training.flops import uncounted
 from cilbench.methods.training.images import Images, reordered
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
+from cilbench.methods.training.ranks import of_first
 from cilbench.request import RunSpec
 from cilbench.scenario import seen_test_images
 
@@ -98,7 +99,7 @@ def _check_company(
     CHANGED_LIMITS is another at all: noise is told by the range of scores, and what that is a method can choose.
     """
     drawn = random.SystemRandom().sample(range(len(images)), min(CHECKED_IMAGES, len(images)))
-    some = torch.tensor(sorted(drawn))
+    some = of_first(torch.tensor(sorted(drawn)))  # alike on every rank
     moved = changed = 0
     for label in torch.unique(best_N[some]).tolist():
         alike = some[best_N[some] == label]

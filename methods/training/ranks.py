@@ -89,6 +89,17 @@ def agreed(flag: bool) -> bool:
     return flag if ranks is None else ranks.any(flag)
 
 
+def of_first(tensor: Tensor) -> Tensor:
+    """Rank 0's values of a tensor on the CPU, on every rank. Raises RankLost."""
+    ranks = _RANKS.get()
+    if ranks is not None:
+        try:
+            distributed.broadcast(tensor, src=0, group=ranks.control)
+        except RuntimeError as error:
+            raise RankLost(str(error)) from None
+    return tensor
+
+
 def by_rows(net: nn.Module, function: Callable[[Tensor], list[Tensor]], x_BCHW: Tensor) -> list[Tensor]:
     """`function(x)`, whose results have a row an image; each rank computes its own rows of them with `net`.
 
