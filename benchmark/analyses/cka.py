@@ -114,7 +114,7 @@ def drawings(found: Found) -> list[Drawing]:
     over = partial(plots.by_method, means, "block", "cka", labels, found.group.styles, limits=(0, 1.03))
     table = found.close_up("pairs")
     pair = (table["task"] + 1).astype(str) + "–" + (table["other_task"] + 1).astype(str)
-    matrices = [(name, _matrix(part)) for name, part in by_name(table.assign(pair=pair))]
+    matrices = [(name, plots.by_block(part, "pair", "cka")) for name, part in by_name(table.assign(pair=pair))]
     each = partial(plots.matrices, matrices, ("Pair of tasks", "Block", "Linear CKA"), limits=(0, 1), numbers=True)
     about = (
         "Linear CKA between the features of the backbones of different tasks, on the same test images, block by block"
@@ -125,11 +125,6 @@ def drawings(found: Found) -> list[Drawing]:
         ),
         found.drawing("pairs", f"{about}, of one run of each method", each, "pairs"),
     ]
-
-
-def _matrix(part: pd.DataFrame) -> pd.DataFrame:
-    order = list(dict.fromkeys(part.sort_values("depth")["block"]))
-    return part.pivot_table(index="block", columns="pair", values="cka", sort=False).reindex(order)
 
 
 ANALYSIS = Analysis(

@@ -44,18 +44,13 @@ def drawings(found: Found) -> list[Drawing]:
     labels = ("Block, from the first to the last", "Shift: mean squared change")
     over = partial(plots.by_method, means, "block", "shift", labels, found.group.styles, log=True)
     table = found.close_up("blocks").assign(task=lambda frame: frame["task"] + 1)
-    matrices = [(name, _matrix(part)) for name, part in by_name(table)]
+    matrices = [(name, plots.by_block(part, "task", "shift")) for name, part in by_name(table)]
     each = partial(plots.matrices, matrices, ("Task", "Block", "Shift"), log=True)
     about = "Mean squared change of the parameters of each block in a task"
     return [
         found.drawing("depth", f"{about}, mean over tasks and runs; bands from the least to the most", over, "blocks"),
         found.drawing("tasks", f"{about}, of one run of each method", each, "blocks"),
     ]
-
-
-def _matrix(part: pd.DataFrame) -> pd.DataFrame:
-    order = list(dict.fromkeys(part.sort_values("depth")["block"]))
-    return part.pivot_table(index="block", columns="task", values="shift", sort=False).reindex(order)
 
 
 ANALYSIS = Analysis(

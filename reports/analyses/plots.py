@@ -31,6 +31,12 @@ def ordered_colours(number: int) -> list[str]:
     return [to_hex(colormaps["plasma"](share)) for share in np.linspace(0.1, 0.72, number)]
 
 
+def by_block(table: pd.DataFrame, columns: str, values: str) -> pd.DataFrame:
+    """A row per block, from the first to the last (`depth`)."""
+    order = list(dict.fromkeys(table.sort_values("depth")["block"]))
+    return table.pivot_table(index="block", columns=columns, values=values, sort=False).reindex(order)
+
+
 def by_method(
     means: pd.DataFrame,
     x: str,
