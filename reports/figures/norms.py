@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cilbench.reports.evidence import Evidence
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import finish, handles_of, ink_line, lines, panel_grid, staggered
+from cilbench.reports.figures.layout import finish, handles_of, ink_line, lines, panel_grid, say_n, staggered
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 
@@ -47,6 +47,7 @@ def weight_norms(
         ink_line(axes, y=1)
         lines(axes, table, "class", "norm", styles, markersize=3)
         staggered(axes)
+        say_n(axes, pd.Series([1]))  # a line is a run
         axes.set(xlabel="Class, by arrival", ylabel="Weight norm / its mean")
         axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
         finish(figure, handles_of(names["name"], styles))

@@ -206,6 +206,7 @@ def test_norms_share_a_panel_and_are_shares_of_their_mean(three_seeds: reports.R
     for line in lines:
         assert np.mean(line.get_ydata()) == pytest.approx(1)
     marked = [set(np.arange(10)[slice(start, None, step)]) for start, step in (line.get_markevery() for line in lines)]
+    assert axes.get_title(loc="right") == "n = 1"  # of the three, one run is drawn
     assert all(marked)  # not by colour alone
     assert sum(map(len, marked)) == len(set.union(*marked))
 
