@@ -25,8 +25,8 @@ PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.M | re.S)
 Made = dict[str, str | bytes]  # path in the site → content
 
 
-def on_config(config: Any) -> Any:
-    """Link the code as the package it becomes, for mkdocstrings; list the decisions."""
+def on_startup(**_: Any) -> None:
+    """Link the code as the package it becomes: before mkdocstrings is set up, which looks for no folder made later."""
     package = CODE / "cilbench"
     package.mkdir(parents=True, exist_ok=True)
     for folder, name in FOLDERS.items():
@@ -34,6 +34,10 @@ def on_config(config: Any) -> Any:
             link = package / (name or path.name)
             if not link.exists():
                 link.symlink_to(path, target_is_directory=path.is_dir())
+
+
+def on_config(config: Any) -> Any:
+    """List the decisions."""
     (decisions,) = (part for part in config.nav[-1]["Explanation"] if "Decisions" in part)
     decisions["Decisions"] = [f"adr/{path.name}" for path in sorted((ROOT / "docs" / "adr").glob("*.md"))]
     return config
