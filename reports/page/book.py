@@ -116,7 +116,7 @@ def reached(sections: Sequence[Section]) -> dict[str, tuple[float, float]]:
 
 
 def script_data(sections: Sequence[Section], book: Book) -> dict[str, Any]:
-    """What static/page.js draws from; methods, budgets and runs are referred to by their place in a list."""
+    """What static/curves.js draws from; methods, budgets and runs are referred to by their place in a list."""
     runs = zip(book.cells["run"], book.cells["seed"], book.cells["order"], strict=True)
     return {
         "methods": [{"name": method.name, "competes": method.competes} for method in book.methods],

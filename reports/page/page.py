@@ -1,6 +1,6 @@
 """One self-contained HTML page: no network, no file beside it. Jinja2 escapes every text that comes from a run folder.
 
-The page is complete without JavaScript: figures, tables and runs. With it, static/page.js draws the curves from the
+The page is complete without JavaScript: figures, tables and runs. With it, static/curves.js draws the curves from the
 JSON of `book.script_data`, so that a point names its cell, sorts, filters by method, and shows the runs of a number.
 """
 
@@ -55,7 +55,7 @@ def render_page(
     (`analyses.write.Link`), relative to the page.
     """
     book = book_of(sections, cells)
-    scripts = {name: static_text(f"{name}.js") for name in ("theme", "echarts.min", "page")}
+    scripts = {name: static_text(f"{name}.js") for name in ("theme", "echarts.min", "sort", "page", "curves")}
     return template().render(
         sections=sections,
         book=book,

@@ -1,4 +1,5 @@
-"""Disks that fill up or go away, files that change behind our back, numbers and devices that give up.
+"""Files that change behind our back, and how a sweep ends (disks: test_faults_disk.py; numbers and memory:
+test_faults_numbers.py).
 
 What is damaged is found by its checksum and named in one line; what can be computed again is, from the last good
 boundary; what was whole is never lost, and the other cells of a sweep go on.
@@ -8,112 +9,31 @@ import errno
 import io
 import json
 import os
-import re
 import shutil
 import signal
-import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-import torch
 from conftest import Count, fuzzed
 from hypothesis import assume
 from hypothesis import strategies as st
-from nursery import Fault, Kind, nursery
-from test_kill import ALL, evidence, goes_on, request, several, whole
+from nursery import Fault, nursery
+from test_faults_numbers import DIVERGING
+from test_kill import goes_on, request
 from toy import EndedAfter, Silent, run, toy_dataset, toy_spec, with_class
 
 from cilbench.data.cache import FILES
 from cilbench.data.cards import DatasetError
 from cilbench.data.download import load
 from cilbench.methods.icarl import ICaRL
-from cilbench.methods.training import loop as training
 from cilbench.methods.training.checkpoint import Checkpoint, Resumable
 from cilbench.records.audit import audit
 from cilbench.records.files import read_json
 from cilbench.records.folder import Outcome, Resumed, RunFolder
 from cilbench.request import RunSpec
-
-# --- disks
-
-
-def with_a_fault(kind: Kind, at: int, folder: Path, says: str) -> None:
-    """A run that meets the fault ends in order, and the same command without it gives what it always gives."""
-    out = folder / "runs"
-    code, said = nursery().run(request("icarl"), folder, Fault(kind, str(out), at))
-    assert "Traceback" not in said, (at, said)
-    assert code in (0, 1, 2), (at, said)
-    if code:
-        assert re.search(says, said), (at, said)
-    elif kind != "vanish":  # it met nothing but what can be done on such a disk
-        assert evidence(out) == whole("icarl")[0]
-    goes_on("icarl", folder)
-
-
-FAULTS: dict[Kind, str] = {  # → what a run says that met it
-    "full": "No space left",
-    "read-only": "Read-only",
-    "vanish": "No such file or directory|was damaged while the cell ran",
-}
-
-
-@pytest.mark.parametrize("kind", FAULTS)
-def test_a_disk_that_fails_in_the_middle(kind: Kind, tmp_path: Path, count: Count) -> None:
-    changes = several(3, seed=list(FAULTS).index(kind), most=whole("icarl")[2])
-    print(f"{kind} from the changes {changes} of {whole('icarl')[2]} on")  # noqa: T201
-    for at in changes:
-        (tmp_path / str(at)).mkdir()
-        with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
-    count("faults injected", len(changes))
-
-
-@pytest.mark.soak
-@pytest.mark.parametrize("kind", FAULTS)
-def test_a_disk_that_fails_at_every_change(kind: Kind, tmp_path: Path, count: Count) -> None:
-    for at in range(1, whole("icarl")[2] + 1):
-        (tmp_path / str(at)).mkdir()
-        with_a_fault(kind, at, tmp_path / str(at), FAULTS[kind])
-    count("faults injected", whole("icarl")[2])
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 512 KiB; only root may mount one."""
-    there = tmp_path / "disk"
-    there.mkdir()
-    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=512k", "tmpfs", there], capture_output=True)
-    if mounted.returncode:
-        pytest.skip("this user may not mount a file system")
-    yield there
-    subprocess.run(["umount", "--lazy", there], check=True)
-
-
-def test_a_small_disk_that_is_full(small_disk: Path) -> None:
-    """Full almost at once, then with room for a part, then with room for all: it goes on where it was."""
-    ballast = small_disk / "ballast"
-    for kept in (480, 420, 350):
-        ballast.write_bytes(bytes(kept * 1024))
-        code, said = nursery().run(request(ALL), small_disk)
-        assert "Traceback" not in said
-        assert code in (1, 2), said  # 2: not even a folder can be made
-        assert "No space left" in said
-        (small_disk / "log").unlink()
-    ballast.unlink()
-    code, said = nursery().run(request(ALL), small_disk)
-    assert code == 0, said
-    assert evidence(small_disk / "runs") == whole(ALL)[0]
-
-
-def test_a_disk_that_is_read_only(small_disk: Path, tmp_path: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
-    code, said = nursery().run(request("icarl", str(small_disk / "runs")), tmp_path)
-    assert code == 2
-    assert said.splitlines() == [f"cilbench: --out {small_disk}/runs: cannot be written (Read-only file system)"]
-
 
 # --- files that have changed
 
@@ -355,109 +275,6 @@ def test_half_a_line_of_the_log_costs_that_line_alone(toy, tmp_path: Path) -> No
     assert folder.log.events() == {"seen": 1}
     folder.open()
     assert (folder.partial / "log.jsonl").read_text() == ""  # no task is done
-
-
-# --- numbers and devices
-
-
-DIVERGING = ("--set", "der.lr=1e11", "--set", "der.first_epochs=20")
-
-
-def test_one_cell_diverges_the_others_go_on(tmp_path: Path) -> None:
-    code, said = nursery().run((*request("icarl,der,memo"), *DIVERGING), tmp_path)
-    assert code == 1
-    assert "3 runs: 2 done, 1 diverged" in said
-    (record,) = (tmp_path / "runs").glob("der-*/cell.json")
-    spec = json.loads(record.read_text())
-    assert spec["status"] == "diverged"
-    assert re.fullmatch(r".* in task 0, epoch \d+, step \d+, learning rate 1e\+\d+", spec["reason"])
-    assert spec["reason"] in said
-    assert audit(record.parent) == []
-
-
-class Hungry(ICaRL):
-    """Asks for more memory than there is, so many times."""
-
-    times = 1
-    error: Exception
-
-    def learn(self, task, context):
-        if task.index == 1 and Hungry.times:
-            Hungry.times -= 1
-            raise Hungry.error
-        super().learn(task, context)
-
-
-GIB = "tried to allocate 20.00 GiB"
-
-
-@pytest.mark.parametrize(
-    "error",
-    [
-        torch.OutOfMemoryError(GIB),
-        MemoryError(GIB),
-        RuntimeError(
-            f"[enforce fail at alloc_cpu.cpp:127] err == 0. DefaultCPUAllocator: can't allocate memory: {GIB}"
-        ),
-        RuntimeError(f"CUDA error: out of memory ({GIB})"),
-        RuntimeError(f"CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)` ({GIB})"),
-    ],
-    ids=["a GPU", "numpy", "a CPU", "CUDA", "cuBLAS"],
-)
-@pytest.mark.parametrize(("times", "status"), [(1, "done"), (2, "failed")])
-def test_out_of_memory_is_tried_once_more(
-    times: int, status: str, error: Exception, toy, tmp_path: Path, monkeypatch
-) -> None:
-    monkeypatch.setattr(Hungry, "times", times)
-    monkeypatch.setattr(Hungry, "error", error, raising=False)
-
-    class Noting(Silent):
-        def note(self, line: str) -> None:
-            assert "20.00 GiB" in line
-
-    spec = with_class(toy_spec("icarl", toy), Hungry)
-    outcome, folder = run(spec, toy, tmp_path, reporter=Noting())
-    assert outcome.status == status
-    record = read_json(folder / "cell.json")
-    assert record["events"]["out_of_memory"] == 1
-    if status == "failed":
-        assert re.search(r"out of memory on cpu after [\d.]+ [KMG]iB, .*20.00 GiB", str(outcome.reason))
-        assert len(record["tasks"]) == 1
-    else:
-        _, plain = run(toy_spec("icarl", toy), toy, tmp_path / "plain")
-        assert (plain / "predictions.npz").read_bytes() == (folder / "predictions.npz").read_bytes()
-
-
-class Starved(ICaRL):
-    """Needs a GiB and then more than there is."""
-
-    def learn(self, task, context):
-        np.ones(2**27)
-        raise MemoryError(GIB)
-
-
-def test_what_an_isolated_process_had_needed_is_told(toy, tmp_path: Path) -> None:
-    spec = with_class(toy_spec("icarl", toy), Starved)
-    outcome, _ = run(spec, toy, tmp_path, isolate=True)
-    told = re.search(r"out of memory on cpu after ([\d.]+) GiB, .*20.00 GiB", str(outcome.reason))
-    assert told is not None
-    assert 1 < float(told[1]) < 4
-
-
-def test_weights_that_go_at_the_last_step_are_a_divergence(toy, tmp_path: Path, monkeypatch) -> None:
-    """The loss of every step was finite: no loss comes after the last one."""
-    step = training._Step.__call__
-    spec = toy_spec("icarl", toy, settings={"icarl.max_steps": "1", "icarl.first_epochs": "1"})
-
-    def spoilt(self: training._Step, batch: torch.Tensor, labels_B: torch.Tensor) -> None:
-        step(self, batch, labels_B)
-        self.optimizer.param_groups[0]["params"][0].data[0] = torch.nan
-
-    monkeypatch.setattr(training._Step, "__call__", spoilt)
-    outcome, _ = run(spec, toy, tmp_path)
-    assert outcome.status == "diverged"
-    rate = spec.method.config.lr
-    assert outcome.reason == f"the weights are not finite in task 0, epoch 0, step 0, learning rate {rate:g}"
 
 
 # --- the end of a sweep

@@ -1,4 +1,4 @@
-"""What static/page.js computes, run by node: axes that follow the lines, floors and ceilings across them."""
+"""What static/curves.js computes, run by node: axes that follow the lines, floors and ceilings across them."""
 
 import json
 import shutil
@@ -10,7 +10,7 @@ import pytest
 
 from cilbench.reports.page import page
 
-SCRIPT = (Path(page.__file__).parent / "static" / "page.js").read_text(encoding="utf-8")
+SCRIPT = (Path(page.__file__).parent / "static" / "curves.js").read_text(encoding="utf-8")
 NODE = shutil.which("node")
 pytestmark = pytest.mark.skipif(NODE is None, reason="node is not installed")
 
