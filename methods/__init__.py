@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "lowfi": "cilbench.methods.lowfi:LowFi",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
+    "fetril": "cilbench.methods.fetril:FeTrIL",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",

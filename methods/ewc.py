@@ -74,11 +74,11 @@ class EWC(Rehearsal):
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        def beside(net: IncrementalNet) -> State:
+        def carried(net: IncrementalNet) -> State:
             parameters = dict(net.named_parameters())
-            return _state(parameters, parameters)
+            return {**net.export(), **_state(parameters, parameters)}
 
-        return plan_reference(cls.card.key, budget, scenario, images=None, beside=beside)
+        return plan_reference(cls.card.key, budget, scenario, images=None, carried=carried)
 
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:

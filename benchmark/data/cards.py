@@ -95,6 +95,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         std=(0.2675, 0.2565, 0.2761),
         augmentation=Augmentation(),
         train_images=50_000,
+        overrides={"fetril.autoaugment": "cifar10", "fetril.cutout": 16},  # PyCIL models/fetril.py
         fetch="CIFAR100",
     )
     # DGM's cfg_svhn_dgmw.yml; for CIFAR-10 the authors' repository has no file of settings

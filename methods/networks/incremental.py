@@ -136,10 +136,11 @@ class IncrementalNet(nn.Module):
         return parameters | buffers
 
     def load(self, state: State) -> None:
-        """Rebuild branches and head from what `export` gave; keys of other owners are left alone."""
+        """Rebuild branches, and the head where there was one, from what `export` gave; other keys are left alone."""
         for _ in {key.split(".")[1] for key in state if key.startswith("backbone/branches.")}:
             self.branches.append(self._new_branch())
-        self.grow_head(len(state["head/weight"]))
+        if "head/weight" in state:
+            self.grow_head(len(state["head/weight"]))
         own = [name for name, _ in self.named_parameters()]
         own += [name for name, _ in self.named_buffers() if not name.endswith("num_batches_tracked")]
         targets = self.state_dict(keep_vars=True)

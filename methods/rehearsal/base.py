@@ -210,16 +210,16 @@ def plan_reference(
     budget: Budget,
     scenario: Scenario,
     images: int | None,
-    beside: Callable[[IncrementalNet], State] = lambda net: {},
+    carried: Callable[[IncrementalNet], State] = IncrementalNet.export,
+    growth: NetworkGrowth | None = None,
 ) -> Plan:
     """The protocol's backbone and `images` exemplars as they are, at any cost; None: no memory, within the budget.
 
-    `beside` gives what the method carries beside a network, of one on `meta`. Raises BudgetTooSmall, without a memory
-    only.
+    `carried` gives all that the method carries, of its network on `meta`. Raises BudgetTooSmall, without a memory only.
     """
-    growth, compression = NetworkGrowth(), Plain(Raw())
+    growth, compression = growth or NetworkGrowth(), Plain(Raw())
     backbone = _candidates(growth, budget, scenario)[0]
-    states = _model_states(growth, scenario, backbone, compression, counts=images is not None, beside=beside)
+    states = _model_states(growth, scenario, backbone, compression, counts=images is not None, carried=carried)
     models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
     model_bytes = models[-1].total(budget.accounting)
     if images is None and model_bytes > budget.bytes:
@@ -268,7 +268,7 @@ def _model_states(
     backbone: str,
     compression: Compression,
     counts: bool = True,
-    beside: Callable[[IncrementalNet], State] = lambda net: {},
+    carried: Callable[[IncrementalNet], State] = IncrementalNet.export,
 ) -> Iterator[State]:
     """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
@@ -281,7 +281,8 @@ def _model_states(
                 net.add_branch()
             net.grow_head(seen)
             per_class = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)} if counts else {}
-        yield {**net.export(), **beside(net), **compression.export(net), **per_class}
+            model = carried(net)
+        yield {**model, **compression.export(net), **per_class}
 
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:

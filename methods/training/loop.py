@@ -41,7 +41,10 @@ class Diverged(RuntimeError):
 
 @dataclass
 class TaskData:
-    """What a task is learned from: its images, then the decoded exemplars. uint8 [N, C, H, W], int64 [N], on device."""
+    """What a task is learned from: its images, then the decoded exemplars. uint8 [N, C, H, W], int64 [N], on device.
+
+    A head alone learns from features in their place, float [N, D], which nothing augments.
+    """
 
     images: TaskDataImages
     labels: Tensor
@@ -230,7 +233,8 @@ class _Ahead:
         batch_size: int,
     ) -> None:
         self.images, self.transform, self.generator, self.compressor = images, transform, generator, compressor
-        pays = images.device.type == "cuda" and isinstance(images, Tensor) and transform.cheap
+        augmented = images.dtype == torch.uint8  # features are shown as they are
+        pays = augmented and images.device.type == "cuda" and isinstance(images, Tensor) and transform.cheap
         self.most = max(1, self.BYTES // (4 * batch_size * math.prod(images.shape[1:]))) if pays else 0
         self.start = 0  # number of the first of the batches in hand
         self.drawn = generator.get_state()  # before they were made
