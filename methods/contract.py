@@ -7,6 +7,7 @@ method reports neither its score nor its size.
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 import torch
@@ -48,6 +49,19 @@ class Augmentation:
 
 
 @dataclass(frozen=True)
+class Pretrained:
+    """Weights that a frozen backbone has from the start: a safetensors file, known by its SHA-256.
+
+    `charged`: they are sealed and weighed as any backbone is. Otherwise a sealed state holds their SHA-256 in their
+    place, and the learner is rebuilt from that state and the file, whose checksum must be that one.
+    """
+
+    sha256: str
+    path: Path
+    charged: bool = True
+
+
+@dataclass(frozen=True)
 class Scenario:
     """The shape of a stream of tasks; no data. Classes are numbered in the order in which they arrive.
 
@@ -68,6 +82,7 @@ class Scenario:
     std: tuple[float, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
     train_images: int = 0  # of all classes together, as far as is known before the data is read
+    pretrained: Pretrained | None = None  # what `MethodCard.frozen` methods take in place of a first task's training
 
     @property
     def classes(self) -> int:
@@ -167,6 +182,7 @@ class MethodCard:
     port: str = ""
     competes: bool = True  # False for a floor or ceiling that is drawn as a line
     bounded: bool = True  # False: no budget binds it
+    frozen: bool = False  # True: its backbone never changes after the first task, so that `--weights` can give it
 
     def __post_init__(self) -> None:
         if self.competes and not self.bounded:

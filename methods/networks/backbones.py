@@ -127,11 +127,15 @@ def _bottleneck_stage(inputs: int, width: int, blocks: int, stride: int) -> nn.S
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """How to build the two parts of a backbone from the number of image channels; `features` is D."""
+    """How to build the two parts of a backbone from the number of image channels; `features` is D.
+
+    `layers`: what a file of weights calls the layers of both parts in a row; empty: as in a sealed state.
+    """
 
     features: int
     shared: Callable[[int], nn.Sequential]
     specialised: Callable[[], nn.Sequential]
+    layers: tuple[str, ...] = ()
 
 
 def _tiny(width: int) -> BackboneSpec:

@@ -1,4 +1,5 @@
-"""`--backbone timm:NAME[/SPLIT]`: a convolutional network of timm (Wightman 2019), randomly initialised, as a backbone.
+"""`--backbone timm:NAME[/SPLIT]`: a convolutional network of timm (Wightman 2019) as a backbone; `--weights timm`
+brings timm's own weights of it.
 
 MEMO's split is before the last stage, or before SPLIT, a layer's name as in timm (`timm:resnet18/layer3`). A network is
 taken only where its layers in a row are its own feature map, to the bit: what does more between them is refused.
@@ -45,14 +46,37 @@ def timm_spec(backbone: str) -> BackboneSpec:
     def part(channels: int, chosen: slice) -> nn.Sequential:
         return nn.Sequential(*(module for _, module in _layers(_model(backbone, name, channels))[chosen]))
 
-    return BackboneSpec(wanted.shape[1], lambda channels: part(channels, slice(at)), lambda: part(3, slice(at, None)))
+    return BackboneSpec(
+        wanted.shape[1], lambda channels: part(channels, slice(at)), lambda: part(3, slice(at, None)), tuple(names)
+    )
+
+
+def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
+    """Mean and standard deviation of the pixels that timm's own weights of a network expect; None where unknown."""
+    card = _timm(backbone).get_pretrained_cfg(backbone.removeprefix(PREFIX).partition("/")[0])
+    return None if card is None else (tuple(card.mean), tuple(card.std))
+
+
+def downloaded(backbone: str) -> dict[str, Tensor]:
+    """The weights that timm has for a network, from its hub. Raises ValueError, one line, where they cannot be had."""
+    name = backbone.removeprefix(PREFIX).partition("/")[0]
+    try:
+        model = _timm(backbone).create_model(name, pretrained=True)
+    except Exception as error:  # of the hub, of the network, of a disk
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"timm's weights of {name} cannot be had ({reason:.120})") from None
+    return {key: value.contiguous() for key, value in model.state_dict().items()}
+
+
+def _timm(backbone: str) -> Any:
+    try:
+        return importlib.import_module("timm")
+    except ImportError:
+        raise ValueError(f"--backbone {backbone} needs `pip install 'cilbench[timm]'`") from None
 
 
 def _model(backbone: str, name: str, channels: int) -> Any:
-    try:
-        timm: Any = importlib.import_module("timm")
-    except ImportError:
-        raise ValueError(f"--backbone {backbone} needs `pip install 'cilbench[timm]'`") from None
+    timm = _timm(backbone)
     try:
         return timm.create_model(name, pretrained=False, num_classes=0, in_chans=channels)
     except Exception as error:  # each architecture has its own
