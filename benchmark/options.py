@@ -112,7 +112,12 @@ class RunOptions:
         "auto", "auto, or one network for every method that has a choice; timm:NAME is timm's.", TRAINING, "NAME"
     )
     accounting: str = option("published", "What the budget binds: published or strict.", TRAINING, "NAME")
-    storage: str = option("fp32", "Backbones are stored as fp32, bf16 or fp16.", TRAINING, "TYPE")
+    storage: str = option(
+        "fp32",
+        "Weights are stored as fp32, bf16, fp16, int8, int4 or int8-frozen (branches that never learn again).",
+        TRAINING,
+        "TYPE",
+    )
     fill: str = option(
         "published",
         "published, adaptive (what models do not need yet is used) or fixed (per class).",

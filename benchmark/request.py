@@ -159,6 +159,11 @@ def specs(request: RunOptions) -> list[RunSpec]:
         raise RequestError(str(error)) from None
     validation = None if request.validate is None else _share("--validate", request.validate)
     methods = _methods(request, recipe, card.overrides)
+    if terms.storage == "int8-frozen" and (learning := [m.name for m in methods if not m.card.freezes_branches]):
+        raise RequestError(
+            f"--storage int8-frozen: {', '.join(learning)} {'has' if len(learning) == 1 else 'have'} no branches that "
+            "never learn again, as der, der+prune and memo have; int8 is for every method"
+        )
     budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
     precision: Precision = _one_of("--precision", request.precision.replace("auto", "fp32"), Precision)
     return [

@@ -15,6 +15,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+from cilbench.budgets.quantised import SCALE
+
 Accounting = Literal["published", "strict"]
 
 # kind → charged under `published`? Under `strict` every kind is charged.
@@ -322,12 +324,14 @@ def feature_width(entries: Iterable[Entry]) -> int:
     to make features up costs as much as to learn them.
     """
     sizes, widest = Counter[str](), Counter[str]()
-    for e in entries:
-        if e.kind == "backbone":
-            branch = re.match(r"\D*\d*", e.item)[0]  # type: ignore[index]  # matches anything
-            sizes[branch] += e.bytes
-            if len(e.shape) > 1:
-                widest[branch] = max(widest[branch], min(e.shape[0], 4 * math.prod(e.shape[1:])))
+    backbones = [e for e in entries if e.kind == "backbone"]
+    scales = {e.item: e.shape[0] for e in backbones if e.item.endswith(SCALE)}  # of int4 two rows are one
+    for e in backbones:
+        branch = re.match(r"\D*\d*", e.item)[0]  # type: ignore[index]  # matches anything
+        sizes[branch] += e.bytes
+        if len(e.shape) > 1:
+            rows = min(scales.get(f"{e.item}{SCALE}", e.shape[0]), 2 * e.shape[0])
+            widest[branch] = max(widest[branch], min(rows, 4 * math.prod(e.shape[1:])))
     return sum(widest[branch] for branch, size in sizes.items() if 2 * size >= max(sizes.values()))
 
 

@@ -180,6 +180,7 @@ class MethodCard:
     rehearsal: bool
     unsealed: Mapping[str, str] = field(default_factory=dict)
     port: str = ""
+    freezes_branches: bool = False  # branches of earlier tasks never learn again: `--storage int8-frozen`
     competes: bool = True  # False for a floor or ceiling that is drawn as a line
     bounded: bool = True  # False: no budget binds it
     frozen: bool = False  # True: its backbone never changes after the first task, so that `--weights` can give it

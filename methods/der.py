@@ -34,6 +34,7 @@ class DER(Rehearsal):
         bibtex=cite("yan2021der"),
         heads=("head", "nme"),
         rehearsal=True,
+        freezes_branches=True,
         port="without the paper's second stage (a fresh head, tuned on a balanced set with a temperature), warm-up and "
         "channel pruning, as in the published comparisons",
     )

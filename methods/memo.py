@@ -45,6 +45,7 @@ class MEMO(Rehearsal):
         bibtex=cite("zhou2023memo"),
         heads=("head", "nme"),
         rehearsal=True,
+        freezes_branches=True,
     )
     config: Config
 

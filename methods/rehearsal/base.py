@@ -16,7 +16,7 @@ from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Raw
 from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
-from cilbench.budgets.sealed import STORAGE_DTYPES, State, ledger_of_state
+from cilbench.budgets.sealed import STORAGE_BITS, State, ledger_of_state
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.heads import HeadKind, linear
@@ -257,7 +257,7 @@ def _candidates(growth: NetworkGrowth, budget: Budget, scenario: Scenario) -> li
     if not growth.expanding:
         return [scenario.single_backbone]
     family, channels = scenario.family, scenario.image_shape[0]
-    stored = STORAGE_DTYPES[budget.storage].itemsize / 4
+    stored = STORAGE_BITS[budget.storage] / 32
     sizes = [(name, int(backbone_bytes(family, name, channels) * stored)) for name in BACKBONES[family]]
     return whole_fitting(sizes, scenario.tasks, budget.bytes, scenario.base_exemplars * scenario.image_bytes)
 

@@ -41,7 +41,7 @@ GOOD: dict[str, list[str]] = {
     "--orders": ["1993", "7,8"],
     "--recipe": ["published", "fast", "smoke", "0.3"],
     "--accounting": ["published", "strict"],
-    "--storage": ["fp32", "bf16", "fp16"],
+    "--storage": ["fp32", "bf16", "fp16", "int8", "int4"],
     "--fill": ["published", "adaptive"],
 }
 odd = st.one_of(

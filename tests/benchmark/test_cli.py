@@ -74,7 +74,11 @@ WRONG = [
     (("--methods", "dgm", "--budget-mb", "1e30"), ("--budget-mb", "must be below")),
     (("--methods", "icarl", "--budget-mb", "published"), ("published", "cifar100 Base-0 Inc-10")),
     (("--methods", "icarl", "--align-to", "dgm"), ("--align-to", "dgm")),
-    (("--methods", "icarl", "--budget", "24KiB", "--storage", "int8"), ("--storage", "bf16")),
+    (("--methods", "icarl", "--budget", "24KiB", "--storage", "int2"), ("--storage", "int4")),
+    (
+        ("--methods", "icarl,der", "--budget", "24KiB", "--storage", "int8-frozen"),
+        ("icarl has no branches", "der+prune"),
+    ),
     (("--methods", "icarl", "--budget", "24KiB", "--fill", "full"), ("--fill", "adaptive")),
     (("--methods", "icarl", "--budget", "24KiB", "--base", "-1"), ("--base", "0 to 9")),
     (("--methods", "icarl", "--budget", "24KiB", "--set", "icarl.epochs=0"), ("icarl.epochs=0", "at least 1")),

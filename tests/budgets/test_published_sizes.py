@@ -149,6 +149,15 @@ def test_half_the_bytes_for_the_backbone_are_301_more_exemplars(storage):
     assert (record["exemplars"], record["model_bytes"]) == (2301, 927_008)
 
 
+@pytest.mark.parametrize(("storage", "bits", "images"), [("int8", 8, 153), ("int4", 4, 78)])
+def test_a_resnet32_of_whole_numbers_is_worth_a_quarter_and_an_eighth_of_603_images(storage, bits, images):
+    """461,232 parameters in 31 convolutions of 1,136 channels, each with a scale and two numbers of BatchNorm."""
+    (record,) = api.plan(RunOptions("icarl", budget_mb="7.6", storage=storage))
+    assert record["model_bytes"] == 461_232 * bits // 8 + 2 * 1136 + 4 * 2 * 1136
+    assert record["model_bytes"] // 3072 == images
+    assert record["exemplars"] == (7_998_016 - record["model_bytes"]) // 3072
+
+
 @pytest.mark.parametrize("share_general", [False, True])
 @pytest.mark.parametrize(("family", "backbone"), [(f, name) for f, members in BACKBONES.items() for name in members])
 def test_a_linear_head_on_every_backbone_is_free_and_hardly_more(family, backbone, share_general):

@@ -213,6 +213,27 @@ def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, sto
         assert halved.exemplars >= whole.exemplars + saved // full.scenario.image_bytes - 1
 
 
+@pytest.mark.parametrize("name", BOUNDED)
+def test_numbers_of_four_bits_are_what_is_sealed_weighed_and_carried_on(name, toy):
+    spec = toy_spec(name, toy, storage="int4")
+    plan = spec.plan()
+    for task, sealed in enumerate(learn_all(spec, toy)):
+        ledger = weighed(spec, sealed)
+        matrices = {e.dtype for e in ledger.entries if e.kind in {"backbone", "generator"} and len(e.shape) > 1}
+        assert matrices == {"U8"}
+        assert ledger.published <= plan.published_bytes[task] <= spec.budget.bytes
+        assert seal(restore_learner(spec, plan, sealed, CPU).state(), "int4") == sealed
+
+
+@pytest.mark.parametrize("name", [n for n in METHODS if load_class(n).card.freezes_branches])
+def test_frozen_storage_leaves_what_goes_on_learning_as_it_is(name, toy):
+    spec = toy_spec(name, toy, storage="int8-frozen")
+    for sealed in learn_all(spec, toy):
+        entries = [e for e in weighed(spec, sealed).entries if e.kind == "backbone" and len(e.shape) > 1]
+        assert {e.dtype for e in entries if e.item.startswith("branches.")} == {"I8"}
+        assert {e.dtype for e in entries if not e.item.startswith("branches.")} <= {"F32"}
+
+
 @pytest.mark.parametrize("name", [*REHEARSAL, "icarl+lowres:2"])
 def test_adaptive_fill_spends_early_what_the_models_need_later(name):
     toy = toy_dataset(per_class=80)
@@ -271,7 +292,7 @@ def test_any_method_with_exemplars_takes_any_fixed_codec(name, codec, toy):
     terms=st.fixed_dictionaries(
         {
             "accounting": st.sampled_from(["published", "strict"]),
-            "storage": st.sampled_from(["fp32", "bf16", "fp16"]),
+            "storage": st.sampled_from(["fp32", "bf16", "fp16", "int8", "int4"]),
             "fill": st.sampled_from(["published", "adaptive"]),
         }
     ),
