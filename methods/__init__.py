@@ -33,6 +33,8 @@ METHODS: dict[str, str] = {
     "simplecil": "cilbench.methods.simplecil:SimpleCIL",
     "ranpac": "cilbench.methods.ranpac:RanPAC",
     "fecam": "cilbench.methods.fecam:FeCAM",
+    "acil": "cilbench.methods.acil:ACIL",
+    "ds-al": "cilbench.methods.ds_al:DSAL",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",
