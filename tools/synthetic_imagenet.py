@@ -2,8 +2,8 @@
 
     python -m tools.synthetic_imagenet DIR --classes 200 --per-class 300
 
-An image is a smooth pattern of its class, shifted, under noise, of 330 to 500 pixels a side. A tenth as many of every
-class are test images.
+Images are cut out of a large picture of their class, waves under noise, and have 330 to 500 pixels a side. A tenth as
+many of every class are test images.
 """
 
 from pathlib import Path
@@ -15,30 +15,30 @@ from numpy.typing import NDArray
 from PIL import Image
 
 SIDES = (330, 501)  # pixels, either side of its own
+PICTURE = 1000  # pixels a side of what images are cut out of
 
 
 def make(folder: Path, classes: int, per_class: int, sides: tuple[int, int] = SIDES, seed: int = 0) -> None:
     """`folder`/train/n0000/0.JPEG and so on; `per_class` training images, a tenth as many test images."""
     for number in range(classes):
+        drawn = np.random.default_rng([seed, number])
+        picture = _picture(drawn)
         for split, count in (("train", per_class), ("test", max(2, per_class // 10))):
             place = folder / split / f"n{number:04}"
             place.mkdir(parents=True, exist_ok=True)
             for image in range(count):
-                drawn = np.random.default_rng([seed, number, split == "test", image])
-                Image.fromarray(_image(number, drawn, sides)).save(place / f"{image}.JPEG", quality=90)
+                height, width = drawn.integers(*sides, 2)
+                top, left = drawn.integers(0, (PICTURE - height, PICTURE - width))
+                cut = picture[top : top + height, left : left + width]
+                Image.fromarray(cut).save(place / f"{image}.JPEG", quality=90)
 
 
-def _image(number: int, drawn: np.random.Generator, sides: tuple[int, int]) -> NDArray[np.uint8]:
-    """uint8 [H, W, 3]."""
-    height, width = drawn.integers(*sides, 2)
-    y_H, x_W = np.linspace(0, 1, height)[:, None], np.linspace(0, 1, width)
-    of_class = np.random.default_rng([1, number])
-    waves = of_class.uniform(2, 9, (3, 2))
-    phases = of_class.uniform(0, 2 * np.pi, 3) + drawn.uniform(-0.5, 0.5, 3)
-    channels = [np.sin(2 * np.pi * (a * y_H + b * x_W) + phase) for (a, b), phase in zip(waves, phases, strict=True)]
-    noise = drawn.normal(0, 20, (height, width, 3))
-    pixels: NDArray[np.uint8] = (128 + 80 * np.stack(channels, 2) + noise).clip(0, 255).astype(np.uint8)
-    return pixels
+def _picture(drawn: np.random.Generator) -> NDArray[np.uint8]:
+    """A wave of its own in each channel, under noise: uint8 [PICTURE, PICTURE, 3]."""
+    y_H, x_W = np.linspace(0, 2 * np.pi, PICTURE)[:, None], np.linspace(0, 2 * np.pi, PICTURE)
+    waves = [np.sin(a * y_H + b * x_W) for a, b in drawn.uniform(4, 20, (3, 2))]
+    noise = drawn.integers(0, 64, (PICTURE, PICTURE, 3))
+    return (96 + 64 * np.stack(waves, 2) + noise).astype(np.uint8)
 
 
 def command(

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
-from cilbench.data.cards import builtin_cards
+from cilbench.data.cards import DatasetCard, builtin_cards
 from cilbench.data.download import Dataset, Images
 from cilbench.methods.contract import Family
 from cilbench.methods.networks.backbones import backbone_bytes
@@ -90,20 +90,24 @@ def _row(
 
 
 def made_classes(classes: int, scale: Scale) -> Dataset:
-    """CIFAR-100's card with fewer classes, and images that can be told apart: a speed depends on no pixel."""
-    card = replace(
+    """Images that can be told apart: a speed depends on no pixel."""
+    train, test = _made(classes, scale.per_class, scale, 0), _made(classes, 20, scale, 1)
+    return Dataset(made_card(classes, scale), train, test, tuple(map(str, range(classes))))
+
+
+def made_card(classes: int, scale: Scale, inc: int = INC) -> DatasetCard:
+    """CIFAR-100's with other classes."""
+    return replace(
         builtin_cards()["cifar100"],
         name=f"synthetic-{classes}",
         classes=classes,
         image_shape=(3, scale.side, scale.side),
         family=scale.family,
         single_backbone=scale.backbone,
-        inc=INC,
+        inc=inc,
         base_exemplars=scale.exemplars,
         train_images=classes * scale.per_class,
     )
-    train, test = _made(classes, scale.per_class, scale, 0), _made(classes, 20, scale, 1)
-    return Dataset(card, train, test, tuple(map(str, range(classes))))
 
 
 def _made(classes: int, per_class: int, scale: Scale, seed: int) -> Images:
