@@ -104,6 +104,10 @@ def _values(
     types = get_type_hints(kind)
     found = {}
     for key, value in table.items():
+        if key in ("fresh", "from", "shard"):
+            raise RequestError(f"{where}{key}: is for one process to be told: type --{key} beside the file")
+        if key in HOW and key not in allowed:
+            raise RequestError(f"{where}{key}: is how all comparisons are done: write it above the tables")
         if key not in allowed:
             near = get_close_matches(key, allowed, n=1, cutoff=0.0)
             raise RequestError(
