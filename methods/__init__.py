@@ -30,6 +30,7 @@ METHODS: dict[str, str] = {
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
     "fetril": "cilbench.methods.fetril:FeTrIL",
+    "pass": "cilbench.methods.pass_:PASS",
     "simplecil": "cilbench.methods.simplecil:SimpleCIL",
     "ranpac": "cilbench.methods.ranpac:RanPAC",
     "fecam": "cilbench.methods.fecam:FeCAM",

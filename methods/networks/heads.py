@@ -4,6 +4,7 @@ linear     W f + b                                       most methods
 corrected  α_t (W f + b) + β_t for the classes of task t   BiC
 cosine     η cos(w, f)                                     LUCIR
 local      η Σ_p softmax_p(cos(w_p, f))·cos(w_p, f)         PODNet, ten rows (proxies) a class
+turned     W_r f + b_r, r = 0 (upright) but in training     PASS, four rows a class
 """
 
 from collections.abc import Callable
@@ -97,6 +98,35 @@ def cosine(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Li
 
 def local_similarity(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:
     return CosineHead(features, classes, proxies=10)  # the authors' podnet_cnn_cifar100.yaml; PyCIL models/podnet.py
+
+
+TURNS = 4  # quarter turns of an image
+
+
+class TurnedHead(nn.Linear):
+    """A linear head that tells quarter turns of a class's images apart; logits are of those upright (PASS, Zhu 2021).
+
+    `weight` [K, 4·D] and `bias` [K, 4] have the four rows of a class in one.
+    """
+
+    def __init__(self, features: int, classes: int, bias: bool) -> None:
+        super().__init__(TURNS * features, classes, bias=False)
+        drawn = new_head(features, TURNS * classes, bias=bias)
+        self.weight = nn.Parameter(drawn.weight.detach().view(classes, -1))
+        if bias:
+            self.bias = nn.Parameter(drawn.bias.detach().view(classes, TURNS))
+
+    def forward(self, features_BD: Tensor) -> Tensor:
+        return self.of_turns(features_BD)[:, ::TURNS]
+
+    def of_turns(self, features_BD: Tensor) -> Tensor:
+        """Logits [B, 4·K]: a class's four turns, then the next class's."""
+        bias = None if self.bias is None else self.bias.flatten()
+        return F.linear(features_BD, self.weight.view(-1, features_BD.shape[1]), bias)
+
+
+def turned(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:
+    return TurnedHead(features, classes, bias)
 
 
 def class_rows(weight: Tensor, features: int) -> Tensor:

@@ -4,7 +4,7 @@ import math
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 from cilbench.methods.contract import Augmentation, Policy, Scenario
 
@@ -98,6 +98,7 @@ class Schedule:
     batch_size: int
     cosine: bool = False
     max_steps: int | None = None
+    optimizer: Literal["sgd", "adam"] = "sgd"  # Adam has no use for `momentum`
 
     def images(self, count: int) -> int:
         """How many are shown in all epochs over `count` images."""

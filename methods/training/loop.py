@@ -166,7 +166,7 @@ def all_finite(tensors: Sequence[Tensor]) -> bool:
 
 
 class _Step:
-    """Augmentation, forward, backward, optimizer: one step of SGD. Nothing in it waits for the device."""
+    """Augmentation, forward, backward, optimizer: one step. Nothing in it waits for the device."""
 
     def __init__(
         self,
@@ -181,13 +181,7 @@ class _Step:
         self.loss, self.transform, self.generator, self.device = loss, transform, generator, device
         self.gradients = gradients
         self.lr = torch.zeros((), device=device)  # a tensor: a captured step reads it anew whenever it is replayed
-        self.optimizer = torch.optim.SGD(
-            parameters,
-            lr=self.lr,
-            momentum=schedule.momentum,
-            weight_decay=schedule.weight_decay,
-            fused=device.type in {"cuda", "cpu"},
-        )
+        self.optimizer = _optimizer(parameters, schedule, self.lr)
         self.folded_once = FoldedOnce(parameters)
         self.filters = [p for p in parameters if p.dim() == 4 and p.dtype == torch.float32]
         # over the epoch: the loss summed over its images; steps after which that was a number
@@ -215,6 +209,13 @@ class _Step:
         """On a CPU it would bring nothing; several ranks cast what each of them uses."""
         pays = self.device.type == "cuda" and torch.is_autocast_enabled("cuda") and self.filters and not in_company()
         return cast_once(self.filters) if pays else nullcontext()
+
+
+def _optimizer(parameters: Sequence[nn.Parameter], schedule: Schedule, lr: Tensor) -> torch.optim.Optimizer:
+    decay, fused, cuda = schedule.weight_decay, lr.device.type in {"cuda", "cpu"}, lr.device.type == "cuda"
+    if schedule.optimizer == "adam":
+        return torch.optim.Adam(parameters, lr=lr, weight_decay=decay, fused=fused, capturable=cuda)
+    return torch.optim.SGD(parameters, lr=lr, momentum=schedule.momentum, weight_decay=decay, fused=fused)
 
 
 class _Ahead:
