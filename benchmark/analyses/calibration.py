@@ -46,7 +46,7 @@ def of_run(run: Run) -> Tables:
     """
     kept = rebuilt(run)
     if HEAD not in kept.spec.method.card.heads:
-        raise NotOfThisRunError(f"{run.cell['name']} has no linear head")
+        raise NotOfThisRunError(f"{run.cell['name']} has no linear head", "--methods icarl")
     rows, last = [], pd.DataFrame()
     scenario = kept.spec.scenario
     with kept.as_it_was():

@@ -61,7 +61,7 @@ def of_run(run: Run) -> Tables:
     """`pairs`: block, depth, task, other_task, images, cka."""
     kept = rebuilt(run)
     if run.tasks < 2:
-        raise NotOfThisRunError("one task alone has nothing to be compared with")
+        raise NotOfThisRunError("one task alone has nothing to be compared with", "--inc N")
     grams: dict[str, list[Tensor]] = {}
     with kept.as_it_was():
         x_NCHW: Tensor | None = None

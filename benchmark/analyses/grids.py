@@ -65,7 +65,7 @@ def _each(found: Found) -> Iterator[Drawing]:
                 np.stack(list(of_class.loc[of_class["which"] == which, "_image"])) for which in ("real", "generated")
             ]
             title, task = str(of_class["class_name"].iloc[0]), int(of_class["brought_by"].iloc[0])
-            rows.append((f"{task + 1}: {title if len(title) <= 12 else title[:11] + '…'}", grids[0], grids[1]))
+            rows.append((f"Task {task + 1}: {title if len(title) <= 12 else title[:11] + '…'}", grids[0], grids[1]))
         about = f"Training images and images that the generator of {name} makes after the last task, by task and class"
         make = partial(plots.image_rows, rows, ("Real", "Generated"))
         yield found.drawing(f"images-{number + 1}", about, make, "images")

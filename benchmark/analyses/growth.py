@@ -2,9 +2,12 @@
 
 Ostapenko 2019 (arXiv 1904.03137, §4): a task reserves entries of the masks; what earlier tasks have reserved it may
 read and not change. Reuse is the share of a task's open entries that earlier tasks had reserved. Linear growth is a
-generator of the first task's size for every task.
+generator of the first task's size for every task. Under dgmw an entry of the first layer may be open and never read:
+the code of a class is one-hot, and the entries of other tasks' classes get 0 alone. No gradient and no sparsity moves
+what was reserved there, its mask stays at one half, and counts as open.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import pandas as pd
@@ -17,10 +20,13 @@ from cilbench.reports.analyses import plots
 from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables
 from cilbench.reports.figures.drawing import Drawing
 
+_PERCENT = ("percent", "percent_low", "percent_high", "n")  # of `means`
+
 
 def of_run(run: Run) -> Tables:
     """`capacity`: task, parameters, generator_bytes, mask_bytes, linear_bytes, entries, reserved, free. `reuse`: task,
-    layer, open, reused, share (%), of all layers together where layer is −1.
+    layer, open, reused, unread (of these), share (%), read_share (%, without those unread), of all layers together
+    where layer is −1.
     """
     require_generator(run)
     kept, rows = rebuilt(run), list[tuple[int, ...]]()
@@ -34,7 +40,10 @@ def of_run(run: Run) -> Tables:
             parameters = sum(p.numel() for p in generator.parameters())
             size = task, parameters, held["generator"], held["masks"], first * (task + 1)
             rows.append((*size, entries, reserved, entries - reserved))
-        reuse = pd.DataFrame(reused(generator), columns=["task", "layer", "open", "reused", "share"])
+        reuse = pd.DataFrame(
+            reused(generator, [run.new_classes(task) for task in range(run.tasks)]),
+            columns=["task", "layer", "open", "reused", "unread", "share", "read_share"],
+        )
     columns = ["task", "parameters", "generator_bytes", "mask_bytes", "linear_bytes", "entries", "reserved", "free"]
     return {"capacity": pd.DataFrame(rows, columns=columns), "reuse": reuse}
 
@@ -42,14 +51,14 @@ def of_run(run: Run) -> Tables:
 def require_generator(run: Run) -> None:
     """Raises NotOfThisRunError for a method that keeps no generator."""
     if not (run.ledger["kind"] == "generator").any():
-        raise NotOfThisRunError(f"{run.cell['name']} keeps no generator")
+        raise NotOfThisRunError(f"{run.cell['name']} keeps no generator", "--methods dgm")
 
 
 def generator_of(learner: Method) -> MaskedGenerator:
     """Raises NotOfThisRunError."""
     generator = getattr(learner, "generator", None)
     if not isinstance(generator, MaskedGenerator):
-        raise NotOfThisRunError(f"{learner.card.name} keeps no generator under masks")
+        raise NotOfThisRunError(f"{learner.card.name} keeps no generator under masks", "--methods dgm")
     return generator
 
 
@@ -59,19 +68,26 @@ def bytes_of(run: Run, task: int, kind: str) -> int:
     return int(mine["published_bytes"].sum())
 
 
-def reused(generator: MaskedGenerator) -> list[tuple[int, int, int, int, float]]:
-    """task, layer, open entries, those of them that an earlier task had reserved, their share in %."""
+def reused(generator: MaskedGenerator, classes: Sequence[range]) -> list[tuple[int, int, int, int, int, float, float]]:
+    """task, layer, open entries, those of them that an earlier task had reserved, those of these that are never read,
+    the share of the second in %, and that without those unread. `classes`: arrival numbers of each task's own.
+    """
     taken = [torch.zeros_like(layer) for layer in generator.reserved]
     rows = []
     for task, masks in enumerate(generator.masks):
         counts = []
-        for mask, before in zip(masks, taken, strict=True):
+        for layer, (mask, before) in enumerate(zip(masks, taken, strict=True)):
             corner = before[: mask.shape[0], : mask.shape[1]]
-            counts.append((int(mask.sum()), int((mask & corner).sum())))
+            again = mask & corner
+            unread = 0
+            if layer == 0 and generator.variant == "dgmw":
+                unread = int(again[[number for own in classes if own != classes[task] for number in own]].sum())
+            counts.append((int(mask.sum()), int(again.sum()), unread))
             corner |= mask
-        every = sum(n for n, _ in counts), sum(n for _, n in counts)
-        rows += [(task, layer, n, old, 100 * old / max(n, 1)) for layer, (n, old) in enumerate([*counts, every])]
-        rows[-1] = (task, -1, *rows[-1][2:])
+        every = sum(n for n, *_ in counts), sum(n for _, n, _ in counts), sum(n for *_, n in counts)
+        for layer, (n, old, unread) in [*enumerate(counts), (-1, every)]:
+            read = 100 * (old - unread) / max(n - unread, 1)
+            rows.append((task, layer, n, old, unread, 100 * old / max(n, 1), read))
     return rows
 
 
@@ -82,7 +98,10 @@ def drawings(found: Found) -> list[Drawing]:
     sizes = _long(table, {"generator_bytes": "generator", "mask_bytes": "masks", "linear_bytes": "linear growth"})
     sizes = sizes.assign(value=sizes["value"] / 1024)
     entries = _long(table, {"reserved": "reserved", "free": "free"})
-    reuse = found.means("reuse", ["task", "layer"], "share")
+    named = {"share": "All open entries", "read_share": "Those that are read"}
+    means = {what: found.means("reuse", ["task", "layer"], column) for column, what in named.items()}
+    means = {what: part.set_axis([*part.columns[:3], *_PERCENT], axis=1) for what, part in means.items()}
+    reuse = pd.concat([part.assign(what=what) for what, part in means.items()])
     reuse = reuse[(reuse["layer"] == -1) & (reuse["task"] > 0)]
     reuse = reuse.assign(task=reuse["task"] + 1)
     styles = found.group.styles
@@ -90,19 +109,25 @@ def drawings(found: Found) -> list[Drawing]:
         found.drawing(
             "bytes",
             "Bytes of the generator and of its masks after each task, beside one of the first task's size a task",
-            partial(plots.by_level, sizes, "task", "value", "what", ("Tasks learned", "KiB", "")),
+            partial(plots.by_level, sizes, "task", "value", "what", ("Tasks learned", "KiB", ""), from_zero=True),
             "capacity",
         ),
         found.drawing(
             "capacity",
-            "Entries of the masks that tasks have reserved, and those that are free for later ones, after each task",
-            partial(plots.by_level, entries, "task", "value", "what", ("Tasks learned", "Mask entries", "")),
+            "Entries of the masks that tasks have reserved, and those that are free, after each task and the growth "
+            "that follows it; nothing grows after the last",
+            partial(
+                plots.by_level, entries, "task", "value", "what", ("Tasks learned", "Mask entries", ""), from_zero=True
+            ),
             "capacity",
         ),
         found.drawing(
             "reuse",
-            "Share of a task's open mask entries that earlier tasks had reserved",
-            partial(plots.by_method, reuse, "task", "share", ("Task", "Reused (%)"), styles, limits=(0, 103)),
+            "Share of a task's open mask entries that earlier tasks had reserved; of all, and without those of the "
+            "code of other tasks' classes, which are never read",
+            partial(
+                plots.by_method, reuse, "task", "percent", ("Task", "Reused (%)"), styles, panel="what", limits=(0, 103)
+            ),
             "reuse",
         ),
     ]

@@ -4,6 +4,7 @@ CIM (Luo 2023, arXiv 2303.14042) keeps more exemplars of a class whose objects a
 image's area, in the units of two pixels in which boxes are kept. The gain is at equal bytes, seed and class order.
 """
 
+from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
@@ -19,6 +20,7 @@ from cilbench.reports.figures.layout import budgets_of
 from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
 
+GAIN = "Average accuracy gained over the base at equal bytes, a marker a run of the same seed and order"
 COUNTS, BOXES = "labels/images_per_class", "boxes/exemplars"
 
 
@@ -27,7 +29,7 @@ def of_run(run: Run) -> Tables:
     task, tau, exemplars (a class), box_share (mean over exemplars, %).
     """
     if not (run.ledger["kind"] == "boxes").any():
-        raise NotOfThisRunError(f"{run.cell['name']} keeps no boxes")
+        raise NotOfThisRunError(f"{run.cell['name']} keeps no boxes", "--methods icarl,icarl+cim")
     kept = rebuilt(run, last=True)
     scenario, tau = kept.spec.scenario, getattr(kept.spec.method.configs.get("cim"), "tau", float("nan"))
     cells = np.prod([(side + 1) // 2 for side in scenario.image_shape[1:]])
@@ -80,14 +82,15 @@ def drawings(found: Found) -> list[Drawing]:
     table = found.close_up("classes")
     last = table[table["task"] == table.groupby("run")["task"].transform("max")]
     styles, phases = found.group.styles, found.close_up("phases")
+    shown = {"box_share": "Mean box share (%)", "exemplars": "Exemplars a class", "tau": "Threshold τ"}
     long = phases.assign(task=phases["task"] + 1).melt(
-        id_vars=["name", "task"], value_vars=["box_share", "exemplars"], var_name="what"
+        id_vars=["name", "task"], value_vars=list(shown), var_name="what"
     )
-    long = long.assign(what=long["what"].map({"box_share": "Box share (%)", "exemplars": "Exemplars a class"}))
+    long = long.dropna(subset="value").assign(what=lambda frame: frame["what"].map(shown))
     labels = ("Mean box share (%)", "Exemplars of a class")
     scatter = partial(plots.points, last, "box_share", "exemplars", labels, styles)
     over = partial(
-        plots.by_method, long, "task", "value", ("Tasks learned", "%, or images"), styles, panel="what", share_y=False
+        plots.by_method, long, "task", "value", ("Tasks learned", ""), styles, panel="what", share_y=False, least=0
     )
     made = [
         found.drawing(
@@ -97,7 +100,7 @@ def drawings(found: Found) -> list[Drawing]:
             "classes",
         ),
         found.drawing(
-            "phases", "Mean share of the boxes, and exemplars a class, after each task that was kept", over, "phases"
+            "phases", "Mean share of the boxes, exemplars a class and τ after each task that was kept", over, "phases"
         ),
     ]
     if "gains" in found.tables:
@@ -105,9 +108,23 @@ def drawings(found: Found) -> list[Drawing]:
         gains = gains.assign(budget=[budget_text(size, known.get(size)) for size in gains["budget_bytes"]])
         axis = ("Budget", "Gain over the base (points)")
         gained = partial(plots.points, gains, "budget", "avg_gain", axis, styles, zero=True)
-        about = "Average accuracy gained over the base at equal bytes, a marker a run of the same seed and order"
-        made.append(found.drawing("gains", about, gained))
+        made.append(found.drawing("gains", GAIN, gained))
     return made
+
+
+def across(several: Sequence[Found]) -> list[Drawing]:
+    """Gain over the resolution of the images, where the runs have several."""
+    tables = [found.tables["gains"] for found in several if "gains" in found.tables]
+    sides = [int(shape.rpartition("×")[2]) for table in tables for shape in table["image_shape"]]
+    if len(set(sides)) < 2:
+        return []
+    gains = pd.concat(tables).assign(pixels=sides).sort_values("pixels", kind="stable")
+    gains = gains.assign(side=[f"{pixels} px" for pixels in gains["pixels"]])
+    styles = {name: style for found in several for name, style in found.group.styles.items()}
+    axis = ("Side of the images", "Gain over the base (points)")
+    make = partial(plots.points, gains, "side", "avg_gain", axis, styles, zero=True)
+    about = f"{GAIN}, by resolution. Data, budgets and networks are each resolution's own: objects-gains.csv."
+    return [Drawing("objects-resolutions", about, make)]
 
 
 ANALYSIS = Analysis(
@@ -119,4 +136,5 @@ ANALYSIS = Analysis(
     of_run=of_run,
     drawings=drawings,
     together=together,
+    across=across,
 )

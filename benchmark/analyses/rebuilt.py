@@ -52,5 +52,6 @@ def network(learner: Method) -> IncrementalNet:
     """The network of a learner that has one with blocks, for evaluation. Raises NotOfThisRunError."""
     net = getattr(learner, "net", None)
     if not isinstance(net, IncrementalNet) or not net.branches:
-        raise NotOfThisRunError(f"{learner.card.name} has no backbone of blocks that stays from task to task")
+        lacks = f"{learner.card.name} has no backbone of blocks that stays from task to task"
+        raise NotOfThisRunError(lacks, "--methods icarl,memo --keep all")
     return net.eval()

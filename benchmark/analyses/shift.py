@@ -22,7 +22,7 @@ def of_run(run: Run) -> Tables:
     """`blocks`: task, block, depth (1 for the first block), parameters, shift; from the second task on."""
     kept = rebuilt(run)
     if run.tasks < 2:
-        raise NotOfThisRunError("one task alone moves nothing")
+        raise NotOfThisRunError("one task alone moves nothing", "--inc N")
     rows, before = [], dict[str, torch.Tensor]()
     with kept.as_it_was():
         for task, learner in learners(kept):

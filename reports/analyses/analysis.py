@@ -26,7 +26,10 @@ class NotRecordedError(ValueError):
 
 
 class NotOfThisRunError(ValueError):
-    """A run of a method that has no such thing. The message is one line."""
+    """A run that has no such thing. The message is one line and names the option that makes one that has."""
+
+    def __init__(self, lacks: str, option: str) -> None:
+        super().__init__(f"{lacks}; `cilbench run {option}` makes a run that can be analysed so")
 
 
 class UnusableError(ValueError):
@@ -114,13 +117,17 @@ def _same(tables: Tables, group: Group) -> Tables:
     return tables
 
 
+def _none(found: Sequence[Found]) -> list[Drawing]:
+    return []
+
+
 @dataclass(frozen=True)
 class Analysis:
     """`name` is what `--what` takes; `about`: what is computed and who looked at it first, for the page.
 
     `of_run` makes the tables of one run (columns that begin with _ are for figures alone and are not written). It may
     raise NotRecordedError or NotOfThisRunError. `together` may add tables over all runs of a group; `drawings` makes
-    figures of what was found, or none.
+    figures of what was found, or none; `across` those over several groups, which differ in data or protocol.
     """
 
     name: str
@@ -129,3 +136,4 @@ class Analysis:
     of_run: Callable[[Run], Tables]
     drawings: Callable[[Found], list[Drawing]]
     together: Callable[[Tables, Group], Tables] = field(default=_same)
+    across: Callable[[Sequence[Found]], list[Drawing]] = field(default=_none)

@@ -15,7 +15,8 @@ def of_run(run: Run) -> Tables:
     table = epochs(run, PREFIX).rename(columns={"key": "block", "value": "norm"})
     if table.empty:
         if run.cell["method"].startswith("dgm"):
-            raise NotOfThisRunError(f"{run.cell['name']} has no backbone of blocks that stays from task to task")
+            lacks = f"{run.cell['name']} has no backbone of blocks that stays from task to task"
+            raise NotOfThisRunError(lacks, "--methods icarl,memo --record gradients")
         raise NotRecordedError("gradients of the blocks were not logged", "--record gradients")
     return {"epochs": table}
 
@@ -23,6 +24,7 @@ def of_run(run: Run) -> Tables:
 def drawings(found: Found) -> list[Drawing]:
     """Over all epochs, a line a block; and the mean of every block, a line a method."""
     table = found.close_up("epochs")
+    table = table.assign(at=table["at"] + 1)
     labels = ("Epoch, of all tasks", "Gradient norm", "")
     curves = partial(plots.by_level, table, "at", "norm", "block", labels, log=True, breaks="task")
     means = found.means("epochs", ["block"], "norm")

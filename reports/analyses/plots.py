@@ -19,8 +19,18 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from cilbench.reports.comparability import parts
-from cilbench.reports.figures.layout import bands, finish, handles_of, left_panels, lines, name_panel, panel_grid
-from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style
+from cilbench.reports.figures.layout import (
+    SMALL,
+    bands,
+    finish,
+    fitted,
+    handles_of,
+    left_panels,
+    lines,
+    name_panel,
+    panel_grid,
+)
+from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, Style, paper_style
 
 _MOST_TICKS = 8
 _EDGE = 1  # pixels between two images
@@ -49,6 +59,7 @@ def by_method(
     log: bool = False,
     share_y: bool = True,
     limits: tuple[float, float] | None = None,
+    least: float | None = None,
     diagonal: bool = False,
 ) -> Figure:
     """A line a method (`name`), with a band from `y`_low to `y`_high where there are several runs; one panel, or one
@@ -79,6 +90,8 @@ def by_method(
         if limits is not None:
             for axes in panels:
                 axes.set_ylim(*limits)
+        for axes in panels if least is not None else []:
+            axes.set_ylim(bottom=least)
         finish(figure, handles_of(means["name"], styles), place)
     return figure
 
@@ -93,6 +106,7 @@ def by_level(
     *,
     log: bool = False,
     breaks: str = "",
+    from_zero: bool = False,
 ) -> Figure:
     """A panel a method (`name`), a line for each value of `level`, coloured from the first to the last. `breaks` is a
     column whose changes are faint lines across.
@@ -112,6 +126,8 @@ def by_level(
                     axes.axvline(at, color=FAINT, linewidth=0.4, alpha=0.6, zorder=0)
             if log:
                 _logarithmic(axes)
+            if from_zero:
+                axes.set_ylim(bottom=0)
             name_panel(axes, name)
             axes.set_xlabel(labels[0])
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
@@ -139,7 +155,8 @@ def matrices(
     low, high = limits or (float(known.min()), float(known.max()))
     norm = LogNorm(low, high) if log else Normalize(low, high)
     with paper_style([title for title, _ in shown]):
-        figure, panels, place = panel_grid(len(shown), paper_columns, 2.1 if paper_columns == 2 else 1.9)
+        height = 1.75 if square and len(shown) > 3 else 2.1
+        figure, panels, place = panel_grid(len(shown), paper_columns, height if paper_columns == 2 else 1.9)
         for axes, (title, frame) in zip(panels, shown, strict=True):
             small = frame.shape[1] <= 6 and frame.shape[0] <= 12
             sns.heatmap(
@@ -149,8 +166,8 @@ def matrices(
                 cbar=False,
                 square=square,
                 rasterized=True,
-                annot=numbers and small,
-                fmt=".2f" if high <= 1 else ".0f",
+                annot=frame.map(_short if high <= 1 else "{:.0f}".format) if numbers and small else None,
+                fmt="",
                 annot_kws={"size": 5},
                 ax=axes,
             )
@@ -162,6 +179,8 @@ def matrices(
                     texts = [str(v) for v in (frame.columns if axis is axes.xaxis else frame.index)]
                     step = math.ceil(size / _MOST_TICKS)
                     axis.set_ticks([n + 0.5 for n in range(0, size, step)], texts[::step])
+            if frame.columns.dtype.kind not in "iu" and frame.shape[1] > 4:
+                axes.tick_params(axis="x", rotation=90)
             axes.spines[:].set_visible(True)
             name_panel(axes, title)
         for axes in left_panels(panels):
@@ -211,12 +230,34 @@ def points(
     return figure
 
 
+def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Figure:
+    """A bar a row, from the first down: `label`, `value`, `relation`. Its number stands beside it; bounds (`at most`,
+    `more than`) are paler, with their sign.
+    """
+    signs = {"equal": "", "at most": "≤ ", "more than": "> "}
+    with paper_style(table["label"]):
+        figure, (axes,), _ = panel_grid(1, paper_columns, 0.6 + 0.2 * len(table))
+        for row, (value, relation) in enumerate(zip(table["value"], table["relation"], strict=True)):
+            axes.barh(row, value, height=0.65, color=STRESS, alpha=1 if relation == "equal" else 0.45)
+            text, place = f"{signs[relation]}{value:.3g}", {"textcoords": "offset points", "va": "center"}
+            axes.annotate(text, (value, row), (3, 0), fontsize=SMALL, **place)
+        axes.set_yticks(range(len(table)), [fitted(figure, label, room_inches=1.9) for label in table["label"]])
+        axes.set_ylim(len(table) - 0.4, -0.6)
+        axes.margins(x=0.12)
+        axes.set(xlabel=label, ylabel="")
+        axes.grid(visible=False, axis="y")
+        finish(figure, [])
+    return figure
+
+
 def image_rows(
     rows: Sequence[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]],
     titles: tuple[str, str],
     paper_columns: PaperColumns = 2,
 ) -> Figure:
-    """Two grids side by side, a row for each (label, left images, right images), uint8 [N, C, H, W]."""
+    """Two grids side by side, a row for each (label, left images, right images), uint8 [N, C, H, W]. The label stands
+    left of the first.
+    """
     with paper_style(label for label, *_ in rows):
         figure, panels, _ = panel_grid(2, paper_columns, 0.35 + 0.38 * len(rows), columns=2)
         for side, (axes, title) in enumerate(zip(panels, titles, strict=True)):
@@ -232,7 +273,8 @@ def image_rows(
                     )
                     canvas[at] = pixels
             axes.imshow(canvas[:-_EDGE, :-_EDGE], interpolation="nearest", aspect="equal")
-            axes.set_yticks([(row + 0.5) * height - 1 for row in range(len(rows))], [label for label, *_ in rows])
+            at_rows = [(row + 0.5) * height - 1 for row in range(len(rows))]
+            axes.set_yticks(at_rows, [label if side == 0 else "" for label, *_ in rows])
             axes.set_xticks([])
             axes.grid(visible=False)
             axes.tick_params(length=0)
@@ -240,6 +282,11 @@ def image_rows(
             axes.set_title(title)
         finish(figure, [])
     return figure
+
+
+def _short(value: float) -> str:
+    """Of a share: .94, 1."""
+    return f"{value:.2f}".replace("0.", ".", 1).replace("1.00", "1") if math.isfinite(value) else ""
 
 
 def _plain(value: float, _: object = None) -> str:

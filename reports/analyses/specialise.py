@@ -24,7 +24,7 @@ def of_run(run: Run) -> Tables:
     last (%, published head).
     """
     if run.cell["method"] != "memo":
-        raise NotOfThisRunError(f"{run.cell['name']} is not MEMO")
+        raise NotOfThisRunError(f"{run.cell['name']} is not MEMO", "--methods memo --set memo.specialise_from=1")
     stage = json.loads(run.cell["config"]).get("memo", {}).get("specialise_from")
     tests = run.tests[run.tests["head"] == run.cell["head"]]
     hits = (tests["top1"] * tests["images"]).groupby(tests["task"]).sum()

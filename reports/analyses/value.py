@@ -30,7 +30,7 @@ MEASURES = ("avg", "last")
 def of_run(run: Run) -> Tables:
     """`runs`: avg, last (%, published head), and KiB of each kind after the last task, as they are charged."""
     if not run.cell["competes"]:
-        raise NotOfThisRunError(f"{run.cell['name']} does not compete")
+        raise NotOfThisRunError(f"{run.cell['name']} does not compete", "--methods icarl")
     tests = run.tests[run.tests["head"] == run.cell["head"]]
     hits = (tests["top1"] * tests["images"]).groupby(tests["task"]).sum()
     stages = (hits / tests.groupby("task")["images"].sum()).sort_index()
@@ -46,7 +46,7 @@ def together(tables: Tables, group: Group) -> Tables:
     runs = tables["runs"]
     steps = pd.DataFrame(list(_steps(runs)))
     if steps.empty:
-        raise NotOfThisRunError("no method ran at two budgets with the same seed and class order")
+        raise NotOfThisRunError("no method ran at two budgets with the same seed and class order", "--budget A,B")
     return {**tables, "steps": steps, "methods": by_method(steps), "kinds": by_kind(steps)}
 
 

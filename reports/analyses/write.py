@@ -166,7 +166,10 @@ def _write(
     """Everything but provenance.json."""
     (stage / "figures").mkdir()
     stamp = "; ".join(f"{key}: {value}" for key, value in how.items())
-    wanted = [[d for found in item.found for d in item.analysis.drawings(found)] for item in made]
+    wanted = [
+        [*(d for found in item.found for d in item.analysis.drawings(found)), *item.analysis.across(item.found)]
+        for item in made
+    ]
     drawn = draw([drawing for drawings in wanted for drawing in drawings], stage / "figures", stamp)
     sections, captions = [], ["# Figures", ""]
     for item, drawings in zip(made, wanted, strict=True):

@@ -26,7 +26,8 @@ def changes_of_cells(changes: pd.DataFrame, paper_columns: PaperColumns = 2) -> 
         for item in cells
     ]
     with paper_style(labels):
-        figure, panels, _ = panel_grid(2, paper_columns, 0.16 * len(cells) + 0.6, columns=2, sharey=True)
+        height = 0.16 * len(cells) + 0.6
+        figure, panels, _ = panel_grid(2, paper_columns, height, columns=paper_columns, sharey=True)
         for axes, (measure, title) in zip(panels, ACCURACIES.items(), strict=True):
             for row, item in enumerate(shown[shown["measure"] == measure].to_dict("records")):
                 beyond = item["verdict"].startswith(("moved", "beyond"))

@@ -14,6 +14,8 @@ import torch
 from nursery import nursery
 from safetensors.torch import load_file
 
+from cilbench.analyses import ANALYSES
+
 DIGITS = ("--dataset", "digits", "--recipe", "smoke", "--budget", "44KiB", "--device", "cpu", "--precision", "fp32")
 
 
@@ -82,7 +84,39 @@ def test_what_was_not_kept_is_asked_for_in_one_line_and_nothing_is_written(runs:
 
 def test_a_method_without_what_is_asked_for_says_so(runs: Path, tmp_path: Path) -> None:
     code, said = analysed(of(runs, "dgm"), "--what", "cka", "--out", "out", at=tmp_path)
-    assert (code, said) == (2, ["cilbench: --what cka: DGM has no backbone of blocks that stays from task to task"])
+    lacks, option = "DGM has no backbone of blocks that stays from task to task", "--methods icarl,memo --keep all"
+    line = f"cilbench: --what cka: {lacks}; `cilbench run {option}` makes a run that can be analysed so"
+    assert (code, said) == (2, [line])
+
+
+LACKS = {
+    "gradients": "--record gradients",
+    "shift": "--keep all",
+    "cka": "--keep all",
+    "specialise": "--methods memo --set memo.specialise_from=1",
+    "growth": "--methods dgm",
+    "masks": "--methods dgm --record masks",
+    "storage": "--methods dgm",
+    "grids": "--methods dgm",
+    "objects": "--methods icarl,icarl+cim",
+    "forgotten": "--fresh",
+    "calibration": "--keep all",
+    "value": "--budget A,B",
+}
+
+
+def test_every_analysis_says_in_one_line_what_to_record(runs: Path, tmp_path: Path) -> None:
+    folder = shutil.copytree(of(runs, "icarl"), tmp_path / of(runs, "icarl").name)
+    (folder / "predictions.npz").unlink()
+    for task in range(4):  # what --keep last leaves
+        (folder / "tasks" / str(task) / "state.safetensors").unlink()
+    assert set(LACKS) == set(ANALYSES)
+    for name, option in LACKS.items():
+        code, said = analysed(folder, "--what", name, "--out", "out", at=tmp_path)
+        assert (code, len(said)) == (2, 1), said
+        assert said[0].startswith(f"cilbench: --what {name}: ")
+        assert f"; `cilbench run {option}` " in said[0]
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_name_that_is_none_lists_those_there_are(runs: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from cilbench.analyses.calibration import binned, expected_error
 from cilbench.analyses.growth import reused
-from cilbench.analyses.storage import crossing
+from cilbench.analyses.storage import reaching
 from cilbench.methods.dgm.generator import MaskedGenerator, dcgan
 from cilbench.methods.dgm.masks import histogram
 from cilbench.methods.networks.backbones import build_shared, split_general
@@ -30,9 +30,24 @@ def test_reuse_counts_open_entries_that_an_earlier_task_had_reserved() -> None:
     for mask in (first, second):
         generator.add_task([3])
         generator.keep([mask.bool().view(1, 3, 1, 1)])
-    rows = {(task, layer): rest for task, layer, *rest in reused(generator)}
-    assert rows[(0, 0)] == rows[(0, -1)] == [2, 0, 0.0]
-    assert rows[(1, 0)] == rows[(1, -1)] == [2, 1, 50.0]
+    rows = {(task, layer): rest for task, layer, *rest in reused(generator, [range(1), range(1, 2)])}
+    assert rows[(0, 0)] == rows[(0, -1)] == [2, 0, 0, 0.0, 0.0]
+    assert rows[(1, 0)] == rows[(1, -1)] == [2, 1, 0, 50.0, 50.0]
+
+
+def test_entries_of_the_code_of_other_tasks_classes_are_never_read() -> None:
+    """z has the codes of classes 0 and 1 and two entries of noise; the second task has class 1."""
+    generator = MaskedGenerator(dcgan(8), 4, [1], 1, "dgmw", "cpu")
+    shape = generator.reserved[0].shape
+    kernel = shape[2] * shape[3]
+    for rows_open in ([0, 2], [0, 1, 2, 3]):
+        mask = torch.zeros(shape, dtype=torch.bool)
+        mask[rows_open] = True
+        generator.add_task([1])
+        generator.keep([mask])
+    rows = {(task, layer): rest for task, layer, *rest in reused(generator, [range(1), range(1, 2)])}
+    assert rows[(0, 0)] == [2 * kernel, 0, 0, 0.0, 0.0]
+    assert rows[(1, 0)] == [4 * kernel, 2 * kernel, kernel, 50.0, pytest.approx(100 / 3)]
 
 
 def test_the_histogram_of_mask_values_is_of_shares_in_tenths() -> None:
@@ -40,12 +55,14 @@ def test_the_histogram_of_mask_values_is_of_shares_in_tenths() -> None:
     assert [shares[f"mask_{number}"] for number in range(10)] == [0.25, 0, 0, 0, 0, 0.25, 0, 0, 0, 0.5]
 
 
-def test_bytes_at_equal_accuracy_lie_on_the_line_between_two_budgets_or_are_not_known() -> None:
-    line = [(100.0, 50.0), (200.0, 60.0), (400.0, 60.0)]
-    assert crossing(line, 55.0) == 150
-    assert crossing(line, 50.0) == 100
-    assert math.isnan(crossing(line, 49.0))
-    assert math.isnan(crossing(line, 61.0))
+def test_bytes_at_equal_accuracy_lie_on_the_line_between_two_budgets_or_are_bounds() -> None:
+    sizes, accuracies = np.array([[100.0, 10.0], [200.0, 60.0], [400.0, 80.0]]), np.array([50.0, 60.0, 60.0])
+    assert reaching(sizes, accuracies, 55.0) == ("equal", 150, 35)
+    assert reaching(sizes, accuracies, 50.0) == ("equal", 100, 10)
+    assert reaching(sizes, accuracies, 49.0) == ("at most", 100, 10)
+    assert reaching(sizes, accuracies, 61.0) == ("more than", 400, 80)
+    fallen = np.array([60.0, 50.0, 65.0])  # the first budget was enough, whatever a later one did
+    assert reaching(sizes, fallen, 55.0) == ("at most", 100, 10)
 
 
 def steps() -> pd.DataFrame:
