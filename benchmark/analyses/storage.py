@@ -80,12 +80,14 @@ def reaching(
     """
     above = np.flatnonzero(accuracy_N >= accuracy)
     if not len(above):
-        return ("more than", *map(float, sizes_N2[-1]))
-    at = above[0]
-    if at == 0:
-        return ("equal" if accuracy_N[0] == accuracy else "at most", *map(float, sizes_N2[0]))
-    share = (accuracy - accuracy_N[at - 1]) / (accuracy_N[at] - accuracy_N[at - 1])
-    return ("equal", *map(float, sizes_N2[at - 1] + share * (sizes_N2[at] - sizes_N2[at - 1])))
+        relation, sizes_2 = "more than", sizes_N2[-1]
+    elif above[0] == 0:
+        relation, sizes_2 = "equal" if accuracy_N[0] == accuracy else "at most", sizes_N2[0]
+    else:
+        at = above[0]
+        share = (accuracy - accuracy_N[at - 1]) / (accuracy_N[at] - accuracy_N[at - 1])
+        relation, sizes_2 = "equal", sizes_N2[at - 1] + share * (sizes_N2[at] - sizes_N2[at - 1])
+    return relation, float(sizes_2[0]), float(sizes_2[1])
 
 
 def drawings(found: Found) -> list[Drawing]:

@@ -239,8 +239,8 @@ def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Fi
         figure, (axes,), _ = panel_grid(1, paper_columns, 0.6 + 0.2 * len(table))
         for row, (value, relation) in enumerate(zip(table["value"], table["relation"], strict=True)):
             axes.barh(row, value, height=0.65, color=STRESS, alpha=1 if relation == "equal" else 0.45)
-            text, place = f"{signs[relation]}{value:.3g}", {"textcoords": "offset points", "va": "center"}
-            axes.annotate(text, (value, row), (3, 0), fontsize=SMALL, **place)
+            text = f"{signs[relation]}{value:.3g}"
+            axes.annotate(text, (value, row), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
         axes.set_yticks(range(len(table)), [fitted(figure, label, room_inches=1.9) for label in table["label"]])
         axes.set_ylim(len(table) - 0.4, -0.6)
         axes.margins(x=0.12)
