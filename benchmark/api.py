@@ -143,6 +143,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         "published_bytes": None,
         "strict_bytes": None,
         "split": spec.split,
+        "weights": spec.weights and spec.weights.name,
         "status": "ok",
         "reason": None,
         "smallest_budget_bytes": None,

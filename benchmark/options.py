@@ -111,6 +111,18 @@ class RunOptions:
     backbone: str = option(
         "auto", "auto, or one network for every method that has a choice; timm:NAME is timm's.", TRAINING, "NAME"
     )
+    weights: str | None = option(
+        None,
+        "Pretrained weights of a backbone that stays frozen: a .safetensors FILE, or timm for those of timm:NAME.",
+        TRAINING,
+        "FILE",
+    )
+    weights_cost: str = option(
+        "charged",
+        "charged in full, or free: not charged, named by their SHA-256 in every table and figure.",
+        TRAINING,
+        "NAME",
+    )
     accounting: str = option("published", "What the budget binds: published or strict.", TRAINING, "NAME")
     storage: str = option(
         "fp32",

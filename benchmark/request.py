@@ -16,13 +16,22 @@ from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, format_bytes, parse_budget_mb, parse_bytes
 from cilbench.data import cache
 from cilbench.data.brought import local_name
+from cilbench.data.weights import Cost, check_weights, pretrained
 from cilbench.errors import RequestError
 from cilbench.methods import own
 from cilbench.methods.contract import Plan, Recording, Scenario
-from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
+from cilbench.methods.registry import (
+    BadSetting,
+    MethodSpec,
+    UnknownMethod,
+    components,
+    parse_setting,
+    resolve,
+)
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.numerics import MemoryFormat, Precision
 from cilbench.options import RunOptions
+from cilbench.records.weights import Weights
 from cilbench.scenario import make_scenario
 
 __all__ = ["RunOptions", "RunSpec", "check_feasible", "chosen_settings", "specs"]
@@ -79,7 +88,14 @@ class RunSpec:
             **({} if self.validation is None else {"validation": self.validation}),
             **self._arithmetic(),
             **({} if self.split is None else {"split": self.split}),
+            **({} if self.weights is None else {"weights": self.weights.model_dump()}),
         }
+
+    @cached_property
+    def weights(self) -> Weights | None:
+        """The pretrained weights of a frozen backbone, as the record names them."""
+        given = self.scenario.pretrained
+        return None if given is None else Weights(sha256=given.sha256, cost="charged" if given.charged else "free")
 
     def _arithmetic(self) -> dict[str, Any]:
         if self.train_flops is None:
@@ -100,6 +116,7 @@ class RunSpec:
         r = self.request
         method = r["method"].replace(":", "")  # no colon in a folder's name
         method += "" if self.split is None else f"-split{self.split:g}"
+        method += "" if self.weights is None else f"-weights-{self.weights.short}-{self.weights.cost}"
         start = f"{method}-{r['dataset']}-b{r['base']}i{r['inc']}-{r['budget_bytes']}B-s{r['seed']}-o{r['order']}"
         return f"{start}-{hashlib.sha256(canonical.encode()).hexdigest()[:10]}"
 
@@ -112,8 +129,9 @@ class RunSpec:
 
     @property
     def name(self) -> str:
-        """The method, and the share that its images get where that was asked for: `icarl split 0.4`."""
-        return self.method.name if self.split is None else f"{self.method.name} split {self.split:g}"
+        """The method, and what was asked for beside: `icarl split 0.4`, `fecam on free weights 1a2b3c4d`."""
+        split = "" if self.split is None else f" split {self.split:g}"
+        return f"{self.method.name}{split}" + (f" on {self.weights.name}" if self.weights else "")
 
     @property
     def title(self) -> str:
@@ -153,8 +171,12 @@ def specs(request: RunOptions) -> list[RunSpec]:
         fill=_one_of("--fill", request.fill, Fill),
     )
     orders, seeds = _seeds("--orders", request.orders), _seeds("--seeds", request.seeds)
+    cost: Cost = _one_of("--weights-cost", request.weights_cost, Cost)
+    if request.weights is None and cost != "charged":
+        raise RequestError(f"--weights-cost {cost}: there is nothing that it is the cost of; add --weights FILE")
+    given = None if request.weights is None else pretrained(request.weights, cost, request.backbone, data_dir)
     try:
-        scenarios = {order: make_scenario(card, base, inc, order, request.backbone) for order in orders}
+        scenarios = {order: make_scenario(card, base, inc, order, request.backbone, given) for order in orders}
     except ValueError as error:
         raise RequestError(str(error)) from None
     validation = None if request.validate is None else _share("--validate", request.validate)
@@ -164,6 +186,8 @@ def specs(request: RunOptions) -> list[RunSpec]:
             f"--storage int8-frozen: {', '.join(learning)} {'has' if len(learning) == 1 else 'have'} no branches that "
             "never learn again, as der, der+prune and memo have; int8 is for every method"
         )
+    if given is not None:
+        check_weights(str(request.weights), methods, next(iter(scenarios.values())))
     budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
     precision: Precision = _one_of("--precision", request.precision.replace("auto", "fp32"), Precision)
     return [

@@ -12,8 +12,9 @@ from torch import Tensor
 from cilbench.data.cards import DatasetCard
 from cilbench.data.download import Dataset, Images
 from cilbench.data.validation import NOT_IN_SPLIT
-from cilbench.methods.contract import Scenario, Task
+from cilbench.methods.contract import Pretrained, Scenario, Task
 from cilbench.methods.networks.backbones import BACKBONES, spec_of
+from cilbench.methods.networks.timm_models import normalisation
 from cilbench.methods.training.images import DiskImages
 from cilbench.methods.training.images import Images as Pixels
 
@@ -23,8 +24,12 @@ def class_order(classes: int, seed: int) -> tuple[int, ...]:
     return tuple(int(c) for c in np.random.RandomState(seed).permutation(classes))
 
 
-def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: str = "auto") -> Scenario:
-    """Base-`base` Inc-`inc` on a data set. Raises ValueError, one line that names the option and what is allowed."""
+def make_scenario(
+    card: DatasetCard, base: int, inc: int, order: int, backbone: str = "auto", pretrained: Pretrained | None = None
+) -> Scenario:
+    """Base-`base` Inc-`inc` on a data set. Pixels are normalised as the data set's, for pretrained networks of timm as
+    those want it. Raises ValueError, one line that names the option and what is allowed.
+    """
     rest = card.classes - base
     if base < 0 or rest < 1:
         raise ValueError(f"--base {base}: {card.name} has {card.classes} classes; allowed are 0 to {card.classes - 1}")
@@ -37,6 +42,10 @@ def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: 
         spec_of(card.family, backbone)
     elif backbone != "auto" and backbone not in members:
         raise ValueError(f"--backbone {backbone}: {card.name} takes auto, {', '.join(members)}, timm:NAME")
+    normalised = (card.mean, card.std)
+    if pretrained is not None and backbone.startswith("timm:"):
+        wanted = normalisation(backbone)
+        normalised = normalised if wanted is None or len(wanted[0]) != card.image_shape[0] else wanted
     return Scenario(
         dataset=card.name,
         image_shape=card.image_shape,
@@ -47,10 +56,11 @@ def make_scenario(card: DatasetCard, base: int, inc: int, order: int, backbone: 
         backbone=backbone,
         single_backbone=card.single_backbone,
         base_exemplars=card.base_exemplars,
-        mean=card.mean,
-        std=card.std,
+        mean=normalised[0],
+        std=normalised[1],
         augmentation=card.augmentation,
         train_images=card.train_images,
+        pretrained=pretrained,
     )
 
 

@@ -1,10 +1,11 @@
 """The linter of comparisons: nothing that differs in its conditions stands side by side without saying so.
 
 Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation, images: one name may
-stand for several data sets; split: test images, or held-out training images) are kept apart: each group has its own
-tables and figures. Within a group methods may be judged by different heads and keep different backbones, often by the
-protocol's own rule, and may have settings of their own (`--set`); tables mark such rows, figures and captions say it.
-`refuse` is the strict form: nothing may differ but what is allowed by name.
+stand for several data sets; split: test images, or held-out training images; weights: a frozen backbone that is not
+charged) are kept apart: each group has its own tables and figures. Within a group methods may be judged by different
+heads and keep different backbones, often by the protocol's own rule, and may have settings of their own (`--set`);
+tables mark such rows, figures and captions say it. `refuse` is the strict form: nothing may differ but what is allowed
+by name.
 """
 
 from collections import Counter
@@ -18,7 +19,18 @@ from cilbench.reports.wording import budget_text
 
 # What two numbers must share to be compared at all: nothing is averaged, ranked or drawn together across these.
 PROTOCOL = ["dataset", "base", "inc", "classes", "image_shape"]
-GROUP = [*PROTOCOL, "recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256", "validation"]
+GROUP = [
+    *PROTOCOL,
+    "recipe",
+    "accounting",
+    "precision",
+    "storage",
+    "fill",
+    "augmentation",
+    "data_sha256",
+    "validation",
+    "weights",
+]
 METHOD = [*GROUP, "method", "name", "competes"]
 REPETITION = ["seed", "order"]
 
@@ -33,6 +45,7 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "augmentation": ("augmentation",),
     "images": ("data_sha256",),
     "split": ("validation",),  # what accuracies are of: test images, or training images that were held out
+    "weights": ("weights",),  # of a frozen backbone that is not charged
     "backbone": ("backbone",),
     "head": ("head",),
     "settings": ("settings",),
@@ -54,12 +67,13 @@ PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023mem
     "precision": "fp32",
     "augmentation": "",
     "validation": "",
+    "weights": "",
     "requested_backbone": "auto",
     "order": 1993,
     "settings": "",
 }
 # How "" is called; "the data set's own" elsewhere. Runs of older releases do not record all.
-_NONE = {"settings": "the recipe's own", "split": "test images"} | dict.fromkeys(
+_NONE = {"settings": "the recipe's own", "split": "test images", "weights": "every backbone charged"} | dict.fromkeys(
     ("images", "plug-in", "isolation"), "not recorded"
 )
 

@@ -135,6 +135,11 @@ class Group:
         counts = self.cells["status"].value_counts().sort_index()
         return (
             ("protocol", f"Base-{self.group['base']} Inc-{self.group['inc']}, {self.cells['tasks'].max()} tasks"),
+            *(
+                (("free", f"the frozen backbone: SHA-256 {weights}, not charged"),)
+                if (weights := self.group["weights"])
+                else ()
+            ),
             ("recipe", str(self.group["recipe"])),
             ("accounting", str(self.group["accounting"])),
             ("precision", str(self.group["precision"])),
@@ -179,12 +184,11 @@ class _Slugs:
         self.used: set[str] = set()
 
     def of(self, group: Mapping[str, Any]) -> str:
-        usual = {"storage": "fp32", "fill": "published", "augmentation": "", "validation": ""}
+        usual = {"storage": "fp32", "fill": "published", "augmentation": "", "validation": "", "weights": ""}
+        prefixes = {"validation": "validation ", "weights": "free weights "}
         named: Iterable[str] = ("recipe", "accounting", "precision", *usual)
         conditions = "-".join(
-            f"{'validation ' * (column == 'validation')}{group[column]}"
-            for column in named
-            if group[column] != usual.get(column)
+            f"{prefixes.get(column, '')}{group[column]}" for column in named if group[column] != usual.get(column)
         )
         text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{conditions}"
         slug = wanted = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "group"

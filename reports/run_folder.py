@@ -42,7 +42,7 @@ CELL_COLUMNS = (
         "port",
     ),
     *("dataset", "base", "inc", "classes", "image_shape", "tasks"),
-    *("recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256", "validation"),
+    *("recipe", "accounting", "precision", "storage", "fill", "augmentation", "data_sha256", "validation", "weights"),
     *(
         "seed",
         "order",
@@ -121,6 +121,8 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
     texts = ("method", "dataset", "recipe", "accounting", "precision", "storage", "fill")
     numbers = ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
     environment = ("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit")
+    weights = request.weights  # free ones are the group's
+    of_weights = f" of {weights.name}" if weights and weights.cost == "charged" else ""
     return {
         "run": telling(record.id),
         "folder": folder,
@@ -133,9 +135,10 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "augmentation": _as_text(request.augmentation),
         "data_sha256": telling(str(record.environment.get("data_sha256") or ""))[:16],
         "validation": "" if request.validation is None else f"{100 * request.validation:g} % of the training images",
+        "weights": weights.sha256[:12] if weights and weights.cost == "free" else "",
         "budget_label": None if request.budget_label is None else clean(request.budget_label),
-        "requested_backbone": telling(request.backbone),
-        "backbone": clean(record.plan.backbone) if record.plan else "",
+        "requested_backbone": telling(request.backbone) + of_weights,
+        "backbone": clean(record.plan.backbone) + of_weights if record.plan else "",
         "growth_clipped": record.events.get("growth_clipped", 0),
         "planned_exemplars": record.plan.exemplars if record.plan else None,
         "config": json.dumps(request.config, sort_keys=True),
@@ -145,7 +148,8 @@ def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
         "split": f"{request.split:g}" if request.split else "",
         "head": telling(card.heads[0]),
         "class_names": names if len(names) == request.classes else (),
-        "name": telling(card.name).lstrip("_") or telling(card.key),  # a legend drops names that start with _
+        "name": (telling(card.name).lstrip("_") or telling(card.key))  # a legend drops names that start with _
+        + (f" ({weights.name})" if weights and weights.cost == "free" else ""),
         "key": telling(card.key),
         "title": clean(card.title, 300),
         "arxiv": clean(card.arxiv),

@@ -64,6 +64,7 @@ def conditions_text(group: Mapping[str, Any]) -> str:
         + (f", augmentation {group['augmentation']}" if group["augmentation"] else "")
         + (f", validation accuracies on held-out {group['validation']}" if group["validation"] else "")
         + (f", images {group['data_sha256'][:8]}" if group["data_sha256"] else "")
+        + (f", FREE frozen backbone (not charged, SHA-256 {group['weights']})" if group["weights"] else "")
     )
 
 

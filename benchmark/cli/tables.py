@@ -62,6 +62,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
         title = f"{protocol}; {r['budget']}"
         cells = {"method": r["method"] + ("" if r["split"] is None else f" split {r['split']:g}")}
+        cells["method"] += f" on {r['weights']}" if r["weights"] else ""
         if r["status"] == "refused":
             cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
         else:
@@ -161,6 +162,8 @@ def announce(asked: Sequence[RunSpec]) -> list[str]:
             f"validation: {100 * first.validation:g} % of each class's training images are held out and evaluated on;"
             " no test image is"
         )
+    if first.weights is not None:
+        lines.append(first.weights.text)
     if len(orders) > 1:
         lines.append(f"{len(asked)} runs; --orders are seeds, each of a class order of its own: {listed}")
     return lines + [f"budget {text}" for text in dict.fromkeys(spec.budget_text for spec in asked)]

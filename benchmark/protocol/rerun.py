@@ -99,6 +99,8 @@ class Recorded:
                 settings=tuple(_settings(r["config"])),
                 validate=str(r["validation"]) if "validation" in r else None,
                 split=str(r["split"]) if "split" in r else None,
+                weights=f"sha256:{r['weights']['sha256']}" if "weights" in r else None,
+                weights_cost=r["weights"]["cost"] if "weights" in r else "charged",
                 data_dir=data_dir,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:

@@ -47,6 +47,7 @@ def place(cell: CellRecord) -> Path:
     revision = str(made.get("plug_in") or made.get("cilbench") or "unknown")
     commit = str(made.get("git_commit") or "")[:8]
     protocol = f"{request.dataset}-b{request.base}i{request.inc}-{request.recipe}-{request.accounting}"
+    protocol += "" if request.weights is None else f"-weights-{request.weights.short}-{request.weights.cost}"
     parts = (request.method, "-".join(filter(None, [revision, commit])), protocol, cell.id)
     return Path(*(re.sub(r"[^A-Za-z0-9_.+=-]|^\.+", "_", part)[:200] or "_" for part in parts))
 

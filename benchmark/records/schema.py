@@ -35,6 +35,7 @@ from cilbench.records.files import (
     read_arrays,
     read_bytes,
 )
+from cilbench.records.weights import Weights
 
 FORMAT = 1
 
@@ -234,6 +235,7 @@ class Request(_Record):
     validation: Annotated[float, Field(gt=0, lt=1)] | None = None  # the share of training images evaluated on, if any
     budget_label: Annotated[str, AfterValidator(_number_text)] | None = None
     split: Annotated[float, Field(gt=0, lt=1)] | None = None  # the share of the budget that images get, where asked for
+    weights: Weights | None = None  # that `--weights` brought
     train_flops: Operations | None = None  # that bound the training
     epochs_share: Number = 1.0  # of the recipe's: what epochs were scaled by to stay within `train_flops`
 

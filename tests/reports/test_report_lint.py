@@ -34,6 +34,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "fill": {"fill": "adaptive"},
     "augmentation": {"augmentation": {"flip": True}},
     "split": {"validation": 0.1},
+    "weights": {"weights": {"sha256": "1a2b" * 16, "cost": "free"}},
 }
 
 
@@ -98,6 +99,20 @@ def test_a_backbone_that_changes_with_the_budget_is_said(tmp_path: Path) -> None
     cells = reports.read_runs([tmp_path]).cells
     said = ["Backbones differ from budget to budget: resnet14 at 48 KiB, resnet32 at 96 KiB"]
     assert lint.within(cells) == said
+
+
+def test_weights_that_are_charged_are_said_and_free_ones_named_in_every_caption(tmp_path: Path) -> None:
+    charged = {"sha256": "1a2b" * 16, "cost": "charged"}
+    runs = reports.read_runs([two_runs(tmp_path / "charged", weights=charged)])
+    assert len(list(lint.groups(runs.stages))) == 1
+    assert any("of charged weights 1a2b1a2b (MEMO)" in said for said in lint.within(runs.cells))
+    runs = reports.read_runs([two_runs(tmp_path / "free", weights=charged | {"cost": "free"})])
+    free = [group for group in groups_of(runs, None) if group.group["weights"]]
+    assert [set(group.frame["name"]) for group in free] == [{"MEMO (free weights 1a2b1a2b)"}]
+    said = "FREE frozen backbone (not charged, SHA-256 1a2b1a2b1a2b)"
+    assert said in memory.drawing(free[0]).caption
+    assert said in free[0].title
+    assert "free-weights-1a2b1a2b1a2b" in free[0].slug
 
 
 def test_runs_that_differ_in_nothing_pass(tmp_path: Path) -> None:
@@ -240,6 +255,7 @@ def test_strict_refuses_a_method_that_was_run_on_other_seeds(tmp_path: Path) -> 
         ("class order", {"order": 7}),
         ("accounting", {"accounting": "strict"}),
         ("validation", {"validation": 0.1}),
+        ("backbone", {"weights": {"sha256": "1a2b" * 16, "cost": "charged"}}),
         ("budgets", {"budget_label": None}),
     ],
 )

@@ -1,0 +1,29 @@
+"""Pretrained weights of a frozen backbone, as a record names them."""
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+
+class Weights(BaseModel):
+    """`free` ones are not charged, and never to be taken for any that are: every text says which these are."""
+
+    model_config = ConfigDict(frozen=True, extra="ignore")
+
+    sha256: Annotated[str, Field(pattern="^[0-9a-f]{64}$")]
+    cost: Literal["charged", "free"]
+
+    @property
+    def short(self) -> str:
+        return self.sha256[:8]
+
+    @property
+    def name(self) -> str:
+        """`free weights 1a2b3c4d`."""
+        return f"{self.cost} weights {self.short}"
+
+    @property
+    def text(self) -> str:
+        """A line of its own."""
+        how = "charged in full" if self.cost == "charged" else "FREE: not charged, identified by its public checksum"
+        return f"frozen pretrained backbone (SHA-256 {self.sha256[:12]}), {how}"
