@@ -120,7 +120,8 @@ def by_level(
             own = table[table["name"] == name]
             for (value,), line in parts(own, [level]):
                 marker = "o" if line[x].nunique() <= 12 else ""
-                axes.plot(line[x], line[y], color=colours[value], marker=marker, markersize=2.5, linewidth=1)
+                look: dict[str, Any] = {"marker": marker, "markersize": 2.5, "linewidth": 1, "clip_on": False}
+                axes.plot(line[x], line[y], color=colours[value], zorder=3, **look)
             if breaks:
                 for at in own.groupby(breaks)[x].min().iloc[1:]:
                     axes.axvline(at, color=FAINT, linewidth=0.4, alpha=0.6, zorder=0)
