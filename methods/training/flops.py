@@ -80,6 +80,11 @@ def dry() -> Iterator[None]:
         _DRY.reset(token)
 
 
+def is_dry() -> bool:
+    """Is what would be computed only counted?"""
+    return _DRY.get()
+
+
 @contextmanager
 def counting(first: Phase = "training") -> Iterator[FlopCount]:
     """Count what is computed in the block, as `first` where nothing else is said."""

@@ -22,7 +22,7 @@ from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.checkpoint import Resumable, Stateful
 from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.cudagraph import CudaGraphStep
-from cilbench.methods.training.flops import Repeated, counted_as
+from cilbench.methods.training.flops import Repeated, counted_as, is_dry
 from cilbench.methods.training.gradients import GradientNorms
 from cilbench.methods.training.images import Images, TaskDataImages, iter_batches
 from cilbench.methods.training.numerics import evaluation_batch, full_precision
@@ -110,7 +110,8 @@ def fit(
     ahead = _Ahead(task_data.images, transform, context.generator, compressor, schedule.batch_size)
     at, midway = int(going.numbers.get("epoch", 0)), going.tensors
     for epoch in range(at, schedule.epochs):
-        step.begin(lr := schedule.lr_at(epoch))
+        lr = schedule.lr_at(epoch)
+        step.begin(0.0 if is_dry() else lr)  # steps on black images would soon diverge
         started, first = time.perf_counter(), 0
         if midway:
             first, order = int(going.numbers["step"]), list(midway["order"].split(midway["sizes"].tolist()))

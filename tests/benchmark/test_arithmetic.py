@@ -20,8 +20,9 @@ from cilbench.scenario import stream
 NAMES = [name for name in METHODS if name != "gem"]
 
 
-def with_recipe(name, toy, recipe="0.05", **more):
-    return replace(toy_spec(name, toy, **more), method=resolve(name, recipe, OVERRIDES, {}), recipe=recipe)
+def with_recipe(name, toy, recipe="0.05", overrides=None, **more):
+    method = resolve(name, recipe, OVERRIDES | (overrides or {}), {})
+    return replace(toy_spec(name, toy, **more), method=method, recipe=recipe)
 
 
 def counted(spec, dataset):
@@ -42,6 +43,12 @@ def test_what_is_planned_is_what_a_run_counts(name, toy):
 def test_of_gem_but_for_the_projections_that_a_step_needs(toy):
     spec = with_recipe("gem", toy, "0.03")
     assert arithmetic(spec, spec.plan()).of(spec.method) == pytest.approx(counted(spec, toy), rel=0.02)
+
+
+@pytest.mark.parametrize("name", ["bic", "replay"])
+def test_counting_takes_no_step_that_could_diverge(name, toy):
+    usual, wild = (with_recipe(name, toy, "0.03", overrides={"lr": lr}) for lr in (0.1, 1e30))
+    assert arithmetic(wild, wild.plan()) == arithmetic(usual, usual.plan())
 
 
 @pytest.mark.parametrize("name", ["icarl+cim", "foster+cim"])
