@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import zipfile
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -104,6 +105,12 @@ def test_a_folder_is_not_imported_under_its_own_name(folder):
     done = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: import cilbench" in done.stderr
+
+
+def test_no_two_files_of_tests_have_one_name():
+    """pytest imports each by its name alone, and one of the two is not collected."""
+    names = Counter(path.name for path in (ROOT / "tests").rglob("*.py"))
+    assert [name for name, count in names.items() if count > 1] == []
 
 
 def test_help_is_quick_to_import():
