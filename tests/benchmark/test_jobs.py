@@ -62,7 +62,8 @@ def test_an_out_that_cannot_be(name, why, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
-LONG = ["--set", "icarl.first_epochs=9999", "--set", "icarl.max_steps=none"]
+ALONE = ["--jobs", "1", "--isolate"]  # the one child is the learner's: where runs go side by side there are workers too
+LONG = ["--methods", "icarl", "--seeds", "1,2,3", "--set", "icarl.first_epochs=9999", "--set", "icarl.max_steps=none"]
 
 
 @contextmanager
@@ -107,7 +108,7 @@ def living(pid: int) -> bool:
 
 @pytest.mark.parametrize(
     ("options", "processes", "number", "code"),
-    [(["--isolate"], 1, signal.SIGTERM, 143), (["--jobs", "2"], 2, signal.SIGINT, 130)],
+    [(ALONE, 1, signal.SIGTERM, 143), (["--jobs", "2"], 2, signal.SIGINT, 130)],
     ids=["isolated", "two jobs"],
 )
 def test_a_signal_to_the_command_alone_ends_its_children_too(tmp_path, options, processes, number, code):
@@ -133,7 +134,7 @@ def wait_until(condition, seconds=300):
 @pytest.mark.parametrize(
     ("options", "processes", "number", "code"),
     [
-        (["--isolate"], 1, signal.SIGINT, 130),
+        (ALONE, 1, signal.SIGINT, 130),
         (["--jobs", "2"], 2, signal.SIGTERM, 143),
         (["--jobs", "2", "--isolate"], 3, signal.SIGINT, 130),
     ],
@@ -142,7 +143,7 @@ def wait_until(condition, seconds=300):
 def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, options, processes, number, code):
     """As from a terminal or a job scheduler, while the children still import what they need."""
     with in_a_session(tmp_path, options, processes) as (process, _):
-        if "--isolate" in options:  # not the child that measures: one that learns
+        if "--isolate" in options:
             wait_until(lambda: list(tmp_path.glob("runs/icarl*.partial")) and len(spawned(process.pid)) >= processes)
         os.killpg(process.pid, number)
         assert process.wait(300) == code
@@ -180,7 +181,7 @@ def test_a_signal_after_the_last_run_is_done_has_nothing_to_stop(methods, code, 
 
 
 def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint(tmp_path):
-    with in_a_session(tmp_path, ["--isolate", "--methods", "icarl"], 1) as (process, (child,)):
+    with in_a_session(tmp_path, [*ALONE, "--seeds", "1"], 1) as (process, (child,)):
         os.kill(child, signal.SIGTERM)
         os.kill(child, signal.SIGTERM)
         assert process.wait(300) == 1
