@@ -2,6 +2,7 @@
 
 import itertools
 import random
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from test_conformance import EVERY, ignore, learn_all
 from toy import CPU, Silent, run, toy_spec
 
-from cilbench.methods.registry import components
+from cilbench.methods.registry import components, load_class
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Resumable
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.run import execute
@@ -32,8 +33,9 @@ class After:
 def several_epochs(name):
     """Settings that give a smoke run more than one epoch and phase."""
     base = components(name)[0]
-    fields = {"first_epochs", "epochs"} if base != "dgm" else {"epochs"}
-    more = {f"{base}.{field}": "12" if base == "dgm" else "3" for field in fields}  # dgm keeps whole epochs
+    epochs = {"first_epochs", "epochs"} & {field.name for field in fields(load_class(base).Config)}
+    # dgm keeps whole epochs; a frozen backbone learns in one task alone
+    more = {f"{base}.{field}": "12" if len(epochs) == 1 else "3" for field in epochs}
     return more | ({"foster.compression_epochs": "2"} if base == "foster" else {})
 
 
