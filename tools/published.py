@@ -28,10 +28,14 @@ METHODS = (
     "memo",
     "cim",
     "dgm",
+    "fetril",
+    "pass",
+    "acil",
+    "ds-al",
     "joint",
 )
 NAMES = {name: name for name in (*METHODS, "dgma")} | {"dgmw": "dgm"}
-UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc"})  # the same at every budget that holds them
+UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass"})  # the same at every budget that holds them
 ANY = "any"  # the budget of a number that has none
 
 # Kinds of experiments; where several have a configuration, ours is held against the first. The benchmark of 2000
