@@ -62,7 +62,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
         title = f"{protocol}; {r['budget']}"
         cells = {"method": r["method"] + ("" if r["split"] is None else f" split {r['split']:g}")}
-        cells["method"] += f" on {r['weights']}" if r["weights"] else ""
+        cells["method"] += f" on {r['weights']}" if r.get("weights") else ""
         if r["status"] == "refused":
             cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
         else:

@@ -4,8 +4,8 @@
     hf:NAME-or-PATH    of Hugging Face, on the hub or saved to disk, with a column of images and one of class labels
     torchvision:NAME   of torchvision, with images and labels, such as torchvision:FashionMNIST
 
-@S as `--size S` of `cilbench data import`. Files of a folder decide the name of its cache, by their names and sizes:
-other files are another data set, and equal ones have one name on every machine.
+@S as `--size S` of `cilbench data import`. Files of a folder decide the name of its cache, by their names and what is
+in them: other files are another data set, and equal ones have one name on every machine.
 """
 
 import hashlib
@@ -16,7 +16,9 @@ import logging
 import re
 import tempfile
 import zipfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from difflib import get_close_matches
 from pathlib import Path
@@ -27,6 +29,7 @@ from cilbench.data.cards import DatasetError, builtin_cards, unlike_its_twin
 from cilbench.data.folders import import_folder
 from cilbench.data.sources import open_source
 from cilbench.errors import printable
+from cilbench.machine_cache import recall, remember
 
 _LOG = logging.getLogger("cilbench")  # what an import says of the images
 _TEST_SPLITS = ("test", "validation", "valid", "val")
@@ -77,11 +80,37 @@ def _cache_name(kind: str, where: str, size: int | None) -> str:
 
 
 def _files_of(path: Path) -> list[tuple[str, int]]:
-    """Every file with its size, of a zip with its checksum. Raises DatasetError where there is neither."""
+    """Every file with its size and a checksum of all of them, of a zip each with its own. Raises DatasetError where
+    there is neither.
+    """
     if path.is_dir():
-        return sorted((p.relative_to(path).as_posix(), p.stat().st_size) for p in path.rglob("*") if p.is_file())
+        files = sorted(p for p in path.rglob("*") if p.is_file())
+        found = [(p.relative_to(path).as_posix(), p.stat()) for p in files]
+        sizes = [(name, stat.st_size) for name, stat in found]
+        times = hashlib.sha256(repr([(name, stat.st_size, stat.st_mtime_ns) for name, stat in found]).encode())
+        return [*sizes, ("", _contents(files, f"{path.resolve()} {times.hexdigest()}", sum(size for _, size in sizes)))]
     with open_source(path), zipfile.ZipFile(path) as archive:
         return sorted((member.filename, member.CRC) for member in archive.infolist())
+
+
+def _contents(files: list[Path], key: str, size_bytes: int) -> int:
+    """CRC-32 of the CRC-32s of all files. Many bytes are read again only if a size or a time has changed (`key`)."""
+    large = size_bytes > cache.HASHED_AT_LOAD_BYTES
+    if large and (known := recall("folders", key)):
+        return int(known["crc32"])
+    with ThreadPoolExecutor() as readers:
+        crc = zlib.crc32(repr(list(readers.map(_crc, files))).encode())
+    if large:
+        remember("folders", key, {"crc32": crc})
+    return crc
+
+
+def _crc(path: Path) -> int:
+    found = 0
+    with path.open("rb") as file:
+        while block := file.read(2**20):
+            found = zlib.crc32(block, found)
+    return found
 
 
 def _bring_folder(name: str, where: str, size: int | None, data_dir: Path) -> None:
@@ -157,10 +186,16 @@ def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path) 
 
 def _import(splits: Mapping[str, Iterable[Example]], name: str, size: int | None, data_dir: Path) -> None:
     """Lay examples out as class folders, and import those: what a folder is checked for is checked here."""
+    folders: dict[str, str] = {}  # class → its folder: no two share one, as a/b and a_b would
     with tempfile.TemporaryDirectory(prefix=".brought.", dir=_made(data_dir)) as work:
         for split, examples in splits.items():
             for number, (label, image) in enumerate(examples):
-                folder = Path(work, split, label.replace("/", "_"))
+                if label not in folders:
+                    folder_name = label.replace("/", "_")
+                    while folder_name in folders.values():
+                        folder_name += "_"
+                    folders[label] = folder_name
+                folder = Path(work, split, folders[label])
                 folder.mkdir(parents=True, exist_ok=True)
                 if isinstance(image, bytes):
                     (folder / f"{number:08d}.png").write_bytes(image)  # Pillow goes by what is in it

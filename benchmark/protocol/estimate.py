@@ -66,10 +66,10 @@ def seconds(
 def rate(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
     """Operations per second of training: of the method's own steps on its own network, not from an earlier process.
 
-    None for a method that ends in an error while it is measured.
+    None for a method that ends in an error while it is measured, and for one that trains nothing.
     """
     known = _figures(spec, plan, device, True, lambda line: None)
-    return None if known is None else known["flops_per_second"]
+    return None if known is None else known["flops_per_second"] or None
 
 
 def described(
@@ -176,11 +176,12 @@ def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, floa
         spent += sum(line["seconds"] for line in timed)
         compressing = sum(line.get("compressing_seconds", 0.0) for line in timed)
         learning = sum(line["seconds"] for line in timed) - compressing
-        found |= {f"image {task}": learning / sum(line["images"] for line in timed), f"epoch {task}": compressing}
+        shown = sum(line["images"] for line in timed)  # none where a task trains nothing
+        found |= {f"image {task}": learning / shown if shown else 0.0, f"epoch {task}": compressing}
         found[f"prediction {task}"] = _prediction_seconds(brief, plan, sealed, images[: 2 * batch].to(device), device)
         if time.monotonic() > limit:
             break
-    return found | {"flops_per_second": flops / spent}
+    return found | {"flops_per_second": flops / spent if spent else 0.0}
 
 
 @torch.inference_mode()

@@ -19,8 +19,8 @@ class Weights(BaseModel):
 
     @property
     def name(self) -> str:
-        """`free weights 1a2b3c4d`."""
-        return f"{self.cost} weights {self.short}"
+        """`weights 1a2b3c4d`, or `free weights 1a2b3c4d`."""
+        return f"{'free ' * (self.cost == 'free')}weights {self.short}"
 
     @property
     def text(self) -> str:

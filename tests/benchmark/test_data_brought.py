@@ -1,5 +1,6 @@
 """`--dataset folder:…, hf:…, torchvision:…`: images that are imported the first time they are named."""
 
+import os
 import shutil
 from pathlib import Path
 
@@ -8,8 +9,8 @@ import pytest
 from PIL import Image
 from torchvision import datasets as torchvision_datasets
 
-from cilbench.data import cache
-from cilbench.data.brought import local_name
+from cilbench.data import brought, cache
+from cilbench.data.brought import _import, local_name
 from cilbench.data.cards import DatasetError
 from cilbench.data.download import load
 from cilbench.options import RunOptions
@@ -68,6 +69,48 @@ def test_other_files_are_another_data_set(photos, data_dir):
     assert before != after
     assert load(before, data_dir).train.images.shape[0] == 6
     assert load(after, data_dir).train.images.shape[0] == 7
+
+
+def test_an_edit_that_changes_no_size_is_another_data_set(photos, data_dir):
+    file = photos / "train" / "ant" / "0.bmp"
+    (photos / "train" / "ant" / "0.png").unlink()
+    picture(0, 0).save(file)
+    before, size, times = local_name(f"folder:{photos}", data_dir), file.stat().st_size, file.stat()
+    picture(0, 7).save(file)
+    os.utime(file, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert file.stat().st_size == size
+    after = local_name(f"folder:{photos}", data_dir)
+    assert before != after
+    assert (load(after, data_dir).train.images != load(before, data_dir).train.images).any()
+
+
+def test_a_large_folder_is_read_again_only_where_a_time_or_a_size_has_changed(photos, data_dir, monkeypatch, tmp_path):
+    monkeypatch.setenv("CILBENCH_CACHE", str(tmp_path / "machine"))
+    monkeypatch.setattr(cache, "HASHED_AT_LOAD_BYTES", 1)
+    read = []
+    whole = brought._crc
+    monkeypatch.setattr(brought, "_crc", lambda path: read.append(path) or whole(path))
+    before = local_name(f"folder:{photos}", data_dir)
+    assert len(read) == 10
+    assert local_name(f"folder:{photos}", data_dir) == before
+    assert len(read) == 10
+    file = photos / "train" / "ant" / "0.png"
+    os.utime(file, (0, 0))
+    assert local_name(f"folder:{photos}", data_dir) == before
+    assert len(read) == 20
+
+
+def test_classes_whose_names_become_one_folder_stay_two(data_dir):
+    def examples(count):
+        return [(name, picture(label, n)) for label, name in enumerate(("a/b", "a_b", "a_b_")) for n in range(count)]
+
+    _import({"train": examples(3), "test": examples(2)}, "kinds", None, data_dir)
+    dataset = load("kinds", data_dir)
+    assert len(dataset.class_names) == 3
+    assert np.bincount(dataset.train.labels).tolist() == [3, 3, 3]
+    wanted = {np.asarray(picture(label, 0)).tobytes() for label in range(3)}
+    firsts = [dataset.train.images[dataset.train.labels == c][0] for c in range(3)]
+    assert {np.ascontiguousarray(image.transpose(1, 2, 0)).tobytes() for image in firsts} == wanted
 
 
 def test_a_look_alike_says_which_settings_it_does_not_get(tmp_path, data_dir, caplog):

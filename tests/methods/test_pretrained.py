@@ -127,7 +127,7 @@ def test_records_ids_and_the_terminal_name_the_weights(ran):
         assert f"-weights-{digest[:8]}-{given['cost']}-" in path.parent.name
     for cost, text in said.items():
         assert f"frozen pretrained backbone (SHA-256 {digest[:12]}), {'FREE' if cost == 'free' else 'charged'}" in text
-        assert " ".join(text.split()).count(f"{cost} weights {digest[:8]}") >= 1
+        assert " ".join(text.split()).count(f"on {'free ' * (cost == 'free')}weights {digest[:8]}") >= 1
 
 
 def test_free_and_charged_runs_are_never_in_one_table(ran, tmp_path):

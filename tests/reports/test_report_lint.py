@@ -105,7 +105,7 @@ def test_weights_that_are_charged_are_said_and_free_ones_named_in_every_caption(
     charged = {"sha256": "1a2b" * 16, "cost": "charged"}
     runs = reports.read_runs([two_runs(tmp_path / "charged", weights=charged)])
     assert len(list(lint.groups(runs.stages))) == 1
-    assert any("of charged weights 1a2b1a2b (MEMO)" in said for said in lint.within(runs.cells))
+    assert any("of weights 1a2b1a2b (MEMO)" in said for said in lint.within(runs.cells))
     runs = reports.read_runs([two_runs(tmp_path / "free", weights=charged | {"cost": "free"})])
     free = [group for group in groups_of(runs, None) if group.group["weights"]]
     assert [set(group.frame["name"]) for group in free] == [{"MEMO (free weights 1a2b1a2b)"}]
