@@ -3,6 +3,7 @@
 import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -76,6 +77,22 @@ def test_a_block_that_is_not_right_ends_the_site(tmp_path, monkeypatch):
     monkeypatch.setattr(site, "ROOT", tmp_path)
     with pytest.raises(NameError, match="no_such_figure"):
         site.gallery()
+
+
+def test_the_leaderboard_is_made_of_accepted_runs_alone(tmp_path):
+    page = site.leaderboard(site.PUBLISHED)
+    for name in ("Finetuning", "Replay", "iCaRL", "SimpleCIL", "RanPAC", "FeCAM"):
+        assert name in page
+    assert page.count(">yes<") == len(list(site.PUBLISHED.glob("*/*/*/*/cell.json")))
+    copied = Path(shutil.copytree(site.PUBLISHED, tmp_path / "published"))
+    (run, *_) = copied.glob("icarl/*/*/*")
+    state = run / "tasks" / "4" / "state.safetensors"
+    state.write_bytes(state.read_bytes()[:-1] + b"x")
+    with pytest.raises(ValueError, match="sha256"):
+        site.leaderboard(copied)
+    (run / "accepted.json").unlink()
+    with pytest.raises(ValueError, match="it was not accepted"):
+        site.leaderboard(copied)
 
 
 @pytest.mark.parametrize("path", site.NOTEBOOKS, ids=lambda path: path.stem)

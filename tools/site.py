@@ -1,4 +1,5 @@
-"""What `make docs` makes from the code and by running it: commands, methods, gallery, notebooks, reproduction.
+"""What `make docs` makes from the code and by running it: commands, methods, gallery, notebooks, reproduction,
+leaderboard.
 
 A hook of mkdocs (mkdocs.yml). The gallery's figures are drawn from the synthetic runs of tests/make_runs.py, by the
 lines that stand above them.
@@ -7,6 +8,7 @@ lines that stand above them.
 import ast
 import base64
 import re
+import shutil
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -19,6 +21,7 @@ from typing import Any
 ROOT = Path(__file__).resolve().parent.parent
 CODE = ROOT / "build" / "site-code"
 FOLDERS = {"benchmark": "", "methods": "methods", "budgets": "budgets", "reports": "reports"}
+PUBLISHED = ROOT / "results" / "published"
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.M | re.S)
 
@@ -49,6 +52,7 @@ def on_files(files: Any, config: Any) -> Any:
 
     made = gallery() | {"reference/commands.md": commands(), "reference/methods.md": methods()}
     made["reproduction.md"] = reproduction()
+    made["leaderboard/index.html"] = leaderboard(PUBLISHED)
     for path in NOTEBOOKS:
         made |= notebook(path)
         files.remove(files.get_file_from_path(f"notebooks/{path.name}"))
@@ -110,6 +114,22 @@ def methods() -> str:
 def reproduction() -> str:
     """REPRODUCTION.md; what it links to lies in the repository, not on the site."""
     return re.sub(r"\[([^\]]+)\]\((results/[^)]+)\)", r"\1 (`\2`)", (ROOT / "REPRODUCTION.md").read_text())
+
+
+def leaderboard(repository: Path) -> str:
+    """The leaderboard of a results repository. Raises ValueError for a run that was not accepted or does not agree with
+    its record.
+    """
+    from cilbench.records.audit import audit
+    from cilbench.records.published import runs_in
+    from cilbench.reports.page.leaderboard import write_leaderboard
+
+    for run, accepted in runs_in(repository):
+        if problems := audit(run) if accepted else [f"{run}: it was not accepted"]:
+            raise ValueError(problems[0])
+    with tempfile.TemporaryDirectory() as folder:
+        copied = shutil.copytree(repository, Path(folder, "repository"))
+        return write_leaderboard(copied).read_text(encoding="utf-8")
 
 
 def gallery() -> Made:
