@@ -1,4 +1,4 @@
-"""The epoch loop, written once: batches augmented on the device, SGD down a schedule.
+"""The epoch loop, written once: batches augmented on the device, SGD or Adam down a schedule.
 
     fit(loss, learner, task_data, schedule, transform, context, task)
 
