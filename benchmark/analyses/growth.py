@@ -51,14 +51,14 @@ def of_run(run: Run) -> Tables:
 def require_generator(run: Run) -> None:
     """Raises NotOfThisRunError for a method that keeps no generator."""
     if not (run.ledger["kind"] == "generator").any():
-        raise NotOfThisRunError(f"{run.cell['name']} keeps no generator", "--methods dgm")
+        raise NotOfThisRunError(f"{run.cell['name']} keeps no generator", "--methods dgm --keep all")
 
 
 def generator_of(learner: Method) -> MaskedGenerator:
     """Raises NotOfThisRunError."""
     generator = getattr(learner, "generator", None)
     if not isinstance(generator, MaskedGenerator):
-        raise NotOfThisRunError(f"{learner.card.name} keeps no generator under masks", "--methods dgm")
+        raise NotOfThisRunError(f"{learner.card.name} keeps no generator under masks", "--methods dgm --keep all")
     return generator
 
 

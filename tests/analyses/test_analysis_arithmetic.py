@@ -1,6 +1,8 @@
 """The arithmetic of the analyses, against numbers worked out by hand."""
 
 import math
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
@@ -9,11 +11,15 @@ import torch
 
 from cilbench.analyses.calibration import binned, expected_error
 from cilbench.analyses.growth import reused
+from cilbench.analyses.objects import across
 from cilbench.analyses.storage import reaching
 from cilbench.methods.dgm.generator import MaskedGenerator, dcgan
 from cilbench.methods.dgm.masks import histogram
 from cilbench.methods.networks.backbones import build_shared, split_general
+from cilbench.reports.analyses.analysis import Found
 from cilbench.reports.analyses.value import KINDS, by_kind, by_method, clustered
+from cilbench.reports.figures.styles import Style
+from cilbench.reports.group import Group
 
 
 def test_the_calibration_error_is_the_weighted_distance_of_confidence_and_accuracy() -> None:
@@ -63,6 +69,21 @@ def test_bytes_at_equal_accuracy_lie_on_the_line_between_two_budgets_or_are_boun
     assert reaching(sizes, accuracies, 61.0) == ("more than", 400, 80)
     fallen = np.array([60.0, 50.0, 65.0])  # the first budget was enough, whatever a later one did
     assert reaching(sizes, fallen, 55.0) == ("at most", 100, 10)
+
+
+def test_gains_are_drawn_over_the_resolutions_that_runs_of_several_groups_have() -> None:
+    def found(shape: str, gains: list[float]) -> Found:
+        rows = {"name": "CIM", "image_shape": shape, "budget_bytes": 1, "avg_gain": gains}
+        group = cast(Group, SimpleNamespace(styles={"CIM": Style("#B77F00", "^")}))
+        return Found("objects", group, {"gains": pd.DataFrame(rows)})
+
+    large, small = found("3×112×112", [2.0]), found("3×32×32", [-1.0, 0.5])
+    assert across([large]) == across([large, found("3×112×112", [1.0])]) == []
+    (drawing,) = across([large, small])
+    (axes,) = drawing.make(paper_columns=1).axes
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["32 px", "112 px"]
+    drawn = [(x, y) for line in axes.lines for x, y in line.get_xydata().tolist() if len(line.get_xdata()) == 3]
+    assert drawn == [(0, -1.0), (0, 0.5), (1, 2.0)]
 
 
 def steps() -> pd.DataFrame:
