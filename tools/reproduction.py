@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
@@ -221,18 +221,17 @@ def _shortened_part(book: Book) -> str:
 def _shortened_lines(folder: Folder, rows: pd.DataFrame) -> list[tuple[str, ...]]:
     """A row per configuration, by its published head."""
     lines = []
-    keys = ("budget_bytes", "recipe", "precision", "accounting", "backbone")
+    keys = ("budget_bytes", "recipe", "precision", "accounting", "storage", "fill", "backbone", "settings")
     groups = by_place(rows[rows["published_head"].astype(bool)], *keys)
     for place, part in sorted(groups, key=lambda group: _order(group[0])[3:]):
         (entry, *_), first = heads(part, folder), part.iloc[0]
         label = None if place.in_bytes else place.budget
         budget = "–" if place.budget == ANY else budget_text(first["budget_bytes"], label)
         kept = part.loc[part["status"].eq("done"), "exemplars"].dropna()
-        accounting = "" if first["accounting"] == "published" else f", {first['accounting']} accounting"
         lines.append(
             (
                 *(_protocol_text(place.protocol), budget, place.method),
-                *(f"{entry.recipe}, {entry.precision}{accounting}", entry.backbone),
+                *(_conditions_text(first), entry.backbone),
                 "/".join(sorted({f"{int(count):,}" for count in kept})) or "–",
                 *(f"{value:.2f}" if entry.seeds else "–" for value in (entry.avg, entry.last)),
                 ", ".join(map(str, entry.seeds)) or "–",
@@ -240,6 +239,14 @@ def _shortened_lines(folder: Folder, rows: pd.DataFrame) -> list[tuple[str, ...]
             )
         )
     return lines
+
+
+def _conditions_text(row: "pd.Series[Any]") -> str:
+    """Recipe and precision, and what else is not as usual."""
+    unusual = {"accounting": "published", "storage": "fp32", "fill": "published"}
+    named = [f"{row[what]} {what}" for what, usual in unusual.items() if row[what] != usual]
+    settings = [] if pd.isna(row["settings"]) else [str(row["settings"])]
+    return ", ".join([str(row["recipe"]), str(row["precision"]), *named, *settings])
 
 
 def _other_part(book: Book) -> str:

@@ -37,7 +37,7 @@ def pretrained(asked: str, cost: Cost, backbone: str, data_dir: Path) -> Pretrai
         return Pretrained(digest, _kept(path, digest, folder), charged)
     except (OSError, ValueError) as error:
         why = error.strerror if isinstance(error, OSError) else error
-        raise RequestError(printable(f"--weights {asked}: {why}", 400)) from None
+        raise RequestError(printable(f"--weights {asked}: {why}", 1000)) from None
 
 
 def check_weights(asked: str, methods: Sequence[MethodSpec], scenario: Scenario) -> None:

@@ -108,7 +108,7 @@ class Recorded:
         try:
             asked = specs(request)
         except RequestError as error:
-            raise RequestError(printable(f"{self.option} {self.path}: {error}")) from None
+            raise RequestError(printable(f"{self.option} {self.path}: {error}", 1000)) from None
         if len(asked) != 1:
             raise RequestError(printable(f"{self.option} {self.path}: not the request of one cell"))
         spec = asked[0]

@@ -210,7 +210,7 @@ def plan_reference(
     budget: Budget,
     scenario: Scenario,
     images: int | None,
-    carried: Callable[[IncrementalNet], State] = IncrementalNet.export,
+    carried: Callable[[IncrementalNet], State] = lambda net: net.export(),  # a network of another class has its own
     growth: NetworkGrowth | None = None,
 ) -> Plan:
     """The protocol's backbone and `images` exemplars as they are, at any cost; None: no memory, within the budget.
@@ -268,7 +268,7 @@ def _model_states(
     backbone: str,
     compression: Compression,
     counts: bool = True,
-    carried: Callable[[IncrementalNet], State] = IncrementalNet.export,
+    carried: Callable[[IncrementalNet], State] = lambda net: net.export(),  # a network of another class has its own
 ) -> Iterator[State]:
     """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")

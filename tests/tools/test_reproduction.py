@@ -143,6 +143,15 @@ def test_runs_of_another_kind_are_listed_but_never_compared(changes, command, tm
     assert len([row for row in table_rows(shortened) if row[2] in {"icarl", "der"}]) == 4
 
 
+def test_runs_with_other_settings_are_rows_of_their_own_and_never_averaged(tmp_path):
+    """The same runs with iCaRL's rate doubled, and collected into the same folder."""
+    other = {"config": {"training": {"lr": 0.2, "epochs": 30}}, "settings": {"icarl.lr": 0.2}}
+    for changes in ({}, other):
+        results = collected(tmp_path, recipe="fast", **changes)
+    rows = [row for row in table_rows(text_of(results)) if row[2:3] == ["icarl"]]
+    assert sorted(row[3] for row in rows) == ["fast, fp32", "fast, fp32", *["fast, fp32, icarl.lr=0.2"] * 2]
+
+
 def test_a_method_without_published_numbers_is_a_port_and_a_failure_is_told(tmp_path):
     results = collected(tmp_path)
     path = results / "gpu" / "runs.csv"
