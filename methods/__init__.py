@@ -31,6 +31,7 @@ METHODS: dict[str, str] = {
     "ewc": "cilbench.methods.ewc:EWC",
     "fetril": "cilbench.methods.fetril:FeTrIL",
     "pass": "cilbench.methods.pass_:PASS",
+    "abd": "cilbench.methods.abd:ABD",
     "simplecil": "cilbench.methods.simplecil:SimpleCIL",
     "ranpac": "cilbench.methods.ranpac:RanPAC",
     "fecam": "cilbench.methods.fecam:FeCAM",

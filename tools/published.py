@@ -32,10 +32,11 @@ METHODS = (
     "pass",
     "acil",
     "ds-al",
+    "abd",
     "joint",
 )
 NAMES = {name: name for name in (*METHODS, "dgma")} | {"dgmw": "dgm"}
-UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass"})  # the same at every budget that holds them
+UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass", "abd"})  # the same at every budget
 ANY = "any"  # the budget of a number that has none
 
 # Kinds of experiments; where several have a configuration, ours is held against the first. The benchmark of 2000

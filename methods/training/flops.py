@@ -22,7 +22,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 # frozen: forward passes without gradients while a task is learned (teachers, frozen branches). replay: making images of
-# earlier tasks. means: of the exemplars, for a nearest-mean classifier.
+# earlier tasks, and learning how to. means: of the exemplars, for a nearest-mean classifier.
 Phase = Literal["training", "frozen", "exemplars", "compression", "replay", "means", "evaluation"]
 ResultT = TypeVar("ResultT")
 

@@ -78,6 +78,18 @@ def over_ranks(ranks: Ranks) -> Iterator[None]:
         _RANKS.reset(token)
 
 
+@contextmanager
+def undivided() -> Iterator[None]:
+    """Within the block this rank computes all rows of a batch, as every other rank does: where layers are asked for
+    statistics of the whole batch.
+    """
+    token = _RANKS.set(None)
+    try:
+        yield
+    finally:
+        _RANKS.reset(token)
+
+
 def in_company() -> bool:
     """Is this process one of several that do a run?"""
     return _RANKS.get() is not None
