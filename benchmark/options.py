@@ -113,7 +113,7 @@ class RunOptions:
     )
     weights: str | None = option(
         None,
-        "Pretrained weights of a backbone that stays frozen: a .safetensors FILE, or timm for those of timm:NAME.",
+        "Weights to start from, which some methods keep as they are: a .safetensors FILE, or timm, those of timm:NAME.",
         TRAINING,
         "FILE",
     )

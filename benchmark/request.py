@@ -93,7 +93,7 @@ class RunSpec:
 
     @cached_property
     def weights(self) -> Weights | None:
-        """The pretrained weights of a frozen backbone, as the record names them."""
+        """`--weights`, as the record names them."""
         given = self.scenario.pretrained
         return None if given is None else Weights(sha256=given.sha256, cost="charged" if given.charged else "free")
 

@@ -50,10 +50,11 @@ class Augmentation:
 
 @dataclass(frozen=True)
 class Pretrained:
-    """Weights that a frozen backbone has from the start: a safetensors file, known by its SHA-256.
+    """Weights that the first branch has from the start: a safetensors file, known by its SHA-256.
 
-    `charged`: they are sealed and weighed as any backbone is. Otherwise a sealed state holds their SHA-256 in their
-    place, and the learner is rebuilt from that state and the file, whose checksum must be that one.
+    `charged`: they are sealed and weighed as any backbone is. Otherwise, on a backbone that never changes, a sealed
+    state holds their SHA-256 in their place, and the learner is rebuilt from that state and the file, whose checksum
+    must be that one.
     """
 
     sha256: str
@@ -82,7 +83,7 @@ class Scenario:
     std: tuple[float, ...]
     augmentation: Augmentation = field(default_factory=Augmentation)
     train_images: int = 0  # of all classes together, as far as is known before the data is read
-    pretrained: Pretrained | None = None  # what `MethodCard.frozen` methods take in place of a first task's training
+    pretrained: Pretrained | None = None  # what the first branch starts from; `MethodCard.frozen` methods keep it so
 
     @property
     def classes(self) -> int:
@@ -183,7 +184,7 @@ class MethodCard:
     freezes_branches: bool = False  # branches of earlier tasks never learn again: `--storage int8-frozen`
     competes: bool = True  # False for a floor or ceiling that is drawn as a line
     bounded: bool = True  # False: no budget binds it
-    frozen: bool = False  # True: its backbone never changes after the first task, so that `--weights` can give it
+    frozen: bool = False  # True: with `--weights` nothing is trained, so that the file can stand for the backbone
 
     def __post_init__(self) -> None:
         if self.competes and not self.bounded:

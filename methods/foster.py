@@ -90,7 +90,7 @@ class FOSTER(Rehearsal):
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
         old = copy.deepcopy(self.net).eval().requires_grad_(False)
-        self.net.add_branch()
+        self.add_branch()
         self.net.grow_head(self.scenario.seen(task.index))
         for branch in self.net.branches[:-1]:
             freeze(branch)

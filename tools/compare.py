@@ -21,7 +21,8 @@ JUDGED_BEFORE = {"foster": "two-branch", "cim": "two-branch"}  # published befor
 # What a run that stands beside published numbers has; its seed is free. The class order is PyCIL's.
 USUAL: dict[str, list[Any]] = {"accounting": ["published"], "storage": ["fp32"], "order": [1993]}
 USUAL |= {"recipe": ["published", "survey"], "fill": ["published", "fixed"]}
-APART = ("precision", "recipe", "fill")  # what is not averaged over
+APART = ("precision", "recipe", "fill", "requested_backbone")  # what is not averaged over
+PYCILS = f" of weights {published.PYCIL_WEIGHTS}"  # runs that start as public runs do
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,10 @@ class Ours:
 
     @property
     def conditions(self) -> str:
-        """Precision, and recipe and fill where they are not what is published."""
+        """Precision, recipe and fill where they are not what is published, and first weights where they are PyCIL's."""
         unusual = {"recipe": self.recipe, "fill": self.fill}
         named = [f"{what} {value}" for what, value in unusual.items() if value != "published"]
+        named += ["from PyCIL's first weights"] * self.backbone.endswith(PYCILS)
         return ", ".join([self.precision, *named])
 
 
@@ -86,7 +88,7 @@ def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) 
     """
     numbers = printed(found, numbers)
     variant = published.FIXED if found.fill == "fixed" else numbers[0].variant if numbers else published.BENCHMARK
-    kind = (found.head, found.backbone, found.recipe, variant)
+    kind = (found.head, found.backbone.removesuffix(PYCILS), found.recipe, variant)
     alike = [curve for curve in curves if (curve.head, curve.backbone, curve.recipe, curve.variant) == kind]
     theirs = np.mean([curve.top1 for curve in alike], axis=0) if alike else np.array([math.nan])
     avg, last = (numbers[0].avg, numbers[0].last) if numbers else (float(theirs.mean()), float(theirs[-1]))
@@ -122,7 +124,7 @@ def as_published(folder: Folder, numbers: published.Numbers) -> "pd.Series[bool]
     )
     untouched = rows["settings"].isna() & (not any("--set" in command for command in folder.about.get("commands", [])))
     usual = pd.concat([rows[column].isin(values) for column, values in USUAL.items()], axis=1).all(axis=1)
-    return usual & untouched & rows["requested_backbone"].eq(wanted)
+    return usual & untouched & rows["requested_backbone"].str.removesuffix(PYCILS).eq(wanted)
 
 
 def _asked_backbone(numbers: Sequence[Published]) -> str:

@@ -43,6 +43,9 @@ ANY = "any"  # the budget of a number that has none
 # exemplars has the network and the exemplars of its budget whatever it is compared with; figures are read off.
 BENCHMARK, ALIGNED, PRINTED, SWEEP = "2000 exemplars", "memory-aligned", "as printed", "budget sweep"
 VARIANTS = (BENCHMARK, ALIGNED, PRINTED, SWEEP)
+# PyCIL draws its first weights with torch's seed 1, whatever seed a run has: all public runs of it start from these.
+# Start of the SHA-256 of the file that `python -m tools.parity.initial` writes.
+PYCIL_WEIGHTS = "36e6ea61"
 FIXED = "20 exemplars a class"  # from the first task on: --fill fixed
 
 

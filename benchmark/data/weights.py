@@ -1,4 +1,4 @@
-"""`--weights`: pretrained weights of a frozen backbone, kept by their SHA-256 so that a learner can be rebuilt from it.
+"""`--weights`: what a backbone starts from, kept by its SHA-256 so that a learner can be rebuilt from it.
 
     FILE          a safetensors file (`methods/networks/pretrained.py` says which fit what)
     timm          what timm has for the network of `--backbone timm:NAME`, downloaded once
@@ -20,6 +20,7 @@ from cilbench.errors import RequestError
 from cilbench.methods.contract import Pretrained, Scenario
 from cilbench.methods.networks.pretrained import check_pretrained
 from cilbench.methods.registry import MethodSpec, known_methods, load_class
+from cilbench.methods.rehearsal.base import Rehearsal
 from cilbench.records.files import printable, sha256_of
 
 Cost = Literal["charged", "free"]
@@ -41,10 +42,19 @@ def pretrained(asked: str, cost: Cost, backbone: str, data_dir: Path) -> Pretrai
 
 
 def check_weights(asked: str, methods: Sequence[MethodSpec], scenario: Scenario) -> None:
-    """Raises RequestError for a method that would train them, and for weights of another network."""
-    if training := [method.name for method in methods if not method.card.frozen]:
+    """Raises RequestError for a method that has no use for them, or trains what is not to be charged, and for weights
+    of another network.
+    """
+    if others := [method.name for method in methods if not issubclass(method.base, Rehearsal)]:
+        raise RequestError(
+            f"--weights: {others[0]} has networks of its own, none that --backbone or --weights could give"
+        )
+    assert scenario.pretrained is not None
+    if not scenario.pretrained.charged and (training := [m.name for m in methods if not m.card.frozen]):
         frozen = [name for name in known_methods() if load_class(name).card.frozen]
-        raise RequestError(f"--weights: {training[0]} trains its backbone; on a frozen one are {', '.join(frozen)}")
+        raise RequestError(
+            f"--weights-cost free: {training[0]} trains its backbone; those that keep it are {', '.join(frozen)}"
+        )
     try:
         check_pretrained(scenario, scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone)
     except (OSError, ValueError) as error:

@@ -1,4 +1,4 @@
-"""Pretrained weights of a frozen backbone, as a record names them."""
+"""What a backbone started from, as a record names it."""
 
 from typing import Annotated, Literal
 
@@ -26,4 +26,5 @@ class Weights(BaseModel):
     def text(self) -> str:
         """A line of its own."""
         how = "charged in full" if self.cost == "charged" else "FREE: not charged, identified by its public checksum"
-        return f"frozen pretrained backbone (SHA-256 {self.sha256[:12]}), {how}"
+        kept = "frozen " * (self.cost == "free")
+        return f"{kept}backbone from weights (SHA-256 {self.sha256[:12]}), {how}"

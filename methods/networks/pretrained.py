@@ -1,16 +1,17 @@
-"""Weights from a file as a backbone: which tensor goes where, and that the file is the one that was named.
+"""Weights from a file as the first branch: which tensor goes where, and that the file is the one that was named.
 
 A file of a built-in backbone is the sealed state of any finished run with one branch (`tasks/9/state.safetensors` of
 icarl, joint, …), one of `timm:NAME` is timm's own checkpoint; heads in it are left aside.
 """
 
 import hashlib
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load
-from torch import nn
+from torch import Tensor, nn
 
 from cilbench.budgets.ledger import LedgerError, read_header
 from cilbench.methods.contract import Pretrained, Scenario
@@ -19,8 +20,8 @@ from cilbench.methods.networks.incremental import IncrementalNet
 
 
 def load_pretrained(net: IncrementalNet, pretrained: Pretrained) -> None:
-    """Fill the one branch of `net`. Raises ValueError, one line, for another file than was named, or one of another
-    backbone; OSError.
+    """Fill the first branch of `net`, and what branches share. Raises ValueError, one line, for another file than was
+    named, or one of another backbone; OSError.
     """
     data = pretrained.path.read_bytes()
     if (found := hashlib.sha256(data).hexdigest()) != pretrained.sha256:
@@ -30,10 +31,9 @@ def load_pretrained(net: IncrementalNet, pretrained: Pretrained) -> None:
     except SafetensorError as error:
         raise ValueError(f"{pretrained.path}: no safetensors file ({error})") from None
     _check(net, {name: tuple(tensor.shape) for name, tensor in tensors.items()}, pretrained.path)
-    own = net.branches[0].state_dict(keep_vars=True)
     with torch.no_grad():
-        for name, there in _names(net).items():
-            own[name].copy_(tensors[there])
+        for tensor, there in _places(net):
+            tensor.copy_(tensors[there])
 
 
 def check_pretrained(scenario: Scenario, backbone: str) -> None:
@@ -51,28 +51,27 @@ def check_pretrained(scenario: Scenario, backbone: str) -> None:
 
 
 def _check(net: IncrementalNet, shapes: dict[str, tuple[int, ...]], path: Path) -> None:
-    own = net.branches[0].state_dict()
-    for name, there in _names(net).items():
+    for tensor, there in _places(net):
         if there not in shapes:
             raise ValueError(f"{path}: not weights of {net.backbone}, which has a {there}")
-        if shapes[there] != tuple(own[name].shape):
+        if shapes[there] != tuple(tensor.shape):
             raise ValueError(
-                f"{path}: its {there} is {list(shapes[there])}, that of {net.backbone} is {list(own[name].shape)}"
+                f"{path}: its {there} is {list(shapes[there])}, that of {net.backbone} is {list(tensor.shape)}"
             )
 
 
-def _names(net: IncrementalNet) -> dict[str, str]:
-    """Name of a tensor in the branch → its name in a file."""
+def _places(net: IncrementalNet) -> Iterator[tuple[Tensor, str]]:
+    """Every tensor of the first branch, and of the layers that branches share, with its name in a file."""
     branch = net.branches[0]
     assert isinstance(branch, nn.Sequential)
-    layers, parameters = spec_of(net.family, net.backbone).layers, dict(branch.named_parameters())
-    found = {}
-    for name in branch.state_dict():
-        if name.endswith("num_batches_tracked"):
-            continue
-        if layers:
-            part, index, rest = name.split(".", 2)
-            found[name] = f"{layers[int(index) + (len(branch[0]) if int(part) else 0)]}.{rest}"  # type: ignore[arg-type]
-        else:
-            found[name] = f"{'backbone' if name in parameters else 'statistics'}/branches.0.{name}"
-    return found
+    *own, specialised = branch.children()
+    general = [*net.shared.children(), *(layer for part in own for layer in part.children())]
+    names = spec_of(net.family, net.backbone).layers
+    for index, layer in enumerate([*general, *specialised.children()]):
+        part, place = (0, index) if index < len(general) else (1, index - len(general))
+        parameters = dict(layer.named_parameters())
+        for name, tensor in layer.state_dict(keep_vars=True).items():
+            if name.endswith("num_batches_tracked"):
+                continue
+            kind = "backbone" if name in parameters else "statistics"
+            yield tensor, f"{names[index]}.{name}" if names else f"{kind}/branches.0.{part}.{place}.{name}"

@@ -21,6 +21,7 @@ from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, Training
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.heads import HeadKind, linear
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.methods.networks.pretrained import load_pretrained
 from cilbench.methods.networks.pruned import PrunedNet
 from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
 from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory, stored_shapes
@@ -113,10 +114,16 @@ class Rehearsal:
         model_bytes = ledger_of_state(model, budget.storage, scenario.allowance).total(budget.accounting)
         return model_bytes + scenario.base_exemplars * image_bytes
 
+    def add_branch(self) -> None:
+        """One more branch; the first starts from the file of `--weights`, where one is given."""
+        self.net.add_branch()
+        if len(self.net.branches) == 1 and self.scenario.pretrained is not None:
+            load_pretrained(self.net, self.scenario.pretrained)
+
     def prepare_task(self, task: Task) -> TaskData:
         """Grow the network for a task's classes; what it learns from is its images and all exemplars."""
         if self.growth.expanding or not self.net.branches:
-            self.net.add_branch()
+            self.add_branch()
         self.net.grow_head(self.scenario.seen(task.index))
         return self.memory.task_data(task)
 

@@ -17,7 +17,6 @@ from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Augmentation, Context, Plan, Policy, Pretrained, Scenario, Task, TrainingCost
 from cilbench.methods.networks.heads import new_head
 from cilbench.methods.networks.incremental import IncrementalNet, freeze
-from cilbench.methods.networks.pretrained import load_pretrained
 from cilbench.methods.rehearsal.base import NetworkGrowth, plan_reference
 from cilbench.methods.rehearsal.frozen import FrozenBackbone
 from cilbench.methods.training.config import (
@@ -90,8 +89,7 @@ class ClosedForm(FrozenBackbone):
     def task_features(self, task: Task, context: Context) -> Tensor:
         """Features [N, D] of a task's images; the first task brings the backbone before."""
         if not self.net.branches and self.scenario.pretrained is not None:
-            self.net.add_branch()
-            load_pretrained(self.net, self.scenario.pretrained)
+            self.add_branch()
         elif not self.net.branches:
             self.learn_backbone(task, context)
             self.net.head = None  # it has done its part
@@ -117,8 +115,7 @@ class ClosedForm(FrozenBackbone):
             named = bytes(state[SHA256].tolist()).hex()
             if named != pretrained.sha256:
                 raise ValueError(f"{pretrained.path}: not the weights that the state names, {named}")
-            self.net.add_branch()
-            load_pretrained(self.net, pretrained)
+            self.add_branch()
             if "head/weight" in state:
                 self.add_rows(state["head/weight"])
         freeze(self.net)

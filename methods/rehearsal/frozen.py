@@ -35,6 +35,6 @@ class FrozenBackbone(Rehearsal):
         """Of a task's images as they are: [N, D]. It meets them here, and nowhere else."""
         self.net.eval()
         features_ND = in_batches(self.features, task.images)
-        if task.index or self.scenario.pretrained is not None:
+        if task.index or (self.card.frozen and self.scenario.pretrained is not None):
             context.progress(0.0, len(features_ND))
         return features_ND

@@ -1,4 +1,4 @@
-"""`--weights FILE`: a frozen pretrained backbone, charged in full or free by its checksum."""
+"""`--weights FILE`: what a backbone starts from; a frozen one is charged in full, or free by its checksum."""
 
 import hashlib
 import json
@@ -97,6 +97,31 @@ def test_free_a_budget_needs_no_backbone(toy, weights):
     assert needs == [2952, 32 + 4 * 6 * 12]
 
 
+TRAINING = ("finetune", "icarl", "foster", "der", "memo", "fetril", "icarl+cim")
+
+
+@pytest.mark.parametrize("name", TRAINING)
+def test_what_trains_its_backbone_starts_from_the_file(name, toy, weights):
+    source = toy_spec("replay", toy, seed=5)
+    teacher = restore_learner(source, source.plan(), weights.read_bytes(), CPU)
+    spec = on(weights, name, toy, charged=True)
+    learner = spec.method.build(spec.plan(), spec.scenario, CPU)
+    learner.add_branch()
+    images = torch.from_numpy(toy.test.images[:8])
+    for net in (teacher.net, learner.net):
+        net.eval()
+    assert torch.equal(learner.features(images), teacher.features(images))
+
+
+def test_only_the_first_branch_of_a_growing_network_is_of_the_file(toy, weights):
+    spec = on(weights, "der", toy, charged=True)
+    states = learn_all(spec, toy, tasks=2)
+    first, second = map(unseal, states)
+    key = "backbone/branches.0.0.0.0.weight"
+    assert not torch.equal(first[key], load_file(weights)[key])
+    assert torch.equal(first[key], second[key])
+
+
 # ------------------------------------------------------------------------------------------------ the command
 
 
@@ -126,7 +151,7 @@ def test_records_ids_and_the_terminal_name_the_weights(ran):
         assert given["sha256"] == digest
         assert f"-weights-{digest[:8]}-{given['cost']}-" in path.parent.name
     for cost, text in said.items():
-        assert f"frozen pretrained backbone (SHA-256 {digest[:12]}), {'FREE' if cost == 'free' else 'charged'}" in text
+        assert f"backbone from weights (SHA-256 {digest[:12]}), {'FREE' if cost == 'free' else 'charged'}" in text
         assert " ".join(text.split()).count(f"on {'free ' * (cost == 'free')}weights {digest[:8]}") >= 1
 
 
@@ -181,9 +206,10 @@ def refused(folder, **asked):
 
 def test_what_cannot_be_is_one_line(tmp_path, weights):
     file = str(weights)
-    assert "icarl trains its backbone; on a frozen one are simplecil, ranpac, fecam" in refused(
-        tmp_path, methods="simplecil,icarl", weights=file
+    assert "icarl trains its backbone; those that keep it are simplecil, ranpac, fecam" in refused(
+        tmp_path, methods="simplecil,icarl", weights=file, weights_cost="free"
     )
+    assert "dgm has networks of its own" in refused(tmp_path, methods="dgm", weights=file)
     assert "No such file" in refused(tmp_path, weights=str(tmp_path / "none.safetensors"))
     (tmp_path / "text.safetensors").write_text("text")
     assert "no safetensors file" in refused(tmp_path, weights=str(tmp_path / "text.safetensors"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
-from collected_runs import COMMAND, OURS, STATUS, collected, compared, grid, rewrite, table_rows, text_of
+from collected_runs import COMMAND, GAP, OURS, STATUS, collected, compared, grid, rewrite, table_rows, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 from make_runs import make_runs
@@ -141,6 +141,28 @@ def test_runs_of_another_kind_are_listed_but_never_compared(changes, command, tm
     assert command in shortened
     assert "to see" in shortened
     assert len([row for row in table_rows(shortened) if row[2] in {"icarl", "der"}]) == 4
+
+
+def _starting_from(results: Path, weights: str) -> None:
+    path = results / "gpu" / "runs.csv"
+    rows = pd.read_csv(path, dtype=str, keep_default_na=False)
+    for column in ("requested_backbone", "backbone"):
+        rows[column] += f" of weights {weights}"
+    rows.to_csv(path, index=False)
+
+
+def test_runs_from_the_weights_of_public_runs_are_compared_and_say_so_and_others_are_not(tmp_path):
+    results = collected(tmp_path)
+    plain = compared(text_of(results))
+    _starting_from(results, published.PYCIL_WEIGHTS)
+    from_theirs = compared(text_of(results))
+    for key, row in plain.items():
+        assert from_theirs[key][STATUS] == row[STATUS]
+        assert from_theirs[key][GAP] == row[GAP]
+        assert ("from PyCIL's first weights" in from_theirs[key][OURS]) == (row[OURS] != "–")
+    results = collected(tmp_path / "other")
+    _starting_from(results, "00000000")
+    assert {row[STATUS] for row in compared(text_of(results)).values()} == {"not run yet"}
 
 
 def test_runs_with_other_settings_are_rows_of_their_own_and_never_averaged(tmp_path):
