@@ -34,15 +34,9 @@ from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.backbones import spec_of
 from cilbench.methods.networks.ridge import Ridge
-from cilbench.methods.rehearsal.closed_form import (
-    ClosedForm,
-    FirstTaskConfig,
-    plan_closed_form,
-    symmetric,
-    triangle,
-)
+from cilbench.methods.rehearsal.closed_form import ClosedForm, plan_closed_form, symmetric, triangle
 from cilbench.methods.rehearsal.memory import Compression
-from cilbench.methods.training.config import Count, Positive, in_epochs
+from cilbench.methods.training.config import Count, FirstTaskConfig, Positive, in_epochs
 from cilbench.methods.training.numerics import full_precision
 
 SEED = "other/expansion_seed"

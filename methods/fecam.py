@@ -24,10 +24,10 @@ from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
-from cilbench.methods.rehearsal.closed_form import ClosedForm, FirstTaskConfig, plan_closed_form, symmetric, triangle
+from cilbench.methods.rehearsal.closed_form import ClosedForm, plan_closed_form, symmetric, triangle
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.rehearsal.prototypes import feature_means
-from cilbench.methods.training.config import Count, Share, Weight
+from cilbench.methods.training.config import Count, FirstTaskConfig, Share, Weight
 from cilbench.methods.training.numerics import full_precision, widest
 
 COVARIANCES = "other/covariances"

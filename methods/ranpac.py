@@ -28,9 +28,9 @@ from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.backbones import spec_of
-from cilbench.methods.rehearsal.closed_form import ClosedForm, FirstTaskConfig, plan_closed_form, symmetric, triangle
+from cilbench.methods.rehearsal.closed_form import ClosedForm, plan_closed_form, symmetric, triangle
 from cilbench.methods.rehearsal.memory import Compression
-from cilbench.methods.training.config import Count, Positive
+from cilbench.methods.training.config import Count, FirstTaskConfig, Positive
 from cilbench.methods.training.numerics import full_precision, widest
 
 GRAM, SUMS, RIDGE, SEED = "other/gram", "other/class_sums", "other/ridge", "other/projection_seed"

@@ -17,9 +17,10 @@ from torch.nn import functional as F
 from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
-from cilbench.methods.rehearsal.closed_form import ClosedForm, FirstTaskConfig, plan_closed_form
+from cilbench.methods.rehearsal.closed_form import ClosedForm, plan_closed_form
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.rehearsal.prototypes import feature_means
+from cilbench.methods.training.config import FirstTaskConfig
 from cilbench.methods.training.numerics import full_precision
 
 

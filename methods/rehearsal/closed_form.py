@@ -6,68 +6,21 @@ without             the first task trains it (`FrozenBackbone`); it is charged
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
-from cilbench.methods.contract import Augmentation, Context, Plan, Policy, Pretrained, Scenario, Task, TrainingCost
+from cilbench.methods.contract import Context, Plan, Pretrained, Scenario, Task, TrainingCost
 from cilbench.methods.networks.heads import new_head
 from cilbench.methods.networks.incremental import IncrementalNet, freeze
 from cilbench.methods.rehearsal.base import NetworkGrowth, plan_reference
 from cilbench.methods.rehearsal.frozen import FrozenBackbone
-from cilbench.methods.training.config import (
-    Count,
-    Positive,
-    Rate,
-    Schedule,
-    SgdConfig,
-    Share,
-    Side,
-    Weight,
-    in_epochs,
-)
 
 SHA256 = "other/weights_sha256"  # uint8 [32], in place of a backbone that is not charged
-
-
-@dataclass(frozen=True)
-class FirstTaskConfig:
-    """How the first task trains a backbone that no `--weights` gave: as that of every method (`SgdConfig`)."""
-
-    batch_size: Count = 128
-    lr: Positive = 0.1
-    momentum: Rate = 0.9
-    lr_decay: Share = 0.1
-    first_epochs: Count = in_epochs(200)
-    first_milestones: tuple[Count, ...] = in_epochs((60, 120, 170))
-    first_weight_decay: Weight = 5e-4
-    first_cosine: bool = False
-    autoaugment: Policy | None = None  # None: as the data set's card has it
-    cutout: Side | None = None
-    max_steps: Count | None = None
-
-    recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = SgdConfig.recipes
-
-    def augmentation(self, scenario: Scenario) -> Augmentation:
-        return SgdConfig(autoaugment=self.autoaugment, cutout=self.cutout).augmentation(scenario)
-
-    def schedule(self, task: int) -> Schedule:
-        """Of the first task: later ones train nothing."""
-        return Schedule(
-            epochs=self.first_epochs,
-            milestones=self.first_milestones,
-            weight_decay=self.first_weight_decay,
-            lr=self.lr,
-            momentum=self.momentum,
-            lr_decay=self.lr_decay,
-            batch_size=self.batch_size,
-            cosine=self.first_cosine,
-            max_steps=self.max_steps,
-        )
 
 
 def class_rows(features: int, classes: int, bias: bool, scenario: Scenario) -> nn.Linear:

@@ -40,9 +40,7 @@ def in_epochs(value: int | tuple[int, ...]) -> Any:
 
 
 @dataclass(frozen=True)
-class SgdConfig:
-    """SGD as the CIFAR-100 protocol has it: PyCIL `models/*.py`, the same in the survey's code (arXiv 2302.03648)."""
-
+class _FirstTask:
     batch_size: Count = 128
     lr: Positive = 0.1
     momentum: Rate = 0.9
@@ -50,11 +48,21 @@ class SgdConfig:
     first_epochs: Count = in_epochs(200)
     first_milestones: tuple[Count, ...] = in_epochs((60, 120, 170))
     first_weight_decay: Weight = 5e-4
+
+
+@dataclass(frozen=True)
+class _LaterTasks(_FirstTask):
     epochs: Count = in_epochs(170)
     milestones: tuple[Count, ...] = in_epochs((80, 120))
     weight_decay: Weight = 2e-4
     cosine: bool = False  # a half cosine in place of the milestones
-    first_cosine: bool = False  # in the first task alone
+
+
+@dataclass(frozen=True)
+class FirstTaskConfig(_FirstTask):
+    """SGD of a first task, for methods that train in no other: as `SgdConfig` has it."""
+
+    first_cosine: bool = False  # a half cosine in place of the milestones, in the first task alone
     autoaugment: Policy | None = None  # None: as the data set's card has it
     cutout: Side | None = None
     max_steps: Count | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
@@ -70,19 +78,31 @@ class SgdConfig:
         return replace(given, policy=policy, cutout=given.cutout if self.cutout is None else self.cutout)
 
     def schedule(self, task: int) -> "Schedule":
-        """First tasks are trained longer than later ones."""
-        first = task == 0
+        """That of the first task."""
         return Schedule(
-            epochs=self.first_epochs if first else self.epochs,
-            milestones=self.first_milestones if first else self.milestones,
-            weight_decay=self.first_weight_decay if first else self.weight_decay,
+            epochs=self.first_epochs,
+            milestones=self.first_milestones,
+            weight_decay=self.first_weight_decay,
             lr=self.lr,
             momentum=self.momentum,
             lr_decay=self.lr_decay,
             batch_size=self.batch_size,
-            cosine=self.cosine or (first and self.first_cosine),
+            cosine=self.first_cosine,
             max_steps=self.max_steps,
         )
+
+
+@dataclass(frozen=True)
+class SgdConfig(FirstTaskConfig, _LaterTasks):  # fields in this order: first task, later tasks, both
+    """SGD as the CIFAR-100 protocol has it: PyCIL `models/*.py`, the same in the survey's code (arXiv 2302.03648)."""
+
+    def schedule(self, task: int) -> "Schedule":
+        """First tasks are trained longer than later ones."""
+        first = super().schedule(task)
+        if task == 0:
+            return replace(first, cosine=self.cosine or self.first_cosine)
+        later = replace(first, epochs=self.epochs, milestones=self.milestones, weight_decay=self.weight_decay)
+        return replace(later, cosine=self.cosine)
 
 
 @dataclass(frozen=True)
