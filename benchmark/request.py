@@ -20,14 +20,7 @@ from cilbench.data.weights import Cost, check_weights, pretrained
 from cilbench.errors import RequestError
 from cilbench.methods import own
 from cilbench.methods.contract import Plan, Recording, Scenario
-from cilbench.methods.registry import (
-    BadSetting,
-    MethodSpec,
-    UnknownMethod,
-    components,
-    parse_setting,
-    resolve,
-)
+from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.numerics import MemoryFormat, Precision
 from cilbench.options import RunOptions

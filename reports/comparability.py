@@ -1,11 +1,11 @@
 """The linter of comparisons: nothing that differs in its conditions stands side by side without saying so.
 
 Runs of different groups (protocol, recipe, accounting, precision, storage, fill, augmentation, images: one name may
-stand for several data sets; split: test images, or held-out training images; weights: a frozen backbone that is not
-charged) are kept apart: each group has its own tables and figures. Within a group methods may be judged by different
-heads and keep different backbones, often by the protocol's own rule, and may have settings of their own (`--set`);
-tables mark such rows, figures and captions say it. `refuse` is the strict form: nothing may differ but what is allowed
-by name.
+stand for several data sets; validation: of test images, or of held-out training images; weights: a frozen backbone
+that is not charged) are kept apart: each group has its own tables and figures. Within a group methods may be judged by
+different heads and keep different backbones, often by the protocol's own rule, and may have settings of their own
+(`--set`); tables mark such rows, figures and captions say it. `refuse` is the strict form: nothing may differ but what
+is allowed by name.
 """
 
 from collections import Counter
@@ -44,7 +44,7 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
     "fill": ("fill",),
     "augmentation": ("augmentation",),
     "images": ("data_sha256",),
-    "split": ("validation",),  # what accuracies are of: test images, or training images that were held out
+    "validation": ("validation",),  # what accuracies are of: test images, or training images that were held out
     "weights": ("weights",),  # of a frozen backbone that is not charged
     "backbone": ("backbone",),
     "head": ("head",),
@@ -73,9 +73,8 @@ PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023mem
     "settings": "",
 }
 # How "" is called; "the data set's own" elsewhere. Runs of older releases do not record all.
-_NONE = {"settings": "the recipe's own", "split": "test images", "weights": "every backbone charged"} | dict.fromkeys(
-    ("images", "plug-in", "isolation"), "not recorded"
-)
+_NONE = {"settings": "the recipe's own", "validation": "test images", "weights": "every backbone charged"}
+_NONE |= dict.fromkeys(("images", "plug-in", "isolation"), "not recorded")
 
 
 class MixedRunsError(ValueError):

@@ -17,13 +17,7 @@ import pandas as pd
 from cilbench.records.files import BadRecord
 from cilbench.reports import comparability, measures
 from cilbench.reports.names import distinct_names
-from cilbench.reports.run_folder import (
-    BOUNDARY_COLUMNS,
-    CELL_COLUMNS,
-    LEDGER_COLUMNS,
-    TEST_COLUMNS,
-    read_folder,
-)
+from cilbench.reports.run_folder import BOUNDARY_COLUMNS, CELL_COLUMNS, LEDGER_COLUMNS, TEST_COLUMNS, read_folder
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
 _SETTING = ("method", "requested_backbone", "config", "split", "budget_bytes", "seed", "order")

@@ -15,15 +15,7 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.compute import SPENT
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import (
-    dashed_handles,
-    dashes,
-    finish,
-    handles_of,
-    limit,
-    panel_grid,
-    say_n,
-)
+from cilbench.reports.figures.layout import dashed_handles, dashes, finish, handles_of, limit, panel_grid, say_n
 from cilbench.reports.figures.styles import FAINT, INK, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 from cilbench.reports.wording import flops_unit_of, unit_of

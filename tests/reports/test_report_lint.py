@@ -33,7 +33,7 @@ DIFFERENT: dict[str, dict[str, Any]] = {
     "storage": {"storage": "fp16"},
     "fill": {"fill": "adaptive"},
     "augmentation": {"augmentation": {"flip": True}},
-    "split": {"validation": 0.1},
+    "validation": {"validation": 0.1},
     "weights": {"weights": {"sha256": "1a2b" * 16, "cost": "free"}},
 }
 
