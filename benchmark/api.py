@@ -22,11 +22,10 @@ from cilbench.options import HowToRun, RunOptions
 from cilbench.protocol import estimate
 from cilbench.protocol.arithmetic import arithmetic, within_flops
 from cilbench.protocol.context import Screen
-from cilbench.protocol.silence import Silence
 from cilbench.protocol.sweep import sweep
-from cilbench.records.files import BadRecord, read_bytes
+from cilbench.records.files import BadRecord
 from cilbench.records.folder import Outcome, RunFolder
-from cilbench.records.schema import CELL, LIMITS, METRICS, MetricsRow, read_cell, read_rows
+from cilbench.records.schema import CELL, METRICS, MetricsRow, read_cell, read_table
 from cilbench.request import RunSpec, specs
 from cilbench.sweepfile import Shard
 
@@ -65,7 +64,7 @@ def run(request: RunOptions, how: HowToRun | None = None, screen: Screen | None 
     asked = within_flops(specs(request), request.train_flops, request.data_dir)
     auto = request.precision == "auto"
     mine = None if how.shard is None else Shard.parse(how.shard).taken(spec.id for spec in asked)
-    swept = sweep(asked, request.data_dir, how, screen or Silence(), fastest_precision=auto, mine=mine)
+    swept = sweep(asked, request.data_dir, how, screen or Screen(), fastest_precision=auto, mine=mine)
     results = Results(_result(s, swept.outcomes[s.id], how.out) for s in swept.specs if s.id in swept.outcomes)
     results.exit_code = swept.exit_code
     return results
@@ -91,7 +90,7 @@ def result_of(spec: RunSpec, out: Path) -> tuple[float, float, int, float] | Non
     folder = RunFolder(out, spec.id).final
     try:
         tasks = read_cell(folder / CELL).tasks
-        rows = list(read_rows(read_bytes(folder / METRICS, LIMITS[METRICS]), MetricsRow, METRICS))
+        rows = list(read_table(folder / METRICS, MetricsRow))
     except (OSError, BadRecord):
         return None
     correct, images = Counter[int](), Counter[int]()

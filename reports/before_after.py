@@ -265,7 +265,7 @@ def comparison_table(group: Mapping[str, Any], changes: pd.DataFrame) -> Table:
         runs = tuple(f"{item['runs_before']} {item['runs_after']}".replace("nan", "").split())
         rows.append(TableRow(f"Budget {budget}", entries, runs=runs))
     columns = ("Budget", "Method", "Measure", "Before (%)", "After (%)", "Change", "n", "Verdict", "What differs")
-    numeric = tuple(column in {"Budget", "Before (%)", "After (%)", "Change", "n"} for column in columns)
+    texts, skips = frozenset({"Method", "Measure", "Verdict", "What differs"}), frozenset({"Budget"})
     text = caption(
         group,
         "Change in points, after minus before",
@@ -279,7 +279,7 @@ def comparison_table(group: Mapping[str, Any], changes: pd.DataFrame) -> Table:
             "chance (95 %); it leaves out the noise of training",
         ),
     )
-    return Table("comparison", text, columns, numeric, tuple(rows), notes, frozenset({"Budget"}), "Before and after")
+    return Table("comparison", text, columns, tuple(rows), notes, skips, "Before and after", texts)
 
 
 def _number(value: Any, style: str, interval: str = "", bold: bool = False) -> TableCell:

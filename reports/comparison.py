@@ -1,16 +1,17 @@
 """Everything that is computed of one group of comparable runs."""
 
+from collections.abc import Callable
 from functools import cached_property
 
 import pandas as pd
 
-from cilbench.reports.aggregate import aucs, curves, summary
+from cilbench.reports import aggregate, compute, contrasts, spending, variance
 from cilbench.reports.comparability import require_one_group
-from cilbench.reports.compute import costs, frontiers
-from cilbench.reports.contrasts import comparisons, crossings, interquartile_means, ranks
 from cilbench.reports.measures import measures
-from cilbench.reports.spending import held
-from cilbench.reports.variance import variances
+
+
+def _table(make: "Callable[[Comparison], pd.DataFrame]") -> "cached_property[pd.DataFrame]":
+    return cached_property(make)
 
 
 class Comparison:
@@ -35,67 +36,19 @@ class Comparison:
                 getattr(self, name)
         return self
 
-    @cached_property
-    def finished(self) -> pd.DataFrame:
-        """As of `measures`."""
-        return measures(self.frame)
-
-    @cached_property
-    def summary(self) -> pd.DataFrame:
-        """As of `summary`."""
-        return summary(self.frame, self.ranks)
-
-    @cached_property
-    def aucs(self) -> pd.DataFrame:
-        """As of `aucs`."""
-        return aucs(self.frame)
-
-    @cached_property
-    def costs(self) -> pd.DataFrame:
-        """As of `costs`."""
-        return costs(self.frame)
-
-    @cached_property
-    def frontiers(self) -> pd.DataFrame:
-        """As of `frontiers`."""
-        return frontiers(self.frame)
-
-    @cached_property
-    def comparisons(self) -> pd.DataFrame:
-        """As of `comparisons`."""
-        return comparisons(self.finished)
-
-    @cached_property
-    def ranks(self) -> pd.DataFrame:
-        """As of `ranks`."""
-        return ranks(self.finished, self.comparisons)
-
-    @cached_property
-    def crossings(self) -> pd.DataFrame:
-        """As of `crossings`."""
-        return crossings(self.finished)
-
-    @cached_property
-    def held(self) -> pd.DataFrame:
-        """As of `spending.held`."""
-        return held(self.frame)
-
-    @cached_property
-    def interquartile_means(self) -> pd.DataFrame:
-        """As of `interquartile_means`."""
-        return interquartile_means(self.finished)
-
-    @cached_property
-    def variances(self) -> pd.DataFrame:
-        """As of `variances`."""
-        return variances(self.finished)
-
-    @cached_property
-    def curves(self) -> pd.DataFrame:
-        """As of `curves`, of all, old and new classes."""
-        return curves(self.frame, ("top1", "old_top1", "new_top1"))
-
-    @cached_property
-    def reference_curves(self) -> pd.DataFrame:
-        """As of `curves`, of what does not compete, its budgets put together: they bind it in nothing."""
-        return curves(self.frame[~self.frame["competes"]].assign(budget_bytes=0))
+    # Each as of the function it calls.
+    finished = _table(lambda one: measures(one.frame))
+    comparisons = _table(lambda one: contrasts.comparisons(one.finished))
+    ranks = _table(lambda one: contrasts.ranks(one.finished, one.comparisons))
+    crossings = _table(lambda one: contrasts.crossings(one.finished))
+    interquartile_means = _table(lambda one: contrasts.interquartile_means(one.finished))
+    variances = _table(lambda one: variance.variances(one.finished))
+    summary = _table(lambda one: aggregate.summary(one.frame, one.ranks))
+    aucs = _table(lambda one: aggregate.aucs(one.frame))
+    costs = _table(lambda one: compute.costs(one.frame))
+    frontiers = _table(lambda one: compute.frontiers(one.frame))
+    held = _table(lambda one: spending.held(one.frame))
+    # Of all, old and new classes.
+    curves = _table(lambda one: aggregate.curves(one.frame, ("top1", "old_top1", "new_top1")))
+    # Of what does not compete, its budgets put together: they bind it in nothing.
+    reference_curves = _table(lambda one: aggregate.curves(one.frame[~one.frame["competes"]].assign(budget_bytes=0)))

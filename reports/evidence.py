@@ -14,23 +14,12 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
+from cilbench.records import schema
 from cilbench.records.files import BadRecord, read_arrays, read_bytes
-from cilbench.records.schema import (
-    CELL,
-    HEAD_NORMS,
-    LIMITS,
-    PREDICTIONS,
-    REMEMBERED,
-    REMEMBERED_TYPES,
-    NormRow,
-    RememberedKind,
-    prediction_type,
-    read_cell,
-    read_rows,
-)
+from cilbench.records.schema import NormRow, RememberedKind
 from cilbench.reports.load import LeftOut
 
-FILES = (PREDICTIONS, HEAD_NORMS, REMEMBERED)
+FILES = (schema.PREDICTIONS, schema.HEAD_NORMS, schema.REMEMBERED)
 _CONFUSED_CLASSES = 4_096  # counts of more take more memory than anybody can make out in a figure
 _AGREEMENT = 0.01  # points; metrics.csv has four decimals
 
@@ -122,9 +111,9 @@ def close_up(cells: pd.DataFrame, tests: pd.DataFrame) -> CloseUp:
 
 def as_written(path: Path) -> bytes:
     """A file, held against its checksum where cell.json lists one. Raises OSError, BadRecord."""
-    data = read_bytes(path, LIMITS[path.name])
+    data = read_bytes(path, schema.LIMITS[path.name])
     digest = hashlib.sha256(data).hexdigest()
-    if read_cell(path.parent / CELL).files.get(path.name, digest) != digest:
+    if schema.read_cell(path.parent / schema.CELL).files.get(path.name, digest) != digest:
         raise BadRecord("not as it was written: its checksum differs")
     return data
 
@@ -137,7 +126,9 @@ def _confusion(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDA
     last, classes = cell["tasks"] - 1, cell["classes"]
     if classes > _CONFUSED_CLASSES:
         raise BadRecord(f"{classes:,} classes; they are told apart up to {_CONFUSED_CLASSES:,}")
-    labels, top = read_arrays(data, prediction_type, (f"task{last}/labels", f"task{last}/{cell['head']}")).values()
+    labels, top = read_arrays(
+        data, schema.prediction_type, (f"task{last}/labels", f"task{last}/{cell['head']}")
+    ).values()
     if top.shape != (len(labels), 5) or not len(labels):
         raise BadRecord(f"predictions of shape {list(top.shape)} for {len(labels)} labels")
     predicted = top[:, 0]
@@ -158,7 +149,7 @@ def predictions(folder: Path, tasks: int, head: str) -> list[tuple[NDArray[np.in
     Raises BadRecord, OSError.
     """
     names = [f"task{task}/{name}" for task in range(tasks) for name in ("labels", head)]
-    found = list(read_arrays(as_written(folder / "predictions.npz"), prediction_type, names).values())
+    found = list(read_arrays(as_written(folder / "predictions.npz"), schema.prediction_type, names).values())
     stages = [(labels, top[:, 0]) for labels, top in zip(found[::2], found[1::2], strict=True) if top.shape[1:] == (5,)]
     if len(stages) < tasks or any(len(labels) != len(top) or not len(labels) for labels, top in stages):
         raise BadRecord("predictions are not a row of five a label")
@@ -168,7 +159,7 @@ def predictions(folder: Path, tasks: int, head: str) -> list[tuple[NDArray[np.in
 def _norms(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray[np.float64]:
     """Norms after the last task. Raises BadRecord."""
     del tests  # norms have nothing to agree with
-    rows = read_rows(data, NormRow, HEAD_NORMS)
+    rows = schema.read_rows(data, NormRow, schema.HEAD_NORMS)
     last = {row.number: row.norm for row in rows if row.task == cell["tasks"] - 1}
     norms = np.array([last.get(number, np.nan) for number in range(cell["classes"])])
     if len(last) != cell["classes"] or not np.isfinite(norms).all():
@@ -179,7 +170,7 @@ def _norms(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> NDArray
 def _remembered(data: bytes, cell: Mapping[str, Any], tests: pd.DataFrame) -> Remembered | None:
     """What is remembered; None for nothing. Raises BadRecord."""
     del tests
-    arrays = read_arrays(data, REMEMBERED_TYPES.__getitem__, REMEMBERED_TYPES)
+    arrays = read_arrays(data, schema.REMEMBERED_TYPES.__getitem__, schema.REMEMBERED_TYPES)
     images, labels = arrays["images"], arrays["labels"]
     kind: RememberedKind | None = next((kind for kind in get_args(RememberedKind) if arrays["kind"] == kind), None)
     if kind is None:

@@ -8,21 +8,12 @@ from typing import Any
 import pandas as pd
 from matplotlib.figure import Figure
 
-from cilbench.reports import comparability, comparison, evidence
+from cilbench.reports import comparability, comparison, evidence, wording
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.styles import Style, styles_by_name
 from cilbench.reports.load import Runs
 from cilbench.reports.spending import spending, splits
 from cilbench.reports.tables.table import INTERVALS
-from cilbench.reports.wording import (
-    budget_text,
-    conditions_text,
-    design_text,
-    listed,
-    protocol_text,
-    repetitions_wanted,
-    status_text,
-)
 
 # What figures do not need of a frame of stages: it is sent to other processes.
 _UNDRAWN = ["folder", "title", "arxiv", "bibtex", "port", "config", "class_names", "platform", "git_commit"]
@@ -55,7 +46,7 @@ class Group:
         published: pd.DataFrame | None,
     ) -> None:
         self.group, self.frame, self.slug, self.styles = group, frame, slug, styles
-        self.title = f"{protocol_text(group)}; {conditions_text(group)}"
+        self.title = f"{wording.protocol_text(group)}; {wording.conditions_text(group)}"
         self.cells = runs.cells[runs.cells["run"].isin(frame["run"])]
         self.ledger = runs.ledger[runs.ledger["run"].isin(frame["run"])]
         self.spending = spending(self.cells, self.ledger)
@@ -99,9 +90,9 @@ class Group:
             return None
         first = found[0].cell
         where = (
-            f"One run per method: {budget_text(first['budget_bytes'], first['budget_label'])}, "
-            f"seed {listed(item.cell['seed'] for item in found)}, "
-            f"class order {listed(item.cell['order'] for item in found)}."
+            f"One run per method: {wording.budget_text(first['budget_bytes'], first['budget_label'])}, "
+            f"seed {wording.listed(item.cell['seed'] for item in found)}, "
+            f"class order {wording.listed(item.cell['order'] for item in found)}."
         )
         shown = self.cells[self.cells["run"].isin([item.cell["run"] for item in found])]
         return self.drawing(name, self.words(about, where), make, *notes, cells=shown)
@@ -114,7 +105,7 @@ class Group:
         """A caption of means over repetitions."""
         done = self.done
         if len(done) and done["n"].max() > 1:
-            return self.words(about, f"Means over {design_text(done)}{f', {INTERVALS}' if bands else ''}.")
+            return self.words(about, f"Means over {wording.design_text(done)}{f', {INTERVALS}' if bands else ''}.")
         return self.words(about, "One repetition of each." if len(done) else "")
 
     @property
@@ -126,7 +117,7 @@ class Group:
     @property
     def wanted(self) -> str:
         """What should be repeated; nothing where published numbers, of one order, are what runs are held against."""
-        return "" if self.group["recipe"] == "published" else repetitions_wanted(self.done, self.title)
+        return "" if self.group["recipe"] == "published" else wording.repetitions_wanted(self.done, self.title)
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What stands above its section of the page: (what, value)."""
@@ -145,11 +136,11 @@ class Group:
             ("precision", str(self.group["precision"])),
             ("stored as", str(self.group["storage"])),
             ("fill", str(self.group["fill"])),
-            ("budgets", ", ".join(f"{budget_text(size, label)} ({size:,} B)" for size, label in sizes)),
-            ("seeds", listed(self.cells["seed"])),
-            ("class orders", listed(self.cells["order"])),
+            ("budgets", ", ".join(f"{wording.budget_text(size, label)} ({size:,} B)" for size, label in sizes)),
+            ("seeds", wording.listed(self.cells["seed"])),
+            ("class orders", wording.listed(self.cells["order"])),
             ("device", ", ".join(sorted(set(self.cells["device"])))),
-            ("runs", ", ".join(f"{count} {status_text(str(status))}" for status, count in counts.items())),
+            ("runs", ", ".join(f"{count} {wording.status_text(str(status))}" for status, count in counts.items())),
         )
 
     def texts(self) -> Iterator[str]:

@@ -9,20 +9,9 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
+from cilbench.records import schema
 from cilbench.records.files import BadRecord, read_bytes
-from cilbench.records.schema import (
-    CELL,
-    LEDGER,
-    LIMITS,
-    METRICS,
-    CellRecord,
-    LedgerRow,
-    MetricsRow,
-    TaskRecord,
-    Timing,
-    parse_cell,
-    read_rows,
-)
+from cilbench.records.schema import CellRecord, LedgerRow, MetricsRow, TaskRecord
 from cilbench.reports.names import clean, telling
 
 CELL_COLUMNS = (
@@ -89,23 +78,23 @@ def read_folder(folder: Path) -> RunRows:
     """One run folder. Raises OSError, BadRecord."""
     if folder.name.endswith(".partial"):
         raise BadRecord("still in progress, or interrupted: the same command goes on with it")
-    if not (folder / CELL).is_file():
-        raise BadRecord(f"not a run folder: it has no {CELL}")
-    raw = {CELL: read_bytes(folder / CELL, LIMITS[CELL])}
-    record = parse_cell(raw[CELL])
+    if not (folder / schema.CELL).is_file():
+        raise BadRecord(f"not a run folder: it has no {schema.CELL}")
+    raw = {schema.CELL: read_bytes(folder / schema.CELL, schema.LIMITS[schema.CELL])}
+    record = schema.parse_cell(raw[schema.CELL])
     cell = _cell(record, folder)
     done = record.status == "done"
-    for name in (METRICS, LEDGER):
+    for name in (schema.METRICS, schema.LEDGER):
         if (folder / name).is_file():
-            raw[name] = read_bytes(folder / name, LIMITS[name])
+            raw[name] = read_bytes(folder / name, schema.LIMITS[name])
         elif done:
             raise BadRecord(f"{name} is missing, yet the run is done")
     digests = {name: hashlib.sha256(data).hexdigest() for name, data in raw.items()}
     for name, recorded in record.files.items():
         if digests.get(name, recorded) != recorded:
             raise BadRecord(f"{name} is not as it was written: its checksum differs")
-    tests = _tests(raw.get(METRICS, b""), cell["run"])
-    ledger, cell["dtypes"] = _ledger(raw.get(LEDGER, b""), cell["run"])
+    tests = _tests(raw.get(schema.METRICS, b""), cell["run"])
+    ledger, cell["dtypes"] = _ledger(raw.get(schema.LEDGER, b""), cell["run"])
     boundaries = [_boundary(task, cell["run"]) for task in record.tasks]
     if done:
         _check_complete(cell, [telling(head) for head in record.card.heads], boundaries, tests, ledger)
@@ -116,7 +105,7 @@ def read_folder(folder: Path) -> RunRows:
 
 def _cell(record: CellRecord, folder: Path) -> dict[str, Any]:
     """cell.json as one flat row of printable texts and numbers (`CELL_COLUMNS`)."""
-    request, card, timing = record.request, record.card, record.timing or Timing()
+    request, card, timing = record.request, record.card, record.timing or schema.Timing()
     names = tuple(clean(name, 30) for name in record.class_names)
     texts = ("method", "dataset", "recipe", "accounting", "precision", "storage", "fill")
     numbers = ("base", "inc", "classes", "tasks", "seed", "order", "budget_bytes")
@@ -199,9 +188,12 @@ def _boundary(task: TaskRecord, run: str) -> dict[str, Any]:
 
 
 def _tests(data: bytes, run: str) -> list[dict[str, Any]]:
-    rows = [{"run": run, **row.model_dump(), "head": telling(row.head)} for row in read_rows(data, MetricsRow, METRICS)]
+    rows = [
+        {"run": run, **row.model_dump(), "head": telling(row.head)}
+        for row in schema.read_rows(data, MetricsRow, schema.METRICS)
+    ]
     if len({(row["task"], row["tested_task"], row["head"]) for row in rows}) < len(rows):
-        raise BadRecord(f"{METRICS}: a row is there twice")
+        raise BadRecord(f"{schema.METRICS}: a row is there twice")
     return rows
 
 
@@ -209,16 +201,16 @@ def _ledger(data: bytes, run: str) -> tuple[list[dict[str, Any]], str]:
     """ledger.csv summed over the items of each kind, and the dtypes of what was learned: `F32`, `BF16, F32`."""
     totals: dict[tuple[int, str], list[int]] = {}
     dtypes = set[str]()
-    for row in read_rows(data, LedgerRow, LEDGER):
+    for row in schema.read_rows(data, LedgerRow, schema.LEDGER):
         if row.task >= _MOST_CLASSES:  # each would take a row of its own
-            raise BadRecord(f"{LEDGER}: a row is of task {row.task}")
+            raise BadRecord(f"{schema.LEDGER}: a row is of task {row.task}")
         if row.kind in _LEARNED:
             dtypes.add(clean(row.dtype, 10))
         sums = totals.setdefault((row.task, row.kind), [0, 0, 0])
         sizes = (row.bytes, row.published_bytes, row.strict_bytes)
         totals[row.task, row.kind] = [a + b for a, b in zip(sums, sizes, strict=True)]
     if any(total >= _TOO_LARGE for sums in totals.values() for total in sums):
-        raise BadRecord(f"{LEDGER}: more bytes than there can be")
+        raise BadRecord(f"{schema.LEDGER}: more bytes than there can be")
     rows = [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
     return rows, ", ".join(sorted(dtypes))
 

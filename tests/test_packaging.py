@@ -2,6 +2,7 @@
 
 import ast
 import os
+import re
 import subprocess
 import sys
 import zipfile
@@ -105,6 +106,39 @@ def test_a_folder_is_not_imported_under_its_own_name(folder):
     done = subprocess.run([sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 1
     assert "ImportError: import cilbench" in done.stderr
+
+
+def described():
+    """The tree in docs/architecture.md: folder → the names it is said to hold, and what is said of it."""
+    text = (ROOT / "docs" / "architecture.md").read_text().partition("## Where things are")[2].partition("## Arrows")[0]
+    names, about, path = {}, {}, []
+    for line in text.splitlines():
+        if not line.startswith("    "):
+            continue
+        depth, (left, *right) = (len(line) - len(line.lstrip())) // 2 - 2, re.split(" {2,}", line.strip())
+        for name in left.split(" · "):
+            names.setdefault("/".join(path[:depth]), set()).add(name)
+            if name.endswith("/"):
+                path = [*path[:depth], name[:-1]]
+                about["/".join(path)] = " ".join(right)
+    return names, about
+
+
+def test_the_architecture_names_every_module():
+    names, about = described()
+    for folder in FOLDERS:
+        for path in sorted((ROOT / folder).rglob("*.py")):
+            where = path.parent.relative_to(ROOT).as_posix()
+            if not path.stem.startswith("__") and "a file each" not in about.get(where, ""):
+                assert path.stem in names.get(where, ()), f"docs/architecture.md does not name {where}/{path.name}"
+
+
+def test_what_the_architecture_names_is_there():
+    names, _ = described()
+    for folder, found in names.items():
+        for name in found:
+            path = ROOT / folder / name
+            assert path.is_dir() or path.with_name(f"{name}.py").is_file(), f"there is no {path}"
 
 
 def test_no_two_files_of_tests_have_one_name():

@@ -18,6 +18,8 @@ from cilbench.cli import terminal
 from cilbench.cli.tables import announce, result_table
 from cilbench.cli.trackers import STEPS_A_TASK, TRACKERS, Tracker, epoch_values
 from cilbench.errors import counted
+from cilbench.protocol import context
+from cilbench.protocol.context import Reporter
 from cilbench.records.files import printable
 from cilbench.records.folder import Outcome, Resumed
 from cilbench.records.schema import TaskRecord
@@ -46,7 +48,7 @@ class Ended(NamedTuple):
     run_id: str
 
 
-class RunReporter:
+class RunReporter(Reporter):
     """Reports the runs of a process, one after another, to `tell`: the screen's, or the process that has the screen.
 
     `seconds_a_line` between lines of epochs; None where bars show them. `tracker` opens what `--log` asks for.
@@ -59,7 +61,8 @@ class RunReporter:
         seconds_a_line: float | None,
         tracker: Callable[[RunSpec], Tracker] | None = None,
     ) -> None:
-        self.tell, self.stopping, self.seconds_a_line, self.tracker = tell, stopping, seconds_a_line, tracker
+        super().__init__(stopping)
+        self.tell, self.seconds_a_line, self.tracker = tell, seconds_a_line, tracker
         self.spec: RunSpec | None = None
         self.tracking: Tracker | None = None
         self.images, self.share, self.stage, self.step = 0, 0.0, "", 0
@@ -74,9 +77,6 @@ class RunReporter:
             self.tracking.close()
             self.tracking = None
         self.tell(Ended(spec.id))
-
-    def hear(self, worker: int, told: Any) -> None:
-        raise AssertionError("a worker has no workers")
 
     def note(self, line: str) -> None:
         self.tell(Line(line))
@@ -194,7 +194,7 @@ class _ScreenReporter(RunReporter):
         self.bars.hear(worker, told)
 
 
-class Screen:
+class Screen(context.Screen):
     """A sweep on standard output. Curves go to `logs` where `log` names a tracker."""
 
     def __init__(self, log: str = "", logs: Path = Path("runs-logs")) -> None:

@@ -24,22 +24,11 @@ from pathlib import Path, PurePosixPath
 import joblib
 import numpy as np
 
-from cilbench.data import cache
+from cilbench.data import cache, pixels
 from cilbench.data.cache import NAME, Int64, Uint8
 from cilbench.data.cards import DatasetCard, DatasetError, builtin_cards
 from cilbench.data.encoded import write_index
-from cilbench.data.pixels import (
-    PIXELS_LIMIT,
-    Header,
-    Target,
-    batched,
-    decode,
-    fitted,
-    image_endings,
-    opened,
-    quiet_pillow,
-    read_header,
-)
+from cilbench.data.pixels import Header, Target
 from cilbench.data.sources import Source, is_junk, open_source
 from cilbench.errors import printable
 
@@ -177,7 +166,7 @@ class Tree:
         per_chunk = min(256, max(1, CHUNK_BYTES // int(np.prod(self.image_shape))))
         small = self.target.size is None and self.image_shape[1] * self.image_shape[2] < THREADS_FROM_PIXELS
         decoded = partial(self._decode, self._target(split))
-        return batched(decoded, self.files[split], per_chunk, 1 if small else min(16, joblib.cpu_count()))
+        return pixels.batched(decoded, self.files[split], per_chunk, 1 if small else min(16, joblib.cpu_count()))
 
     def write_index(self, split: str, path: Path) -> None:
         """Where the images of a split are, in order (`EncodedImages`)."""
@@ -193,9 +182,9 @@ class Tree:
     def _decode(self, target: Target, names: Sequence[str]) -> Uint8:
         chunk = np.empty((len(names), *self.image_shape), np.uint8)
         for pixels_CHW, name in zip(chunk, names, strict=True):
-            with opened(self.source, name) as image:
+            with pixels.opened(self.source, name) as image:
                 image.load()
-                pixels_CHW[:], transparent = decode(image, target)
+                pixels_CHW[:], transparent = pixels.decode(image, target)
             if transparent:
                 self.transparent.append(name)
         return chunk
@@ -209,7 +198,7 @@ def open_tree(source: Path, size: int | None) -> Iterator[Tree]:
     """
     if size is not None and not 0 < size <= SIZE_LIMIT:
         raise DatasetError(f"--size {size}: allowed is a number of pixels from 1 to {SIZE_LIMIT}")
-    with quiet_pillow(), open_source(source) as opened_source:
+    with pixels.quiet_pillow(), open_source(source) as opened_source:
         found, aside, notes = _arrange(source, opened_source.names())
         _check_classes(source, found)
         headers = _headers(opened_source, found)
@@ -270,7 +259,7 @@ def _arrange(source: Path, names: Iterable[str]) -> tuple[Files, list[str], list
         notes.append(f"the test images are those of {test}/; {'val' if test == 'test' else 'test'}/ is not read")
     for split in ("train", test):
         for name in flat.get(split, ()):
-            if PurePosixPath(name).suffix.lower() in image_endings():
+            if PurePosixPath(name).suffix.lower() in pixels.image_endings():
                 raise DatasetError(f"{source}: {name} lies in no class folder; allowed is {split}/CLASS/IMAGE")
             aside.append(name)
         if split not in found:
@@ -305,7 +294,7 @@ def _check_classes(source: Path, found: Files) -> None:
 def _headers(source: Source, found: Files) -> dict[str, Header | None]:
     """Path → header of every file, None for what is no image."""
     names = [name for classes in found.values() for label in sorted(classes) for name in sorted(classes[label])]
-    batches = batched(lambda batch: [read_header(source, name) for name in batch], names, 256, 1)
+    batches = pixels.batched(lambda batch: [pixels.read_header(source, name) for name in batch], names, 256, 1)
     return dict(zip(names, (header for batch in batches for header in batch), strict=True))
 
 
@@ -318,7 +307,7 @@ def _common_shape(source: Path, headers: dict[str, Header], size: int | None) ->
             raise DatasetError(
                 f"{source}: images of several sizes, {sizes}: add --size S (shorter side to S, centre crop)"
             )
-        if size is not None and size * max(fitted(header.width, header.height, size)) > PIXELS_LIMIT:
+        if size is not None and size * max(pixels.fitted(header.width, header.height, size)) > pixels.PIXELS_LIMIT:
             raise DatasetError(
                 f"{source}: {name} is too long and thin, {header.width}×{header.height}, for --size {size}"
             )

@@ -1,10 +1,10 @@
 """What one run consists of, as one object that is handed along, and who watches it and the sweep it is part of."""
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 
@@ -17,28 +17,15 @@ from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
 
 
-class Reporter(Protocol):
-    """Shows a run to a person. `share` is the part of the run that is done, in [0, 1]."""
+class Reporter:
+    """Shows the runs of a sweep, one after another, to a person. This one shows nothing.
 
-    def resumed(self, resumed: Resumed) -> None: ...
+    `begin` names the run that comes next, `say` tells of it. `stopping`: was this process asked to end? It then ends as
+    soon as a checkpoint is written.
+    """
 
-    def progress(self, share: float, images: int) -> None: ...
-
-    def epoch(self, line: Mapping[str, Any]) -> None:
-        """What log.jsonl says of an epoch that is over."""
-        ...
-
-    def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None: ...
-
-    def note(self, line: str) -> None: ...
-
-    def stopping(self) -> bool:
-        """Was this process asked to end? It then ends as soon as a checkpoint is written."""
-        ...
-
-
-class SweepReporter(Reporter, Protocol):
-    """Shows the runs of a sweep, one after another: `begin` names the one that comes next, `say` tells of it."""
+    def __init__(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        self.stopping = stopping
 
     def begin(self, number: int, spec: RunSpec) -> None: ...
 
@@ -48,11 +35,24 @@ class SweepReporter(Reporter, Protocol):
 
     def hear(self, worker: int, told: Any) -> None:
         """What the reporter of another process tells."""
-        ...
+
+    def resumed(self, resumed: Resumed) -> None: ...
+
+    def progress(self, share: float, images: int) -> None:
+        """`share` of the run that is done, in [0, 1]; images trained on since the last call."""
+
+    def epoch(self, line: Mapping[str, Any]) -> None:
+        """What log.jsonl says of an epoch that is over."""
+
+    def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None: ...
+
+    def note(self, line: str) -> None: ...
 
 
-class Screen(Protocol):
-    """Shows a sweep to a person. It is pickled into the processes that work for the sweep, whose reporters `tell`."""
+class Screen:
+    """Shows a sweep to a person; this one shows nothing. It is pickled into the processes that work for the sweep,
+    whose reporters `tell`.
+    """
 
     def say(self, line: str) -> None: ...
 
@@ -60,11 +60,13 @@ class Screen(Protocol):
 
     def waiting(self) -> AbstractContextManager[None]:
         """While something takes seconds."""
-        ...
+        return nullcontext()
 
     def reporting(
         self, runs: int, stopping: Callable[[], bool], workers: int, tell: Callable[[Any], None] | None = None
-    ) -> AbstractContextManager[SweepReporter]: ...
+    ) -> AbstractContextManager[Reporter]:
+        """The reporter of so many runs; of a worker where it is to `tell`."""
+        return nullcontext(Reporter(stopping))
 
     def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None: ...
 

@@ -4,7 +4,7 @@ import signal
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence, Set
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from itertools import compress
 from pathlib import Path
@@ -28,7 +28,7 @@ from cilbench.methods.training.ranks import RankLost, Ranks
 from cilbench.options import HowToRun
 from cilbench.processes import Stop, end_with_parent, run_workers, stoppable
 from cilbench.protocol import estimate
-from cilbench.protocol.context import RunContext, Screen, SweepReporter
+from cilbench.protocol.context import Reporter, RunContext, Screen
 from cilbench.protocol.ranks import follow, for_ranks, joined, own_device
 from cilbench.protocol.run import execute
 from cilbench.records.files import printable
@@ -57,19 +57,15 @@ class Sweep:
     specs: tuple[RunSpec, ...]
     plans: Mapping[str, Plan | BudgetTooSmall]
     data_dir: Path | None
-    out: Path
+    how: HowToRun
     device: torch.device
-    keep: Keep
-    isolate: bool
-    fresh: bool
     before: Mapping[str, tuple[int, int] | None]
     screen: Screen
     open: frozenset[str] = frozenset()
-    energy: bool = False
     ranks: Ranks | None = None
 
     def folder(self, spec: RunSpec) -> RunFolder:
-        return RunFolder(self.out, spec.id)
+        return RunFolder(self.how.out, spec.id)
 
     def load_images(self) -> Dataset:
         return load(self.specs[0].scenario.dataset, self.data_dir)
@@ -98,39 +94,25 @@ def sweep(
                 follow(ranks, data_dir, own_device(pick_device(how.device)))
                 return Swept(0, (), {})
             return Swept(1, (), {})
-        return _sweep(asked, data_dir, how, screen, ranks, fastest_precision, mine, begin)
-
-
-def _sweep(
-    asked: Sequence[RunSpec],
-    data_dir: Path | None,
-    how: HowToRun,
-    screen: Screen,
-    ranks: Ranks | None,
-    fastest_precision: bool,
-    mine: Set[str] | None,
-    begin: Callable[[], None],
-) -> Swept:
-    if ranks is not None:
-        how = for_ranks(how)
-    with screen.waiting():
-        todo, dataset, workers = _prepared(asked, data_dir, how, screen, fastest_precision, mine)
-        begin()
-        todo = replace(todo, ranks=ranks)
-    if not todo.specs:
-        return Swept(0, (), {})
-    with using_threads(workers.threads), stoppable() as stop:
+        if ranks is not None:
+            how = for_ranks(how)
         with screen.waiting():
-            for line in _estimated(todo, workers, dataset):
-                screen.say(line)
-        with screen.reporting(len(todo.specs), stop, workers.jobs) as reporter:
-            if workers.jobs > 1:
-                todo = _side_by_side(todo, workers, stop, reporter)
-            outcomes = _run_all(todo, dataset, reporter, stop)
-        if stop() and len(outcomes) < len(todo.specs):  # what came after the last run has nothing left to stop
-            return Swept(stop.exit_code, todo.specs, outcomes)
-    screen.conclude(todo.specs, outcomes, how.out)
-    return Swept(_exit_code(outcomes, len(todo.specs)), todo.specs, outcomes)
+            todo, dataset, workers = _prepared(asked, data_dir, how, screen, ranks, fastest_precision, mine)
+            begin()
+        if not todo.specs:
+            return Swept(0, (), {})
+        with using_threads(workers.threads), stoppable() as stop:
+            with screen.waiting():
+                for line in _estimated(todo, workers, dataset):
+                    screen.say(line)
+            with screen.reporting(len(todo.specs), stop, workers.jobs) as reporter:
+                if workers.jobs > 1:
+                    todo = _side_by_side(todo, workers, stop, reporter)
+                outcomes = _run_all(todo, dataset, reporter, stop)
+            if stop() and len(outcomes) < len(todo.specs):  # what came after the last run has nothing left to stop
+                return Swept(stop.exit_code, todo.specs, outcomes)
+        screen.conclude(todo.specs, outcomes, how.out)
+        return Swept(_exit_code(outcomes, len(todo.specs)), todo.specs, outcomes)
 
 
 def _prepared(
@@ -138,11 +120,12 @@ def _prepared(
     data_dir: Path | None,
     how: HowToRun,
     screen: Screen,
+    ranks: Ranks | None,
     fastest_precision: bool,
     mine: Set[str] | None,
 ) -> tuple[Sweep, Dataset, Workers]:
     """Everything that is checked and measured before the first run. Raises RequestError."""
-    out, fresh, say = how.out, how.fresh, screen.say
+    out, say = how.out, screen.say
     if how.keep not in get_args(Keep):
         raise RequestError(f"--keep {how.keep}: allowed are {', '.join(get_args(Keep))}")
     record = _recorded(how.record)
@@ -165,7 +148,9 @@ def _prepared(
     if mine is not None:
         say(f"part {how.shard}: {len(asked)} of {counted(len(of_all), 'run')}")
     folders = {spec.id: RunFolder(out, spec.id) for spec in asked}
-    ended = {} if fresh else {spec.id: folders[spec.id].outcome() for spec in asked}  # raises for what is in the way
+    ended = (
+        {} if how.fresh else {spec.id: folders[spec.id].outcome() for spec in asked}
+    )  # raises for what is in the way
     unfinished = {c.id for c in asked if (outcome := ended.get(c.id)) is None or outcome.status not in FINAL}
     for run_id in unfinished & ended.keys():
         folders[run_id].check_images(dataset.fingerprint)
@@ -176,21 +161,8 @@ def _prepared(
     say(f"device {there}, {of_all[0].precision}{workers}; run folders in {out}")
     for line in _ended_already(folders, ended, dataset):
         say(line)
-    todo = Sweep(
-        tuple(replace(spec, record=record) for spec in laid),
-        plans,
-        data_dir,
-        out,
-        there,
-        cast(Keep, how.keep),
-        how.isolate,
-        fresh,
-        stamps,
-        screen,
-        open_,
-    )
-    todo = replace(todo, energy=how.energy)
-    return todo, dataset, workers
+    specs = tuple(replace(spec, record=record) for spec in laid)
+    return Sweep(specs, plans, data_dir, how, there, stamps, screen, open_, ranks), dataset, workers
 
 
 def _alone(jobs: str, device: torch.device) -> str:
@@ -213,7 +185,7 @@ def _recorded(names: str) -> frozenset[Recording]:
 def _estimated(todo: Sweep, workers: Workers, dataset: Dataset) -> list[str]:
     """How long it will take."""
     open_ = [spec for spec in todo.specs if spec.id in todo.open]
-    begun = {spec.id: 0 if todo.fresh else _tasks_done(todo.folder(spec)) for spec in open_}
+    begun = {spec.id: 0 if todo.how.fresh else _tasks_done(todo.folder(spec)) for spec in open_}
     images = len(dataset.test.labels)
     return estimate.described(open_, todo.plans, todo.device, begun, workers.gain, images, todo.screen.say)
 
@@ -239,15 +211,15 @@ def _tasks_done(folder: RunFolder) -> int:
     return 0
 
 
-def _side_by_side(todo: Sweep, workers: Workers, stop: Stop, reporter: SweepReporter) -> Sweep:
+def _side_by_side(todo: Sweep, workers: Workers, stop: Stop, reporter: Reporter) -> Sweep:
     """Have worker processes do the runs. What they leave, because one of them died, is this process's to do."""
     free_cached(todo.device)  # what measuring needed is theirs
     for spec in todo.specs:
         folder = todo.folder(spec)
         with folder.claimed() as mine:
-            if mine and todo.fresh and folder.stamp() == todo.before[spec.id]:
+            if mine and todo.how.fresh and folder.stamp() == todo.before[spec.id]:
                 folder.discard()
-    todo = replace(todo, fresh=False)
+    todo = replace(todo, how=replace(todo.how, fresh=False))
     run_workers(_work, (todo, workers), workers.jobs, stop, reporter.hear)
     return todo
 
@@ -268,7 +240,7 @@ def _work(todo: Sweep, workers: Workers, tell: Callable[[Any], None]) -> None:
         _run_all(todo, todo.load_images(), reporter, None)
 
 
-def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop | None) -> dict[str, Outcome]:
+def _run_all(todo: Sweep, dataset: Dataset, reporter: Reporter, stop: Stop | None) -> dict[str, Outcome]:
     """Every run in turn, until a signal ends it, or an error after which the device no longer works here.
 
     `stop` is None in a worker: its parent says what is left.
@@ -298,7 +270,7 @@ def _run_all(todo: Sweep, dataset: Dataset, reporter: SweepReporter, stop: Stop 
     return outcomes
 
 
-def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReporter) -> Outcome:
+def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: Reporter) -> Outcome:
     """Do a run, unless it has ended before or another process is doing it. Raises Interrupted."""
     folder = todo.folder(spec)
     try:
@@ -306,16 +278,16 @@ def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: SweepReport
             if not mine:
                 return Outcome("running", "another process is at it")
             ended_since = folder.stamp() != todo.before[spec.id]
-            anew = todo.fresh and not ended_since
+            anew = todo.how.fresh and not ended_since
             if not anew and (outcome := _ended(folder, ended_since)) is not None:
                 return outcome
             if reporter.stopping():
                 raise Interrupted
             if anew:
                 folder.discard()
-            plan = todo.plans[spec.id]
-            context = RunContext(spec, plan, dataset, folder, todo.device, reporter, todo.keep, todo.isolate)
-            return execute(replace(context, energy=todo.energy, ranks=todo.ranks))
+            how, keep = todo.how, cast(Keep, todo.how.keep)
+            given = (spec, todo.plans[spec.id], dataset, folder, todo.device, reporter)
+            return execute(RunContext(*given, keep, how.isolate, how.energy, todo.ranks))
     except (OSError, RequestError) as error:  # a disk that cannot be read; what came into the way meanwhile
         return Outcome("failed", f"{type(error).__name__}: {error}")
 
@@ -341,26 +313,28 @@ def check_writable(out: Path) -> bool:
     Tried in the nearest folder that is there, with a file that has no name: `out` itself would vanish under another
     process that begins at the same time.
     """
-    try:
-        nearest = next((folder for folder in (out, *out.parents) if _exists(folder)), Path())
-        with tempfile.TemporaryFile(dir=nearest) as probe:
-            return has_kernel_locks(probe.fileno())
-    except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
+    with _writing_beside(out) as nearest, tempfile.TemporaryFile(dir=nearest) as probe:
+        return has_kernel_locks(probe.fileno())
 
 
 def check_locks(out: Path) -> None:
     """Raises RequestError where locks keep nobody out: two processes would write over each other's run."""
-    nearest = next((folder for folder in (out, *out.parents) if _exists(folder)), Path())
-    try:
+    with _writing_beside(out) as nearest:
         hold = locks_hold(nearest)
-    except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     if not hold:
         raise RequestError(
             f"--out {out}: locks of this file system keep nobody out; give every process its part of the runs:"
             " --shard I/N, 1/1 where there is one process"
         )
+
+
+@contextmanager
+def _writing_beside(out: Path) -> Iterator[Path]:
+    """The nearest folder that is there. Raises RequestError where it cannot be written."""
+    try:
+        yield next((folder for folder in (out, *out.parents) if _exists(folder)), Path())
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
 def _exists(path: Path) -> bool:

@@ -17,18 +17,9 @@ from cilbench.methods.training.images import Images
 from cilbench.protocol.evaluate import Predictions, accuracies, evaluate, on_test_images
 from cilbench.protocol.rebuild import Differs, KeptRun, kept_tasks
 from cilbench.protocol.task import task_seed
-from cilbench.records.files import UNREADABLE, printable, read_bytes
-from cilbench.records.schema import (
-    CELL,
-    LIMITS,
-    METRICS,
-    PREDICTIONS,
-    MetricsRow,
-    TaskRecord,
-    read_cell,
-    read_predictions,
-    read_rows,
-)
+from cilbench.records import schema
+from cilbench.records.files import UNREADABLE, printable
+from cilbench.records.schema import MetricsRow, TaskRecord
 
 _MATTERS = ("cilbench", "git_commit", "torch", "platform", "device", "threads")  # to the last bits of a score
 
@@ -52,9 +43,9 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
     a method or setting that this installation does not have.
     """
     try:
-        cell = read_cell(folder / CELL, audited=True)
-        stored = read_predictions(folder / PREDICTIONS)
-        rows = list(read_rows(read_bytes(folder / METRICS, LIMITS[METRICS]), MetricsRow, METRICS))
+        cell = schema.read_cell(folder / schema.CELL, audited=True)
+        stored = schema.read_predictions(folder / schema.PREDICTIONS)
+        rows = list(schema.read_table(folder / schema.METRICS, MetricsRow))
     except UNREADABLE as error:
         return Verdict("", (printable(f"not a whole run folder ({error})"),))
     if not kept_tasks(folder, cell):
@@ -71,7 +62,7 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
                 continue
             found = list(_differences(record.task, stored, again))
             if not found and not _same_accuracies(rows, accuracies(again, run.spec.scenario, record.task)):
-                found = [f"task {record.task}: {METRICS} is not what the predictions give"]
+                found = [f"task {record.task}: {schema.METRICS} is not what the predictions give"]
             problems += found
     missing = len(cell.tasks) - len(kept)
     compared = f"{_listed(kept)} of {len(cell.tasks)} on {here['device']}"
@@ -97,9 +88,9 @@ def _differences(task: int, stored: Predictions, again: Predictions) -> Iterator
     for name, now in again.items():
         then = stored.get(f"task{task}/{name}")
         if then is None or then.shape != now.shape:
-            yield f"task {task}, {name}: {PREDICTIONS} has none of {len(now):,} images"
+            yield f"task {task}, {name}: {schema.PREDICTIONS} has none of {len(now):,} images"
         elif name == "labels" and not np.array_equal(then, now):
-            yield f"task {task}: the labels in {PREDICTIONS} are not those of the test images"
+            yield f"task {task}: the labels in {schema.PREDICTIONS} are not those of the test images"
         elif name != "labels" and (images := int((then != now).any(1).sum())):
             first = int((then[:, 0] != now[:, 0]).sum())
             share = f"{images:,} of {len(now):,} images differ ({images / len(now):.2%})"

@@ -7,19 +7,9 @@ from pathlib import Path
 
 from cilbench.budgets.layout import check_layout
 from cilbench.budgets.ledger import Allowance, Ledger
-from cilbench.records.files import MIB, UNREADABLE, printable, read_bytes, sha256_of, size_of
-from cilbench.records.schema import (
-    CELL,
-    LEDGER,
-    LIMITS,
-    LOG,
-    STATE,
-    CellRecord,
-    LedgerRow,
-    read_cell,
-    read_rows,
-    validated,
-)
+from cilbench.records import schema
+from cilbench.records.files import MIB, UNREADABLE, printable, sha256_of, size_of
+from cilbench.records.schema import CellRecord, LedgerRow
 
 
 def audit(folder: Path) -> list[str]:
@@ -30,13 +20,13 @@ def audit(folder: Path) -> list[str]:
     """
     problems: list[tuple[Path, str]] = []
     try:
-        cell = read_cell(folder / CELL, audited=True)
+        cell = schema.read_cell(folder / schema.CELL, audited=True)
         problems += [(folder / name, what) for name, what in _changed_files(folder, cell.files)]
         run = _Recorded.read(folder, cell)
         problems += [(folder, what) for what in run.contradictions(folder.resolve().name)]
-        for path in sorted((folder / "tasks").glob(f"*/{STATE}")):
+        for path in sorted((folder / "tasks").glob(f"*/{schema.STATE}")):
             problems += [(path, what) for what in run.differences(path)]
-        last = folder / "tasks" / str(max(len(cell.tasks) - 1, 0)) / STATE
+        last = folder / "tasks" / str(max(len(cell.tasks) - 1, 0)) / schema.STATE
         if cell.tasks and not last.is_file():
             problems += [(last, "missing")]
     except UNREADABLE as error:
@@ -48,13 +38,13 @@ def _changed_files(folder: Path, sums: Mapping[str, str]) -> Iterator[tuple[str,
     """Files that are missing or not as they were written; the oldest runs list none."""
     for name, digest in sums.items():
         if Path(name).name != name:
-            yield CELL, f"lists a file of another folder: {name!r}"
+            yield schema.CELL, f"lists a file of another folder: {name!r}"
         elif not (folder / name).is_file():
             yield name, "missing"
-        elif size_of(folder / name) > (limit := LIMITS.get(name, LIMITS[LOG])):
+        elif size_of(folder / name) > (limit := schema.LIMITS.get(name, schema.LIMITS[schema.LOG])):
             yield name, f"larger than {limit // MIB} MiB"
         elif sha256_of(folder / name) != digest:
-            yield name, f"its checksum differs from the one in {CELL}"
+            yield name, f"its checksum differs from the one in {schema.CELL}"
 
 
 @dataclass(frozen=True)
@@ -68,7 +58,7 @@ class _Recorded:
     def read(cls, folder: Path, cell: CellRecord) -> "_Recorded":
         """Raises one of `UNREADABLE`."""
         rows = dict[int, list[LedgerRow]]()
-        for row in read_rows(read_bytes(folder / LEDGER, LIMITS[LEDGER]), LedgerRow, LEDGER):
+        for row in schema.read_table(folder / schema.LEDGER, LedgerRow):
             rows.setdefault(row.task, []).append(row)
         return cls(cell, rows)
 
@@ -79,14 +69,15 @@ class _Recorded:
             yield f"the run says that it is {cell.id!r}"
         extra = sorted(set(self.rows) - set(range(len(cell.tasks))))
         if extra and (cell.status != "over_budget" or extra != [len(cell.tasks)]):
-            yield f"{LEDGER} lists tasks that the record does not have: {extra}"
+            yield f"{schema.LEDGER} lists tasks that the record does not have: {extra}"
         if cell.status == "done" and len(cell.tasks) != cell.request.tasks:
             yield f"a finished run of {cell.request.tasks} tasks has records of {len(cell.tasks)}"
         for record in cell.tasks:
             for column in ("published_bytes", "strict_bytes"):
+                told = getattr(record, column)
                 listed = sum(getattr(row, column) for row in self.rows.get(record.task, []))
-                if listed != getattr(record, column):
-                    yield f"task {record.task}: {column} are {getattr(record, column)} in {CELL}, {listed} in {LEDGER}"
+                if listed != told:
+                    yield f"task {record.task}: {column} are {told} in {schema.CELL}, {listed} in {schema.LEDGER}"
             spent = record.published_bytes if cell.request.accounting == "published" else record.strict_bytes
             if spent > cell.request.budget_bytes and (cell.card.competes or cell.card.bounded):
                 yield f"task {record.task}: {spent} B of a budget of {cell.request.budget_bytes} B"
@@ -111,6 +102,6 @@ class _Recorded:
             ("sha256", sha256_of(path), record.sealed_sha256),
         ]
         found = [f"{what}: {now} on disk, {then} recorded" for what, now, then in checks if now != then]
-        weighed = [validated(LedgerRow, {"task": record.task, **row}, STATE) for row in ledger.rows()]
+        weighed = [schema.validated(LedgerRow, {"task": record.task, **row}, schema.STATE) for row in ledger.rows()]
         same = weighed == self.rows.get(record.task, [])
-        return found if same else [*found, f"{LEDGER} lists other tensors than the file holds"]
+        return found if same else [*found, f"{schema.LEDGER} lists other tensors than the file holds"]

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from cilbench.errors import RequestError
 from cilbench.locks import locked
+from cilbench.records import schema
 from cilbench.records.files import (
     DAMAGED,
     BadRecord,
@@ -38,30 +39,7 @@ from cilbench.records.files import (
     write_csv,
 )
 from cilbench.records.log import Log
-from cilbench.records.schema import (
-    CELL,
-    HEAD_NORMS,
-    IMAGES,
-    LEDGER,
-    LEDGER_COLUMNS,
-    LIMITS,
-    LOG,
-    METRICS,
-    METRICS_COLUMNS,
-    NORM_COLUMNS,
-    PREDICTIONS,
-    REMEMBERED,
-    STATE,
-    TABLES,
-    TASK_RECORD,
-    Ending,
-    Status,
-    TaskFile,
-    TaskRecord,
-    prediction_type,
-    read_predictions,
-    validated,
-)
+from cilbench.records.schema import Ending, Status, TaskFile, TaskRecord
 
 if TYPE_CHECKING:
     from cilbench.budgets.ledger import Ledger
@@ -115,7 +93,7 @@ class RunFolder:
         if not self.final.exists():
             return None
         try:
-            ending = validated(Ending, self._cell(), CELL)
+            ending = schema.validated(Ending, self._cell(), schema.CELL)
         except (*DAMAGED, MemoryError):
             raise RequestError(
                 f"--out: {self.final} has no readable cell.json and is in the way: move it, or run with --fresh"
@@ -124,7 +102,7 @@ class RunFolder:
 
     def _cell(self) -> dict[str, Any]:
         """cell.json, of whatever format: how a run ended is known before its format is read."""
-        return read_json(self.final / CELL)
+        return read_json(self.final / schema.CELL)
 
     def check_images(self, data_sha256: str | None) -> None:
         """Raises RequestError for an unfinished run that was begun on other images, OSError."""
@@ -144,7 +122,7 @@ class RunFolder:
     def stamp(self) -> tuple[int, int] | None:
         """Tells one end of a cell from another, by this process or any other; None where it has not ended."""
         try:
-            status = (self.final / CELL).stat()
+            status = (self.final / schema.CELL).stat()
         except (FileNotFoundError, NotADirectoryError):
             return None
         return status.st_ino, status.st_mtime_ns
@@ -178,7 +156,7 @@ class RunFolder:
 
     def sealed(self, task: int) -> bytes:
         """The sealed state after a task."""
-        return (self._task(task) / STATE).read_bytes()
+        return (self._task(task) / schema.STATE).read_bytes()
 
     def checkpoint(self, task: int) -> Path:
         """Where a task's checkpoints are while it is learned."""
@@ -197,9 +175,9 @@ class RunFolder:
         """Write one finished task in full, then rename: it is there, or it is not."""
         writing = self._task(record.task).with_suffix(".writing")
         writing.mkdir()
-        write(writing / STATE, sealed)
+        write(writing / schema.STATE, sealed)
         stored = npz(predictions)
-        write(writing / PREDICTIONS, stored)
+        write(writing / schema.PREDICTIONS, stored)
         text = {
             "record": record.model_dump(),
             "predictions_sha256": sha256(stored).hexdigest(),
@@ -207,17 +185,17 @@ class RunFolder:
             "metrics": metrics,
             "head_norms": head_norms,
         }
-        write(writing / TASK_RECORD, json_with_checksum(text))
+        write(writing / schema.TASK_RECORD, json_with_checksum(text))
         os.rename(writing, self._task(record.task))
         for path in self.partial.glob("checkpoint-*"):
             path.unlink()
         if keep == "last" and record.task:
-            (self._task(record.task - 1) / STATE).unlink(missing_ok=True)
+            (self._task(record.task - 1) / schema.STATE).unlink(missing_ok=True)
 
     def show_remembered(self, images: NDArray[np.uint8], labels: NDArray[np.int64], kind: str) -> None:
         """Images [N, C, H, W] that the last learner carries of its classes [N]; `kind` "exemplars" or "generated"."""
         arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
-        write(self.partial / REMEMBERED, npz(arrays))
+        write(self.partial / schema.REMEMBERED, npz(arrays))
 
     def records(self) -> list[TaskRecord]:
         """Every finished task of a partial folder, up to one that is not whole."""
@@ -234,34 +212,34 @@ class RunFolder:
         rows = [{"task": file.record.task, **item.model_dump()} for file in files for item in file.ledger]
         if breach:
             rows += [{"task": breach[0], **row} for row in breach[1].rows()]
-        write_csv(self.partial / LEDGER, LEDGER_COLUMNS, rows)
+        write_csv(self.partial / schema.LEDGER, schema.LEDGER_COLUMNS, rows)
         for path in self.partial.glob("checkpoint-*"):
             if spec["status"] != "failed" or path.suffix == ".writing":
                 path.unlink()
         metrics = [row.model_dump() for file in files for row in file.metrics]
-        write_csv(self.partial / METRICS, METRICS_COLUMNS, metrics)
+        write_csv(self.partial / schema.METRICS, schema.METRICS_COLUMNS, metrics)
         norms = [
             {"task": file.record.task, "class": number, "norm": norm}
             for file in files
             for number, norm in enumerate(file.head_norms)
         ]
         if norms:
-            write_csv(self.partial / HEAD_NORMS, NORM_COLUMNS, norms)
+            write_csv(self.partial / schema.HEAD_NORMS, schema.NORM_COLUMNS, norms)
         arrays: dict[str, NDArray[np.int16]] = {}
         for task in range(len(files)):
-            stored = read_predictions(self._task(task) / PREDICTIONS)
+            stored = schema.read_predictions(self._task(task) / schema.PREDICTIONS)
             arrays |= {f"task{task}/{name}": array for name, array in stored.items()}
-        write(self.partial / PREDICTIONS, npz(arrays))
-        paths = [self.partial / name for name in sorted((LOG, REMEMBERED, *TABLES))]
+        write(self.partial / schema.PREDICTIONS, npz(arrays))
+        paths = [self.partial / name for name in sorted((schema.LOG, schema.REMEMBERED, *schema.TABLES))]
         sums = {path.name: sha256_of(path) for path in paths if path.is_file()}
-        write(self.partial / CELL, json_with_checksum({**spec, "files": sums}, indent=2))
+        write(self.partial / schema.CELL, json_with_checksum({**spec, "files": sums}, indent=2))
         if spec["status"] != "failed":  # which may be taken up again
-            (self.partial / IMAGES).unlink(missing_ok=True)
+            (self.partial / schema.IMAGES).unlink(missing_ok=True)
         os.rename(self.partial, self.final)
         if spec["status"] == "failed":
             return
         for folder in (self.final / "tasks").iterdir():
-            for name in (TASK_RECORD, PREDICTIONS):
+            for name in (schema.TASK_RECORD, schema.PREDICTIONS):
                 (folder / name).unlink(missing_ok=True)
             if not any(folder.iterdir()):
                 folder.rmdir()
@@ -278,16 +256,16 @@ class RunFolder:
         for folder in (self.partial, self.final):
             with suppress(FileNotFoundError, NotADirectoryError):
                 try:
-                    return read_bytes(folder / IMAGES, LIMITS[IMAGES]).decode(errors="replace")
+                    return read_bytes(folder / schema.IMAGES, schema.LIMITS[schema.IMAGES]).decode(errors="replace")
                 except ValueError:
                     return "unreadable"
         return None
 
     def _begin_on(self, data_sha256: str | None) -> None:
-        if data_sha256 is not None and not (self.partial / IMAGES).exists():
-            writing = self.partial / f"{IMAGES}.writing"
+        if data_sha256 is not None and not (self.partial / schema.IMAGES).exists():
+            writing = self.partial / f"{schema.IMAGES}.writing"
             write(writing, data_sha256.encode())
-            os.rename(writing, self.partial / IMAGES)
+            os.rename(writing, self.partial / schema.IMAGES)
 
     def _files(self) -> list[TaskFile]:
         """record.json of every task from the first on, up to one that is missing or not whole."""
@@ -313,7 +291,7 @@ class RunFolder:
         done = 0
         for file in files:
             record = file.record
-            path, state = self._task(record.task) / STATE, self._state_of(record)
+            path, state = self._task(record.task) / schema.STATE, self._state_of(record)
             if state == "good":
                 done = record.task + 1
             elif state == "damaged":
@@ -327,9 +305,12 @@ class RunFolder:
 
         Raises OSError.
         """
-        path = self._task(record.task) / STATE
+        path = self._task(record.task) / schema.STATE
         try:
-            good = size_of(path) == record.sealed_bytes and sha256_of(path, LIMITS[STATE]) == record.sealed_sha256
+            good = (
+                size_of(path) == record.sealed_bytes
+                and sha256_of(path, schema.LIMITS[schema.STATE]) == record.sealed_sha256
+            )
         except FileNotFoundError:
             return "none"
         except ValueError:
@@ -342,7 +323,9 @@ class RunFolder:
             if path.name not in map(str, range(done)):
                 remove(path)
         for path in self.partial.iterdir():
-            if path.name in (CELL, REMEMBERED, *TABLES) or not (path.is_file() or path.name == "tasks"):
+            if path.name in (schema.CELL, schema.REMEMBERED, *schema.TABLES) or not (
+                path.is_file() or path.name == "tasks"
+            ):
                 remove(path)
         for path in self.partial.glob("checkpoint-*"):
             if path != self.checkpoint(done):
@@ -351,15 +334,15 @@ class RunFolder:
 
 def _task_file(folder: Path, task: int) -> TaskFile:
     """record.json of a finished task, once all of the task is as it was written. Raises OSError, BadRecord."""
-    content = read_json(folder / TASK_RECORD, audited=True)
-    file = validated(TaskFile, content, TASK_RECORD)
+    content = read_json(folder / schema.TASK_RECORD, audited=True)
+    file = schema.validated(TaskFile, content, schema.TASK_RECORD)
     if file.record.task != task:
-        raise BadRecord(f"{TASK_RECORD}: task {task} says that it is task {file.record.task}")
-    data = read_bytes(folder / PREDICTIONS, LIMITS[PREDICTIONS])
+        raise BadRecord(f"{schema.TASK_RECORD}: task {task} says that it is task {file.record.task}")
+    data = read_bytes(folder / schema.PREDICTIONS, schema.LIMITS[schema.PREDICTIONS])
     if sha256(data).hexdigest() != file.predictions_sha256:
-        raise BadRecord(f"{PREDICTIONS}: its checksum differs")
+        raise BadRecord(f"{schema.PREDICTIONS}: its checksum differs")
     try:
-        read_arrays(data, prediction_type)
+        read_arrays(data, schema.prediction_type)
     except BadRecord as error:
-        raise BadRecord(f"{PREDICTIONS}: {error}") from None
+        raise BadRecord(f"{schema.PREDICTIONS}: {error}") from None
     return file

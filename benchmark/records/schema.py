@@ -354,6 +354,11 @@ def read_rows(data: bytes, row: type[RowT], name: str) -> Iterator[RowT]:
         raise BadRecord(f"{name} is not a table with a column {missing[0]}")
 
 
+def read_table(path: Path, row: type[RowT]) -> Iterator[RowT]:
+    """`read_rows` of a file of the run folder. Raises OSError too."""
+    return read_rows(read_bytes(path, LIMITS[path.name]), row, path.name)
+
+
 # ------------------------------------------------------------------------------------------------ what is wrong
 
 ModelT = TypeVar("ModelT", bound=BaseModel)

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from cilbench.records.files import BadRecord, read_bytes
-from cilbench.records.schema import HEAD_NORMS, LIMITS, PREDICTIONS, NormRow, read_rows
+from cilbench.records.files import BadRecord
+from cilbench.records.schema import HEAD_NORMS, PREDICTIONS, NormRow, read_table
 from cilbench.reports.analyses import plots
 from cilbench.reports.analyses.analysis import Analysis, Found, NotRecordedError, Run, Tables, UnusableError, by_name
 from cilbench.reports.evidence import predictions
@@ -59,7 +59,7 @@ def _norms(run: Run, task_of: NDArray[np.int64]) -> Tables:
     if not path.is_file():
         return {}
     try:
-        rows = list(read_rows(read_bytes(path, LIMITS[HEAD_NORMS]), NormRow, HEAD_NORMS))
+        rows = list(read_table(path, NormRow))
     except (BadRecord, OSError) as error:
         raise UnusableError(f"{HEAD_NORMS}: {error}") from None
     table = [(row.task, row.number, task_of[row.number], row.norm) for row in rows if row.number < len(task_of)]

@@ -19,17 +19,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
 from cilbench.reports.comparability import parts
-from cilbench.reports.figures.layout import (
-    SMALL,
-    bands,
-    finish,
-    fitted,
-    handles_of,
-    left_panels,
-    lines,
-    name_panel,
-    panel_grid,
-)
+from cilbench.reports.figures import layout
 from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, Style, paper_style
 
 _MOST_TICKS = 8
@@ -72,11 +62,11 @@ def by_method(
     if panel:
         shown = [(str(value), table[table[panel] == value]) for value in dict.fromkeys(table[panel])]
     with paper_style([*means["name"].unique(), *texts]):
-        figure, panels, place = panel_grid(len(shown), paper_columns, 2.2, sharey=share_y and len(shown) > 1)
+        figure, panels, place = layout.panel_grid(len(shown), paper_columns, 2.2, sharey=share_y and len(shown) > 1)
         for axes, (title, part) in zip(panels, shown, strict=True):
             if f"{y}_low" in part and (part["n"] > 1).any():
-                bands(axes, part, "at", y, styles)
-            lines(axes, part, "at", y, styles)
+                layout.bands(axes, part, "at", y, styles)
+            layout.lines(axes, part, "at", y, styles)
             axes.set_xlabel(labels[0])
             if diagonal:
                 axes.plot((0, 100), (0, 100), color=FAINT, linewidth=0.6, zorder=0)
@@ -85,14 +75,14 @@ def by_method(
             if title:
                 axes.set_title(title)
             _ticks(axes, texts, int(part["at"].nunique()))
-        for axes in left_panels(panels):
+        for axes in layout.left_panels(panels):
             axes.set_ylabel(labels[1])
         if limits is not None:
             for axes in panels:
                 axes.set_ylim(*limits)
         for axes in panels if least is not None else []:
             axes.set_ylim(bottom=least)
-        finish(figure, handles_of(means["name"], styles), place)
+        layout.finish(figure, layout.handles_of(means["name"], styles), place)
     return figure
 
 
@@ -115,7 +105,7 @@ def by_level(
     colours = dict(zip(levels, ordered_colours(len(levels)), strict=True))
     names = sorted(table["name"].unique(), key=str.casefold)
     with paper_style([*names, *map(str, levels)]):
-        figure, panels, place = panel_grid(len(names), paper_columns, 2.0, sharey=True)
+        figure, panels, place = layout.panel_grid(len(names), paper_columns, 2.0, sharey=True)
         for axes, name in zip(panels, names, strict=True):
             own = table[table["name"] == name]
             for (value,), line in parts(own, [level]):
@@ -129,14 +119,14 @@ def by_level(
                 _logarithmic(axes)
             if from_zero:
                 axes.set_ylim(bottom=0)
-            name_panel(axes, name)
+            layout.name_panel(axes, name)
             axes.set_xlabel(labels[0])
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        for axes in left_panels(panels):
+        for axes in layout.left_panels(panels):
             axes.set_ylabel(labels[1])
         shown = levels if len(levels) <= 16 else levels[:: math.ceil(len(levels) / 16)]
         handles = [Line2D([], [], color=colours[value], label=f"{labels[2]} {value}".strip()) for value in shown]
-        finish(figure, handles, place)
+        layout.finish(figure, handles, place)
     return figure
 
 
@@ -157,7 +147,7 @@ def matrices(
     norm = LogNorm(low, high) if log else Normalize(low, high)
     with paper_style([title for title, _ in shown]):
         height = 1.75 if square and len(shown) > 3 else 2.1
-        figure, panels, place = panel_grid(len(shown), paper_columns, height if paper_columns == 2 else 1.9)
+        figure, panels, place = layout.panel_grid(len(shown), paper_columns, height if paper_columns == 2 else 1.9)
         for axes, (title, frame) in zip(panels, shown, strict=True):
             small = frame.shape[1] <= 6 and frame.shape[0] <= 12
             sns.heatmap(
@@ -183,8 +173,8 @@ def matrices(
             if frame.columns.dtype.kind not in "iu" and frame.shape[1] > 4:
                 axes.tick_params(axis="x", rotation=90)
             axes.spines[:].set_visible(True)
-            name_panel(axes, title)
-        for axes in left_panels(panels):
+            layout.name_panel(axes, title)
+        for axes in layout.left_panels(panels):
             axes.set_ylabel(labels[1])
         where: dict[str, Any] = {"ax": panels, "shrink": 0.7, "aspect": 25}
         if place is not None:
@@ -193,7 +183,7 @@ def matrices(
             where = {"ax": panels, "aspect": 40, "fraction": 0.03, "pad": 0.02, "orientation": "horizontal"}
         bar = figure.colorbar(panels[0].collections[0], format=_plain if log else None, **where)
         bar.set_label(labels[2])
-        finish(figure, [])
+        layout.finish(figure, [])
     return figure
 
 
@@ -214,7 +204,7 @@ def points(
     texts = [str(value) for value in given] if isinstance(given[0], str) else []
     beside = dict(zip(names, np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else [0.0], strict=True))
     with paper_style([*names, *texts]):
-        figure, (axes,), _ = panel_grid(1, paper_columns, 2.4)
+        figure, (axes,), _ = layout.panel_grid(1, paper_columns, 2.4)
         for name in names:
             part, style = table[table["name"] == name], styles[name]
             at = np.array([given.index(value) + beside[name] for value in part[x]]) if texts else part[x].to_numpy()
@@ -227,7 +217,7 @@ def points(
         if texts:
             axes.set_xlim(-0.6, len(texts) - 0.4)
             _ticks(axes, texts, len(texts))
-        finish(figure, handles_of(names, styles, linestyle="None"))
+        layout.finish(figure, layout.handles_of(names, styles, linestyle="None"))
     return figure
 
 
@@ -237,17 +227,17 @@ def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Fi
     """
     signs = {"equal": "", "at most": "≤ ", "more than": "> "}
     with paper_style(table["label"]):
-        figure, (axes,), _ = panel_grid(1, paper_columns, 0.6 + 0.2 * len(table))
+        figure, (axes,), _ = layout.panel_grid(1, paper_columns, 0.6 + 0.2 * len(table))
         for row, (value, relation) in enumerate(zip(table["value"], table["relation"], strict=True)):
             axes.barh(row, value, height=0.65, color=STRESS, alpha=1 if relation == "equal" else 0.45)
             text = f"{signs[relation]}{value:.3g}"
-            axes.annotate(text, (value, row), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
-        axes.set_yticks(range(len(table)), [fitted(figure, label, room_inches=1.9) for label in table["label"]])
+            axes.annotate(text, (value, row), (3, 0), textcoords="offset points", va="center", fontsize=layout.SMALL)
+        axes.set_yticks(range(len(table)), [layout.fitted(figure, label, room_inches=1.9) for label in table["label"]])
         axes.set_ylim(len(table) - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.set(xlabel=label, ylabel="")
         axes.grid(visible=False, axis="y")
-        finish(figure, [])
+        layout.finish(figure, [])
     return figure
 
 
@@ -260,7 +250,7 @@ def image_rows(
     left of the first.
     """
     with paper_style(label for label, *_ in rows):
-        figure, panels, _ = panel_grid(2, paper_columns, 0.35 + 0.38 * len(rows), columns=2)
+        figure, panels, _ = layout.panel_grid(2, paper_columns, 0.35 + 0.38 * len(rows), columns=2)
         for side, (axes, title) in enumerate(zip(panels, titles, strict=True)):
             images = [(left, right)[side] for _, left, right in rows]
             height, width = (size + _EDGE for size in images[0].shape[2:])
@@ -281,7 +271,7 @@ def image_rows(
             axes.tick_params(length=0)
             axes.spines[:].set_visible(False)
             axes.set_title(title)
-        finish(figure, [])
+        layout.finish(figure, [])
     return figure
 
 

@@ -9,27 +9,8 @@ from matplotlib.figure import Figure
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.comparison import Comparison
+from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import (
-    POINT,
-    ROW,
-    SMALL,
-    absent,
-    bands,
-    budgets_of,
-    class_ticks,
-    dashed_handles,
-    dashes,
-    finish,
-    handles_of,
-    left_panels,
-    limit,
-    lines,
-    panel_grid,
-    say_n,
-    staggered,
-    wrapped,
-)
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
@@ -53,36 +34,36 @@ def accuracy_over_classes(
     styles = styles or styles_by_name(one.frame)
     curves, references = one.curves, one.reference_curves
     competing = curves[curves["competes"].astype(bool)]
-    budgets = budgets_of(one.frame)
+    budgets = layout.budgets_of(one.frame)
     with paper_style(one.frame["name"]):
-        figure, panels, place = panel_grid(len(budgets), paper_columns, 1.9, sharey=True)
-        missing = [absent(one.frame, size) for size, _ in budgets]
+        figure, panels, place = layout.panel_grid(len(budgets), paper_columns, 1.9, sharey=True)
+        missing = [layout.absent(one.frame, size) for size, _ in budgets]
         rows = 0
         room = panels[0].get_position().width * figure.get_figwidth()
         for axes, (budget_bytes, label), by_status in zip(panels, budgets, missing, strict=True):
             own = competing[competing["budget_bytes"] == budget_bytes]
             for (name,), line in parts(references, ["name"]):
-                look: dict[str, Any] = {"dashes": dashes(name, sorted(references["name"].unique()))}
+                look: dict[str, Any] = {"dashes": layout.dashes(name, sorted(references["name"].unique()))}
                 axes.plot(line["seen"], line["top1"], color=FAINT, linewidth=1, gid=name, **look)
-            bands(axes, own, "seen", "top1", styles)
-            lines(axes, own, "seen", "top1", styles)
-            staggered(axes)
+            layout.bands(axes, own, "seen", "top1", styles)
+            layout.lines(axes, own, "seen", "top1", styles)
+            layout.staggered(axes)
             axes.set_title(budget_text(budget_bytes, label))
-            say_n(axes, own["n"])
-            class_ticks(axes, sorted(set(curves["seen"])))
+            layout.say_n(axes, own["n"])
+            layout.class_ticks(axes, sorted(set(curves["seen"])))
             words = [word for status, names in by_status.items() for word in (f"{status}:", *_listed(names))]
-            told = wrapped(figure, words, room)
+            told = layout.wrapped(figure, words, room)
             rows = max(rows, len(told))
             axes.set_xlabel("Classes seen")
             if told:
                 under: dict[str, Any] = {"xycoords": axes.xaxis.label, "textcoords": "offset points"}
-                under |= {"ha": "center", "va": "top", "color": FAINT, "fontsize": SMALL, "annotation_clip": False}
-                axes.annotate("\n".join(told), (0.5, 0), xytext=(0, -2), **under)
-        for axes in left_panels(panels):
+                under |= {"ha": "center", "va": "top", "color": FAINT, "fontsize": layout.SMALL}
+                axes.annotate("\n".join(told), (0.5, 0), xytext=(0, -2), annotation_clip=False, **under)
+        for axes in layout.left_panels(panels):
             axes.set_ylabel("Top-1 accuracy (%)")
-        limit(panels[0], competing, "top1", also=_near(references["top1"], competing["top1"]))
-        handles = handles_of(competing["name"], styles) + dashed_handles(references)
-        finish(figure, handles, place, below=rows * ROW * POINT)
+        layout.limit(panels[0], competing, "top1", also=_near(references["top1"], competing["top1"]))
+        handles = layout.handles_of(competing["name"], styles) + layout.dashed_handles(references)
+        layout.finish(figure, handles, place, below=rows * layout.ROW * layout.POINT)
     return figure
 
 

@@ -10,18 +10,8 @@ from matplotlib.lines import Line2D
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.comparison import Comparison
+from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import (
-    budgets_of,
-    class_ticks,
-    finish,
-    handles_of,
-    left_panels,
-    lines,
-    panel_grid,
-    say_n,
-    staggered,
-)
 from cilbench.reports.figures.styles import FAINT, INK, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 from cilbench.reports.spending import other_convention
@@ -52,25 +42,25 @@ def held_over_classes(
     held = one.held[one.held["competes"].astype(bool)]
     binding = str(one.frame["accounting"].iloc[0])
     other = other_convention(binding)
-    budgets = budgets_of(one.frame)
+    budgets = layout.budgets_of(one.frame)
     with paper_style(held["name"]):
-        figure, panels, place = panel_grid(len(budgets), paper_columns, 1.9, sharey=True)
+        figure, panels, place = layout.panel_grid(len(budgets), paper_columns, 1.9, sharey=True)
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
             own = held[held["budget_bytes"] == budget_bytes]
             axes.axhline(100, color=INK, linewidth=0.8, zorder=1)
             for (name,), line in parts(own, ["name"]):
                 axes.plot(line["seen"], line[f"{other}_held"], ":", color=styles[name].colour, linewidth=1, gid=other)
-            lines(axes, own, "seen", f"{binding}_held", styles)
-            staggered(axes)
+            layout.lines(axes, own, "seen", f"{binding}_held", styles)
+            layout.staggered(axes)
             axes.set_title(budget_text(budget_bytes, label))
-            say_n(axes, own["n"])
-            class_ticks(axes, sorted(set(held["seen"])))
+            layout.say_n(axes, own["n"])
+            layout.class_ticks(axes, sorted(set(held["seen"])))
             axes.set_xlabel("Classes seen")
-        for axes in left_panels(panels):
+        for axes in layout.left_panels(panels):
             axes.set_ylabel("Budget held (%)")
         most = held[["published_held", "strict_held"]].to_numpy(dtype=float).max(initial=100.0)
         panels[0].set_ylim(0, 1.05 * most)
-        handles: list[Artist] = handles_of(held["name"], styles)
+        handles: list[Artist] = layout.handles_of(held["name"], styles)
         handles.append(Line2D([], [], color=FAINT, linestyle=":", linewidth=1, label=other))
-        finish(figure, handles, place)
+        layout.finish(figure, handles, place)
     return figure

@@ -13,27 +13,8 @@ from matplotlib.transforms import ScaledTranslation
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.comparison import Comparison
+from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import (
-    ACCURACIES,
-    POINT,
-    ROW,
-    SMALL,
-    bands,
-    budget_axis,
-    budget_ticks,
-    dashed_handles,
-    dashes,
-    finish,
-    handles_of,
-    left_panels,
-    limit,
-    lines,
-    name_panel,
-    on_axis,
-    panel_grid,
-    say_n,
-)
 from cilbench.reports.figures.styles import FAINT, WIDTH_INCHES, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 
@@ -70,7 +51,7 @@ def accuracy_over_memory(
     means = one.summary[one.summary["published_head"]]
     competing, references = means[means["competes"]], means[~means["competes"]]
     theirs = _published_of(published, competing)
-    xs, ticks, heading = budget_axis(one.frame)
+    xs, ticks, heading = layout.budget_axis(one.frame)
     decimals = max(len(text.partition(".")[2]) for text in ticks.values())
     ticks = {float(size): f"{size:.{decimals}f}" for size in theirs["budget_mb"]} | ticks
     with paper_style(means["name"]):
@@ -78,13 +59,13 @@ def accuracy_over_memory(
         figure, panels, place, handles = make(competing, references, theirs, xs, styles, paper_columns)
         for axes in panels:
             axes.set_xlabel(heading)
-            budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
-        for axes in left_panels(panels):
+            layout.budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
+        for axes in layout.left_panels(panels):
             axes.set_ylabel("Top-1 accuracy (%)")
         if competing["n"].eq(0).any():
             cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "color": FAINT}
             handles.append(Line2D([], [], label="no result", **cross))
-        finish(figure, handles, place)
+        layout.finish(figure, handles, place)
     return figure
 
 
@@ -110,24 +91,24 @@ def _panel_for_each_measure(
     styles: Mapping[str, Style],
     paper_columns: PaperColumns,
 ) -> _Made:
-    figure, panels, place = panel_grid(2, paper_columns, 2.1)
+    figure, panels, place = layout.panel_grid(2, paper_columns, 2.1)
     shown = set()
-    for axes, (measure, title) in zip(panels, ACCURACIES.items(), strict=True):
+    for axes, (measure, title) in zip(panels, layout.ACCURACIES.items(), strict=True):
         points = theirs[theirs["measure"] == measure]
-        done = on_axis(competing, xs, measure)
+        done = layout.on_axis(competing, xs, measure)
         axes.set_title(title)
         for (name,), own in parts(done, ["name"]):
             axes.vlines(own["x"], own[f"{measure}_low"], own[f"{measure}_high"], styles[name].colour, linewidth=0.9)
-        lines(axes, done, "x", measure, styles)
+        layout.lines(axes, done, "x", measure, styles)
         for (name,), own in parts(points, ["method"]):
             look: dict[str, Any] = {"color": styles[name].colour, "marker": styles[name].marker, "linestyle": ":"}
             axes.plot(own["budget_mb"], own["value"], markerfacecolor="none", linewidth=0.8, gid="published", **look)
-        limit(axes, competing, measure, also=points["value"])
+        layout.limit(axes, competing, measure, also=points["value"])
         shown |= _references(axes, references, measure)
         _crosses(axes, competing[competing[measure].isna()], xs, styles)
-        say_n(axes, competing["n"])
-    handles = handles_of(competing.loc[competing["n"] > 0, "name"], styles)
-    handles += dashed_handles(references[references["name"].isin(shown)])
+        layout.say_n(axes, competing["n"])
+    handles = layout.handles_of(competing.loc[competing["n"] > 0, "name"], styles)
+    handles += layout.dashed_handles(references[references["name"].isin(shown)])
     if len(theirs):
         look = {"marker": "o", "markerfacecolor": "none", "linestyle": ":", "color": FAINT}
         handles.append(Line2D([], [], label="published", **look))
@@ -145,22 +126,24 @@ def _panel_for_each_method(
     means = competing.groupby("name")["avg"].mean()
     names = sorted(means.index, key=lambda name: (-means[name] if means[name] == means[name] else 0.0, name.casefold()))
     columns = min((4, 5, 3), key=lambda number: -len(names) % number) if paper_columns == 2 else 2
-    figure, panels, place = panel_grid(len(names), paper_columns, 1.35, columns=columns, sharex=True, sharey=True)
+    figure, panels, place = layout.panel_grid(
+        len(names), paper_columns, 1.35, columns=columns, sharex=True, sharey=True
+    )
     x = competing.assign(x=competing["budget_bytes"].map(xs)).sort_values("budget_bytes")
     for axes, name in zip(panels, names, strict=True):
         others, own = x[x["name"] != name], x[x["name"] == name]
         for _, line in parts(others[others["avg"].notna()], ["name"]):
             axes.plot(line["x"], line["avg"], color=FAINT, alpha=0.35, linewidth=0.6, zorder=1)
-        bands(axes, own, "x", "avg", styles)
-        lines(axes, own[own["avg"].notna()], "x", "avg", styles)
+        layout.bands(axes, own, "x", "avg", styles)
+        layout.lines(axes, own[own["avg"].notna()], "x", "avg", styles)
         axes.plot(own["x"], own["last"], color=styles[name].colour, linestyle=":", linewidth=1)
         points = theirs[(theirs["method"] == name) & (theirs["measure"] == "avg")]
         look: dict[str, Any] = {"color": styles[name].colour, "marker": styles[name].marker, "linestyle": "none"}
         axes.plot(points["budget_mb"], points["value"], markerfacecolor="none", gid="published", **look)
-        name_panel(axes, name, color=styles[name].colour)
+        layout.name_panel(axes, name, color=styles[name].colour)
         _crosses(axes, own[own["avg"].isna()], xs, styles)
-    limit(panels[0], competing, "avg", "last", also=theirs["value"])
-    say_n(panels[-1], competing["n"])
+    layout.limit(panels[0], competing, "avg", "last", also=theirs["value"])
+    layout.say_n(panels[-1], competing["n"])
     return figure, panels, place, []
 
 
@@ -175,14 +158,14 @@ def _references(axes: Axes, references: pd.DataFrame, measure: str) -> set[str]:
     for name, value in inside.items():
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, value - pad), max(top, value + pad))
-        axes.axhline(value, color=FAINT, dashes=dashes(str(name), sorted(means.index)), linewidth=1, zorder=1)
+        axes.axhline(value, color=FAINT, dashes=layout.dashes(str(name), sorted(means.index)), linewidth=1, zorder=1)
     for edge, side, arrow, outside in (
         (0.99, "top", "↑", means[means > high]),
         (0.01, "bottom", "↓", means[means < low]),
     ):
         texts = [f"{arrow} {name} {value:.1f}" for name, value in outside.items() if name not in inside.index]
         x, ha = (0.02, "left") if side == "top" else (0.98, "right")  # where lines are seldom: they rise
-        look: dict[str, Any] = {"color": FAINT, "fontsize": SMALL, "va": side, "ha": ha}
+        look: dict[str, Any] = {"color": FAINT, "fontsize": layout.SMALL, "va": side, "ha": ha}
         axes.text(x, edge, "\n".join(texts), transform=axes.transAxes, **look)
     return set(map(str, inside.index))
 
@@ -190,7 +173,7 @@ def _references(axes: Axes, references: pd.DataFrame, measure: str) -> set[str]:
 def _crosses(axes: Axes, missing: pd.DataFrame, xs: Mapping[int, float], styles: Mapping[str, Style]) -> None:
     """A row of × above the foot for each method that lacks a result, in its colour."""
     for number, ((name,), cells) in enumerate(parts(missing, ["name"])):
-        offset = ScaledTranslation(0, (3 + 0.6 * ROW * number) * POINT, axes.figure.dpi_scale_trans)
+        offset = ScaledTranslation(0, (3 + 0.6 * layout.ROW * number) * layout.POINT, axes.figure.dpi_scale_trans)
         look: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 3.5, "clip_on": False}
         look |= {"color": styles[name].colour, "transform": axes.get_xaxis_transform() + offset, "gid": "absent"}
         axes.plot(cells["budget_bytes"].map(xs), [0] * len(cells), **look)

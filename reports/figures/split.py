@@ -10,18 +10,8 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from cilbench.reports.comparability import parts
+from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import (
-    bands,
-    budgets_of,
-    finish,
-    handles_of,
-    left_panels,
-    limit,
-    lines,
-    panel_grid,
-    say_n,
-)
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
@@ -49,9 +39,9 @@ def accuracy_over_split(
     """
     curves = points.drop_duplicates("curve")
     by_curve = dict(zip(curves["curve"], (styles[name] for name in curves["name"]), strict=True))
-    budgets = budgets_of(points.assign(competes=True))
+    budgets = layout.budgets_of(points.assign(competes=True))
     with paper_style(curves["curve"]):
-        figure, panels, place = panel_grid(len(budgets), paper_columns, 2.1, sharey=True)
+        figure, panels, place = layout.panel_grid(len(budgets), paper_columns, 2.1, sharey=True)
         for axes, (budget_bytes, label) in zip(panels, budgets, strict=True):
             here = points[points["budget_bytes"] == budget_bytes]
             for (curve,), own in parts(here, ["curve"]):
@@ -63,18 +53,18 @@ def accuracy_over_split(
                 )
                 axes.plot(published["share"], published["avg"], linestyle="none", color=style.colour, **ring)
             chosen = here[here["chosen"]].assign(name=here["curve"])
-            bands(axes, chosen, "share", "avg", by_curve)
-            lines(axes, chosen, "share", "avg", by_curve)
+            layout.bands(axes, chosen, "share", "avg", by_curve)
+            layout.lines(axes, chosen, "share", "avg", by_curve)
             axes.set_title(budget_text(budget_bytes, label))
             axes.set_xlim(0, 100)
             axes.set_xlabel("Budget given to images (%)")
-            say_n(axes, here["n"])
-        limit(panels[0], points, "avg")
-        for axes in left_panels(panels):
+            layout.say_n(axes, here["n"])
+        layout.limit(panels[0], points, "avg")
+        for axes in layout.left_panels(panels):
             axes.set_ylabel("Average accuracy (%)")
-        handles: list[Artist] = [*handles_of(curves["curve"], by_curve)]
+        handles: list[Artist] = [*layout.handles_of(curves["curve"], by_curve)]
         if not points["chosen"].all():
             look: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "linestyle": "none"}
             handles.append(Line2D([], [], color=FAINT, label="its own split", **look))
-        finish(figure, handles, place)
+        layout.finish(figure, handles, place)
     return figure

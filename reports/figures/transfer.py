@@ -8,19 +8,8 @@ from matplotlib.figure import Figure
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.comparison import Comparison
+from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import (
-    budget_axis,
-    budget_ticks,
-    finish,
-    handles_of,
-    left_panels,
-    limit,
-    lines,
-    on_axis,
-    panel_grid,
-    say_n,
-)
 from cilbench.reports.figures.styles import WIDTH_INCHES, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 
@@ -51,21 +40,21 @@ def forgetting_and_transfer(
     means = one.summary[one.summary["published_head"] & one.summary["competes"]]
     shown = {measure: title for measure, title in _MEASURES.items() if means[measure].notna().any()}
     shown = shown or {"forgetting": "Forgetting"}
-    xs, ticks, heading = budget_axis(one.frame)
+    xs, ticks, heading = layout.budget_axis(one.frame)
     with paper_style(means["name"]):
-        figure, panels, place = panel_grid(len(shown), paper_columns, 1.9)
+        figure, panels, place = layout.panel_grid(len(shown), paper_columns, 1.9)
         for axes, (measure, title) in zip(panels, shown.items(), strict=True):
-            done = on_axis(means, xs, measure)
+            done = layout.on_axis(means, xs, measure)
             for (name,), own in parts(done, ["name"]):
                 ends = own[f"{measure}_low"], own[f"{measure}_high"]
                 axes.vlines(own["x"], *ends, styles[name].colour, linewidth=0.9)
-            lines(axes, done, "x", measure, styles)
-            limit(axes, means, measure, least=-100)
+            layout.lines(axes, done, "x", measure, styles)
+            layout.limit(axes, means, measure, least=-100)
             axes.set_title(title)
             axes.set_xlabel(heading)
-            budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
-            say_n(axes, means["n"])
-        for axes in left_panels(panels):
+            layout.budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
+            layout.say_n(axes, means["n"])
+        for axes in layout.left_panels(panels):
             axes.set_ylabel("Points")
-        finish(figure, handles_of(means.loc[means["n"] > 0, "name"], styles), place)
+        layout.finish(figure, layout.handles_of(means.loc[means["n"] > 0, "name"], styles), place)
     return figure

@@ -7,20 +7,10 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports import aggregate, comparability, measures
+from cilbench.reports import aggregate, comparability, measures, wording
 from cilbench.reports.figures.drawing import Drawn
 from cilbench.reports.figures.styles import Style, marker_path, styles_by_name
 from cilbench.reports.tables.table import Table
-from cilbench.reports.wording import (
-    axis_texts,
-    budget_heading,
-    budget_text,
-    conditions_text,
-    number_text,
-    protocol_text,
-    status_text,
-    unit_of,
-)
 
 
 @dataclass(frozen=True)
@@ -42,12 +32,12 @@ class Section:
     @property
     def title(self) -> str:
         """`digits, Base-0 Inc-2, 10 classes`."""
-        return protocol_text(self.group)
+        return wording.protocol_text(self.group)
 
     @property
     def conditions(self) -> str:
         """`recipe fast, accounting strict, fp32`."""
-        return conditions_text(self.group)
+        return wording.conditions_text(self.group)
 
     @property
     def budgets(self) -> list[tuple[int, object]]:
@@ -126,15 +116,15 @@ def script_data(sections: Sequence[Section], book: Book) -> dict[str, Any]:
 
 
 def _section(section: Section, book: Book) -> dict[str, Any]:
-    _, scale = unit_of(max(size for size, _ in section.budgets))
-    ticks, unit = axis_texts(section.budgets)
+    _, scale = wording.unit_of(max(size for size, _ in section.budgets))
+    ticks, unit = wording.axis_texts(section.budgets)
     labelled = all(isinstance(label, str) for _, label in section.budgets)
     budgets = [
         {
-            "text": budget_text(size, label),
+            "text": wording.budget_text(size, label),
             "tick": tick,
             "bytes": size,
-            "mb": number_text(size / measures.MB),
+            "mb": wording.number_text(size / measures.MB),
             "x": float(str(label)) if labelled else size / scale,
         }
         for (size, label), tick in zip(section.budgets, ticks, strict=True)
@@ -142,7 +132,7 @@ def _section(section: Section, book: Book) -> dict[str, Any]:
     places = {size: place for place, (size, _) in enumerate(section.budgets)}
     cells = book.cells[book.cells["run"].isin(runs_of(section.summary))]
     return {
-        "label": budget_heading(unit),
+        "label": wording.budget_heading(unit),
         "budgets": budgets,
         "differ": _sentences(comparability.within(cells)),
         "differ_by_one_head": _sentences(comparability.within(cells.assign(head=""))),
@@ -171,7 +161,7 @@ def _cell(row: Mapping[Any, Any], places: Mapping[int, int], book: Book) -> dict
 def _point(row: Mapping[Any, Any], places: Mapping[int, int], book: Book) -> dict[str, Any]:
     """A row of the summary."""
     measures = {m: [_rounded(row[f"{m}{end}"]) for end in ("", "_low", "_high")] for m in ("avg", "last")}
-    absent = {} if row["n"] else {"status": status_text(row["status"]), "reason": row["reason"]}
+    absent = {} if row["n"] else {"status": wording.status_text(row["status"]), "reason": row["reason"]}
     return _cell(row, places, book) | measures | absent
 
 

@@ -6,25 +6,8 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import (
-    Notes,
-    Table,
-    TableCell,
-    TableRow,
-    aligned,
-    best_text,
-    by_best,
-    caption,
-    cite_keys,
-    fixed,
-    number_cell,
-    remarks,
-    repetition_sentence,
-    run_ids,
-    said_once,
-    verdict_marks,
-    whole,
-)
+from cilbench.reports.tables import table
+from cilbench.reports.tables.table import Notes, Table, TableCell
 from cilbench.reports.wording import budget_text
 
 # column of `aggregate.aucs` → heading
@@ -51,33 +34,31 @@ def auc_table(
     theirs = {} if published is None else published.set_index(["method", "measure"])["value"].to_dict()
     beside = [m for m in _MEASURES if any((name, m) in theirs for name in aucs["name"])]
     normalised = [measure for measure in _MEASURES if measure.endswith("normalised")]
-    styles = {m: fixed if m in normalised else aligned(aucs[m]) for m in _MEASURES}
-    best = {m: best_text(aucs, m, style) for m, style in styles.items() if m.startswith("auc")}
+    styles = {m: table.fixed if m in normalised else table.aligned(aucs[m]) for m in _MEASURES}
+    best = {m: table.best_text(aucs, m, style) for m, style in styles.items() if m.startswith("auc")}
     rows = []
-    for item in by_best(aucs, measure="auc_a"):
+    for item in table.by_best(aucs, measure="auc_a"):
         marks = (notes.mark(f"{item['name']}: {item['reason']}"),) if item["reason"] else ()
         entries = [TableCell(item["name"], marks=marks)]
         for measure, style in styles.items():
-            told = verdict_marks(item, measure.removesuffix("_normalised"), notes) if best.get(measure) else ()
+            told = table.verdict_marks(item, measure.removesuffix("_normalised"), notes) if best.get(measure) else ()
             bold = bool(best.get(measure)) and best[measure] == style(item[measure])
             # the intervals of the others follow from those of the normalised
             shown = item if measure in normalised else {measure: item[measure]}
-            entries.append(number_cell(shown, measure, style, told, bold))
+            entries.append(table.number_cell(shown, measure, style, told, bold))
             if measure in beside:
                 value = theirs.get((item["name"], measure), math.nan)
-                entries.append(number_cell({measure: value}, measure, _as_printed))
-        entries += [number_cell(item, column, fixed) for column in _HELD]
-        entries.append(number_cell(item, "n", whole))
-        rows.append(
-            TableRow("", tuple(entries), cite=cite_keys(cells[cells["name"] == item["name"]]), runs=run_ids(item))
-        )
+                entries.append(table.number_cell({measure: value}, measure, _as_printed))
+        entries += [table.number_cell(item, column) for column in _HELD]
+        entries.append(table.number_cell(item, "n", table.whole))
+        rows.append(table.method_row(item, entries, cells))
     first = aucs.iloc[0]
     budgets = cells.sort_values("budget_bytes").drop_duplicates("budget_bytes")
     sizes = [*map(budget_text, budgets["budget_bytes"], budgets["budget_label"])]
     sources = "; ".join(sorted(set(published["source"]))) if published is not None and beside else ""
     about = f"Areas under accuracy over memory, {first['budgets']} budgets from {sizes[0]} to {sizes[-1]}"
-    text = caption(group, about, repetition_sentence(aucs))
-    said = remarks(
+    text = table.caption(group, about, table.repetition_sentence(aucs))
+    said = table.remarks(
         cells,
         "AUC-A, AUC-L: area under average and last accuracy, as a fraction, over MB; norm.: divided by the range of "
         "budgets",
@@ -87,11 +68,8 @@ def auc_table(
     )
     headings = [h for m, name in _MEASURES.items() for h in ((name, f"{name} publ.") if m in beside else (name,))]
     columns = ("Method", *headings, *_HELD.values(), "n")
-    numeric = tuple(column != "Method" for column in columns)
-    title = "Areas under accuracy over memory"
-    return Table(
-        "auc", text, columns, numeric, tuple(rows), (*said, *notes.listed()), latex_skips=said_once(aucs), title=title
-    )
+    every, skips = (*said, *notes.listed()), table.said_once(aucs)
+    return Table("auc", text, columns, tuple(rows), every, skips, "Areas under accuracy over memory")
 
 
 def _as_printed(value: float) -> str:

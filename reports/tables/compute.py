@@ -7,22 +7,8 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.compute import REFERENCES
-from cilbench.reports.tables.table import (
-    Notes,
-    Table,
-    TableCell,
-    TableRow,
-    budget_cell,
-    caption,
-    cite_keys,
-    fixed,
-    number_cell,
-    remarks,
-    repetition_sentence,
-    run_ids,
-    said_once,
-    whole,
-)
+from cilbench.reports.tables import table
+from cilbench.reports.tables.table import Notes, Table, TableCell
 from cilbench.reports.wording import flops_unit_of, listed_words, unit_of
 
 OLD_NOTE = "a run of an earlier version, which did not count operations"
@@ -39,28 +25,27 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
     ordered = costs.assign(fold=costs["name"].str.casefold())
     ordered = ordered.sort_values(["competes", "budget_bytes", "fold"], ascending=[False, True, True])
     for item in ordered.to_dict("records"):
-        budget = budget_cell(item)
+        budget = table.budget_cell(item)
         old = (notes.mark(OLD_NOTE),) if math.isnan(item["train_flops"]) else ()
         scaled = item | {column: item[column] / scale for column, (_, scale) in units.items()}
         entries = (
             budget,
             TableCell(str(item["name"])),
-            number_cell(scaled, "train_flops", fixed, old),
-            *(number_cell(item, f"over_{reference}", fixed) for reference in REFERENCES),
-            number_cell(scaled, "flops_per_image", fixed),
-            number_cell(item, "wall_seconds", tenths),
-            number_cell(scaled, "peak_memory_bytes", tenths),
-            *((number_cell(scaled, "energy_joules", fixed),) if counters else ()),
-            number_cell(scaled, "kept_bytes", fixed),
-            number_cell(item, "avg", fixed),
-            number_cell(item, "n", whole),
+            table.number_cell(scaled, "train_flops", marks=old),
+            *(table.number_cell(item, f"over_{reference}") for reference in REFERENCES),
+            table.number_cell(scaled, "flops_per_image"),
+            table.number_cell(item, "wall_seconds", tenths),
+            table.number_cell(scaled, "peak_memory_bytes", tenths),
+            *((table.number_cell(scaled, "energy_joules"),) if counters else ()),
+            table.number_cell(scaled, "kept_bytes"),
+            table.number_cell(item, "avg"),
+            table.number_cell(item, "n", table.whole),
         )
         section = f"Budget {budget.text}" if item["competes"] else "Floor and ceiling"
-        cite = cite_keys(cells[cells["name"] == item["name"]])
-        rows.append(TableRow(section, entries, bool(item["competes"]), cite, run_ids(item)))
+        rows.append(table.method_row(item, entries, cells, section))
     devices = listed_words(sorted({device for device in costs["device"] if device}))
-    text = caption(group, "Arithmetic, time and memory", repetition_sentence(costs, bold=False))
-    said = remarks(
+    text = table.caption(group, "Arithmetic, time and memory", table.repetition_sentence(costs, bold=False))
+    said = table.remarks(
         cells,
         "Train: floating-point operations of learning all tasks (matrix products and convolutions; a multiplication "
         "and an addition are two), and as multiples of joint training and of finetuning on the same stream; per image: "
@@ -74,11 +59,8 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
     columns = ("Budget", "Method", f"Train ({train})", *(f"× {reference}" for reference in REFERENCES))
     columns += (f"Per image ({per_image})", "Wall (s)", f"Memory ({memory})")
     columns += (f"Energy ({energy})",) * bool(counters) + (f"Kept ({kept})", "Avg (%)", "n")
-    numeric = tuple(column != "Method" for column in columns)
-    skips = frozenset({"Budget"}) | said_once(costs)
-    return Table(
-        "compute", text, columns, numeric, tuple(rows), (*said, *notes.listed()), skips, title="Arithmetic and time"
-    )
+    told, skips = (*said, *notes.listed()), frozenset({"Budget"}) | table.said_once(costs)
+    return Table("compute", text, columns, tuple(rows), told, skips, "Arithmetic and time")
 
 
 def tenths(value: float) -> str:

@@ -5,18 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import (
-    INTERVALS,
-    Table,
-    TableCell,
-    TableRow,
-    caption,
-    cite_keys,
-    fixed,
-    number_cell,
-    remarks,
-    run_ids,
-)
+from cilbench.reports.tables import table
+from cilbench.reports.tables.table import Table, TableCell, TableRow
 from cilbench.reports.wording import budget_text, design_text
 
 _SECTIONS = {"avg": "Average accuracy (%)", "last": "Last accuracy (%)"}
@@ -32,20 +22,19 @@ def iqm_table(group: Mapping[str, Any], means: pd.DataFrame, cells: pd.DataFrame
         for name in best.index:
             at = own[own["name"] == name].set_index("budget_bytes").to_dict("index")
             found = [at.get(size) for size in budgets["budget_bytes"]]
-            entries = [number_cell(item, "iqm", fixed) if item else TableCell("–") for item in found]
-            runs = tuple(run for item in at.values() for run in run_ids(item))
-            cite = cite_keys(cells[cells["name"] == name])
+            entries = [table.number_cell(item, "iqm") if item else TableCell("–") for item in found]
+            runs = tuple(run for item in at.values() for run in table.run_ids(item))
+            cite = table.cite_keys(cells[cells["name"] == name])
             named = TableCell(str(name)), TableCell(section.split()[0].lower())
             rows.append(TableRow(section, (*named, *entries), cite=cite, runs=runs))
     known = means["low"].notna().any()
-    told = f"{INTERVALS} of trimmed means (Yuen, 1974) in brackets" if known else "no intervals"
+    told = f"{table.INTERVALS} of trimmed means (Yuen, 1974) in brackets" if known else "no intervals"
     told += "" if known or means["orders"].max() != 2 else ": two class orders are too few"
-    text = caption(
+    text = table.caption(
         group,
         "Interquartile means (Agarwal et al., 2021): of the middle half of the repetitions",
         f"Over {design_text(means)}, {told}.",
     )
     columns = ("Method", "Accuracy", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
-    numeric = tuple(column not in ("Method", "Accuracy") for column in columns)
-    skips = frozenset({"Accuracy"})  # headings between the rows say it there
-    return Table("iqm", text, columns, numeric, tuple(rows), remarks(cells), skips, title="Interquartile means")
+    texts, skips = frozenset({"Method", "Accuracy"}), frozenset({"Accuracy"})  # headings between the rows say it there
+    return Table("iqm", text, columns, tuple(rows), table.remarks(cells), skips, "Interquartile means", texts)

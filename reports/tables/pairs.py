@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.statistics import LEVEL
-from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, fixed, number_cell, remarks, run_ids
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, number_cell, remarks, run_ids
 from cilbench.reports.wording import TEST_TEXT, budget_text
 
 _SECTIONS = {"difference": "Difference (points)", "effect": "Effect (standard deviations of one run)"}
@@ -29,7 +29,7 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
             for size in sizes:
                 item = at.get(size)
                 sure = item is not None and item["p"] < 1 - LEVEL
-                entries.append(TableCell("–") if item is None else number_cell(item, column, fixed, bold=sure))
+                entries.append(TableCell("–") if item is None else number_cell(item, column, bold=sure))
             runs = tuple(dict.fromkeys(run for item in at.values() for run in run_ids(item)))
             rows.append(TableRow(section, tuple(entries), runs=runs))
     n = sorted(set(own["n"]))
@@ -41,10 +41,10 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
         "Intervals of differences hold for all pairs of a budget at once, those of effects for each alone (noncentral "
         "t)",
     )
-    columns = ("Method", "minus", "in", *(budget_text(int(size), labels[size]) for size in sizes))
-    numeric = tuple(column not in ("Method", "minus", "in") for column in columns)
+    names = ("Method", "minus", "in")
+    columns = (*names, *(budget_text(int(size), labels[size]) for size in sizes))
     skips = frozenset({"in"})  # headings between the rows say it there
-    return Table("pairs", text, columns, numeric, tuple(rows), said, skips, title="Every pair of methods")
+    return Table("pairs", text, columns, tuple(rows), said, skips, "Every pair of methods", frozenset(names))
 
 
 def _ordered(own: pd.DataFrame) -> list[tuple[str, str, pd.DataFrame]]:

@@ -5,27 +5,9 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import (
-    INTERVALS,
-    Notes,
-    Table,
-    TableCell,
-    TableRow,
-    best_text,
-    cite_keys,
-    fixed,
-    remarks,
-    run_ids,
-    verdict_marks,
-)
-from cilbench.reports.wording import (
-    budget_text,
-    conditions_text,
-    design_text,
-    protocol_text,
-    repetitions_text,
-    status_text,
-)
+from cilbench.reports import wording
+from cilbench.reports.tables import table
+from cilbench.reports.tables.table import Notes, Table, TableCell, TableRow
 
 _MEASURES = {"avg": "Average accuracy (%)", "last": "Last accuracy (%)"}
 _SHORT = {"avg": "average", "last": "last"}
@@ -38,43 +20,37 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
     budgets = competing.drop_duplicates("budget_bytes").sort_values("budget_bytes")
     notes, rows = Notes(), []
     for measure, section in _MEASURES.items():
-        best = {size: best_text(part, measure) for size, part in competing.groupby("budget_bytes")}
+        best = {size: table.best_text(part, measure) for size, part in competing.groupby("budget_bytes")}
         for name, part in sorted(shown.groupby("name"), key=_place):
             competes = bool(part["competes"].iloc[0])
             at = {item["budget_bytes"]: item for item in part.to_dict("records")}
             # floors and ceilings are bound by no budget: what they reach at one of them stands at all
             other = None if competes else next(iter(at.values()))
-            entries = [
-                _cell(at.get(size, other), measure, best.get(size, ""), notes) for size in budgets["budget_bytes"]
-            ]
-            runs = tuple(run for item in at.values() for run in run_ids(item))
-            cite = cite_keys(cells[cells["name"] == name])
-            rows.append(
-                TableRow(
-                    section, (TableCell(str(name)), TableCell(_SHORT[measure]), *entries), competes, cite, runs=runs
-                )
-            )
+            sizes = budgets["budget_bytes"]
+            entries = (_cell(at.get(size, other), measure, best.get(size, ""), notes) for size in sizes)
+            named = (TableCell(str(name)), TableCell(_SHORT[measure]), *entries)
+            runs = tuple(run for item in at.values() for run in table.run_ids(item))
+            rows.append(TableRow(section, named, competes, table.cite_keys(cells[cells["name"] == name]), runs))
     done = shown[shown["n"] > 0]
     several = bool(len(done)) and done["n"].max() > 1
-    single = repetitions_text(done["n"])
-    over = f"mean ± half-width of {INTERVALS} over {design_text(done)}" if several else single
+    single = wording.repetitions_text(done["n"])
+    over = f"mean ± half-width of {table.INTERVALS} over {wording.design_text(done)}" if several else single
     marked = "; ≈: not distinguishable from it" if any(mark == "≈" for mark, _ in notes.listed()) else ""
     caption = (
-        f"Accuracy at each memory budget on {protocol_text(group)}, {conditions_text(group)}: {over}. "
+        f"Accuracy at each memory budget on {wording.protocol_text(group)}, {wording.conditions_text(group)}: {over}. "
         f"Bold: best at a budget{marked}."
     )
-    columns = ("Method", "Accuracy", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
-    numeric = tuple(column not in ("Method", "Accuracy") for column in columns)
+    columns = ("Method", "Accuracy", *map(wording.budget_text, budgets["budget_bytes"], budgets["budget_label"]))
     told = tuple((mark, text) for mark, text in notes.listed() if mark != "≈")
     return Table(
         "accuracy",
         caption,
         columns,
-        numeric,
         tuple(rows),
-        (*remarks(cells), *told),
+        (*table.remarks(cells), *told),
         latex_skips=frozenset({"Accuracy"}),  # headings between the rows say it there
         title="Accuracy at each budget",
+        texts=frozenset({"Method", "Accuracy"}),
         supplement=False,
     )
 
@@ -90,12 +66,12 @@ def _cell(item: Mapping[Any, Any] | None, measure: str, best: str, notes: Notes)
     if item is None:
         return TableCell("–")
     if not item["n"]:
-        return TableCell(status_text(item["status"]))
+        return TableCell(wording.status_text(item["status"]))
     value, low, high = item[measure], item[f"{measure}_low"], item[f"{measure}_high"]
-    half = "" if pd.isna(low) else f"± {fixed(max(value - low, high - value))}"
-    marks = verdict_marks(item, measure, notes) if item["competes"] and best else ()
+    half = "" if pd.isna(low) else f"± {table.fixed(max(value - low, high - value))}"
+    marks = table.verdict_marks(item, measure, notes) if item["competes"] and best else ()
     if item["status"] != "done":
-        budget = budget_text(item["budget_bytes"], item["budget_label"])
-        marks = (*marks, notes.mark(f"{item['name']} at {budget}: {status_text(item['status'])}"))
-    bold = bool(item["competes"] and best) and best == fixed(value)
-    return TableCell(fixed(value), half, marks, bold, sort=float(value))
+        budget = wording.budget_text(item["budget_bytes"], item["budget_label"])
+        marks = (*marks, notes.mark(f"{item['name']} at {budget}: {wording.status_text(item['status'])}"))
+    bold = bool(item["competes"] and best) and best == table.fixed(value)
+    return TableCell(table.fixed(value), half, marks, bold, sort=float(value))

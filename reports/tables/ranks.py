@@ -32,10 +32,8 @@ def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFram
     ranges = ranges if tested else "With one repetition nothing says how sure a rank is."
     text = caption(group, "Rank by average accuracy at each budget", ranges)
     said = remarks(cells, f"Tests: {TEST_TEXT}" if tested else "")
-    texts = map(budget_text, budgets["budget_bytes"], budgets["budget_label"])
-    columns = ("Method", *texts)
-    numeric = tuple(column != "Method" for column in columns)
-    return Table("ranks", text, columns, numeric, tuple(cited), said, title="Ranks")
+    columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    return Table("ranks", text, columns, tuple(cited), said, title="Ranks")
 
 
 def _rank_cell(item: Mapping[Any, Any] | None) -> TableCell:

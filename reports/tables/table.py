@@ -8,16 +8,8 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports import comparability as lint
-from cilbench.reports import statistics
+from cilbench.reports import statistics, wording
 from cilbench.reports.tables.bibtex import read_entries
-from cilbench.reports.wording import (
-    TEST_TEXT,
-    TEST_TEXT_AREAS,
-    budget_text,
-    conditions_text,
-    design_text,
-    protocol_text,
-)
 
 
 @dataclass(frozen=True)
@@ -46,20 +38,25 @@ class TableRow:
 
 @dataclass(frozen=True)
 class Table:
-    """`columns` are headings, `numeric` says which are set flush right, `notes` are (mark, text), without a mark where
-    they are about the whole table, `latex_skips` which columns LaTeX leaves out
-    because the section says the same. `supplement`: too long for a paper.
+    """`columns` are headings, of which `texts` are set flush left; `notes` are (mark, text), without a mark where they
+    are about the whole table; `latex_skips`: columns that LaTeX leaves out because the section says the same.
+    `supplement`: too long for a paper.
     """
 
     name: str
     caption: str
     columns: tuple[str, ...]
-    numeric: tuple[bool, ...]
     rows: tuple[TableRow, ...]
     notes: tuple[tuple[str, str], ...] = ()
     latex_skips: frozenset[str] = frozenset()
     title: str = ""
+    texts: frozenset[str] = frozenset({"Method"})
     supplement: bool = True
+
+    @property
+    def numeric(self) -> tuple[bool, ...]:
+        """Of each column: is it set flush right?"""
+        return tuple(column not in self.texts for column in self.columns)
 
 
 @dataclass
@@ -120,12 +117,20 @@ def number_cell(
 
 def budget_cell(row: Mapping[Any, Any]) -> TableCell:
     """The budget of a row, sorted by its bytes."""
-    return TableCell(budget_text(row["budget_bytes"], row["budget_label"]), sort=float(row["budget_bytes"]))
+    return TableCell(wording.budget_text(row["budget_bytes"], row["budget_label"]), sort=float(row["budget_bytes"]))
 
 
 def run_ids(row: Mapping[Any, Any]) -> tuple[str, ...]:
     """Runs behind a row."""
     return tuple(str(row["runs"]).split())
+
+
+def method_row(
+    row: Mapping[Any, Any], entries: Iterable[TableCell], cells: pd.DataFrame, section: str = ""
+) -> TableRow:
+    """The row of one method, with what it cites. `cells` are those of the whole group."""
+    cite = cite_keys(cells[cells["name"] == row["name"]])
+    return TableRow(section, tuple(entries), bool(row["competes"]), cite, run_ids(row))
 
 
 def by_best(frame: pd.DataFrame, *keys: str, measure: str = "avg") -> list[dict[Any, Any]]:
@@ -159,7 +164,7 @@ def verdict_marks(row: Mapping[Any, Any], measure: str, notes: Notes) -> tuple[s
     if verdict == statistics.UNTESTED:
         text = "not tested: fewer than two seeds or class orders in common with the best"
         return (notes.mark(text, UNTESTED),)
-    tested = TEST_TEXT_AREAS if measure.startswith("auc") else TEST_TEXT
+    tested = wording.TEST_TEXT_AREAS if measure.startswith("auc") else wording.TEST_TEXT
     return (notes.mark(f"not distinguishable from the best ({tested})", TIED),)
 
 
@@ -168,7 +173,7 @@ def verdict_marks(row: Mapping[Any, Any], measure: str, notes: Notes) -> tuple[s
 
 def caption(group: Mapping[str, Any], about: str, over: str = "") -> str:
     """At most two sentences: what is shown and what the runs share; over what. What a column means is a remark."""
-    return f"{about} ({protocol_text(group)}; {conditions_text(group)}). {over}".strip()
+    return f"{about} ({wording.protocol_text(group)}; {wording.conditions_text(group)}). {over}".strip()
 
 
 def remarks(cells: pd.DataFrame, *texts: str) -> tuple[tuple[str, str], ...]:
@@ -197,7 +202,7 @@ def repetition_sentence(frame: pd.DataFrame, bold: bool = True) -> str:
         return f"n = 1 (one seed and class order): no interval{best}."
     small = ", none where n = 1" if done["n"].min() == 1 else ""
     best = "; bold: best, on the seeds and class orders that others ran too" if bold else ""
-    return f"Means over {design_text(done)}, {INTERVALS} in brackets{small}{best}."
+    return f"Means over {wording.design_text(done)}, {INTERVALS} in brackets{small}{best}."
 
 
 INTERVALS = "95 % t intervals"

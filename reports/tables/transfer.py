@@ -5,21 +5,8 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports.tables.table import (
-    Table,
-    TableCell,
-    TableRow,
-    budget_cell,
-    by_best,
-    caption,
-    cite_keys,
-    number_cell,
-    remarks,
-    repetition_sentence,
-    run_ids,
-    said_once,
-    whole,
-)
+from cilbench.reports.tables import table
+from cilbench.reports.tables.table import Table, TableCell
 
 _MEASURES = {
     "forgetting": "Forgetting",
@@ -34,12 +21,11 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
     """A row per competing method and budget that finished."""
     shown = summary[summary["published_head"] & summary["competes"] & (summary["n"] > 0)]
     rows = []
-    for item in by_best(shown, "budget_bytes"):
-        budget = budget_cell(item)
-        numbers = [number_cell(item, measure) for measure in _MEASURES]
-        entries = (budget, TableCell(item["name"]), *numbers, number_cell(item, "n", whole))
-        cite = cite_keys(cells[cells["name"] == item["name"]])
-        rows.append(TableRow(f"Budget {budget.text}", entries, cite=cite, runs=run_ids(item)))
+    for item in table.by_best(shown, "budget_bytes"):
+        budget = table.budget_cell(item)
+        numbers = [table.number_cell(item, measure) for measure in _MEASURES]
+        entries = (budget, TableCell(item["name"]), *numbers, table.number_cell(item, "n", table.whole))
+        rows.append(table.method_row(item, entries, cells, f"Budget {budget.text}"))
     missing = shown["intransigence"].isna()
     without = (
         "Intransigence needs a run of joint on every seed and class order: not all are here"
@@ -49,8 +35,8 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
         else ""
     )
     about = "Forgetting, transfer and intransigence in points, and accuracy on old and new classes"
-    text = caption(group, about, repetition_sentence(shown, bold=False))
-    said = remarks(
+    text = table.caption(group, about, table.repetition_sentence(shown, bold=False))
+    said = table.remarks(
         cells,
         "Forgetting (Chaudhry et al., 2018) and backward transfer (BWT, Lopez-Paz and Ranzato, 2017) after the last "
         "task; intransigence (Chaudhry et al., 2018) as a mean over stages",
@@ -58,8 +44,5 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
         without,
     )
     columns = ("Budget", "Method", *_MEASURES.values(), "n")
-    numeric = tuple(column != "Method" for column in columns)
-    skips = frozenset({"Budget"}) | said_once(shown)
-    return Table(
-        "transfer", text, columns, numeric, tuple(rows), said, latex_skips=skips, title="Forgetting and transfer"
-    )
+    skips = frozenset({"Budget"}) | table.said_once(shown)
+    return Table("transfer", text, columns, tuple(rows), said, skips, "Forgetting and transfer")

@@ -18,6 +18,7 @@ from cilbench.cli.progress import Screen
 from cilbench.errors import RequestError
 from cilbench.locks import locked
 from cilbench.methods.icarl import ICaRL
+from cilbench.options import HowToRun
 from cilbench.protocol.sweep import Sweep, _exit_code, _run_one, check_writable
 from cilbench.records.files import read_json
 from cilbench.records.folder import RunFolder
@@ -219,7 +220,7 @@ def sweep_of(*specs, out, fresh=False):
     """As it begins now."""
     plans = {spec.id: spec.plan() for spec in specs}
     stamps = {spec.id: RunFolder(out, spec.id).stamp() for spec in specs}
-    return Sweep(specs, plans, Path(), out, CPU, "last", isolate=False, fresh=fresh, before=stamps, screen=Screen())
+    return Sweep(specs, plans, Path(), HowToRun(out=out, fresh=fresh), CPU, before=stamps, screen=Screen())
 
 
 def test_a_run_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path):
@@ -236,7 +237,7 @@ def test_a_run_that_has_ended_since_a_sweep_began_is_not_run_again(toy, tmp_path
     assert run_one(sweep_of(failing, out=tmp_path))[0] == "failed"
     assert run_one(before) == ("failed", 0)
     assert run_one(sweep_of(spec, out=tmp_path)) == ("done", 3)
-    assert run_one(replace(before, fresh=True)) == ("done", 0)
+    assert run_one(replace(before, how=replace(before.how, fresh=True))) == ("done", 0)
     assert run_one(sweep_of(spec, out=tmp_path, fresh=True)) == ("done", 3)
 
 

@@ -73,7 +73,6 @@ def results(summary: pd.DataFrame) -> Table:
         "results",
         "A caption.",
         ("Budget", "Method", "Avg (%)", "n"),
-        (True, False, True, True),
         rows,
         (),
         title="Results",

@@ -137,7 +137,6 @@ def test_numbers_and_intervals_are_columns_of_siunitx() -> None:
         "t",
         "About 5 %.",
         ("Method", "a", "b", "c"),
-        (False, True, True, True),
         tuple(tables.TableRow("", r) for r in rows),
     )
     text = tables.to_latex(table, "x")

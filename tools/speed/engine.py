@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -33,10 +33,10 @@ from cilbench.methods.training.flops import FlopCount, Phase
 from cilbench.methods.training.numerics import Precision, wait_for
 from cilbench.protocol import run as protocol_run
 from cilbench.protocol import task as protocol_task
-from cilbench.protocol.context import RunContext
+from cilbench.protocol.context import Reporter, RunContext
 from cilbench.protocol.run import execute
 from cilbench.protocol.task import learn_and_seal, task_seed
-from cilbench.records.folder import Resumed, RunFolder
+from cilbench.records.folder import RunFolder
 from cilbench.records.schema import TaskRecord
 from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario, seen_test_images, stream
@@ -112,22 +112,12 @@ def images_per_second(job: Job, task: int, sealed: bytes | None, epochs: int) ->
     return sum(images for _, images in ticks[1:]) / (ticks[-1][0] - ticks[0][0])
 
 
-@dataclass
-class Listener:
+class Listener(Reporter):
     """A reporter that keeps the accuracies: top-1 in percent by head, task by task."""
 
-    top1: list[dict[str, float]] = field(default_factory=list)
-
-    def resumed(self, resumed: Resumed) -> None: ...
-
-    def progress(self, share: float, images: int) -> None: ...
-
-    def epoch(self, line: Mapping[str, Any]) -> None: ...
-
-    def note(self, line: str) -> None: ...
-
-    def stopping(self) -> bool:
-        return False
+    def __init__(self) -> None:
+        super().__init__()
+        self.top1: list[dict[str, float]] = []
 
     def task_done(self, record: TaskRecord, top1: Mapping[str, float]) -> None:
         self.top1.append(dict(top1))
