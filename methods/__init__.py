@@ -37,6 +37,7 @@ METHODS: dict[str, str] = {
     "fecam": "cilbench.methods.fecam:FeCAM",
     "acil": "cilbench.methods.acil:ACIL",
     "ds-al": "cilbench.methods.ds_al:DSAL",
+    "dgr": "cilbench.methods.dgr:DGR",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",

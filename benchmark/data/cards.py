@@ -53,6 +53,16 @@ class DatasetCard:
     class_names_sha256: str | None = None
 
 
+def of_generators(**settings: object) -> dict[str, object]:
+    """Overrides of DGM's for it and for the methods on its networks."""
+    return {f"dgm.{name}": value for name, value in settings.items()} | of_solvers(**settings)
+
+
+def of_solvers(**settings: object) -> dict[str, object]:
+    """Overrides of the methods on DGM's networks that have a solver of its own."""
+    return {f"{method}.{name}": value for method in ("dgr",) for name, value in settings.items()}
+
+
 @cache
 def builtin_cards() -> dict[str, DatasetCard]:
     """The data sets known by name. A function, so that importing this module does not import torch."""
@@ -75,7 +85,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         std=(0.3764,),
         augmentation=Augmentation(padding=1, flip=False, brightness=0.0),
         train_images=1438,
-        overrides={"batch_size": 32, "dgm.z_dim": 16, "dgm.epochs": 200, "dgm.lr": 5e-3},
+        overrides={"batch_size": 32, **of_generators(z_dim=16, epochs=200, lr=5e-3), **of_solvers(solver_epochs=200)},
         fetch="sklearn",
         fingerprint="cbf9c88df713f4462013be7a270d92932bc5c128fa021d826be8e4a62037b067",
     )
@@ -99,7 +109,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         fetch="CIFAR100",
     )
     # DGM's cfg_svhn_dgmw.yml; for CIFAR-10 the authors' repository has no file of settings
-    dgm_svhn = {"dgm.batch_size": 64, "dgm.lr": 5e-4, "dgm.gradient_penalty": 1.0, "dgm.epochs": 151}
+    dgm_svhn = of_generators(batch_size=64, lr=5e-4, gradient_penalty=1.0, epochs=151)
     cifar10 = replace(
         cifar100,
         name="cifar10",
@@ -134,7 +144,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         std=(0.3081,),
         train_images=60_000,
         # cfg_mnist_dgmw.yml; what is dgma's in cfg_mnist_dgma.yml comes with that name
-        overrides=dgm_svhn | {"dgm.lr": 2e-3, "dgm.sparsity": 0.08, "dgm.epochs": 101},
+        overrides=dgm_svhn | of_generators(lr=2e-3, epochs=101) | {"dgm.sparsity": 0.08},
         fetch="MNIST",
     )
     # CIM's cim-imagenet100.json, cim-imagenet1000.json, utils/data.py; its brightness jitter is the card's.
@@ -208,7 +218,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
             "foster+cim.beta1": 0.97,
             "memo.train_general": "no",
             "survey:memo.epochs": 200,
-            "dgm.z_dim": 1128,
+            **of_generators(z_dim=1128),
         },
     )
     cards = (digits, mnist, svhn, cifar10, cifar100, imagenet50, imagenet100, imagenet1000, food101)

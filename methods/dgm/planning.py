@@ -176,26 +176,26 @@ def choose(budget: Budget, scenario: Scenario, config: DGMConfig) -> Design:
         def suits(d: int) -> bool:
             return _discriminator_bytes(budget, scenario, d) <= share_bytes and fits(replace(roomy, d=d))
 
-        design = replace(design, d=_last(wide, suits))
+        design = replace(design, d=last_of(wide, suits))
         if config.width is None:
-            design = replace(design, width=_last_fitting(lambda width: fits(replace(design, width=width))))
-        design = replace(design, d=_last(range(design.d, config.d + 1), lambda d: fits(replace(design, d=d))))
+            design = replace(design, width=largest_fitting(lambda width: fits(replace(design, width=width))))
+        design = replace(design, d=last_of(range(design.d, config.d + 1), lambda d: fits(replace(design, d=d))))
     elif config.width is None:
-        design = replace(design, width=_last_fitting(lambda width: fits(replace(design, width=width))))
-    return replace(design, growth=_last(range(1001), lambda growth: fits(replace(design, growth=growth))))
+        design = replace(design, width=largest_fitting(lambda width: fits(replace(design, width=width))))
+    return replace(design, growth=last_of(range(1001), lambda growth: fits(replace(design, growth=growth))))
 
 
-def _last(candidates: range, fits: Callable[[int], bool]) -> int:
+def last_of(candidates: range, fits: Callable[[int], bool]) -> int:
     """The last of rising candidates that fits, the first if none does."""
     return candidates[max(0, bisect.bisect_left(candidates, True, key=lambda c: not fits(c)) - 1)]
 
 
-def _last_fitting(fits: Callable[[int], bool]) -> int:
+def largest_fitting(fits: Callable[[int], bool]) -> int:
     """The largest number from 1 on that fits, 1 if none does."""
     beyond = 2
     while fits(beyond):
         beyond *= 2
-    return _last(range(1, beyond + 1), fits)
+    return last_of(range(1, beyond + 1), fits)
 
 
 def _discriminator_bytes(budget: Budget, scenario: Scenario, d: int) -> int:

@@ -349,7 +349,8 @@ def test_what_is_remembered_can_be_looked_at(name, toy):
     if name in IMAGELESS:
         assert not len(images)
     else:
-        assert 1 <= labels.bincount(minlength=4).min() <= labels.bincount(minlength=4).max() <= 3
+        least = 0 if name == "dgr" else 1  # whose generator is not told what to make
+        assert least <= labels.bincount(minlength=4).min() <= labels.bincount(minlength=4).max() <= 3
         assert labels.tolist() == sorted(labels.tolist())
 
 
