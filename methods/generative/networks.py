@@ -70,7 +70,7 @@ def export_solver(solver: Discriminator) -> dict[str, Tensor]:
 @torch.no_grad()
 def restore(generator: Generator, solver: Discriminator, state: State) -> None:
     """Copy what `export` gave into networks of the same shapes."""
-    named = [(f"generator/{name}", p) for name, p in generator.named_parameters()]
+    named: list[tuple[str, Tensor]] = [(f"generator/{name}", p) for name, p in generator.named_parameters()]
     named += _solver_parameters(solver)
     named += [(f"statistics/generator.{name}", buffer) for name, buffer in _statistics(generator)]
     named += [(f"statistics/solver.{name}", buffer) for name, buffer in _statistics(solver)]
