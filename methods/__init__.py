@@ -32,6 +32,7 @@ METHODS: dict[str, str] = {
     "fetril": "cilbench.methods.fetril:FeTrIL",
     "pass": "cilbench.methods.pass_:PASS",
     "abd": "cilbench.methods.abd:ABD",
+    "dfkd": "cilbench.methods.dfkd:DFKD",
     "simplecil": "cilbench.methods.simplecil:SimpleCIL",
     "ranpac": "cilbench.methods.ranpac:RanPAC",
     "fecam": "cilbench.methods.fecam:FeCAM",

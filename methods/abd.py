@@ -57,7 +57,8 @@ class ABD(Rehearsal):
         bibtex=cite("smith2021abd"),
         heads=("head",),
         rehearsal=False,
-        port="a generator begins anew in every task; a batch passes the network once; the protocol's augmentation",
+        port="10,000 steps of inversion, as in the authors' script; unlike their code, a new generator in every "
+        "task, and a batch passes the network once; the protocol's augmentation",
     )
     config: Config
 

@@ -33,10 +33,11 @@ METHODS = (
     "acil",
     "ds-al",
     "abd",
+    "dfkd",
     "joint",
 )
 NAMES = {name: name for name in (*METHODS, "dgma")} | {"dgmw": "dgm"}
-UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass", "abd"})  # the same at every budget
+UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass", "abd", "dfkd"})  # the same at every budget
 ANY = "any"  # the budget of a number that has none
 
 # Kinds of experiments; where several have a configuration, ours is held against the first. The benchmark of 2000

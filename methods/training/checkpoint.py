@@ -174,7 +174,8 @@ class Resumable:
         self.checkpoint.write()
 
     def finish(self) -> None:
-        """The phase has come to its end; a later phase's checkpoint will say so."""
+        """The phase has come to its end; a later phase's checkpoint will say so, without what optimizers remember."""
+        self.optimizers.clear()
         if self.checkpoint.path is not None:
             self.checkpoint.hold(self.phase, self._kept({}), {"finished": 1.0})
 

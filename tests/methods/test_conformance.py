@@ -24,7 +24,7 @@ UNBOUNDED = [name for name in METHODS if not load_class(name).card.bounded]
 # Neither images nor what makes them; what they keep beside a network.
 BESIDE: dict[str, set[str]] = {"finetune": set(), "lwf": set(), "ewc": set(), "fetril": {"other"}}
 BESIDE |= {"simplecil": set(), "ranpac": {"other"}, "fecam": {"other"}}
-BESIDE |= {"acil": {"other"}, "ds-al": {"other"}, "pass": {"other"}, "abd": set()}
+BESIDE |= {"acil": {"other"}, "ds-al": {"other"}, "pass": {"other"}, "abd": set(), "dfkd": {"other"}}
 HEADLESS = {"ranpac"}
 IMAGELESS = [*BESIDE]
 REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
