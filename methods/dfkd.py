@@ -42,7 +42,7 @@ from cilbench.methods.rehearsal.prototypes import feature_means
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, in_epochs
 from cilbench.methods.training.flops import counted_as
-from cilbench.methods.training.images import concat_images
+from cilbench.methods.training.images import Images, concat_images
 from cilbench.methods.training.loop import Loss, TaskData, fit, in_batches
 from cilbench.methods.training.losses import balanced_distillation
 
@@ -86,9 +86,8 @@ class DFKD(Rehearsal):
             empty = torch.empty(2, *scenario.image_shape)
             widths = [activation.shape[1] for activation in activations(net, empty, config.layers)]
             triangles = [torch.empty(net.seen, width * (width + 1) // 2) for width in widths]
-            return net.export() | exported(
-                [(torch.empty(net.seen, width), rows) for width, rows in zip(widths, triangles, strict=True)]
-            )
+            means = [torch.empty(net.seen, width) for width in widths]
+            return {**net.export(), **exported(list(zip(means, triangles, strict=True)))}
 
         return plan_reference(cls.card.key, budget, scenario, images=None, carried=carried)
 
@@ -112,7 +111,7 @@ class DFKD(Rehearsal):
         schedule, part = self.config.schedule(task.index), (self._image_share() if known else 0.0, 1.0)
         fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, part=part)
         self.net.eval()
-        self.statistics = self._recorded(task_data)
+        self.statistics = self._recorded([task.images, made], task_data.labels)
 
     def _image_share(self) -> float:
         return self.config.image_epochs / (self.config.image_epochs + self.config.epochs)
@@ -146,7 +145,7 @@ class DFKD(Rehearsal):
         return torch.cat(images), labels_N
 
     @torch.no_grad()
-    def _recorded(self, task_data: TaskData) -> Statistics:
+    def _recorded(self, parts: Sequence[Images], labels_N: Tensor) -> Statistics:
         """Statistics of all classes seen, by the network as it is now."""
 
         widths: list[int] = []
@@ -156,9 +155,8 @@ class DFKD(Rehearsal):
             widths[:] = [of.shape[1] for of in found]
             return torch.cat(found, dim=1)
 
-        every_NC = in_batches(joined, task_data.images)
-        labels_N, seen = task_data.labels, self.net.seen
-        found = []
+        every_NC = torch.cat([in_batches(joined, images) for images in parts if len(images)])
+        seen, found = self.net.seen, []
         for of_stage_NC in every_NC.split(widths, dim=1):
             triangles = [triangle(covariance(of_stage_NC[labels_N == c])) for c in range(seen)]
             found.append((feature_means(of_stage_NC, labels_N, seen), torch.stack(triangles)))
@@ -166,7 +164,7 @@ class DFKD(Rehearsal):
 
     def state(self) -> State:
         assert self.statistics is not None
-        return super().state() | exported(self.statistics)
+        return {**super().state(), **exported(self.statistics)}
 
     def load(self, state: State) -> None:
         super().load(state)
