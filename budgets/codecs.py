@@ -1,4 +1,4 @@
-"""How an exemplar is written: uint8 images → bytes → uint8 images, whole batches at a time.
+"""How an exemplar is written: uint8 images → bytes → uint8 images, whole batches at a time; or features, float32.
 
 `encode` gives one flat uint8 payload and what is needed to read it back. Lengths are never stored where they follow
 from the shape or the boxes.
@@ -15,6 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
+
+from cilbench.budgets.quantised import Quantised, dequantise, quantise
+
+Shape = tuple[int, int, int]  # (C, H, W) of what is encoded; D features are (D, 1, 1)
+StoredAs = Literal["fp32", "fp16", "int8"]  # of kept features
 
 
 @dataclass(frozen=True)
@@ -55,11 +60,11 @@ class Codec(Protocol):
     side_info: SideInfo  # what is stored beside the payload, for each image
     fixed_length: bool  # every image costs `least_bytes`
 
-    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: Shape) -> int:
         """The least bytes an image can cost."""
         ...
 
-    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def enough_bytes(self, image_shape: Shape) -> int:
         """Bytes that any image fits in: what a plan grants each class at the least."""
         ...
 
@@ -67,11 +72,11 @@ class Codec(Protocol):
         """uint8 [N, C, H, W] (and, for a box codec, boxes) → payload."""
         ...
 
-    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+    def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         """Payload → uint8 [N, C, H, W]."""
         ...
 
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
         """int64 [count]: bytes of each stored image, from what is stored beside the payload."""
         ...
 
@@ -82,19 +87,19 @@ class Raw:
     side_info: SideInfo = "nothing"
     fixed_length = True
 
-    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: Shape) -> int:
         return math.prod(image_shape)
 
-    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def enough_bytes(self, image_shape: Shape) -> int:
         return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         return Encoded(images_NCHW.reshape(-1).clone(), self.lengths(len(images_NCHW), None, image_shape(images_NCHW)))
 
-    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+    def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         return encoded.payload.reshape(len(encoded), *image_shape)
 
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
         return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
@@ -110,11 +115,11 @@ class Box:
     side_info: SideInfo = "boxes"
     fixed_length = False
 
-    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: Shape) -> int:
         channels, height, width = image_shape
         return channels * ((height + 1) // 2) * ((width + 1) // 2)
 
-    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def enough_bytes(self, image_shape: Shape) -> int:
         return math.prod(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
@@ -129,7 +134,7 @@ class Box:
                 start += part.size
         return Encoded(torch.from_numpy(payload), lengths, boxes_N4.to(torch.int16))
 
-    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+    def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         assert encoded.boxes is not None
         channels, height, width = image_shape
         payload, boxes = encoded.payload.numpy(), encoded.boxes.tolist()
@@ -153,7 +158,7 @@ class Box:
             inside[...] = pixels.reshape(inside.shape)
         return torch.from_numpy(images)
 
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
         assert side_info is not None
         channels, height, width = image_shape
         top, left, box_height, box_width = side_info.long().unbind(1)
@@ -188,11 +193,11 @@ class LowRes:
             raise ValueError(f"lowres:{factor}: the factor per side is a whole number from 2 to 64")
         self.factor = factor
 
-    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: Shape) -> int:
         channels, height, width = image_shape
         return channels * math.ceil(height / self.factor) * math.ceil(width / self.factor)
 
-    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def enough_bytes(self, image_shape: Shape) -> int:
         return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
@@ -202,7 +207,7 @@ class LowRes:
         small = means.round().to(torch.uint8)
         return Encoded(small.reshape(-1), self.lengths(len(small), None, image_shape(images_NCHW)))
 
-    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+    def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         channels, height, width = image_shape
         sides = math.ceil(height / self.factor), math.ceil(width / self.factor)
         small = encoded.payload.reshape(len(encoded), channels, *sides)
@@ -210,7 +215,7 @@ class LowRes:
             return torch.empty(0, *image_shape, dtype=torch.uint8)
         return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
 
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
         return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
@@ -229,11 +234,11 @@ class Jpeg:
             raise ValueError(f"jpeg:{quality}: the quality is a whole number from 1 to 100")
         self.quality = quality
 
-    def min_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def min_bytes(self, image_shape: Shape) -> int:
         """Of a middle-grey image, every coefficient of which is zero: no image has a shorter code."""
         return int(self.encode(torch.full((1, *image_shape), 128, dtype=torch.uint8)).lengths[0])
 
-    def enough_bytes(self, image_shape: tuple[int, int, int]) -> int:
+    def enough_bytes(self, image_shape: Shape) -> int:
         """Of black and white noise, which is as hard to code as anything, the longest of 16 draws and a tenth."""
         noise = torch.randint(0, 2, (16, *image_shape), generator=torch.Generator().manual_seed(0))
         return math.ceil(1.1 * int(self.encode((255 * noise).to(torch.uint8)).lengths.max()))
@@ -244,7 +249,7 @@ class Jpeg:
         lengths = torch.tensor([len(file) for file in files], dtype=torch.int64)
         return Encoded(torch.from_numpy(np.frombuffer(b"".join(files), dtype=np.uint8).copy()), lengths)
 
-    def decode(self, encoded: Encoded, image_shape: tuple[int, int, int]) -> Tensor:
+    def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         channels, height, width = image_shape
         images = torch.empty(len(encoded), height, width, channels, dtype=torch.uint8)
         data, start = encoded.payload.numpy().tobytes(), 0
@@ -258,9 +263,55 @@ class Jpeg:
         Image.fromarray(pixels).save(buffer, "JPEG", quality=self.quality)
         return buffer.getvalue()
 
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: tuple[int, int, int]) -> Tensor:
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
         assert side_info is not None
         return side_info.to(torch.int64)
+
+
+class Latent:
+    """Features or feature maps, float [N, C, H, W], as numbers of 32, 16 or 8 bits: 4, 2 or 1 bytes a number.
+
+    8 bits: symmetric whole numbers, and behind those of a sample their scale, 2 bytes (`quantised`). What was decoded
+    is encoded to the same bytes again.
+    """
+
+    side_info: SideInfo = "nothing"
+    fixed_length = True
+
+    def __init__(self, stored_as: StoredAs) -> None:
+        self.stored_as = stored_as
+
+    def min_bytes(self, image_shape: Shape) -> int:
+        count = math.prod(image_shape)
+        return {"fp32": 4 * count, "fp16": 2 * count, "int8": count + 2}[self.stored_as]
+
+    def enough_bytes(self, image_shape: Shape) -> int:
+        return self.min_bytes(image_shape)
+
+    def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
+        numbers_ND = images_NCHW.detach().float().flatten(1).contiguous()
+        if self.stored_as == "int8":
+            numbers, scale = quantise(numbers_ND, 8)
+            bytes_NB = torch.cat([numbers.view(torch.uint8), scale[:, None].view(torch.uint8)], dim=1)
+        elif self.stored_as == "fp16":
+            most = torch.finfo(torch.float16).max
+            bytes_NB = numbers_ND.clamp(-most, most).half().view(torch.uint8)
+        else:
+            bytes_NB = numbers_ND.view(torch.uint8)
+        return Encoded(bytes_NB.reshape(-1).clone(), self.lengths(len(images_NCHW), None, image_shape(images_NCHW)))
+
+    def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
+        """Payload → float32 [N, C, H, W]."""
+        bytes_NB = encoded.payload.clone().reshape(len(encoded), self.min_bytes(image_shape))
+        if self.stored_as == "int8":
+            scale = bytes_NB[:, -2:].clone(memory_format=torch.contiguous_format).view(torch.bfloat16)
+            numbers_ND = dequantise(Quantised(bytes_NB[:, :-2].view(torch.int8), scale[:, 0]))
+        else:
+            numbers_ND = bytes_NB.view(torch.float16 if self.stored_as == "fp16" else torch.float32).float()
+        return numbers_ND.reshape(len(encoded), *image_shape)
+
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
+        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
 def fixed_codec(name: str, argument: str) -> Codec:
@@ -275,7 +326,7 @@ def fixed_codec(name: str, argument: str) -> Codec:
     raise ValueError(f"{name}{':' if argument else ''}{argument}: codecs are raw, jpeg:QUALITY and lowres:FACTOR")
 
 
-def image_shape(images_NCHW: Tensor) -> tuple[int, int, int]:
+def image_shape(images_NCHW: Tensor) -> Shape:
     """(C, H, W) of a batch."""
     _, channels, height, width = images_NCHW.shape
     return channels, height, width

@@ -29,6 +29,7 @@ METHODS: dict[str, str] = {
     "lowfi": "cilbench.methods.lowfi:LowFi",
     "lwf": "cilbench.methods.lwf:LwF",
     "ewc": "cilbench.methods.ewc:EWC",
+    "feature-replay": "cilbench.methods.feature_replay:FeatureReplay",
     "fetril": "cilbench.methods.fetril:FeTrIL",
     "pass": "cilbench.methods.pass_:PASS",
     "abd": "cilbench.methods.abd:ABD",

@@ -105,7 +105,7 @@ class DGM:
         self.classes_K = torch.arange(scenario.classes, device=device)
         self.initial_widths = layer_widths(self.design.width, self.design.layers(scenario))
         self.generator = self._new_generator(self.initial_widths)
-        self.memory = ExemplarMemory(Raw(), scenario, plan.exemplar_bytes, overhead_bytes=0)
+        self.memory = ExemplarMemory(Raw(), scenario.image_shape, plan.exemplar_bytes, overhead_bytes=0)
         self.validation = Validation(scenario, config.validation) if config.validation else None
 
     @classmethod

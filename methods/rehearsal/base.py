@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Raw
+from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Raw, Shape
 from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
@@ -87,7 +87,8 @@ class Rehearsal:
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
         self.net = self.growth_of(config).net(scenario, plan.backbone, device, compression.head_bias)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
-        self.memory = ExemplarMemory(compression.codec, scenario, plan.exemplar_bytes, overhead_bytes)
+        shape = self.stored_shape(config, scenario, plan.backbone)
+        self.memory = ExemplarMemory(compression.codec, shape, plan.exemplar_bytes, overhead_bytes)
         self.transform = Transform(scenario, device, config.augmentation(scenario))
 
     @classmethod
@@ -96,8 +97,17 @@ class Rehearsal:
         return cls.growth
 
     @classmethod
+    def stored_shape(cls, config: Any, scenario: Scenario, backbone: str) -> Shape:
+        """(C, H, W) of what is kept of an image: the image itself, unless a method keeps its features."""
+        return scenario.image_shape
+
+    @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
-        return plan_rehearsal(cls.card.key, cls.growth_of(config), budget, scenario, compression or Plain(Raw()))
+        def shape_of(backbone: str) -> Shape:
+            return cls.stored_shape(config, scenario, backbone)
+
+        growth, compression = cls.growth_of(config), compression or Plain(Raw())
+        return plan_rehearsal(cls.card.key, growth, budget, scenario, compression, shape_of)
 
     @classmethod
     def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> TrainingCost:
@@ -171,16 +181,23 @@ def balanced_images(plan: Plan, scenario: Scenario, task: int) -> int:
 
 
 def plan_rehearsal(
-    method: str, growth: NetworkGrowth, budget: Budget, scenario: Scenario, compression: Compression
+    method: str,
+    growth: NetworkGrowth,
+    budget: Budget,
+    scenario: Scenario,
+    compression: Compression,
+    shape_of: Callable[[str], Shape] | None = None,
 ) -> Plan:
     """⌊(budget − model after the last task) / exemplar⌋ exemplars on the protocol's backbone. Raises BudgetTooSmall.
 
-    A method that keeps one backbone takes the protocol's; an expanding one the largest of which as many whole copies as
-    there are tasks leave room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
+    `shape_of` gives the shape of what is kept of an image on a backbone; None: the image's own. A method that keeps one
+    backbone takes the protocol's; an expanding one the largest of which as many whole copies as there are tasks leave
+    room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
     """
     codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
-    min_bytes = scenario.classes * (codec.enough_bytes(scenario.image_shape) + overhead_bytes)
     for backbone in _candidates(growth, budget, scenario):
+        shape = shape_of(backbone) if shape_of else scenario.image_shape
+        min_bytes = scenario.classes * (codec.enough_bytes(shape) + overhead_bytes)
         states = _model_states(growth, scenario, backbone, compression)
         models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
         model_bytes = models[-1].total(budget.accounting)
@@ -194,10 +211,10 @@ def plan_rehearsal(
         class_bytes = exemplar_bytes[-1] // scenario.classes
         exemplar_bytes = tuple(class_bytes * scenario.seen(task) for task in range(scenario.tasks))
     memories = [
-        largest_memory(codec, scenario, exemplar_bytes[task], overhead_bytes, scenario.seen(task))
-        for task in range(scenario.tasks)
+        largest_memory(codec, shape, scenario.train_images, spent_bytes, overhead_bytes, scenario.seen(task))
+        for task, spent_bytes in enumerate(exemplar_bytes)
     ]
-    as_it_is = codec.min_bytes(scenario.image_shape) if codec.fixed_length else scenario.image_bytes
+    as_it_is = codec.min_bytes(shape) if codec.fixed_length else scenario.image_bytes
     return Plan(
         budget=budget,
         backbone=backbone,

@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded
+from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded, Shape
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario, Task
 from cilbench.methods.networks.incremental import IncrementalNet
@@ -139,10 +139,13 @@ class TellLoss:
 
 
 class ExemplarMemory:
-    """Encoded exemplars of every class seen, on the CPU. `overhead_bytes` is charged for each beside its payload."""
+    """Encoded exemplars of every class seen, on the CPU: images, or features in their place.
 
-    def __init__(self, codec: Codec, scenario: Scenario, exemplar_bytes: tuple[int, ...], overhead_bytes: int) -> None:
-        self.codec, self.image_shape = codec, scenario.image_shape
+    `shape` is that of one, (C, H, W); `overhead_bytes` is charged for each beside its payload.
+    """
+
+    def __init__(self, codec: Codec, shape: Shape, exemplar_bytes: tuple[int, ...], overhead_bytes: int) -> None:
+        self.codec, self.image_shape = codec, shape
         self.exemplar_bytes, self.overhead_bytes = exemplar_bytes, overhead_bytes
         self.classes: list[Encoded] = []
 
@@ -185,6 +188,13 @@ class ExemplarMemory:
                 need_bytes = int(encoded.lengths[0]) + self.overhead_bytes
                 raise ValueError(f"an exemplar of class {label} costs {need_bytes} B, a class may keep {share_bytes} B")
             self.classes.append(kept)
+
+    @counted_as("exemplars")
+    def rewrite(self, function: Callable[[Tensor], Tensor], device: torch.device) -> None:
+        """Every sample becomes what `function` makes of it, [N, C, H, W] → same; their order stays."""
+        for label, held in enumerate(self.classes):
+            samples = self.codec.decode(held, self.image_shape).to(device)
+            self.classes[label] = self.codec.encode(in_batches(function, samples).cpu())
 
     def keep_all(self, task: Task, new: range) -> None:
         """Add every image of the task's classes, whatever it costs: only a method that no budget binds may."""
@@ -252,16 +262,16 @@ class MemoryBytes:
 
 
 def largest_memory(
-    codec: Codec, scenario: Scenario, exemplar_bytes: int, overhead_bytes: int, seen: int
+    codec: Codec, shape: Shape, train_images: int, exemplar_bytes: int, overhead_bytes: int, seen: int
 ) -> MemoryBytes:
     """The most that `ExemplarMemory` can export with `seen` classes: no more than there are training images, where it
-    is known how many. `overhead_bytes` as it has it."""
-    share_bytes, min_bytes = exemplar_bytes // seen, codec.min_bytes(scenario.image_shape)
+    is known how many. `shape` and `overhead_bytes` as it has them."""
+    share_bytes, min_bytes = exemplar_bytes // seen, codec.min_bytes(shape)
     images = share_bytes // (min_bytes + overhead_bytes)
-    there = math.ceil(scenario.train_images / seen)
+    there = math.ceil(train_images / seen)
     if 0 < there < images:
         images = there
-        share_bytes = min(share_bytes, there * (codec.enough_bytes(scenario.image_shape) + overhead_bytes))
+        share_bytes = min(share_bytes, there * (codec.enough_bytes(shape) + overhead_bytes))
     payload_bytes = images * min_bytes if codec.fixed_length else share_bytes
     beside_bytes = images * SIDE_INFO_BYTES[codec.side_info]
     return MemoryBytes(

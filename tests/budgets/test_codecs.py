@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cilbench.budgets.codecs import Box, Encoded, Jpeg, LowRes, Raw, fixed_codec, image_shape
+from cilbench.budgets.codecs import Box, Encoded, Jpeg, Latent, LowRes, Raw, fixed_codec, image_shape
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -163,6 +163,35 @@ def test_jpeg_is_a_jpeg_file_and_quality_is_closeness() -> None:
     assert sizes == sorted(sizes)
     assert errors == sorted(errors, reverse=True)
     assert errors[-1] < 3
+
+
+@pytest.mark.parametrize(("stored_as", "feature_bytes"), [("fp32", 256), ("fp16", 128), ("int8", 66)])
+def test_a_feature_costs_its_numbers_and_comes_back_as_near_as_they_are(stored_as, feature_bytes) -> None:
+    features = 5 * torch.randn(7, 64, 1, 1, generator=_generator(1))
+    features[2] = 0
+    codec = Latent(stored_as)
+    encoded = codec.encode(features)
+    assert codec.min_bytes((64, 1, 1)) == codec.enough_bytes((64, 1, 1)) == feature_bytes
+    assert encoded.lengths.tolist() == 7 * [feature_bytes]
+    assert (encoded.payload.dtype, encoded.payload.numel()) == (torch.uint8, 7 * feature_bytes)
+    decoded = codec.decode(encoded, (64, 1, 1))
+    assert (decoded.dtype, decoded.shape) == (torch.float32, features.shape)
+    largest = features.abs().amax(1, keepdim=True)
+    step = {"fp32": 0.0, "fp16": 2**-11, "int8": 0.51 / 127 + 2**-9}[stored_as]  # half a step, and of bf16 scales
+    assert ((decoded - features).abs() <= step * largest).all()
+    assert stored_as == "fp32" or not torch.equal(decoded, features)
+    assert torch.equal(codec.encode(decoded).payload, encoded.payload)
+    assert torch.equal(codec.decode(encoded.first(3), (64, 1, 1)), decoded[:3])
+
+
+@pytest.mark.parametrize("stored_as", ["fp32", "fp16", "int8"])
+def test_feature_maps_of_any_shape_and_none_at_all_are_encoded(stored_as) -> None:
+    for count, shape in ((0, (3, 2, 2)), (1, (1, 1, 1)), (2, (3, 5, 4))):
+        maps = torch.rand(count, *shape, generator=_generator(2))
+        decoded = Latent(stored_as).decode(Latent(stored_as).encode(maps), shape)
+        assert decoded.shape == maps.shape
+        assert torch.allclose(decoded, maps, atol=0.01)
+    assert Latent("fp16").decode(Latent("fp16").encode(torch.full((1, 1, 1, 1), 1e9)), (1, 1, 1)) == 65504
 
 
 def test_enough_is_enough_for_pictures_of_any_kind() -> None:

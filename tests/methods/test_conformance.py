@@ -25,6 +25,7 @@ UNBOUNDED = [name for name in METHODS if not load_class(name).card.bounded]
 BESIDE: dict[str, set[str]] = {"finetune": set(), "lwf": set(), "ewc": set(), "fetril": {"other"}}
 BESIDE |= {"simplecil": set(), "ranpac": {"other"}, "fecam": {"other"}}
 BESIDE |= {"acil": {"other"}, "ds-al": {"other"}, "pass": {"other"}, "abd": set(), "dfkd": {"other"}}
+BESIDE |= {"feature-replay": {"exemplars", "labels"}}  # features in the place of images
 HEADLESS = {"ranpac"}
 IMAGELESS = [*BESIDE]
 REHEARSAL = [name for name in METHODS if load_class(name).card.rehearsal]
