@@ -314,6 +314,14 @@ class Latent:
         return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
+def latent_codec(argument: str) -> Latent:
+    """The codec called `latent`, `latent:fp16` or `latent:int8`. Raises ValueError that says what is allowed."""
+    allowed: dict[str, StoredAs] = {"": "fp32", "fp16": "fp16", "int8": "int8"}
+    if argument not in allowed:
+        raise ValueError(f"latent:{argument}: write latent (float32), latent:fp16 or latent:int8")
+    return Latent(allowed[argument])
+
+
 def fixed_codec(name: str, argument: str) -> Codec:
     """The codec called `raw`, `jpeg:Q` or `lowres:F`. Raises ValueError, one line that says what is allowed."""
     plain = argument.isascii() and argument.isdecimal() and not argument.startswith("0")

@@ -181,6 +181,9 @@ class MethodCard:
     rehearsal: bool
     unsealed: Mapping[str, str] = field(default_factory=dict)
     port: str = ""
+    latents: bool = (
+        False  # layers below a split can be frozen, and what they make of an image kept in its place: `+latent`
+    )
     freezes_branches: bool = False  # branches of earlier tasks never learn again: `--storage int8-frozen`
     competes: bool = True  # False for a floor or ceiling that is drawn as a line
     bounded: bool = True  # False: no budget binds it

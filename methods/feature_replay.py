@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.budgets.codecs import Encoded, Latent, Shape, StoredAs
+from cilbench.budgets.codecs import Codec, Encoded, Latent, Shape, StoredAs
 from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
@@ -35,7 +35,6 @@ from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import Compression, Plain
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
-from cilbench.methods.training.images import concat_images
 from cilbench.methods.training.loop import Loss, TaskData, fit, in_batches
 from cilbench.methods.training.numerics import full_precision
 
@@ -50,9 +49,9 @@ class FeatureReplay(Rehearsal):
         width: Count = 16  # of the adaptation's hidden layers, times D: the paper's
         similarity: Weight = 1.0  # λ_sim, ours
         classification: Weight = 1.0  # λ_cls, ours
-        adaptation_epochs: Count = in_epochs(50)  # ours
+        adaptation_epochs: Count = in_epochs(200)  # ours: 50 are too few for hundreds of images
         adaptation_lr: Positive = 1e-3  # ours, of Adam
-        head_epochs: Count = in_epochs(50)  # of step 3, as FeTrIL's head
+        head_epochs: Count = in_epochs(200)  # of step 3, ours
         head_lr: Positive = 0.05  # as FeTrIL's head
 
         def adaptation(self, task: int) -> Schedule:
@@ -90,14 +89,14 @@ class FeatureReplay(Rehearsal):
         super().__init__(plan, config, scenario, device, Plain(Latent(config.stored_as)))
 
     @classmethod
-    def stored_shape(cls, config: Config, scenario: Scenario, backbone: str) -> Shape:
+    def stored_shape(cls, config: Config, scenario: Scenario, backbone: str, codec: Codec) -> Shape:
         return spec_of(scenario.family, backbone).features, 1, 1
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
         """`details`: parameters of the adaptation network, which no boundary sees."""
         plan = super().plan(budget, scenario, config, Plain(Latent(config.stored_as)))
-        features, _, _ = cls.stored_shape(config, scenario, plan.backbone)
+        features = spec_of(scenario.family, plan.backbone).features
         with torch.device("meta"):
             count = sum(p.numel() for p in adaptation_network(features, config.width).parameters())
         return replace(plan, details={"adaptation_parameters": count})
@@ -111,14 +110,11 @@ class FeatureReplay(Rehearsal):
     def learn(self, task: Task, context: Context) -> None:
         known, config = self.net.seen, self.config
         teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
-        if not known:
-            self.net.add_branch()
-        self.net.grow_head(self.scenario.seen(task.index))
-        no_images = torch.empty(0, *self.scenario.image_shape, dtype=torch.uint8, device=self.device)
-        task_data = TaskData(concat_images(task.images, no_images), task.labels, len(task.labels))
+        task_data = self.prepare_task(task)  # its images alone
         loss, part = distilled(self.net, teacher, known, config.distillation), (0.0, 0.9 if known else 1.0)
         train_unfrozen(self.net)
-        fit(loss, [self.net], task_data, config.schedule(task.index), self.transform, context, task.index, part=part)
+        schedule = config.schedule(task.index)
+        fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, part=part)
         self.net.eval()
         features_ND = in_batches(self.features, task.images)
         own = replace(context, progress=lambda share, count: context.progress(share, 0))  # features are no images
@@ -160,10 +156,6 @@ class FeatureReplay(Rehearsal):
 
     def _encode(self, features: Tensor, labels: Tensor, limit_bytes: int) -> Encoded:
         return self.memory.codec.encode(features.cpu())
-
-    def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """No image is kept."""
-        return torch.empty(0, *self.scenario.image_shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
 
 def adaptation_network(features: int, width: int) -> nn.Sequential:

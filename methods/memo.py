@@ -4,21 +4,31 @@ Keeps      the general layers once (stem and all stages but the last), one speci
            head over all their features, herded exemplars. The auxiliary head is thrown away.
 Base-0     the general layers go on learning in later tasks; after a large first task (Base-50) they stay as they are
            (the authors' scripts: `train_base` true on Base-0, absent on Base-50).
+Latents    `memo+latent[:fp16|int8]` keeps what the general layers make of an image, where they stay as they are (a
+           large first task, or --set memo.train_general=no). On 32×32 images that is more than the image (ResNet-32:
+           8,192 numbers for 3,072 bytes), on ImageNet less (ResNet-18: 50,176 for 150,528).
 Schedule   step decay at 80/120/150 as in PyCIL. `--recipe survey` is that of the survey's scripts: a cosine over the
            200 epochs of the first task and the 170 of later ones, 200 on ImageNet-1000.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, Literal
 
+import torch
+
+from cilbench.budgets.codecs import Codec, Latent, Shape, image_shape
+from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
-from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
+from cilbench.methods.rehearsal.latents import latent_batches
+from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
-from cilbench.methods.training.losses import expansion_loss, weight_align
+from cilbench.methods.training.losses import expansion_loss, expansion_loss_of, weight_align
 
 
 class MEMO(Rehearsal):
@@ -45,6 +55,7 @@ class MEMO(Rehearsal):
         bibtex=cite("zhou2023memo"),
         heads=("head", "nme"),
         rehearsal=True,
+        latents=True,
         freezes_branches=True,
     )
     config: Config
@@ -53,13 +64,33 @@ class MEMO(Rehearsal):
     def growth_of(cls, config: Config) -> NetworkGrowth:
         return replace(cls.growth, specialise_from=config.specialise_from or 0)
 
+    @classmethod
+    def stored_shape(cls, config: Config, scenario: Scenario, backbone: str, codec: Codec) -> Shape:
+        """Of latents that of the maps between general and specialised layers."""
+        if not isinstance(codec, Latent):
+            return scenario.image_shape
+        meta = torch.device("meta")
+        with meta:
+            net = cls.growth_of(config).net(scenario, backbone, meta, head_bias=True)
+            return image_shape(net.general_maps(torch.empty(1, *scenario.image_shape)))
+
+    @classmethod
+    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
+        """Raises BudgetTooSmall, ValueError for latents of general layers that go on learning."""
+        if compression and isinstance(compression.codec, Latent) and general_learns(config, scenario):
+            raise ValueError(
+                "memo+latent: its general layers go on learning after the first task; add --base N for a large first"
+                " task, or --set memo.train_general=no"
+            )
+        return super().plan(budget, scenario, config, compression)
+
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
         for branch in self.net.branches[:-1]:
             freeze(branch)
-        if known and not self._general_learns():
+        if known and not general_learns(self.config, self.scenario):
             freeze(self.net.shared)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
         new = self.scenario.new(task.index)
@@ -67,6 +98,10 @@ class MEMO(Rehearsal):
 
         train_unfrozen(self.net)
         loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
+        if latents := latent_batches(self.memory, len(task.labels), self.device):
+            of_features = partial(expansion_loss_of, self.net, auxiliary_head, known, self.config.auxiliary)
+            loss = latents.loss(of_features, self.net, schedule, context.generator)
+            schedule, context = latents.schedule(schedule), latents.context(context)
         learner = [self.net, auxiliary_head] if known else [self.net]
         fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor)
         if known:
@@ -74,7 +109,7 @@ class MEMO(Rehearsal):
         self.net.eval()
         self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)
 
-    def _general_learns(self) -> bool:
-        if self.config.train_general == "auto":
-            return self.scenario.base == 0
-        return self.config.train_general == "yes"
+
+def general_learns(config: MEMO.Config, scenario: Scenario) -> bool:
+    """Do the general layers go on learning after the first task?"""
+    return scenario.base == 0 if config.train_general == "auto" else config.train_general == "yes"

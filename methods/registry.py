@@ -3,6 +3,7 @@
     icarl            a method of the table, exemplars as they are
     icarl+cim        a rehearsal method whose exemplars a learned compression encodes
     icarl+jpeg:50    … or a fixed codec: raw, jpeg:QUALITY, lowres:FACTOR
+    memo+latent:int8 … or what frozen layers make of an image, in its place: latent, latent:fp16, latent:int8
     cim              an abbreviation (`ALIASES`), which may bring settings
 
 Other distributions add methods through entry points in the group `cilbench.methods` (docs: README, "Add a method").
@@ -20,10 +21,11 @@ from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
 import torch
 
-from cilbench.budgets.codecs import Codec, Raw, fixed_codec
+from cilbench.budgets.codecs import Codec, Latent, Raw, fixed_codec, latent_codec
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS, own
 from cilbench.methods.contract import Method, MethodCard, Plan, RehearsalMethod, Scenario
+from cilbench.methods.rehearsal.latents import Latents
 from cilbench.methods.rehearsal.memory import Compression, LearnedCompression, Plain
 from cilbench.methods.rehearsal.split import split_plan
 from cilbench.methods.training.config import Recipe, apply_recipe, recipe_named
@@ -130,6 +132,8 @@ class MethodSpec:
         return cast(type[RehearsalMethod], self.base) if self.base.card.rehearsal else None
 
     def _compression_for(self, scenario: Scenario) -> Compression:
+        if isinstance(self.codec, Latent):
+            return Latents(self.codec)
         if self.compression is None:
             return Plain(self.codec or Raw())
         return self.compression(list(self.configs.values())[1], scenario)
@@ -182,6 +186,12 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
     if compression_name and not base.card.rehearsal:
         raise UnknownMethod(f"{name!r}: {base_name} has no exemplars that can be compressed")
     learned, codec = _compression_of(compression_name)
+    if isinstance(codec, Latent) and not base.card.latents:
+        fitting = ", ".join(name for name in METHODS if load_class(name).card.latents)
+        raise UnknownMethod(
+            f"{name!r}: all layers of {base_name} go on learning, so that what they make of an image is soon another;"
+            f" latents fit {fitting}"
+        )
     compression = load_compression(learned) if learned else None
     configs = {base_name: base.Config()} | (
         {learned: compression.Config(**compression.by_base.get(base_name, {}))} if compression else {}
@@ -203,9 +213,11 @@ def _compression_of(text: str) -> tuple[str, Codec | None]:
         return text, None
     name, _, argument = text.partition(":")
     try:
-        return "", fixed_codec(name, argument)
+        return "", latent_codec(argument) if name == "latent" else fixed_codec(name, argument)
     except ValueError as error:
-        raise UnknownMethod(f"unknown compression {error}; learned ones are {', '.join(COMPRESSIONS)}") from None
+        raise UnknownMethod(
+            f"unknown compression {error}; there are latent[:fp16|int8], {', '.join(COMPRESSIONS)}"
+        ) from None
 
 
 def _overrides_of(

@@ -80,8 +80,22 @@ class IncrementalNet(nn.Module):
         return by_rows(self, lambda own: [self._maps(own)], x_BCHW)[0]
 
     def _maps(self, x_BCHW: Tensor) -> Tensor:
-        shared = _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
-        return torch.cat([_run(branch, shared) for branch in self.branches], dim=1)
+        return self._branch_maps(self._general_maps(x_BCHW))
+
+    def _general_maps(self, x_BCHW: Tensor) -> Tensor:
+        return _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
+
+    def _branch_maps(self, maps_BChw: Tensor) -> Tensor:
+        return torch.cat([_run(branch, maps_BChw) for branch in self.branches], dim=1)
+
+    def general_maps(self, x_BCHW: Tensor) -> Tensor:
+        """What the general layers make of images, float32 [B, C, h, w]: where they are frozen, for good."""
+        return by_rows(self, lambda own: [self._general_maps(own).float()], x_BCHW)[0]
+
+    def features_of_maps(self, maps_BChw: Tensor) -> Tensor:
+        """`features`, from what `general_maps` gave on."""
+        maps_BChw = maps_BChw.contiguous(memory_format=self.memory_format)
+        return by_rows(self, lambda own: [self.pooled(self._branch_maps(own))], maps_BChw)[0]
 
     def stage_maps(self, x_BCHW: Tensor) -> list[Tensor]:
         """Feature maps [B, C, h, w] after every stage of the newest branch, those that `maps` gives last.

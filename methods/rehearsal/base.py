@@ -72,6 +72,7 @@ class Rehearsal:
     """A network, an exemplar memory, a compression. Subclasses bring `card`, `layout`, `Config` and `learn`."""
 
     card: ClassVar[MethodCard]
+    Config: ClassVar[type]
     growth: ClassVar[NetworkGrowth]
     means_KD: Tensor | None = None
 
@@ -87,7 +88,7 @@ class Rehearsal:
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
         self.net = self.growth_of(config).net(scenario, plan.backbone, device, compression.head_bias)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
-        shape = self.stored_shape(config, scenario, plan.backbone)
+        shape = self.stored_shape(config, scenario, plan.backbone, compression.codec)
         self.memory = ExemplarMemory(compression.codec, shape, plan.exemplar_bytes, overhead_bytes)
         self.transform = Transform(scenario, device, config.augmentation(scenario))
 
@@ -97,17 +98,18 @@ class Rehearsal:
         return cls.growth
 
     @classmethod
-    def stored_shape(cls, config: Any, scenario: Scenario, backbone: str) -> Shape:
-        """(C, H, W) of what is kept of an image: the image itself, unless a method keeps its features."""
+    def stored_shape(cls, config: Any, scenario: Scenario, backbone: str, codec: Codec) -> Shape:
+        """(C, H, W) of what a codec encodes of an image: the image itself, unless a method keeps its features."""
         return scenario.image_shape
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
-        def shape_of(backbone: str) -> Shape:
-            return cls.stored_shape(config, scenario, backbone)
+        compression = compression or Plain(Raw())
 
-        growth, compression = cls.growth_of(config), compression or Plain(Raw())
-        return plan_rehearsal(cls.card.key, growth, budget, scenario, compression, shape_of)
+        def shape_of(backbone: str) -> Shape:
+            return cls.stored_shape(config, scenario, backbone, compression.codec)
+
+        return plan_rehearsal(cls.card.key, cls.growth_of(config), budget, scenario, compression, shape_of)
 
     @classmethod
     def work(cls, plan: Plan, config: Any, scenario: Scenario, task: int) -> TrainingCost:
@@ -120,7 +122,8 @@ class Rehearsal:
         """Bytes after the last task with the protocol's backbone and base exemplars, counted as in `budget`."""
         backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
         *_, model = _model_states(cls.growth, scenario, backbone, compression)
-        image_bytes = compression.codec.min_bytes(scenario.image_shape) + _overhead_bytes(compression.codec, budget)
+        shape = cls.stored_shape(cls.Config(), scenario, backbone, compression.codec)
+        image_bytes = compression.codec.min_bytes(shape) + _overhead_bytes(compression.codec, budget)
         model_bytes = ledger_of_state(model, budget.storage, scenario.allowance).total(budget.accounting)
         return model_bytes + scenario.base_exemplars * image_bytes
 
@@ -138,7 +141,9 @@ class Rehearsal:
         return self.memory.task_data(task)
 
     def features(self, images: Tensor) -> Tensor:
-        """uint8 [B, C, H, W] → [B, D·branches]; the network must be in evaluation mode."""
+        """uint8 [B, C, H, W], or latents, float → [B, D·branches]; the network must be in evaluation mode."""
+        if images.is_floating_point():
+            return self.net.features_of_maps(images)
         return self.net.features(self.transform.eval(images))
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
@@ -159,7 +164,9 @@ class Rehearsal:
         return self.means_KD
 
     def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        return self.memory.first(per_class)
+        if self.memory.has_images:
+            return self.memory.first(per_class)
+        return torch.empty(0, *self.scenario.image_shape, dtype=torch.uint8), torch.empty(0, dtype=torch.int64)
 
     def state(self) -> State:
         return self.net.export() | self.memory.export() | self.compression.export(self.net)

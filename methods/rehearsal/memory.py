@@ -12,7 +12,7 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded, Shape
+from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Encoded, Latent, Shape
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, MethodCard, Scenario, Task
 from cilbench.methods.networks.incremental import IncrementalNet
@@ -150,7 +150,10 @@ class ExemplarMemory:
         self.classes: list[Encoded] = []
 
     def task_data(self, task: Task) -> TaskData:
-        """The task's own images and all exemplars, decoded from their bytes."""
+        """The task's own images and all exemplars, decoded from their bytes; where those are no images, the former."""
+        if not self.has_images:
+            none = torch.empty(0, *task.images.shape[1:], dtype=torch.uint8, device=task.images.device)
+            return TaskData(concat_images(task.images, none), task.labels, len(task.labels))
         images, labels = self.decoded(task.images.device)
         return TaskData(concat_images(task.images, images), torch.cat([task.labels, labels]), len(task.images))
 
@@ -195,6 +198,11 @@ class ExemplarMemory:
         for label, held in enumerate(self.classes):
             samples = self.codec.decode(held, self.image_shape).to(device)
             self.classes[label] = self.codec.encode(in_batches(function, samples).cpu())
+
+    @property
+    def has_images(self) -> bool:
+        """Are they images, or what layers made of them?"""
+        return not isinstance(self.codec, Latent)
 
     def keep_all(self, task: Task, new: range) -> None:
         """Add every image of the task's classes, whatever it costs: only a method that no budget binds may."""

@@ -49,14 +49,20 @@ def expansion_loss(
     """
 
     def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        features_BD = net.features(x_BCHW)
-        value = F.cross_entropy(net.logits(features_BD), labels_B)
-        if not known:
-            return value
-        auxiliary_labels_B = (labels_B - known + 1).clamp(min=0)
-        return value + weight * F.cross_entropy(auxiliary_head(net.newest(features_BD)), auxiliary_labels_B)
+        return expansion_loss_of(net, auxiliary_head, known, weight, net.features(x_BCHW), labels_B)
 
     return loss
+
+
+def expansion_loss_of(
+    net: IncrementalNet, auxiliary_head: nn.Linear, known: int, weight: float, features_BD: Tensor, labels_B: Tensor
+) -> Tensor:
+    """`expansion_loss` of features."""
+    value = F.cross_entropy(net.logits(features_BD), labels_B)
+    if not known:
+        return value
+    auxiliary_labels_B = (labels_B - known + 1).clamp(min=0)
+    return value + weight * F.cross_entropy(auxiliary_head(net.newest(features_BD)), auxiliary_labels_B)
 
 
 @torch.no_grad()

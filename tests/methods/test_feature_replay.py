@@ -135,5 +135,5 @@ def test_no_codec_is_added_to_a_method_without_images():
 def test_schedules():
     config = resolve("feature-replay", "published", {}, {}).config
     adaptation, head = config.adaptation(1), config.head(1)
-    assert (adaptation.epochs, adaptation.optimizer, adaptation.lr, adaptation.weight_decay) == (50, "adam", 1e-3, 0)
-    assert (head.epochs, head.optimizer, head.lr, head.cosine) == (50, "sgd", 0.05, True)
+    assert (adaptation.epochs, adaptation.optimizer, adaptation.lr, adaptation.weight_decay) == (200, "adam", 1e-3, 0)
+    assert (head.epochs, head.optimizer, head.lr, head.cosine) == (200, "sgd", 0.05, True)

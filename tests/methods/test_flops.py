@@ -27,7 +27,7 @@ from cilbench.protocol.task import learn_task
 from cilbench.records.files import read_json
 from cilbench.scenario import make_scenario, stream
 
-NAMES = ["icarl", "foster", "der", "memo", "dgm", "joint", "icarl+cim", "foster+cim", "abd"]
+NAMES = ["icarl", "foster", "der", "memo", "dgm", "joint", "icarl+cim", "foster+cim", "abd", "feature-replay"]
 
 
 def learned(spec, dataset, tasks=2):
