@@ -40,6 +40,7 @@ METHODS: dict[str, str] = {
     "acil": "cilbench.methods.acil:ACIL",
     "ds-al": "cilbench.methods.ds_al:DSAL",
     "dgr": "cilbench.methods.dgr:DGR",
+    "mergan": "cilbench.methods.mergan:MeRGAN",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",
@@ -56,6 +57,7 @@ ALIASES: dict[str, str] = {
     "mrdc": "lucir+mrdc",
     "dgmw": "dgm",
     "dgma": "dgm --set dgm.variant=dgma --set dgm.s_max=1e5 --set dgm.sparsity=0.01",  # the authors' cfg_mnist_dgma.yml
+    "mergan+joint": "mergan --set mergan.variant=joint",
     "dgm+exemplars": "dgm --set dgm.exemplars=true",
     "dgm+validation": "dgm --set dgm.validation=0.1",  # the epoch is chosen as the authors choose it
 }

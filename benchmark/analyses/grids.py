@@ -61,9 +61,8 @@ def _each(found: Found) -> Iterator[Drawing]:
     for number, (name, part) in enumerate(by_name(table)):
         rows: list[tuple[str, NDArray[np.uint8], NDArray[np.uint8]]] = []
         for _, of_class in part.groupby(["brought_by", "class"]):
-            grids = [
-                np.stack(list(of_class.loc[of_class["which"] == which, "_image"])) for which in ("real", "generated")
-            ]
+            real, made = (list(of_class.loc[of_class["which"] == which, "_image"]) for which in ("real", "generated"))
+            grids = [np.stack(real), np.stack(made or real)[: len(made)]]  # dgr may make nothing of a class
             title, task = str(of_class["class_name"].iloc[0]), int(of_class["brought_by"].iloc[0])
             rows.append((f"Task {task + 1}: {title if len(title) <= 12 else title[:11] + '…'}", grids[0], grids[1]))
         about = f"Training images and images that the generator of {name} makes after the last task, by task and class"

@@ -60,7 +60,7 @@ def of_generators(**settings: object) -> dict[str, object]:
 
 def of_solvers(**settings: object) -> dict[str, object]:
     """Overrides of the methods on DGM's networks that have a solver of its own."""
-    return {f"{method}.{name}": value for method in ("dgr",) for name, value in settings.items()}
+    return {f"{method}.{name}": value for method in ("dgr", "mergan") for name, value in settings.items()}
 
 
 @cache
@@ -131,7 +131,7 @@ def builtin_cards() -> dict[str, DatasetCard]:
         std=(0.1980, 0.2010, 0.1970),
         augmentation=Augmentation(flip=False),
         train_images=73_257,
-        overrides=dgm_svhn,
+        overrides=dgm_svhn | {"mergan.alignment": 1e-2},  # train.sh
         fetch="SVHN",
     )
     mnist = replace(

@@ -19,7 +19,7 @@ from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import seen_test_images, stream
 
 GOLDEN = Path(__file__).with_suffix(".json")
-NAMES = [*METHODS, "icarl+cim", "lucir+mrdc", "foster+cim", "dgm+exemplars", "dgma"]
+NAMES = [*METHODS, "icarl+cim", "lucir+mrdc", "foster+cim", "dgm+exemplars", "dgma", "mergan+joint"]
 
 
 def measured(name: str) -> dict[str, Any]:

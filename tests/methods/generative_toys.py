@@ -24,12 +24,17 @@ def after(method: type[Generative], config: Any, tasks: int, seed: int = 0) -> b
     """The sealed state after so many tasks of two classes."""
     sealed: bytes | None = None
     for t in range(tasks):
-        torch.manual_seed(seed + t)
-        learner: Any = fresh(method, config, sealed)
-        learner.learn(toy_task(TOY, t, seed=seed), context(seed + t))
-        sealed = seal(learner.state())
+        sealed = further(method, config, t, sealed, seed)
     assert sealed is not None
     return sealed
+
+
+def further(method: type[Generative], config: Any, t: int, sealed: bytes | None, seed: int = 0) -> bytes:
+    """The sealed state after task t, from the one before it."""
+    torch.manual_seed(seed + t)
+    learner: Any = fresh(method, config, sealed)
+    learner.learn(toy_task(TOY, t, seed=seed), context(seed + t))
+    return seal(learner.state())
 
 
 def watched(shown: list[int]) -> Context:

@@ -38,6 +38,7 @@ EVERY = [
     "icarl+lowres:2",
     "dgma",
     "dgm+exemplars",
+    "mergan+joint",
 ]
 BOUNDED = [name for name in EVERY if name not in UNBOUNDED]
 
