@@ -34,6 +34,7 @@ METHODS: dict[str, str] = {
     "pass": "cilbench.methods.pass_:PASS",
     "abd": "cilbench.methods.abd:ABD",
     "dfkd": "cilbench.methods.dfkd:DFKD",
+    "dual-teacher": "cilbench.methods.dual_teacher:DualTeacher",
     "simplecil": "cilbench.methods.simplecil:SimpleCIL",
     "ranpac": "cilbench.methods.ranpac:RanPAC",
     "fecam": "cilbench.methods.fecam:FeCAM",

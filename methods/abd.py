@@ -23,15 +23,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
-from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
-from cilbench.methods.inversion import Generator, InversionConfig, inverted, require_batchnorm
+from cilbench.methods.inversion import Generator, InversionConfig, inverted, plan_inverted, with_made
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.config import Count, Weight, in_epochs
-from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.loop import Loss, fit
 
 
@@ -64,13 +62,7 @@ class ABD(Rehearsal):
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        """Raises BudgetTooSmall, and ValueError for a backbone without BatchNorm."""
-
-        def carried(net: IncrementalNet) -> State:
-            require_batchnorm(net)
-            return net.export()
-
-        return plan_reference(cls.card.key, budget, scenario, images=None, carried=carried)
+        return plan_inverted(cls.card.key, budget, scenario)
 
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
@@ -102,16 +94,11 @@ def later_loss(
     known = teacher.seen
 
     def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        with torch.no_grad():
-            with counted_as("replay"):
-                made_BCHW = generator.sample(len(x_BCHW), rng)
-            images_ACHW = torch.cat([x_BCHW, made_BCHW])  # A = 2·B
-            old_AK = teacher(images_ACHW)
-        labels_A = torch.cat([labels_B, old_AK[len(x_BCHW) :].argmax(1)])
+        images_ACHW, labels_A, old_AK = with_made(x_BCHW, labels_B, teacher, generator, rng)  # A = 2·B
         share = known / net.seen
         features_AD = net.features(images_ACHW)
         local = F.cross_entropy(net.logits(features_AD[: len(x_BCHW)])[:, known:], labels_B - known)
-        weights_A = torch.where(labels_A < known, share, 1 - share)
+        weights_A = share + (1 - 2 * share) * (labels_A >= known)  # of two numbers: a captured step copies none
         of_head_A = F.cross_entropy(net.logits(features_AD.detach()), labels_A, reduction="none")
         held = F.mse_loss(teacher.logits(features_AD), old_AK)
         return (1 - share) * local + config.finetuning * (weights_A * of_head_A).mean() + config.distillation * held

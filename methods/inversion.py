@@ -24,9 +24,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.methods.contract import Context, Scenario
+from cilbench.budgets.planning import Budget
+from cilbench.budgets.sealed import State
+from cilbench.methods.contract import Context, Plan, Scenario
 from cilbench.methods.networks.backbones import ConvBlock
 from cilbench.methods.networks.incremental import IncrementalNet, freeze
+from cilbench.methods.rehearsal.base import plan_reference
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.flops import counted_as
@@ -210,6 +213,31 @@ def batchnorm_statistics(net: nn.Module) -> Iterator[list[Tensor]]:
     finally:
         for hook in hooks:
             hook.remove()
+
+
+@torch.no_grad()
+def with_made(
+    x_BCHW: Tensor, labels_B: Tensor, teacher: IncrementalNet, generator: Generator, rng: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """A batch and as many images made: images [2·B, C, H, W], labels [2·B], the teacher's logits of all [2·B, K].
+
+    An image that is made has the label of the class that the teacher takes it for.
+    """
+    with counted_as("replay"):
+        made_BCHW = generator.sample(len(x_BCHW), rng)
+    images_ACHW = torch.cat([x_BCHW, made_BCHW])
+    logits_AK = teacher(images_ACHW)
+    return images_ACHW, torch.cat([labels_B, logits_AK[len(x_BCHW) :].argmax(1)]), logits_AK
+
+
+def plan_inverted(method: str, budget: Budget, scenario: Scenario) -> Plan:
+    """The protocol's backbone alone. Raises BudgetTooSmall, and ValueError for a backbone without BatchNorm."""
+
+    def carried(net: IncrementalNet) -> State:
+        require_batchnorm(net)
+        return net.export()
+
+    return plan_reference(method, budget, scenario, images=None, carried=carried)
 
 
 def require_batchnorm(net: nn.Module) -> None:

@@ -34,10 +34,12 @@ METHODS = (
     "ds-al",
     "abd",
     "dfkd",
+    "dual-teacher",
     "joint",
 )
 NAMES = {name: name for name in (*METHODS, "dgma")} | {"dgmw": "dgm"}
-UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass", "abd", "dfkd"})  # the same at every budget
+# The same at every budget that holds them.
+UNBOUND = frozenset({"finetune", "joint", "lwf", "ewc", "fetril", "pass", "abd", "dfkd", "dual-teacher"})
 ANY = "any"  # the budget of a number that has none
 
 # Kinds of experiments; where several have a configuration, ours is held against the first. The benchmark of 2000

@@ -10,7 +10,7 @@ from cilbench import reports
 from cilbench.budgets import Ledger
 from cilbench.reports.figures.styles import KIND_COLOURS
 
-NAMES = ("lwf", "fetril", "pass", "acil", "ds-al")
+NAMES = ("lwf", "fetril", "pass", "acil", "ds-al", "abd", "dfkd")
 
 
 def test_matrices_and_prototypes_stand_beside_the_network_in_bytes_by_kind(tmp_path: Path) -> None:
@@ -32,6 +32,6 @@ def test_matrices_and_prototypes_stand_beside_the_network_in_bytes_by_kind(tmp_p
             row = min(rows, key=lambda y: abs(y - bar.get_y() - bar.get_height() / 2))
             drawn[rows[row]] += 1024 * bar.get_width()
     assert drawn == pytest.approx(sealed)
-    assert drawn["LwF"] == 0
+    assert drawn["LwF"] == drawn["ABD"] == 0 < drawn["DFKD"]
     network = Ledger.of_sealed(state, spec.scenario.allowance).by_kind("published")["backbone"]
     assert min(drawn["ACIL"], drawn["DS-AL"]) > network > drawn["FeTrIL"] > 0
