@@ -1,22 +1,23 @@
 """Feature replay: Memory-Efficient Incremental Learning Through Feature Adaptation (Iscen 2020, arXiv 2004.00713).
 
-Keeps      one backbone, a linear head, and herded features of every class in place of images, D numbers each of 4, 2 or
-           1 bytes (--set feature-replay.stored_as=int8). As many as fit, planned and shrunk as exemplars are.
+Keeps      one backbone, a cosine head (LUCIR's), and herded features of every class in place of images, of length one,
+           D numbers each of 4, 2 or 1 bytes (--set feature-replay.stored_as=int8). As many as fit, planned and shrunk
+           as exemplars are.
 Recomputes the teacher (the network as it was loaded).
 Throws away an adaptation network a, D → 16·D → 16·D → D with ReLU, which lives within a task. It is larger than what is
            kept: with the 64 features of a ResNet-32 it has 1,181,760 parameters, the backbone 463,504.
 Step 1     the network, on the task's images: CE over the new classes + λ_fd·(1 − cos(f, f_old)).
 Step 2     a alone, on pairs of the features (f_old, f) of the same images:
            λ_sim·(1 − cos(a(f_old), f)) + λ_cls·CE over the new classes of the head on a(f_old).
-           Then every kept feature v becomes a(v), and is stored again.
+           Then every kept feature v becomes a(v), of length one again: cosines say nothing of lengths.
 Step 3     the head alone, on all features as they are kept, adapted old and new ones: CE over all classes. As many of a
            class as of any other, so that nothing has to be balanced.
 A first task has step 1 alone, without its second term.
 Deviations from notes: the paper's text was not at hand and there is no public code. Sure are the shape of a, what it
            learns from, and that it has a similarity and a classification loss. Ours are: weights, schedules and
-           optimizers of all steps; that the similarity and the distillation are cosines, pairs are of images as they
-           are, new features are herded, and step 3 sees no more new features than are kept. The paper's hybrid, some
-           images beside the features, is left out.
+           optimizers of all steps; that similarity, distillation and head are cosines, pairs are of images as they are,
+           new features are herded, and step 3 sees no more new features than are kept. The paper's hybrid, some images
+           beside the features, is left out.
 """
 
 import copy
@@ -31,6 +32,7 @@ from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import spec_of
+from cilbench.methods.networks.heads import cosine
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import Compression, Plain
@@ -40,7 +42,7 @@ from cilbench.methods.training.numerics import full_precision
 
 
 class FeatureReplay(Rehearsal):
-    """Predicts by its linear head."""
+    """Predicts by its cosine head."""
 
     @dataclass(frozen=True)
     class Config(SgdConfig):
@@ -48,7 +50,7 @@ class FeatureReplay(Rehearsal):
         distillation: Weight = 5.0  # λ_fd, ours: LUCIR's λ_base
         width: Count = 16  # of the adaptation's hidden layers, times D: the paper's
         similarity: Weight = 1.0  # λ_sim, ours
-        classification: Weight = 1.0  # λ_cls, ours
+        classification: Weight = 0.1  # λ_cls, ours: on digits, one seed, 0 did better than 1
         adaptation_epochs: Count = in_epochs(200)  # ours: 50 are too few for hundreds of images
         adaptation_lr: Positive = 1e-3  # ours, of Adam
         head_epochs: Count = in_epochs(200)  # of step 3, ours
@@ -64,7 +66,7 @@ class FeatureReplay(Rehearsal):
             schedule = self.schedule(task)
             return replace(schedule, epochs=self.head_epochs, lr=self.head_lr, milestones=(), cosine=True)
 
-    growth = NetworkGrowth()
+    growth = NetworkGrowth(head=cosine, signed=True)
     card = MethodCard(
         key="feature-replay",
         name="Feature replay",
@@ -73,8 +75,8 @@ class FeatureReplay(Rehearsal):
         bibtex=cite("iscen2020memory"),
         heads=("head",),
         rehearsal=False,  # no image, so nothing that a codec could be added for
-        port="from notes: no public code; weights, schedules and optimizers are ours, features are herded, the head "
-        "learns from kept features alone; without the hybrid of features and images",
+        port="from notes: no public code; weights, schedules, optimizers and the cosine head are ours, features are "
+        "herded, the head learns from kept features alone; without the hybrid of features and images",
     )
     config: Config
 
@@ -116,11 +118,11 @@ class FeatureReplay(Rehearsal):
         schedule = config.schedule(task.index)
         fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, part=part)
         self.net.eval()
-        features_ND = in_batches(self.features, task.images)
+        features_ND = F.normalize(in_batches(self.features, task.images))
         own = replace(context, progress=lambda share, count: context.progress(share, 0))  # features are no images
         if known:
             old_ND = in_batches(lambda images: teacher.features(self.transform.eval(images)), task.images)
-            self._adapt(old_ND, features_ND, known, task, own)
+            self._adapt(F.normalize(old_ND), features_ND, known, task, own)
         features = Task(task.index, features_ND[:, :, None, None], task.labels)
         self.memory.keep(features, self.scenario.new(task.index), lambda maps: maps.flatten(1), self._encode)
         if known:
@@ -139,7 +141,7 @@ class FeatureReplay(Rehearsal):
 
         def adapted(maps_ND11: Tensor) -> Tensor:
             with full_precision(self.device):
-                return adaptation(maps_ND11.flatten(1))[:, :, None, None]
+                return F.normalize(adaptation(maps_ND11.flatten(1)))[:, :, None, None]
 
         self.memory.rewrite(adapted, self.device)
 

@@ -10,6 +10,7 @@ from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger, unseal
 from cilbench.methods.feature_replay import adaptation_network
+from cilbench.methods.networks.heads import CosineHead
 from cilbench.methods.registry import UnknownMethod, resolve
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.protocol.task import learn_and_seal
@@ -26,8 +27,12 @@ def one_minus_cosine(a: np.ndarray, b: np.ndarray) -> float:
     return 1 - ((a * b).sum(1) / np.linalg.norm(a, axis=1) / np.linalg.norm(b, axis=1)).mean()
 
 
-def logits(head: torch.nn.Linear, features: np.ndarray) -> np.ndarray:
-    return features @ numbers(head.weight).T + numbers(head.bias)
+def of_length_one(rows: np.ndarray) -> np.ndarray:
+    return rows / np.linalg.norm(rows, axis=1, keepdims=True)
+
+
+def logits(head: CosineHead, features: np.ndarray) -> np.ndarray:
+    return float(head.scale.detach()) * of_length_one(features) @ of_length_one(numbers(head.weight)).T
 
 
 def through(adaptation: torch.nn.Sequential, features: np.ndarray) -> np.ndarray:
@@ -63,6 +68,7 @@ def test_step_2_learns_pairs_of_one_image_and_nothing_else_learns(monkeypatch):
     data = phase["task_data"]
     pairs, labels = numbers(data.images), data.labels.numpy()
     assert pairs.shape == (40, 24)
+    assert np.linalg.norm(pairs.reshape(80, 12), axis=1) == pytest.approx(1)
     # `fit` only took notes: the network is still the old one, and so are its features
     assert pairs[:, :12] == pytest.approx(pairs[:, 12:])
     pairs[:, :12] += np.random.default_rng(0).random((40, 12))
@@ -79,7 +85,7 @@ def test_kept_features_are_those_that_the_adaptation_made_of_the_old_ones(monkey
     adaptation, old = later.phases[1]["learner"][0], later.old.memory
     before, labels = old.decoded(CPU)
     after, _ = later.method.memory.decoded(CPU)
-    expected = through(adaptation, numbers(before.flatten(1)))
+    expected = of_length_one(through(adaptation, numbers(before.flatten(1))))
     kept = [torch.where(labels == c)[0][: len(later.method.memory.classes[c])] for c in range(2)]
     assert numbers(after[: sum(map(len, kept))].flatten(1)) == pytest.approx(expected[torch.cat(kept)], rel=1e-3)
 
