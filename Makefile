@@ -45,7 +45,8 @@ lock:              ## requirements.lock anew, from the newest releases
 	$(PYTHON) -m venv $(UV)
 	$(UV)/bin/python -m pip install --quiet uv
 	$(UV)/bin/uv pip compile pyproject.toml --extra dev --universal --python-version 3.11 --upgrade --generate-hashes \
-		--no-annotate --no-emit-index-url --no-emit-find-links --custom-compile-command "make lock" --quiet \
+		--no-annotate --no-emit-index-url --no-emit-find-links --quiet \
+		--custom-compile-command "make lock (the package and its extra dev, which is what the tests need; other extras are not locked)" \
 		--output-file requirements.lock
 
 # On a machine without a GPU: torch's own CUDA code over a pretended runtime (tests/cuda/pretend), arithmetic by the CPU.
