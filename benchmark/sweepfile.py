@@ -82,7 +82,7 @@ def read_comparisons(path: Path, request: RunOptions, how: HowToRun, typed: Set[
     requests = {}
     for name, table in (tables or {path.stem: {}}).items():
         own = _values(f"{path}: [{name}] ", RunOptions, table, COMPARED)
-        given = _over(_over(shared, own), {field: getattr(request, field) for field in typed if _is_compared(field)})
+        given = _over(_over(shared, own), {field: getattr(request, field) for field in typed & {*COMPARED.values()}})
         requests[name] = replace(request, **given)
     return Comparisons(requests, how, path.stem)
 
@@ -91,10 +91,6 @@ def _over(below: Mapping[str, Any], above: Mapping[str, Any]) -> dict[str, Any]:
     """Both, `above` going before; a budget in any form takes the place of every other."""
     hidden = BUDGETS if above.keys() & BUDGETS else frozenset()
     return {field: value for field, value in below.items() if field not in hidden} | dict(above)
-
-
-def _is_compared(field: str) -> bool:
-    return field in COMPARED.values()
 
 
 def _values(

@@ -21,7 +21,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 import torch
@@ -72,17 +72,10 @@ class ACIL(ClosedForm):
     activations: ClassVar[Mapping[str, Callable[[Tensor], Tensor]]] = {"main": torch.relu}
     config: Config
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        scenario: Scenario,
-        device: torch.device,
-        compression: Compression | None = None,
-    ) -> None:
-        super().__init__(plan, config, scenario, device, compression)
-        self.width, self.dtype = plan.details["width"], getattr(torch, config.dtype)
-        self.solver_device = torch.device("cpu") if device.type == "mps" else device  # mps has no float64
+    def __init__(self, plan: Plan, *given: Any) -> None:
+        super().__init__(plan, *given)
+        self.width, self.dtype = plan.details["width"], getattr(torch, self.config.dtype)
+        self.solver_device = torch.device("cpu") if self.device.type == "mps" else self.device  # mps has no float64
         self.seed, self.expansion_DM = -1, torch.empty(0)
         self.streams: dict[str, Ridge] = {}
 
@@ -124,7 +117,7 @@ class ACIL(ClosedForm):
         context.progress(1.0, 0)
 
     def solve(self, features_ND: Tensor, targets_NK: Tensor, known: int) -> None:
-        """Take in a task; the first so many classes are of earlier ones."""
+        """Take in a task; the first `known` classes are those of earlier tasks."""
         self.streams["main"].take_in(partial(self.rows, "main"), features_ND, targets_NK)
 
     def rows(self, stream: str, features_BD: Tensor) -> Tensor:

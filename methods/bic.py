@@ -12,7 +12,6 @@ Deviations the public implementation (PyCIL; survey arXiv 2302.03648) takes the 
            images; here it is frozen, as the paper says of all layers.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -22,7 +21,7 @@ from torch.nn import functional as F
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.heads import CorrectedHead
-from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.networks.incremental import frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.subsets import held_out
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Share, Weight, in_epochs
@@ -68,7 +67,7 @@ class BiC(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         correcting = None
         if known:
@@ -125,5 +124,5 @@ class NewestCorrection(nn.Module):
 
 
 def held_per_class(exemplars: int, known: int, share: float) -> int:
-    """Images of a class that are held out where `known` old classes have so many exemplars: at least one."""
+    """How many images of a class are held out where `known` old classes share `exemplars`: at least one."""
     return max(1, int(share * exemplars / known))

@@ -17,7 +17,6 @@ Deviations means of old classes are those of their exemplars; PyCIL takes all th
            of the CIFAR ResNet have no parameters, as those of all methods here.
 """
 
-import copy
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -29,7 +28,7 @@ from torch.nn import functional as F
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.heads import CosineHead, cosine
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.herding import class_means
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
@@ -77,7 +76,7 @@ class COIL(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
         compressor: TaskCompression = self.compression.start_task(

@@ -107,8 +107,13 @@ class Scenario:
         return range(self.seen(task - 1) if task else 0, self.seen(task))
 
     def images_of(self, classes: int) -> int:
-        """Training images of so many classes, as far as is known."""
+        """Training images of `classes` classes, as far as is known."""
         return self.train_images * classes // self.classes
+
+    @property
+    def only_backbone(self) -> str:
+        """The network of a method that keeps one: the one that was asked for, else the protocol's."""
+        return self.single_backbone if self.backbone == "auto" else self.backbone
 
     @property
     def allowance(self) -> Allowance:
@@ -242,7 +247,7 @@ class Method(Protocol):
         ...
 
     def stored_samples(self, per_class: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """Up to so many images of every class as the learner would rehearse them, for people to look at.
+        """Up to `per_class` images of every class as the learner would rehearse them, for people to look at.
 
         uint8 [N, C, H, W] and their classes int64 [N], sorted; none where it carries no images.
         """

@@ -8,12 +8,14 @@ Deviations the paper's second stage, after each task a fresh head tuned on a bal
 
 from dataclasses import dataclass
 
+from torch import nn
+
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
-from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
-from cilbench.methods.training.loop import fit
+from cilbench.methods.training.config import Count, Schedule, SgdConfig, Weight, in_epochs
+from cilbench.methods.training.loop import Loss, fit
 from cilbench.methods.training.losses import expansion_loss, weight_align
 
 
@@ -51,10 +53,16 @@ class DER(Rehearsal):
         auxiliary_head = self.net.new_head(self.net.branch_features, len(new) + 1)
 
         train_unfrozen(self.net)
-        loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
+        loss, schedule, context = self.training(task, known, auxiliary_head, schedule, context)
         learner = [self.net, auxiliary_head] if known else [self.net]
         fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor)
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()
         self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)
+
+    def training(
+        self, task: Task, known: int, auxiliary_head: nn.Linear, schedule: Schedule, context: Context
+    ) -> tuple[Loss, Schedule, Context]:
+        """What a task is learned by; `known` classes are of earlier ones."""
+        return expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary), schedule, context

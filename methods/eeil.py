@@ -15,7 +15,6 @@ Noise      of variance η / (1 + t)^γ on every gradient at step t of the main p
 Deviations the paper's twelvefold augmentation (brightness, contrast, crop, mirror) is left out, as in PyCIL's port.
 """
 
-import copy
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
@@ -25,7 +24,7 @@ from torch.nn import functional as F
 
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, balanced_images
 from cilbench.methods.rehearsal.subsets import balanced
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
@@ -79,7 +78,7 @@ class EEIL(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule, finetuning = self.config.schedule(task.index), self.config.finetuning(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
@@ -96,7 +95,7 @@ class EEIL(Rehearsal):
         fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor, part=part)
         self.net.eval()
         if known:
-            teacher = copy.deepcopy(self.net).requires_grad_(False)
+            teacher = frozen_copy(self.net)
             few = balanced(task, task_data, known, self.features)
             loss = cross_distilled(self.net, teacher, tasks, self.config.temperature)
             train_unfrozen(self.net)

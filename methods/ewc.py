@@ -18,6 +18,7 @@ Deviations one merged penalty, the paper adds one a task; F of batches and of gi
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,15 +60,8 @@ class EWC(Rehearsal):
     )
     config: Config
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        scenario: Scenario,
-        device: torch.device,
-        compression: Compression | None = None,
-    ) -> None:
-        super().__init__(plan, config, scenario, device, compression)
+    def __init__(self, plan: Plan, *given: Any) -> None:
+        super().__init__(plan, *given)
         # By the names of the network's parameters: F as a share of `fisher_max`, and θ*.
         self.importance: dict[str, Tensor] = {}
         self.anchor: dict[str, Tensor] = {}

@@ -15,6 +15,7 @@ Deviations features below zero count as zero where β is not 1: a power of them 
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,16 +60,9 @@ class FeCAM(ClosedForm):
     config: Config
     inverses_KDD: Tensor | None = None
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        scenario: Scenario,
-        device: torch.device,
-        compression: Compression | None = None,
-    ) -> None:
-        super().__init__(plan, config, scenario, device, compression)
-        self.covariances = torch.empty(0, device=device)  # [K, D(D+1)/2]
+    def __init__(self, plan: Plan, *given: Any) -> None:
+        super().__init__(plan, *given)
+        self.covariances = torch.empty(0, device=self.device)  # [K, D(D+1)/2]
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:

@@ -9,12 +9,10 @@ from dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
+from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
-from cilbench.methods.rehearsal.memory import Compression
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, SgdConfig, in_epochs
 from cilbench.methods.training.loop import fit
 
@@ -39,10 +37,6 @@ class Finetune(Rehearsal):
         competes=False,
     )
     config: Config
-
-    @classmethod
-    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        return plan_reference(cls.card.key, budget, scenario, images=None)
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen

@@ -18,7 +18,6 @@ With CIM    the mask is learned on the two-branch model, which also draws the bo
             compressed images; of φ the rows of the backbone that goes on, the old one's, are carried.
 """
 
-import copy
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -32,7 +31,7 @@ from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
-from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, freeze, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, expanding_layout
 from cilbench.methods.rehearsal.memory import Compression, Plain, ShowOnly
 from cilbench.methods.training.config import Count, Positive, Rate, SgdConfig, Weight, in_epochs
@@ -89,7 +88,7 @@ class FOSTER(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        old = copy.deepcopy(self.net).eval().requires_grad_(False)
+        old = frozen_copy(self.net)
         self.add_branch()
         self.net.grow_head(self.scenario.seen(task.index))
         for branch in self.net.branches[:-1]:

@@ -6,7 +6,6 @@ Deviation  the paper's binary cross-entropy is replaced by cross-entropy + disti
            (PyCIL; survey arXiv 2302.03648, whose numbers are the ones to compare with).
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +14,7 @@ from torch.nn import functional as F
 
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.networks.incremental import frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
@@ -46,7 +45,7 @@ class ICaRL(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)

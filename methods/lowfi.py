@@ -11,7 +11,6 @@ Deviations iCaRL's loss and schedules (PyCIL). The paper's text was not at hand 
            an encoder of residuals, its shape (D → D → D) and the epochs of both steps are ours, from notes.
 """
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -22,7 +21,7 @@ from cilbench.budgets.codecs import LowRes, Raw
 from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
-from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.networks.incremental import frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, balanced_images
 from cilbench.methods.rehearsal.memory import Compression, Plain
 from cilbench.methods.rehearsal.subsets import balanced, subset
@@ -85,7 +84,7 @@ class LowFi(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known, config = self.net.seen, self.config
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule, adaptation = config.schedule(task.index), config.adaptation(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)

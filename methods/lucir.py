@@ -12,7 +12,6 @@ Deviations the paper's optional fine-tuning on balanced exemplars is left out; s
            parameters, as those of all methods here, the authors' (and PyCIL's `cosine_resnet32`) are 1×1 convolutions.
 """
 
-import copy
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -24,7 +23,7 @@ from torch.nn import functional as F
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.heads import CosineHead, cosine
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.herding import class_means
 from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
@@ -62,7 +61,7 @@ class LUCIR(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)

@@ -8,19 +8,16 @@ Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648): λ 
            rows of the head learn with everything else, the paper trains them alone first (its warm-up).
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
-from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
-from cilbench.methods.networks.incremental import train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
-from cilbench.methods.rehearsal.memory import Compression
+from cilbench.methods.contract import Context, MethodCard, Task
+from cilbench.methods.networks.incremental import frozen_copy, train_unfrozen
+from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
 from cilbench.methods.training.losses import kd_loss
@@ -50,13 +47,9 @@ class LwF(Rehearsal):
     )
     config: Config
 
-    @classmethod
-    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        return plan_reference(cls.card.key, budget, scenario, images=None)
-
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:

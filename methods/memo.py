@@ -17,29 +17,31 @@ from functools import partial
 from typing import Any, ClassVar, Literal
 
 import torch
+from torch import nn
 
 from cilbench.budgets.codecs import Codec, Latent, Shape, image_shape
 from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
-from cilbench.methods.networks.incremental import freeze, train_unfrozen
-from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
+from cilbench.methods.der import DER
+from cilbench.methods.networks.incremental import freeze
+from cilbench.methods.rehearsal.base import NetworkGrowth
 from cilbench.methods.rehearsal.latents import latent_batches
 from cilbench.methods.rehearsal.memory import Compression
-from cilbench.methods.training.config import Count, SgdConfig, Weight, in_epochs
-from cilbench.methods.training.loop import fit
-from cilbench.methods.training.losses import expansion_loss, expansion_loss_of, weight_align
+from cilbench.methods.training.config import Count, Schedule
+from cilbench.methods.training.loop import Loss
+from cilbench.methods.training.losses import expansion_loss_of
 
 
-class MEMO(Rehearsal):
+class MEMO(DER):
     """One specialised stage a task on top of shared general layers."""
 
     @dataclass(frozen=True)
-    class Config(SgdConfig):
-        milestones: tuple[Count, ...] = in_epochs((80, 120, 150))  # PyCIL models/memo.py
+    class Config(DER.Config):
+        """Milestones and the auxiliary loss are DER's: PyCIL models/memo.py has the same."""
+
         # the survey's scripts/benchmark/*_memo.sh: --scheduler cosine --t_max 170
         recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"survey": {"first_cosine": True, "cosine": True}}
-        auxiliary: Weight = 1.0  # weight of the auxiliary loss, PyCIL models/memo.py
         # auto: later tasks train the general layers on Base-0 only
         train_general: Literal["auto", "yes", "no"] = "auto"
         # the stage from which on layers are a task's own (the paper's §4 asks which); none: the last one alone
@@ -85,29 +87,20 @@ class MEMO(Rehearsal):
         return super().plan(budget, scenario, config, compression)
 
     def learn(self, task: Task, context: Context) -> None:
-        known = self.net.seen
-        task_data = self.prepare_task(task)
-        schedule = self.config.schedule(task.index)
-        for branch in self.net.branches[:-1]:
-            freeze(branch)
-        if known and not general_learns(self.config, self.scenario):
+        """As DER, whose branches are here the last stages."""
+        if self.net.seen and not general_learns(self.config, self.scenario):
             freeze(self.net.shared)
-        compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
-        new = self.scenario.new(task.index)
-        auxiliary_head = self.net.new_head(self.net.branch_features, len(new) + 1)
+        super().learn(task, context)
 
-        train_unfrozen(self.net)
-        loss = expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary)
-        if latents := latent_batches(self.memory, len(task.labels), self.device):
-            of_features = partial(expansion_loss_of, self.net, auxiliary_head, known, self.config.auxiliary)
-            loss = latents.loss(of_features, self.net, schedule, context.generator)
-            schedule, context = latents.schedule(schedule), latents.context(context)
-        learner = [self.net, auxiliary_head] if known else [self.net]
-        fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor)
-        if known:
-            weight_align(self.net.classifier, known)
-        self.net.eval()
-        self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)
+    def training(
+        self, task: Task, known: int, auxiliary_head: nn.Linear, schedule: Schedule, context: Context
+    ) -> tuple[Loss, Schedule, Context]:
+        latents = latent_batches(self.memory, len(task.labels), self.device)
+        if latents is None:
+            return super().training(task, known, auxiliary_head, schedule, context)
+        of_features = partial(expansion_loss_of, self.net, auxiliary_head, known, self.config.auxiliary)
+        loss = latents.loss(of_features, self.net, schedule, context.generator)
+        return loss, latents.schedule(schedule), latents.context(context)
 
 
 def general_learns(config: MEMO.Config, scenario: Scenario) -> bool:

@@ -16,7 +16,6 @@ Deviations the protocol's backbone, the authors' is a ResNet-18; a prototype is 
 Made for a large first task: --base 50 --inc 5.
 """
 
-import copy
 from dataclasses import dataclass, replace
 
 import torch
@@ -28,7 +27,7 @@ from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.networks.heads import TURNS, TurnedHead, turned
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.rehearsal.prototypes import feature_means, feature_radius
@@ -87,7 +86,7 @@ class PASS(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         head, old_KD, radius = self.net.classifier, self.prototypes_KD, self.radius
         assert isinstance(head, TurnedHead)

@@ -18,7 +18,6 @@ Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648), who
            proxies start at random, the paper clusters features for them.
 """
 
-import copy
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -31,7 +30,7 @@ from torch.nn import functional as F
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.heads import CosineHead, local_similarity
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, balanced_images
 from cilbench.methods.rehearsal.subsets import balanced
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
@@ -78,7 +77,7 @@ class PODNet(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule, finetuning = self.config.schedule(task.index), self.config.finetuning(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)

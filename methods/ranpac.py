@@ -17,6 +17,7 @@ Deviations the first phase, in which adapters are tuned to the first task, is le
 from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -61,18 +62,11 @@ class RanPAC(ClosedForm):
     config: Config
     weights_MK: Tensor | None = None
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        scenario: Scenario,
-        device: torch.device,
-        compression: Compression | None = None,
-    ) -> None:
-        super().__init__(plan, config, scenario, device, compression)
+    def __init__(self, plan: Plan, *given: Any) -> None:
+        super().__init__(plan, *given)
         self.projections = plan.details["projections"]
-        self.gram_MM = torch.zeros(self.projections, self.projections, device=device)
-        self.sums_KM = torch.zeros(0, self.projections, device=device)
+        self.gram_MM = torch.zeros(self.projections, self.projections, device=self.device)
+        self.sums_KM = torch.zeros(0, self.projections, device=self.device)
         self.ridge, self.seed = 0.0, -1
         self.random_DM = torch.empty(0)
 
@@ -97,7 +91,7 @@ class RanPAC(ClosedForm):
                 return True
             return False
 
-        least = min(spec_of(scenario.family, _backbone(scenario)).features, config.projections)
+        least = min(spec_of(scenario.family, scenario.only_backbone).features, config.projections)
         more = range(least + 1, config.projections + 1)
         with_projections(least)
         return with_projections(least + bisect_right(more, False, key=too_many))
@@ -184,7 +178,3 @@ def solved(gram_MM: Tensor, sums_MK: Tensor, ridge: float) -> Tensor:
     """(G + λI)⁻¹ C: [M, K]."""
     eye_MM = torch.eye(len(gram_MM), dtype=gram_MM.dtype, device=gram_MM.device)
     return torch.linalg.solve(gram_MM + ridge * eye_MM, sums_MK)
-
-
-def _backbone(scenario: Scenario) -> str:
-    return scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone

@@ -9,12 +9,11 @@ Deviation  the paper also clips the head's weights at zero after every step; the
            (PyCIL; survey arXiv 2302.03648), and their numbers are the ones to compare with.
 """
 
-import copy
 from dataclasses import dataclass
 
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Task
-from cilbench.methods.networks.incremental import train_unfrozen
+from cilbench.methods.networks.incremental import frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, Positive, SgdConfig, in_epochs
 from cilbench.methods.training.loop import fit
@@ -44,7 +43,7 @@ class WA(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)

@@ -121,8 +121,7 @@ class Group:
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What stands above its section of the page: (what, value)."""
-        budgets = self.cells.drop_duplicates("budget_bytes").sort_values("budget_bytes")
-        sizes = zip(budgets["budget_bytes"], budgets["budget_label"], strict=True)
+        sizes = wording.budgets_of(self.cells)
         counts = self.cells["status"].value_counts().sort_index()
         return (
             ("protocol", f"Base-{self.group['base']} Inc-{self.group['inc']}, {self.cells['tasks'].max()} tasks"),

@@ -222,7 +222,7 @@ def _check_complete(
     tests: Sequence[Mapping[str, Any]],
     ledger: Sequence[Mapping[str, Any]],
 ) -> None:
-    """A run that says it is done has every stage and a ledger that agrees with its totals. Raises BadRecord."""
+    """Raises BadRecord where a run that is done lacks a stage, or its ledger differs from its totals."""
     found = {(row["task"], row["tested_task"], row["head"]) for row in tests}
     for head in heads:
         for task in range(cell["tasks"]):

@@ -34,6 +34,12 @@ def budget_text(budget_bytes: int, label: object = None) -> str:
     return f"{number_text(budget_bytes / scale)} {unit}"
 
 
+def budgets_of(rows: pd.DataFrame) -> list[tuple[int, object]]:
+    """(bytes, label) of the budgets of these rows, smallest first."""
+    found = rows.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    return [(int(size), label) for size, label in zip(found["budget_bytes"], found["budget_label"], strict=True)]
+
+
 def axis_texts(budgets: Iterable[tuple[int, object]]) -> tuple[list[str], str]:
     """Budgets (bytes, label) as ticks of an axis, and the unit they share, which the axis says once: `7.6`, `16.0`;
     MB. Where they share none each tick has its own, and the unit is empty.

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from cilbench.cli.report import Told
-from cilbench.cli.terminal import say, working
+from cilbench.cli.terminal import say, working, writing
 from cilbench.cli.verify import Runs, run_folders
 from cilbench.errors import RequestError
 from cilbench.options import DataDir, Device, a_path
@@ -40,7 +40,7 @@ def analyse(
 
     command = " ".join(["cilbench", "analyse", *map(str, runs), *([f"--what {what}"] if what else [])])
     try:
-        with Told() as told:
+        with writing(out), Told() as told:
             result = write_analyses(
                 folders,
                 out,
@@ -54,8 +54,6 @@ def analyse(
         raise RequestError(f"--what {error}" if what else f"RUNS: {error}") from None
     except ForeignFolderError as error:
         raise RequestError(f"--out {out} {error}") from None
-    except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for line in result.skipped:
         say(f"not made: {line}", err=True)
     for item in result.damaged:

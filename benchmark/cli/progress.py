@@ -219,7 +219,7 @@ class Screen(context.Screen):
     def reporting(
         self, runs: int, stopping: Callable[[], bool], workers: int, tell: Callable[[Any], None] | None = None
     ) -> Iterator[RunReporter]:
-        """A reporter of so many runs, with bars where the console is a terminal; in a worker one that tells."""
+        """A reporter of `runs` runs, with bars on a terminal; a worker's sends to its parent (`tell`)."""
         seconds = None if self.console.is_terminal else SECONDS_A_LINE * workers
         tracker = (lambda spec: TRACKERS[self.log](spec, self.logs / spec.id)) if self.log else None
         if tell is not None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from cilbench.cli.terminal import console, say
+from cilbench.cli.terminal import console, say, writing
 from cilbench.errors import RequestError
 from cilbench.options import a_path
 
@@ -59,7 +59,7 @@ def report(
     command = " ".join(["cilbench", "report", *map(str, folders), *options])
     allowed = tuple(filter(None, (aspect.strip() for aspect in allow.split(","))))
     try:
-        with Told() as told:
+        with writing(out), Told() as told:
             result = write_report(
                 folders,
                 out,
@@ -78,8 +78,6 @@ def report(
         raise RequestError(f"--out {out} {error}") from None
     except NothingToReportError as error:
         raise RequestError(f"RUNS: {error}") from None
-    except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for left_out in result.left_out:
         say(f"left out: {left_out.folder}: {left_out.reason}", err=True)
     say(f"{result.runs} runs reported: {result.index}")
@@ -91,10 +89,8 @@ def _compare(before: Path, after: Path, out: Path) -> None:
 
     for folder in (before, after):
         _require_runs("--compare", folder)
-    try:
+    with writing(out):
         result = write_comparison(before, after, out, command=f"cilbench report --compare {before} {after}")
-    except OSError as error:
-        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
     for left_out in result.left_out:
         say(f"left out: {left_out.folder}: {left_out.reason}", err=True)
     for line in result.beyond():

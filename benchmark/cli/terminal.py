@@ -8,9 +8,10 @@ import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 from typing import TYPE_CHECKING, TextIO
 
-from cilbench.errors import printable
+from cilbench.errors import RequestError, printable
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -99,6 +100,15 @@ def working(what: str) -> "Iterator[Console]":
     there = console()
     with there.status(f"{what} …") if there.is_terminal else nullcontext():
         yield there
+
+
+@contextmanager
+def writing(out: Path) -> Iterator[None]:
+    """Whatever keeps a page from being written into `out` is a request that is wrong."""
+    try:
+        yield
+    except OSError as error:
+        raise RequestError(f"--out {out}: cannot be written ({error.strerror})") from None
 
 
 def say(line: str, *, err: bool = False) -> None:

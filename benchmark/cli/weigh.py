@@ -71,12 +71,13 @@ def _torchvision(thing: str) -> list[str]:
 
 def _worth(name: str, weight: Weight) -> list[str]:
     lines = [f"{name}: {weight.entries:,} parameters, {format_bytes(weight.bytes)} = {human_bytes(weight.bytes)}"]
-    for images, shape in IMAGES.items():
-        lines.append(f"  worth {weight.in_images(shape):,.1f} {images} images")
-    for family, other in (("cifar", "resnet32"), ("imagenet", "resnet18")):
-        copies = weight.in_copies_of(_backbone(family, other))  # type: ignore[arg-type]
-        lines.append(f"  worth {copies:,.2f} {other}")
-    return lines
+    lines += [f"  worth {weight.in_images(shape):,.1f} {images} images" for images, shape in IMAGES.items()]
+    return [*lines, *_in_backbones(weight)]
+
+
+def _in_backbones(weight: Weight) -> list[str]:
+    usual: tuple[tuple[Family, str], ...] = (("cifar", "resnet32"), ("imagenet", "resnet18"))
+    return [f"  worth {weight.in_copies_of(_backbone(family, name)):,.2f} {name}" for family, name in usual]
 
 
 def _images(folder: Path, codec: str, encoder: Codec) -> list[str]:
@@ -99,7 +100,4 @@ def _images(folder: Path, codec: str, encoder: Codec) -> list[str]:
         raise RequestError(f"THING {folder}: no image below it")
     lines = [f"{folder}: {count:,} images under {codec}, {format_bytes(encoded_bytes)} = {human_bytes(encoded_bytes)}"]
     lines.append(f"  {encoded_bytes / count:,.1f} B an image, {encoded_bytes / raw_bytes:.3f} of the raw pixels")
-    for family, other in (("cifar", "resnet32"), ("imagenet", "resnet18")):
-        copies = Weight(0, encoded_bytes).in_copies_of(_backbone(family, other))  # type: ignore[arg-type]
-        lines.append(f"  worth {copies:,.2f} {other}")
-    return lines
+    return [*lines, *_in_backbones(Weight(0, encoded_bytes))]

@@ -52,13 +52,12 @@ def default_data_dir() -> Path:
     Starts with "~" where there is no home folder: nothing is written there (`locked_name`).
     """
     try:
-        return Path(os.path.expanduser(os.environ.get("CILBENCH_DATA") or _cache_folder()))
+        named = os.environ.get("CILBENCH_DATA")
+        return Path(
+            os.path.expanduser(named or platformdirs.user_cache_dir("cilbench", appauthor=False, opinion=False))
+        )
     except RuntimeError:
         return Path("~/.cache/cilbench")
-
-
-def _cache_folder() -> str:
-    return platformdirs.user_cache_dir("cilbench", appauthor=False, opinion=False)
 
 
 @dataclass(frozen=True)
@@ -158,13 +157,13 @@ def open_cache(name: str, data_dir: Path, hashed_bytes: int) -> tuple[Meta, list
         try:
             if (folder / file).stat().st_size != meta.bytes[file]:
                 raise ValueError(f"{(folder / file).stat().st_size:,} B, not {meta.bytes[file]:,} B")
-            large = meta.bytes[file] > hashed_bytes
-            if not (large and _was_whole(folder / file, meta.sha256[file])):
+            large, key = meta.bytes[file] > hashed_bytes, f"{(folder / file).resolve()} {meta.sha256[file]}"
+            if not (large and recall(_WHOLE, key) == _stamp(folder / file)):
                 with open(folder / file, "rb") as stream:
                     if hashlib.file_digest(stream, "sha256").hexdigest() != meta.sha256[file]:
                         raise ValueError("its checksum differs")
                 if large:
-                    _remember_whole(folder / file, meta.sha256[file])
+                    remember(_WHOLE, key, _stamp(folder / file))
             array = np.load(folder / file, mmap_mode="r", allow_pickle=False)
             count = meta.counts[file.split("_")[0]]
             kind = (np.uint8, (count, *meta.image_shape)) if "images" in file else (np.int64, (count,))
@@ -297,16 +296,7 @@ def building(name: str, data_dir: Path) -> Iterator[Path]:
         shutil.rmtree(work, ignore_errors=True)
 
 
-_WHOLE = "whole files"  # the section of the machine's own file
-
-
-def _was_whole(path: Path, sha256: str) -> bool:
-    """Was this file whole when it was last hashed, and has it the same size, inode and time of change since?"""
-    return recall(_WHOLE, f"{path.resolve()} {sha256}") == _stamp(path)
-
-
-def _remember_whole(path: Path, sha256: str) -> None:
-    remember(_WHOLE, f"{path.resolve()} {sha256}", _stamp(path))
+_WHOLE = "whole files"  # the section of the machine's own file: the stamp that each had when it was last hashed
 
 
 def _stamp(path: Path) -> dict[str, float]:

@@ -30,7 +30,7 @@ from cilbench.data.cards import DatasetCard, DatasetError, builtin_cards
 from cilbench.data.encoded import write_index
 from cilbench.data.pixels import Header, Target
 from cilbench.data.sources import Source, is_junk, open_source
-from cilbench.errors import printable
+from cilbench.errors import counted, printable
 
 Progress = Callable[[int, int], None]  # images done, images in all
 Files = dict[str, dict[str, list[str]]]  # split → class → paths
@@ -75,7 +75,7 @@ def import_folder(
         total = sum(len(labels) for labels in tree.labels.values())
         done, seen = 0, {split: _Seen() for split in tree.labels}
 
-        def counted(split: str) -> Iterator[Uint8]:
+        def handed_on(split: str) -> Iterator[Uint8]:
             nonlocal done
             for chunk in tree.chunks(split):
                 yield chunk
@@ -87,7 +87,7 @@ def import_folder(
             need_bytes, free_bytes = total * math.prod(tree.image_shape), shutil.disk_usage(folder).free
             if need_bytes > free_bytes and not in_place:
                 raise DatasetError(f"{data_dir} has {free_bytes:,} B free; {name} needs {need_bytes:,} B")
-            parts = {split: (labels, counted(split)) for split, labels in tree.labels.items()}
+            parts = {split: (labels, handed_on(split)) for split, labels in tree.labels.items()}
             index = tree.write_index if in_place else None
             meta = cache.write_cache(name, folder, tree.class_names, tree.image_shape, parts, index)
             if not replace:
@@ -336,13 +336,13 @@ def _of_headers(headers: Iterable[Header], target: Target) -> Iterator[str]:
     headers = list(headers)
     if grey := sum(header.grey_bits > 0 for header in headers):
         kept = min(8, target.grey_bits)
-        yield f"{_count(grey, 'image')} of 16 bits, of which {target.grey_bits} are used: the upper {kept} are kept"
+        yield f"{counted(grey, 'image')} of 16 bits, of which {target.grey_bits} are used: the upper {kept} are kept"
     if colours := sum(header.is_16_bit_colour for header in headers):
-        yield f"{_count(colours, 'colour image')} of 16 bits a channel: the upper 8 are kept"
+        yield f"{counted(colours, 'colour image')} of 16 bits a channel: the upper 8 are kept"
     if frames := sum(header.has_frames for header in headers):
-        yield f"{_count(frames, 'image')} of several frames: the first is taken"
+        yield f"{counted(frames, 'image')} of several frames: the first is taken"
     if turned := sum(header.is_turned for header in headers):
-        yield f"{_count(turned, 'image')} that EXIF says to turn: not turned, as torchvision does not"
+        yield f"{counted(turned, 'image')} that EXIF says to turn: not turned, as torchvision does not"
 
 
 def _of_pixels(transparent: list[str], meta: cache.Meta, train: _Seen, test: _Seen) -> Iterator[str]:
@@ -367,8 +367,4 @@ def _of_files(aside: list[str]) -> Iterator[str]:
 
 def _some(names: Sequence[str], what: str) -> str:
     """`3 images, e.g. train/a/0.png`."""
-    return f"{_count(len(names), what)}, e.g. {printable(min(names))}"
-
-
-def _count(number: int, what: str) -> str:
-    return f"{number:,} {what}{'s' if number > 1 else ''}"
+    return f"{counted(len(names), what)}, e.g. {printable(min(names))}"

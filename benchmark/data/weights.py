@@ -56,7 +56,7 @@ def check_weights(asked: str, methods: Sequence[MethodSpec], scenario: Scenario)
             f"--weights-cost free: {training[0]} trains its backbone; those that keep it are {', '.join(frozen)}"
         )
     try:
-        check_pretrained(scenario, scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone)
+        check_pretrained(scenario, scenario.only_backbone)
     except (OSError, ValueError) as error:
         raise RequestError(f"--weights {asked}: {error}") from None
 

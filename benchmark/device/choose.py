@@ -49,7 +49,7 @@ def pick_precision(scenario: Scenario, device: torch.device, say: Say = silent) 
 
     Raises RequestError where there is no memory for a step.
     """
-    seconds = _step_seconds(device, scenario, _protocols_backbone(scenario), say)
+    seconds = _step_seconds(device, scenario, scenario.only_backbone, say)
     fastest = min(seconds, key=lambda key: seconds[key] * (1 if key.startswith("fp32") else 1 / 0.9))
     return "bf16" if fastest.startswith("bf16") else "fp32"
 
@@ -70,10 +70,6 @@ def laid_out(spec: RunSpec, plan: Plan | BudgetTooSmall, device: torch.device, s
 def _step_seconds(device: torch.device, scenario: Scenario, backbone: str, say: Say) -> dict[str, float]:
     with _room_for_steps(device):
         return step_seconds(device, scenario.family, backbone, scenario.image_shape[0], say)
-
-
-def _protocols_backbone(scenario: Scenario) -> str:
-    return scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
 
 
 @contextmanager
@@ -132,7 +128,7 @@ def pick_workers(
 def _alone(device: torch.device, spec: RunSpec, say: Say) -> int:
     """Threads of a run that has the machine for itself."""
     scenario = spec.scenario
-    backbone, key = _protocols_backbone(scenario), f"{spec.precision} {spec.layout}"
+    backbone, key = scenario.only_backbone, f"{spec.precision} {spec.layout}"
     with _room_for_steps(device):
         return fastest_threads(device, scenario.family, backbone, scenario.image_shape[0], key, say)
 

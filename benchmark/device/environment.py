@@ -2,21 +2,21 @@
 
 import platform
 import subprocess
-from contextlib import suppress
 from functools import cache
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
+from cilbench import __version__
+
 
 def environment(device: torch.device) -> dict[str, Any]:
     """Versions, platform, device, threads and commit of this process."""
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
     return {
-        "cilbench": _version(),
+        "cilbench": __version__,
         "python": platform.python_version(),
         "torch": torch.__version__,
         "numpy": np.__version__,
@@ -25,13 +25,6 @@ def environment(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "git_commit": _git_commit(),
     }
-
-
-def _version() -> str:
-    """Of the distribution; a checkout that is not installed has none."""
-    with suppress(PackageNotFoundError):
-        return version("cilbench")
-    return "not installed"
 
 
 @cache

@@ -11,7 +11,7 @@ import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from cilbench.data import cache
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Task
 from cilbench.methods.registry import MethodSpec, resolve
+from cilbench.methods.training.config import epoch_counts
 from cilbench.methods.training.flops import dry, flops_so_far
 from cilbench.methods.training.images import DiskImages
 from cilbench.protocol.task import learn_task
@@ -53,9 +54,7 @@ def arithmetic(spec: RunSpec, plan: Plan) -> Arithmetic:
             f"operations cannot be counted: how many training images {scenario.dataset} has is not known"
             " before it is read"
         )
-    counted = [
-        f.name for f in fields(method.config) if f.metadata.get("unit") == "epochs" and f.name.endswith("epochs")
-    ]
+    counted = epoch_counts(method.config)
     trial = {name: number for number, name in enumerate(counted, start=2)}  # a phase is known by how many it has
     configs = {**method.configs, next(iter(method.configs)): replace(method.config, **trial)}
     brief = replace(spec, method=replace(method, configs=configs), seed=0)

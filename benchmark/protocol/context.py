@@ -65,7 +65,7 @@ class Screen:
     def reporting(
         self, runs: int, stopping: Callable[[], bool], workers: int, tell: Callable[[Any], None] | None = None
     ) -> AbstractContextManager[Reporter]:
-        """The reporter of so many runs; of a worker where it is to `tell`."""
+        """A reporter of `runs` runs; a worker's sends to its parent (`tell`)."""
         return nullcontext(Reporter(stopping))
 
     def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None: ...

@@ -10,7 +10,7 @@ counted operations by (`protocol/arithmetic.py`).
 import math
 import time
 from collections.abc import Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.device.measure import Say, figures
 from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
-from cilbench.methods.training.config import recipe_named
+from cilbench.methods.training.config import epoch_counts, recipe_named
 from cilbench.methods.training.flops import flops_so_far
 from cilbench.methods.training.numerics import numerics, wait_for
 from cilbench.protocol.evaluate import CHECKED_IMAGES, restore_learner
@@ -210,8 +210,7 @@ def _brief(method: MethodSpec, device: torch.device) -> MethodSpec:
     """A few epochs of a few steps in every phase."""
 
     def shorter(config: Any) -> Any:
-        counted = [f.name for f in fields(config) if f.metadata.get("unit") == "epochs" and f.name.endswith("epochs")]
-        changes: dict[str, Any] = dict.fromkeys(counted, _epochs(device))
+        changes: dict[str, Any] = dict.fromkeys(epoch_counts(config), _epochs(device))
         changes |= {"max_steps": _steps(device)} if hasattr(config, "max_steps") else {}
         changes |= {"batch_size": _batch_size(method, device)} if hasattr(config, "batch_size") else {}
         return replace(config, **changes)

@@ -67,9 +67,6 @@ class Sweep:
     def folder(self, spec: RunSpec) -> RunFolder:
         return RunFolder(self.how.out, spec.id)
 
-    def load_images(self) -> Dataset:
-        return load(self.specs[0].scenario.dataset, self.data_dir)
-
 
 def sweep(
     asked: Sequence[RunSpec],
@@ -237,7 +234,7 @@ def _work(todo: Sweep, workers: Workers, tell: Callable[[Any], None]) -> None:
         stoppable(patient=True) as stop,
         todo.screen.reporting(len(todo.specs), stop, workers.jobs, told) as reporter,
     ):
-        _run_all(todo, todo.load_images(), reporter, None)
+        _run_all(todo, load(todo.specs[0].scenario.dataset, todo.data_dir), reporter, None)
 
 
 def _run_all(todo: Sweep, dataset: Dataset, reporter: Reporter, stop: Stop | None) -> dict[str, Outcome]:

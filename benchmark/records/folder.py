@@ -21,23 +21,9 @@ from numpy.typing import NDArray
 
 from cilbench.errors import RequestError
 from cilbench.locks import locked
+from cilbench.records import files as disk
 from cilbench.records import schema
-from cilbench.records.files import (
-    DAMAGED,
-    BadRecord,
-    json_with_checksum,
-    links,
-    npz,
-    printable,
-    read_arrays,
-    read_bytes,
-    read_json,
-    remove,
-    sha256_of,
-    size_of,
-    write,
-    write_csv,
-)
+from cilbench.records.files import BadRecord, printable
 from cilbench.records.log import Log
 from cilbench.records.schema import Ending, Status, TaskFile, TaskRecord
 
@@ -73,7 +59,7 @@ class RunFolder:
         self.log = Log(self.partial)
 
     def claimed(self) -> AbstractContextManager[bool]:
-        """Hold the cell for this process; yields False where another one is at it. Raises OSError."""
+        """Hold the cell for this process; yields False where another process holds it. Raises OSError."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         return locked(self.lock, wait=False)
 
@@ -85,7 +71,7 @@ class RunFolder:
         for path in (self.final, self.partial):
             if os.path.lexists(path) and not path.is_dir():
                 raise RequestError(f"--out: {path} is in the way and is no run folder: move it, or run with --fresh")
-        for path in (self.lock, *links(self.partial), *links(self.final)):
+        for path in (self.lock, *disk.links(self.partial), *disk.links(self.final)):
             if path.is_symlink():
                 raise RequestError(f"--out: {path} is a link, which is not followed: remove it, or run with --fresh")
         if os.path.lexists(self.lock) and not self.lock.is_file():
@@ -94,7 +80,7 @@ class RunFolder:
             return None
         try:
             ending = schema.validated(Ending, self._cell(), schema.CELL)
-        except (*DAMAGED, MemoryError):
+        except (*disk.DAMAGED, MemoryError):
             raise RequestError(
                 f"--out: {self.final} has no readable cell.json and is in the way: move it, or run with --fresh"
             ) from None
@@ -102,7 +88,7 @@ class RunFolder:
 
     def _cell(self) -> dict[str, Any]:
         """cell.json, of whatever format: how a run ended is known before its format is read."""
-        return read_json(self.final / schema.CELL)
+        return disk.read_json(self.final / schema.CELL)
 
     def check_images(self, data_sha256: str | None) -> None:
         """Raises RequestError for an unfinished run that was begun on other images, OSError."""
@@ -152,7 +138,7 @@ class RunFolder:
         """Remove everything of this cell (`--fresh`)."""
         for path in (self.final, self.partial):
             if os.path.lexists(path):
-                remove(path)
+                disk.remove(path)
 
     def sealed(self, task: int) -> bytes:
         """The sealed state after a task."""
@@ -175,9 +161,9 @@ class RunFolder:
         """Write one finished task in full, then rename: it is there, or it is not."""
         writing = self._task(record.task).with_suffix(".writing")
         writing.mkdir()
-        write(writing / schema.STATE, sealed)
-        stored = npz(predictions)
-        write(writing / schema.PREDICTIONS, stored)
+        disk.write(writing / schema.STATE, sealed)
+        stored = disk.npz(predictions)
+        disk.write(writing / schema.PREDICTIONS, stored)
         text = {
             "record": record.model_dump(),
             "predictions_sha256": sha256(stored).hexdigest(),
@@ -185,7 +171,7 @@ class RunFolder:
             "metrics": metrics,
             "head_norms": head_norms,
         }
-        write(writing / schema.TASK_RECORD, json_with_checksum(text))
+        disk.write(writing / schema.TASK_RECORD, disk.json_with_checksum(text))
         os.rename(writing, self._task(record.task))
         for path in self.partial.glob("checkpoint-*"):
             path.unlink()
@@ -195,7 +181,7 @@ class RunFolder:
     def show_remembered(self, images: NDArray[np.uint8], labels: NDArray[np.int64], kind: str) -> None:
         """Images [N, C, H, W] that the last learner carries of its classes [N]; `kind` "exemplars" or "generated"."""
         arrays: dict[str, NDArray[Any]] = {"images": images, "labels": labels.astype(np.int16), "kind": np.array(kind)}
-        write(self.partial / schema.REMEMBERED, npz(arrays))
+        disk.write(self.partial / schema.REMEMBERED, disk.npz(arrays))
 
     def records(self) -> list[TaskRecord]:
         """Every finished task of a partial folder, up to one that is not whole."""
@@ -212,27 +198,27 @@ class RunFolder:
         rows = [{"task": file.record.task, **item.model_dump()} for file in files for item in file.ledger]
         if breach:
             rows += [{"task": breach[0], **row} for row in breach[1].rows()]
-        write_csv(self.partial / schema.LEDGER, schema.LEDGER_COLUMNS, rows)
+        disk.write_csv(self.partial / schema.LEDGER, schema.LEDGER_COLUMNS, rows)
         for path in self.partial.glob("checkpoint-*"):
             if spec["status"] != "failed" or path.suffix == ".writing":
                 path.unlink()
         metrics = [row.model_dump() for file in files for row in file.metrics]
-        write_csv(self.partial / schema.METRICS, schema.METRICS_COLUMNS, metrics)
+        disk.write_csv(self.partial / schema.METRICS, schema.METRICS_COLUMNS, metrics)
         norms = [
             {"task": file.record.task, "class": number, "norm": norm}
             for file in files
             for number, norm in enumerate(file.head_norms)
         ]
         if norms:
-            write_csv(self.partial / schema.HEAD_NORMS, schema.NORM_COLUMNS, norms)
+            disk.write_csv(self.partial / schema.HEAD_NORMS, schema.NORM_COLUMNS, norms)
         arrays: dict[str, NDArray[np.int16]] = {}
         for task in range(len(files)):
             stored = schema.read_predictions(self._task(task) / schema.PREDICTIONS)
             arrays |= {f"task{task}/{name}": array for name, array in stored.items()}
-        write(self.partial / schema.PREDICTIONS, npz(arrays))
+        disk.write(self.partial / schema.PREDICTIONS, disk.npz(arrays))
         paths = [self.partial / name for name in sorted((schema.LOG, schema.REMEMBERED, *schema.TABLES))]
-        sums = {path.name: sha256_of(path) for path in paths if path.is_file()}
-        write(self.partial / schema.CELL, json_with_checksum({**spec, "files": sums}, indent=2))
+        sums = {path.name: disk.sha256_of(path) for path in paths if path.is_file()}
+        disk.write(self.partial / schema.CELL, disk.json_with_checksum({**spec, "files": sums}, indent=2))
         if spec["status"] != "failed":  # which may be taken up again
             (self.partial / schema.IMAGES).unlink(missing_ok=True)
         os.rename(self.partial, self.final)
@@ -256,7 +242,9 @@ class RunFolder:
         for folder in (self.partial, self.final):
             with suppress(FileNotFoundError, NotADirectoryError):
                 try:
-                    return read_bytes(folder / schema.IMAGES, schema.LIMITS[schema.IMAGES]).decode(errors="replace")
+                    return disk.read_bytes(folder / schema.IMAGES, schema.LIMITS[schema.IMAGES]).decode(
+                        errors="replace"
+                    )
                 except ValueError:
                     return "unreadable"
         return None
@@ -264,7 +252,7 @@ class RunFolder:
     def _begin_on(self, data_sha256: str | None) -> None:
         if data_sha256 is not None and not (self.partial / schema.IMAGES).exists():
             writing = self.partial / f"{schema.IMAGES}.writing"
-            write(writing, data_sha256.encode())
+            disk.write(writing, data_sha256.encode())
             os.rename(writing, self.partial / schema.IMAGES)
 
     def _files(self) -> list[TaskFile]:
@@ -279,7 +267,7 @@ class RunFolder:
             try:
                 files.append(_task_file(folder, len(files)))
             except OSError as error:
-                if not isinstance(error, DAMAGED):
+                if not isinstance(error, disk.DAMAGED):
                     raise
                 return files, printable(f"{error.filename or folder}: {error.strerror or error}")
             except ValueError as error:
@@ -308,8 +296,8 @@ class RunFolder:
         path = self._task(record.task) / schema.STATE
         try:
             good = (
-                size_of(path) == record.sealed_bytes
-                and sha256_of(path, schema.LIMITS[schema.STATE]) == record.sealed_sha256
+                disk.size_of(path) == record.sealed_bytes
+                and disk.sha256_of(path, schema.LIMITS[schema.STATE]) == record.sealed_sha256
             )
         except FileNotFoundError:
             return "none"
@@ -318,31 +306,31 @@ class RunFolder:
         return "good" if good else "damaged"
 
     def _clear(self, done: int) -> None:
-        """Remove what is written again, and what is no file: a pipe would be waited for for ever."""
+        """Remove the tasks that will be written again, and whatever is not a file: opening a pipe would never end."""
         for path in (self.partial / "tasks").iterdir():
             if path.name not in map(str, range(done)):
-                remove(path)
+                disk.remove(path)
         for path in self.partial.iterdir():
             if path.name in (schema.CELL, schema.REMEMBERED, *schema.TABLES) or not (
                 path.is_file() or path.name == "tasks"
             ):
-                remove(path)
+                disk.remove(path)
         for path in self.partial.glob("checkpoint-*"):
             if path != self.checkpoint(done):
-                remove(path)
+                disk.remove(path)
 
 
 def _task_file(folder: Path, task: int) -> TaskFile:
     """record.json of a finished task, once all of the task is as it was written. Raises OSError, BadRecord."""
-    content = read_json(folder / schema.TASK_RECORD, audited=True)
+    content = disk.read_json(folder / schema.TASK_RECORD, audited=True)
     file = schema.validated(TaskFile, content, schema.TASK_RECORD)
     if file.record.task != task:
         raise BadRecord(f"{schema.TASK_RECORD}: task {task} says that it is task {file.record.task}")
-    data = read_bytes(folder / schema.PREDICTIONS, schema.LIMITS[schema.PREDICTIONS])
+    data = disk.read_bytes(folder / schema.PREDICTIONS, schema.LIMITS[schema.PREDICTIONS])
     if sha256(data).hexdigest() != file.predictions_sha256:
         raise BadRecord(f"{schema.PREDICTIONS}: its checksum differs")
     try:
-        read_arrays(data, schema.prediction_type)
+        disk.read_arrays(data, schema.prediction_type)
     except BadRecord as error:
         raise BadRecord(f"{schema.PREDICTIONS}: {error}") from None
     return file

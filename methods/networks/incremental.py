@@ -5,6 +5,8 @@ der                one whole backbone per task, features concatenated
 memo               general layers once, one last stage per task, features concatenated
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -180,6 +182,11 @@ class IncrementalNet(nn.Module):
 
     def _placed(self, module: nn.Module) -> nn.Module:
         return module.to(self.device).to(memory_format=self.memory_format)
+
+
+def frozen_copy(net: IncrementalNet) -> IncrementalNet:
+    """The network as it is now, for evaluation: a teacher."""
+    return copy.deepcopy(net).eval().requires_grad_(False)
 
 
 def freeze(module: nn.Module) -> None:

@@ -104,6 +104,8 @@ class Rehearsal:
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
+        if not cls.card.rehearsal:
+            return plan_reference(cls.card.key, budget, scenario, images=None, growth=cls.growth_of(config))
         compression = compression or Plain(Raw())
 
         def shape_of(backbone: str) -> Shape:
@@ -120,7 +122,7 @@ class Rehearsal:
     @classmethod
     def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:
         """Bytes after the last task with the protocol's backbone and base exemplars, counted as in `budget`."""
-        backbone = scenario.single_backbone if scenario.backbone == "auto" else scenario.backbone
+        backbone = scenario.only_backbone
         *_, model = _model_states(cls.growth, scenario, backbone, compression)
         shape = cls.stored_shape(cls.Config(), scenario, backbone, compression.codec)
         image_bytes = compression.codec.min_bytes(shape) + _overhead_bytes(compression.codec, budget)
@@ -269,7 +271,7 @@ def plan_reference(
 
 
 def expanding_layout(plan: Plan, scenario: Scenario, compression: Compression, branches: int) -> Layout:
-    """Of a network that has a branch more after each task, `branches` at the most, and the exemplars beside it."""
+    """Layout of a network that grows by a branch each task, to `branches` at most, and of its exemplars."""
     states = _model_states(NetworkGrowth(expanding=True), scenario, plan.backbone, compression)
     models = [ledger_of_state(state, plan.budget.storage) for state in islice(states, branches)]
     return _layout(models, compression.codec)

@@ -39,6 +39,11 @@ def in_epochs(value: int | tuple[int, ...]) -> Any:
     return field(default=value, metadata={"unit": "epochs"})
 
 
+def epoch_counts(config: Any) -> list[str]:
+    """The fields of a `Config` that say how many epochs a phase has; milestones are none."""
+    return [f.name for f in fields(config) if f.metadata.get("unit") == "epochs" and f.name.endswith("epochs")]
+
+
 @dataclass(frozen=True)
 class _FirstTask:
     batch_size: Count = 128

@@ -74,7 +74,7 @@ class DiskImages:
         yield from (self[start : start + size] for start in range(0, len(self), size))
 
     def release(self) -> None:
-        """Show nothing from here on."""
+        """Hold no images any more."""
         self.rows = self.rows[:0]
         if isinstance(self.pixels, Tensor):
             self.pixels = self.pixels[:0]
@@ -182,7 +182,7 @@ def reordered(images: Images, order: Tensor) -> Images:
 
 
 def release(images: Images) -> None:
-    """What still holds the images sees nothing in them from here on."""
+    """Free the images, or blank them for whoever still holds the tensor."""
     if isinstance(images, Tensor):
         images.zero_()
     else:

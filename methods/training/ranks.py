@@ -34,7 +34,7 @@ class Ranks:
     control: Any
 
     def rows(self, count: int) -> slice:
-        """Which of so many rows are this rank's."""
+        """Which of `count` rows are this rank's."""
         return slice(count * self.rank // self.size, count * (self.rank + 1) // self.size)
 
     def summed(self, tensor: Tensor) -> Tensor:
@@ -80,9 +80,7 @@ def over_ranks(ranks: Ranks) -> Iterator[None]:
 
 @contextmanager
 def undivided() -> Iterator[None]:
-    """Within the block this rank computes all rows of a batch, as every other rank does: where layers are asked for
-    statistics of the whole batch.
-    """
+    """Within the block every rank computes all rows of a batch: for layers that need statistics of the whole batch."""
     token = _RANKS.set(None)
     try:
         yield

@@ -57,6 +57,14 @@ class Run:
     def tasks(self) -> int:
         return int(self.cell["tasks"])
 
+    @property
+    def stages(self) -> "pd.Series[float]":
+        """Top-1 accuracy (%) on all classes seen after each task, by the published head."""
+        tests = self.tests[self.tests["head"] == self.cell["head"]]
+        hits = (tests["top1"] * tests["images"]).groupby(tests["task"]).sum()
+        accuracies: pd.Series[float] = (hits / tests.groupby("task")["images"].sum()).sort_index()
+        return accuracies
+
     def new_classes(self, task: int) -> range:
         """Arrival numbers of the classes that a task brings."""
         first, inc, classes = self.cell["base"] or self.cell["inc"], self.cell["inc"], self.cell["classes"]

@@ -23,7 +23,6 @@ from cilbench.reports.figures import layout
 from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, Style, paper_style
 
 _MOST_TICKS = 8
-_EDGE = 1  # pixels between two images
 
 
 def ordered_colours(number: int) -> list[str]:
@@ -75,8 +74,7 @@ def by_method(
             if title:
                 axes.set_title(title)
             _ticks(axes, texts, int(part["at"].nunique()))
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel(labels[1])
+        layout.label_rows(panels, labels[1])
         if limits is not None:
             for axes in panels:
                 axes.set_ylim(*limits)
@@ -122,8 +120,7 @@ def by_level(
             layout.name_panel(axes, name)
             axes.set_xlabel(labels[0])
             axes.xaxis.set_major_locator(MaxNLocator(6, integer=True))
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel(labels[1])
+        layout.label_rows(panels, labels[1])
         shown = levels if len(levels) <= 16 else levels[:: math.ceil(len(levels) / 16)]
         handles = [Line2D([], [], color=colours[value], label=f"{labels[2]} {value}".strip()) for value in shown]
         layout.finish(figure, handles, place)
@@ -174,8 +171,7 @@ def matrices(
                 axes.tick_params(axis="x", rotation=90)
             axes.spines[:].set_visible(True)
             layout.name_panel(axes, title)
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel(labels[1])
+        layout.label_rows(panels, labels[1])
         where: dict[str, Any] = {"ax": panels, "shrink": 0.7, "aspect": 25}
         if place is not None:
             where = {"cax": place.inset_axes((0.05, 0.6, 0.85, 0.1)), "orientation": "horizontal"}
@@ -222,8 +218,8 @@ def points(
 
 
 def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Figure:
-    """A bar a row, from the first down: `label`, `value`, `relation`. Its number stands beside it; bounds (`at most`,
-    `more than`) are paler, with their sign.
+    """A bar for each row (`label`, `value`, `relation`), the first on top, its number beside it; bounds (`at most`,
+    `more than`) are paler and have their sign.
     """
     signs = {"equal": "", "at most": "≤ ", "more than": "> "}
     with paper_style(table["label"]):
@@ -253,23 +249,8 @@ def image_rows(
         figure, panels, _ = layout.panel_grid(2, paper_columns, 0.35 + 0.38 * len(rows), columns=2)
         for side, (axes, title) in enumerate(zip(panels, titles, strict=True)):
             images = [(left, right)[side] for _, left, right in rows]
-            height, width = (size + _EDGE for size in images[0].shape[2:])
-            canvas = np.full((len(rows) * height, max(map(len, images)) * width, 3), 255, dtype=np.uint8)
-            for row, of_row in enumerate(images):
-                for column, image in enumerate(of_row):
-                    pixels = np.broadcast_to(image.transpose(1, 2, 0), (height - _EDGE, width - _EDGE, 3))
-                    at = (
-                        slice(row * height, (row + 1) * height - _EDGE),
-                        slice(column * width, (column + 1) * width - _EDGE),
-                    )
-                    canvas[at] = pixels
-            axes.imshow(canvas[:-_EDGE, :-_EDGE], interpolation="nearest", aspect="equal")
-            at_rows = [(row + 0.5) * height - 1 for row in range(len(rows))]
-            axes.set_yticks(at_rows, [label if side == 0 else "" for label, *_ in rows])
-            axes.set_xticks([])
-            axes.grid(visible=False)
-            axes.tick_params(length=0)
-            axes.spines[:].set_visible(False)
+            labels = [label if side == 0 else "" for label, *_ in rows]
+            layout.grid_of_images(axes, images, labels, max(map(len, images)))
             axes.set_title(title)
         layout.finish(figure, [])
     return figure

@@ -26,9 +26,7 @@ def of_run(run: Run) -> Tables:
     if run.cell["method"] != "memo":
         raise NotOfThisRunError(f"{run.cell['name']} is not MEMO", "--methods memo --set memo.specialise_from=1")
     stage = json.loads(run.cell["config"]).get("memo", {}).get("specialise_from")
-    tests = run.tests[run.tests["head"] == run.cell["head"]]
-    hits = (tests["top1"] * tests["images"]).groupby(tests["task"]).sum()
-    stages = (hits / tests.groupby("task")["images"].sum()).sort_index()
+    stages = run.stages
     held = run.ledger[(run.ledger["task"] == run.tasks - 1) & (run.ledger["kind"] == "backbone")]
     row = {
         "specialise_from": LAST if stage is None else str(stage),

@@ -31,9 +31,7 @@ def of_run(run: Run) -> Tables:
     """`runs`: avg, last (%, published head), and KiB of each kind after the last task, as they are charged."""
     if not run.cell["competes"]:
         raise NotOfThisRunError(f"{run.cell['name']} does not compete", "--methods icarl")
-    tests = run.tests[run.tests["head"] == run.cell["head"]]
-    hits = (tests["top1"] * tests["images"]).groupby(tests["task"]).sum()
-    stages = (hits / tests.groupby("task")["images"].sum()).sort_index()
+    stages = run.stages
     ledger = run.ledger[run.ledger["task"] == run.tasks - 1]
     sizes = ledger.groupby("kind")[f"{run.cell['accounting']}_bytes"].sum() / KIB
     kinds = {kind: float(sizes.get(kind, 0.0)) for kind in KINDS}

@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from cilbench.records.files import JSON_BYTES, read_json
 from cilbench.reports import tables
@@ -26,7 +25,7 @@ from cilbench.reports.figures.drawing import Drawn, draw
 from cilbench.reports.group import Group, groups_of
 from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.output import PROVENANCE, require_ours, settle, stage_in
-from cilbench.reports.page.page import policy, static_text, template
+from cilbench.reports.page.page import rendered
 from cilbench.reports.provenance import printed, provenance_of
 
 Progress = Callable[[str, int, int], None]
@@ -93,7 +92,8 @@ def write_analyses(
         else:
             skipped.append(f"{analysis.name}: {reasons[0] if reasons else 'no finished run'}")
     if skipped and (asked or not made):
-        raise NothingToAnalyseError(skipped[0] if asked else f"{_first(damaged)}{skipped[0]}")
+        first = "".join(f"{item.folder}: {item.reason}; " for item in damaged[:1] if not asked)
+        raise NothingToAnalyseError(f"{first}{skipped[0]}")
     progress("analyses", len(analyses), len(analyses))
     provenance = provenance_of(runs, damaged, command, hashlib.sha256(runs.inputs_sha256.encode()).hexdigest())
     provenance |= {KEY: [{"name": item.analysis.name, "title": item.analysis.title} for item in made]}
@@ -102,10 +102,6 @@ def write_analyses(
         settle(stage, out, provenance)
     names = tuple(item.analysis.name for item in made)
     return AnalysesResult(out / "index.html", names, len(runs.cells), tuple(skipped), tuple(damaged))
-
-
-def _first(damaged: Sequence[LeftOut]) -> str:
-    return "".join(f"{item.folder}: {item.reason}; " for item in damaged[:1])
 
 
 def _found(
@@ -180,15 +176,13 @@ def _write(
         figures: list[Drawn] = [next(drawn) for _ in drawings]
         sections.append((item.analysis, figures, files))
         captions += [f"- `figures/{figure.stem}.pdf`: {figure.caption}" for figure in figures]
-    scripts = {"theme": static_text("theme.js")}
-    page = template("analyses.html.jinja").render(
+    page = rendered(
+        "analyses",
+        ("theme",),
         sections=sections,
         runs=runs,
         skipped=skipped,
         damaged=[(item.folder.name, item.reason) for item in damaged],
-        style=Markup(static_text("page.css")),
-        static={name: Markup(script) for name, script in scripts.items()},
-        policy=policy(scripts.values()),
         provenance=how,
     )
     for name, text in {"index.html": page, "captions.md": "\n".join(captions) + "\n"}.items():

@@ -56,8 +56,7 @@ def old_and_new_classes(
         layout.class_ticks(panels[0], sorted(set(curves["seen"])))
         for axes in panels[-columns:]:
             axes.set_xlabel("Classes seen")
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel("Top-1 accuracy (%)")
+        layout.label_rows(panels, "Top-1 accuracy (%)")
         layout.limit(panels[0], curves, *_MEASURES)
         layout.finish(figure, layout.handles_of(curves["name"], styles))
     return figure

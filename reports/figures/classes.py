@@ -59,8 +59,7 @@ def accuracy_over_classes(
                 under: dict[str, Any] = {"xycoords": axes.xaxis.label, "textcoords": "offset points"}
                 under |= {"ha": "center", "va": "top", "color": FAINT, "fontsize": layout.SMALL}
                 axes.annotate("\n".join(told), (0.5, 0), xytext=(0, -2), annotation_clip=False, **under)
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel("Top-1 accuracy (%)")
+        layout.label_rows(panels, "Top-1 accuracy (%)")
         layout.limit(panels[0], competing, "top1", also=_near(references["top1"], competing["top1"]))
         handles = layout.handles_of(competing["name"], styles) + layout.dashed_handles(references)
         layout.finish(figure, handles, place, below=rows * layout.ROW * layout.POINT)

@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cilbench.reports.evidence import Evidence
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import finish, left_panels, name_panel, panel_grid
+from cilbench.reports.figures.layout import finish, label_rows, name_panel, panel_grid
 from cilbench.reports.figures.styles import FAINT, PaperColumns, paper_style
 from cilbench.reports.group import Group
 
@@ -50,8 +50,7 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
                 axis.set_major_formatter(lambda value, _: f"{value:.0f}")
             axes.tick_params(rotation=0)
             axes.spines[:].set_visible(True)
-        for axes in left_panels(panels):
-            axes.set_ylabel("True class, by arrival")
+        label_rows(panels, "True class, by arrival")
         if place is not None:
             where: dict[str, Any] = {"cax": place.inset_axes((0, 0.6, 0.9, 0.1)), "orientation": "horizontal"}
         elif paper_columns == 2:

@@ -56,8 +56,7 @@ def held_over_classes(
             layout.say_n(axes, own["n"])
             layout.class_ticks(axes, sorted(set(held["seen"])))
             axes.set_xlabel("Classes seen")
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel("Budget held (%)")
+        layout.label_rows(panels, "Budget held (%)")
         most = held[["published_held", "strict_held"]].to_numpy(dtype=float).max(initial=100.0)
         panels[0].set_ylim(0, 1.05 * most)
         handles: list[Artist] = layout.handles_of(held["name"], styles)

@@ -14,14 +14,18 @@ from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from numpy.typing import NDArray
 
+from cilbench.reports import wording
 from cilbench.reports.comparability import parts
 from cilbench.reports.figures.styles import FAINT, INK, WIDTH_INCHES, PaperColumns, Style
-from cilbench.reports.wording import axis_texts, budget_heading, status_text, unit_of
+from cilbench.reports.wording import axis_texts, budget_heading, repetitions_text, status_text, unit_of
 
 POINT = 1 / 72  # inch
 ROW = 8.6  # points from one line of text to the next
 LABEL, SMALL = 7.0, 6.0  # points: letters of labels, of remarks
+
+_EDGE = 1  # pixels between two images
 
 ACCURACIES = {"avg": "Average accuracy", "last": "Last accuracy"}
 
@@ -64,6 +68,12 @@ def left_panels(panels: Sequence[Axes]) -> list[Axes]:
     return [axes for axes in panels if (spec := axes.get_subplotspec()) is not None and spec.is_first_col()]
 
 
+def label_rows(panels: Sequence[Axes], label: str) -> None:
+    """What is drawn upwards, beside the first panel of each row."""
+    for axes in left_panels(panels):
+        axes.set_ylabel(label)
+
+
 def finish(figure: Figure, handles: Sequence[Artist], place: Axes | None = None, below: float = 0) -> None:
     """One legend, in a place left over or under all panels, the figure grown by what it takes, and by `below` inches;
     the layout is then fixed: every format gets the same.
@@ -99,8 +109,8 @@ def handles_of(names: Iterable[str], styles: Mapping[str, Style], **look: Any) -
 
 
 def staggered(axes: Axes) -> None:
-    """Markers of the lines of `lines` at other points each, so that lines which lie over each other are all seen; of
-    long lines about eight each.
+    """Put the markers of each line at other points than the next one's, so that lines over each other are all seen; a
+    long line gets about eight.
     """
     drawn = [line for line in axes.lines if line.get_marker() not in ("None", "")]
     for number, line in enumerate(drawn):
@@ -110,7 +120,7 @@ def staggered(axes: Axes) -> None:
 
 
 def dashed_handles(references: pd.DataFrame) -> list[Artist]:
-    """The same of floors and ceilings."""
+    """Entries of a legend for floors and ceilings."""
     names = sorted(references["name"].unique())
     return [Line2D([], [], color=FAINT, linewidth=1, dashes=dashes(name, names), label=name) for name in names]
 
@@ -183,8 +193,7 @@ def limit(
 def budgets_of(frame: pd.DataFrame) -> list[tuple[int, object]]:
     """Budgets at which something competes, smallest first, with their labels."""
     competing = frame[frame["competes"]] if frame["competes"].any() else frame
-    unique = competing.drop_duplicates("budget_bytes").sort_values("budget_bytes")
-    return [(int(size), label) for size, label in zip(unique["budget_bytes"], unique["budget_label"], strict=True)]
+    return wording.budgets_of(competing)
 
 
 def few(budgets: Sequence[tuple[int, object]]) -> list[tuple[int, object]]:
@@ -252,10 +261,8 @@ def class_ticks(axes: Axes, seen: Sequence[int]) -> None:
 
 def say_n(axes: Axes, counts: "pd.Series[int]") -> None:
     """`n = 3` in a corner of a panel, which few lines reach."""
-    known = sorted(set(counts[counts > 0]))
-    if known:
-        text = f"n = {known[0]}" if len(known) == 1 else f"n = {known[0]}–{known[-1]}"
-        axes.set_title(text, loc="right", fontsize=SMALL, color=FAINT)
+    if (counts > 0).any():
+        axes.set_title(repetitions_text(counts[counts > 0]), loc="right", fontsize=SMALL, color=FAINT)
 
 
 def absent(frame: pd.DataFrame, budget_bytes: int) -> dict[str, list[str]]:
@@ -303,6 +310,24 @@ def text_inches(figure: Figure, texts: Sequence[str], size: float = LABEL) -> fl
         widest = max(widest, probe.get_window_extent().width / figure.dpi)
         probe.remove()
     return widest
+
+
+def grid_of_images(axes: Axes, rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], columns: int) -> None:
+    """One picture made of all, a row for each label: `rows` uint8 [N, C, H, W], N ≤ `columns`; a blank edge between
+    images.
+    """
+    height, width = (size + _EDGE for size in rows[0].shape[2:])
+    canvas = np.full((len(rows) * height, columns * width, 3), 255, dtype=np.uint8)
+    for row, images in enumerate(rows):
+        for column, image in enumerate(images):
+            place = canvas[row * height : (row + 1) * height - _EDGE, column * width : (column + 1) * width - _EDGE]
+            place[:] = image.transpose(1, 2, 0)
+    axes.imshow(canvas[:-_EDGE, :-_EDGE], interpolation="nearest", aspect="equal")
+    axes.set_yticks([(row + 0.5) * height - 1 for row in range(len(rows))], list(labels))
+    axes.set_xticks([])
+    axes.grid(visible=False)
+    axes.tick_params(length=0)
+    axes.spines[:].set_visible(False)
 
 
 def ink_line(axes: Axes, **at: float) -> None:

@@ -60,8 +60,7 @@ def accuracy_over_memory(
         for axes in panels:
             axes.set_xlabel(heading)
             layout.budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel("Top-1 accuracy (%)")
+        layout.label_rows(panels, "Top-1 accuracy (%)")
         if competing["n"].eq(0).any():
             cross: dict[str, Any] = {"marker": "x", "linestyle": "none", "color": FAINT}
             handles.append(Line2D([], [], label="no result", **cross))

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.contrasts import MANY
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import ACCURACIES, finish, handles_of, left_panels, panel_grid, say_n
+from cilbench.reports.figures.layout import ACCURACIES, finish, handles_of, label_rows, panel_grid, say_n
 from cilbench.reports.figures.styles import PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 
@@ -49,8 +49,7 @@ def performance_profiles(
                 sns.ecdfplot(own, x=measure, complementary=True, stat="percent", ax=axes, gid=name, **look)
             axes.set(title=title, xlabel="Top-1 accuracy (%)", ylabel="", ylim=(-2, 102))
             say_n(axes, runs["name"].value_counts())
-        for axes in left_panels(panels):
-            axes.set_ylabel("Runs above (%)")
+        label_rows(panels, "Runs above (%)")
         finish(figure, handles_of(palette, styles), place)
     return figure
 

@@ -9,14 +9,13 @@ from matplotlib.figure import Figure
 
 from cilbench.reports.evidence import Evidence, Remembered
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import finish, name_panel, panel_grid
+from cilbench.reports.figures.layout import finish, grid_of_images, name_panel, panel_grid
 from cilbench.reports.figures.styles import PaperColumns, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.wording import listed_words
 
 _MOST_CLASSES = 10  # rows of a grid
 _MOST_IMAGES = 8  # of one class
-_EDGE = 1  # pixels between two images
 
 
 def drawing(group: Group) -> Drawing | None:
@@ -49,19 +48,9 @@ def remembered_images(evidence: Sequence[Evidence], paper_columns: PaperColumns 
 
 
 def _image_grid(axes: Axes, remembered: Remembered, class_names: Sequence[str]) -> None:
-    """One picture made of all: uint8 [H, W, 3], a blank edge between images."""
+    """A few classes, a row each."""
     known = np.unique(remembered.labels)
-    rows = known[np.unique(np.linspace(0, len(known) - 1, min(_MOST_CLASSES, len(known))).round().astype(int))]
-    height, width = (size + _EDGE for size in remembered.images.shape[2:])
-    canvas = np.full((len(rows) * height, _MOST_IMAGES * width, 3), 255, dtype=np.uint8)
-    for row, label in enumerate(rows):
-        for column, image in enumerate(remembered.images[remembered.labels == label][:_MOST_IMAGES]):
-            pixels = np.broadcast_to(image.transpose(1, 2, 0), (height - _EDGE, width - _EDGE, 3))
-            canvas[row * height : (row + 1) * height - _EDGE, column * width : (column + 1) * width - _EDGE] = pixels
-    axes.imshow(canvas[:-_EDGE, :-_EDGE], interpolation="nearest", aspect="equal")
-    names = [name if len(name) <= 12 else f"{name[:11]}…" for name in (class_names[label] for label in rows)]
-    axes.set_yticks([(row + 0.5) * height - 1 for row in range(len(rows))], names)
-    axes.set_xticks([])
-    axes.grid(visible=False)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
+    chosen = known[np.unique(np.linspace(0, len(known) - 1, min(_MOST_CLASSES, len(known))).round().astype(int))]
+    rows = [remembered.images[remembered.labels == label][:_MOST_IMAGES] for label in chosen]
+    names = [name if len(name) <= 12 else f"{name[:11]}…" for name in (class_names[label] for label in chosen)]
+    grid_of_images(axes, rows, names, _MOST_IMAGES)

@@ -60,8 +60,7 @@ def accuracy_over_split(
             axes.set_xlabel("Budget given to images (%)")
             layout.say_n(axes, here["n"])
         layout.limit(panels[0], points, "avg")
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel("Average accuracy (%)")
+        layout.label_rows(panels, "Average accuracy (%)")
         handles: list[Artist] = [*layout.handles_of(curves["curve"], by_curve)]
         if not points["chosen"].all():
             look: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "linestyle": "none"}

@@ -54,7 +54,6 @@ def forgetting_and_transfer(
             axes.set_xlabel(heading)
             layout.budget_ticks(axes, ticks, axes.get_position().width * WIDTH_INCHES[paper_columns])
             layout.say_n(axes, means["n"])
-        for axes in layout.left_panels(panels):
-            axes.set_ylabel("Points")
+        layout.label_rows(panels, "Points")
         layout.finish(figure, layout.handles_of(means.loc[means["n"] > 0, "name"], styles), place)
     return figure

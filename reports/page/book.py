@@ -42,8 +42,7 @@ class Section:
     @property
     def budgets(self) -> list[tuple[int, object]]:
         """(bytes, label), smallest first."""
-        sizes = self.summary.drop_duplicates("budget_bytes").sort_values("budget_bytes")
-        return [(int(size), label) for size, label in zip(sizes["budget_bytes"], sizes["budget_label"], strict=True)]
+        return wording.budgets_of(self.summary)
 
 
 @dataclass(frozen=True)

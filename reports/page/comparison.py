@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 
 from cilbench.reports.figures.styles import inline_svg
 from cilbench.reports.load import LeftOut
-from cilbench.reports.page.page import policy, static_text, template
+from cilbench.reports.page.page import rendered
 from cilbench.reports.tables.table import Table
 from cilbench.reports.wording import conditions_text, protocol_text
 
@@ -25,16 +25,14 @@ def write_comparison_page(
     """The page at `path`, which it returns. `tables`: one a group of runs that compare. `figures`: the same one for a
     wide and for a narrow screen, or none.
     """
-    scripts = {name: static_text(f"{name}.js") for name in ("theme", "sort")}
-    text = template("comparison.html.jinja").render(
+    text = rendered(
+        "comparison",
+        ("theme", "sort"),
         tables=[(protocol_text(group), conditions_text(group), table) for group, table in tables],
         figures=[Markup(inline_svg(figure, f"changes-{side}")) for figure, side in zip(figures, "wn", strict=False)],
         left_out=[(item.folder.name, item.reason) for item in left_out],
         counts=counts,
         stamp=stamp,
-        style=Markup(static_text("page.css")),
-        static={name: Markup(script) for name, script in scripts.items()},
-        policy=policy(scripts.values()),
     )
     path.write_text(text, encoding="utf-8", newline="\n")
     return path

@@ -9,12 +9,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from markupsafe import Markup
 
 from cilbench.records.published import runs_in
 from cilbench.reports.group import Group, groups_of
 from cilbench.reports.load import read_runs
-from cilbench.reports.page.page import policy, static_text, template
+from cilbench.reports.page.page import rendered
 from cilbench.reports.tables.table import TableCell, fixed, four
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text
 
@@ -40,17 +39,15 @@ def write_leaderboard(repository: Path) -> Path:
         Board(protocol_text(g.group), str(g.group["recipe"]), conditions_text(g.group), tuple(_rows(g, verified)))
         for g in groups_of(runs, None)
     ]
-    scripts = {name: static_text(f"{name}.js") for name in ("theme", "leaderboard", "sort")}
-    text = template("leaderboard.html.jinja").render(
+    text = rendered(
+        "leaderboard",
+        ("theme", "leaderboard", "sort"),
         boards=boards,
         columns=COLUMNS,
         protocols=sorted({board.protocol for board in boards}),
         recipes=sorted({board.recipe for board in boards}),
         left_out=[(item.folder.name, item.reason) for item in runs.left_out],
         runs=len(runs.cells),
-        style=Markup(static_text("page.css")),
-        static={name: Markup(script) for name, script in scripts.items()},
-        policy=policy(scripts.values()),
     )
     path = repository / "index.html"
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -8,7 +8,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -55,14 +55,12 @@ def render_page(
     (`analyses.write.Link`), relative to the page.
     """
     book = book_of(sections, cells)
-    scripts = {name: static_text(f"{name}.js") for name in ("theme", "echarts.min", "sort", "page", "curves")}
-    return template().render(
+    return rendered(
+        "page",
+        ("theme", "echarts.min", "sort", "page", "curves"),
         sections=sections,
         book=book,
         methods=cells.loc[cells["competes"], "name"].nunique(),
-        static={name: Markup(text) for name, text in scripts.items()},
-        style=Markup(static_text("page.css")),
-        policy=policy(scripts.values()),
         data=Markup(_json(script_data(sections, book))),
         runs=_runs(book, sections),
         left_out=_left_out(left_out, book),
@@ -74,13 +72,29 @@ def render_page(
     )
 
 
+def rendered(name: str, scripts: Sequence[str], **values: Any) -> str:
+    """A page of the template of that name, with the style of all pages and some of the scripts in static/.
+
+    Its content security policy lets these scripts run, by their hashes, nothing else, and fetches nothing.
+    """
+    texts = {script: _static_text(f"{script}.js") for script in scripts}
+    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in texts.values()]
+    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
+    return _template(f"{name}.html.jinja").render(
+        static={script: Markup(text) for script, text in texts.items()},
+        style=Markup(_static_text("page.css")),
+        policy=f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}",
+        **values,
+    )
+
+
 @cache
-def static_text(name: str) -> str:
+def _static_text(name: str) -> str:
     return (_FOLDER / "static" / name).read_text(encoding="utf-8")
 
 
 @cache
-def template(name: str = "page.html.jinja") -> jinja2.Template:
+def _template(name: str) -> jinja2.Template:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(_FOLDER, encoding="utf-8"),
         autoescape=True,
@@ -91,13 +105,6 @@ def template(name: str = "page.html.jinja") -> jinja2.Template:
     environment.globals |= {"verdicts": verdicts, "choices": _choices, "sort_key": _sort_key, "TableCell": TableCell}
     environment.filters |= {"svg": Markup, "count": _count, "code": _code}
     return environment.get_template(name)
-
-
-def policy(scripts: Iterable[str]) -> str:
-    """Content security policy: the page's own scripts run, by their hashes; nothing else does, nothing is fetched."""
-    hashes = [base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in scripts]
-    allowed = " ".join(f"'sha256-{digest}'" for digest in hashes)
-    return f"default-src 'none'; style-src 'unsafe-inline'; img-src data:; script-src {allowed}"
 
 
 def _json(value: Any) -> str:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from cilbench.reports.tables import table
 from cilbench.reports.tables.table import Notes, Table, TableCell
-from cilbench.reports.wording import budget_text
+from cilbench.reports.wording import budget_text, budgets_of
 
 # column of `aggregate.aucs` → heading
 _MEASURES = {
@@ -53,8 +53,7 @@ def auc_table(
         entries.append(table.number_cell(item, "n", table.whole))
         rows.append(table.method_row(item, entries, cells))
     first = aucs.iloc[0]
-    budgets = cells.sort_values("budget_bytes").drop_duplicates("budget_bytes")
-    sizes = [*map(budget_text, budgets["budget_bytes"], budgets["budget_label"])]
+    sizes = [budget_text(*budget) for budget in budgets_of(cells)]
     sources = "; ".join(sorted(set(published["source"]))) if published is not None and beside else ""
     about = f"Areas under accuracy over memory, {first['budgets']} budgets from {sizes[0]} to {sizes[-1]}"
     text = table.caption(group, about, table.repetition_sentence(aucs))

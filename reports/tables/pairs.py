@@ -7,7 +7,7 @@ import pandas as pd
 
 from cilbench.reports.statistics import LEVEL
 from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, number_cell, remarks, run_ids
-from cilbench.reports.wording import TEST_TEXT, budget_text
+from cilbench.reports.wording import TEST_TEXT, budget_text, budgets_of, repetitions_text
 
 _SECTIONS = {"difference": "Difference (points)", "effect": "Effect (standard deviations of one run)"}
 _SHORT = {"difference": "points", "effect": "SD of a run"}
@@ -18,22 +18,21 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
     in standard deviations of one run with its own. `comparisons` as of `contrasts.comparisons`, of one group.
     """
     own = comparisons[comparisons["measure"] == "avg"]
-    labels = cells.drop_duplicates("budget_bytes").set_index("budget_bytes")["budget_label"]
-    sizes = sorted(own["budget_bytes"].unique())
+    compared = set(own["budget_bytes"])
+    budgets = [budget for budget in budgets_of(cells) if budget[0] in compared]
     rows = []
     for column, section in _SECTIONS.items():
         for first, second, part in _ordered(own):
             named = part.rename(columns={"low": "difference_low", "high": "difference_high"})
             at = named.set_index("budget_bytes").to_dict("index")
             entries = [TableCell(first), TableCell(second), TableCell(_SHORT[column])]
-            for size in sizes:
+            for size, _ in budgets:
                 item = at.get(size)
                 sure = item is not None and item["p"] < 1 - LEVEL
                 entries.append(TableCell("–") if item is None else number_cell(item, column, bold=sure))
             runs = tuple(dict.fromkeys(run for item in at.values() for run in run_ids(item)))
             rows.append(TableRow(section, tuple(entries), runs=runs))
-    n = sorted(set(own["n"]))
-    about = f"Average accuracy of one method minus that of another, n = {n[0]}{f'–{n[-1]}' if len(n) > 1 else ''}"
+    about = f"Average accuracy of one method minus that of another, {repetitions_text(own['n'])}"
     text = caption(group, about, "In brackets 95 % intervals; bold: told apart.")
     said = remarks(
         cells,
@@ -42,7 +41,7 @@ def pair_table(group: Mapping[str, Any], comparisons: pd.DataFrame, cells: pd.Da
         "t)",
     )
     names = ("Method", "minus", "in")
-    columns = (*names, *(budget_text(int(size), labels[size]) for size in sizes))
+    columns = (*names, *(budget_text(*budget) for budget in budgets))
     skips = frozenset({"in"})  # headings between the rows say it there
     return Table("pairs", text, columns, tuple(rows), said, skips, "Every pair of methods", frozenset(names))
 

@@ -17,7 +17,7 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
     """A row per method and measure, a column per budget. `summary` and `cells` hold rows of one group only."""
     shown = summary[summary["published_head"]]
     competing = shown[shown["competes"]] if shown["competes"].any() else shown
-    budgets = competing.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    budgets = wording.budgets_of(competing)
     notes, rows = Notes(), []
     for measure, section in _MEASURES.items():
         best = {size: table.best_text(part, measure) for size, part in competing.groupby("budget_bytes")}
@@ -26,8 +26,7 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
             at = {item["budget_bytes"]: item for item in part.to_dict("records")}
             # floors and ceilings are bound by no budget: what they reach at one of them stands at all
             other = None if competes else next(iter(at.values()))
-            sizes = budgets["budget_bytes"]
-            entries = (_cell(at.get(size, other), measure, best.get(size, ""), notes) for size in sizes)
+            entries = (_cell(at.get(size, other), measure, best.get(size, ""), notes) for size, _ in budgets)
             named = (TableCell(str(name)), TableCell(_SHORT[measure]), *entries)
             runs = tuple(run for item in at.values() for run in table.run_ids(item))
             rows.append(TableRow(section, named, competes, table.cite_keys(cells[cells["name"] == name]), runs))
@@ -40,7 +39,7 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
         f"Accuracy at each memory budget on {wording.protocol_text(group)}, {wording.conditions_text(group)}: {over}. "
         f"Bold: best at a budget{marked}."
     )
-    columns = ("Method", "Accuracy", *map(wording.budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    columns = ("Method", "Accuracy", *(wording.budget_text(*budget) for budget in budgets))
     told = tuple((mark, text) for mark, text in notes.listed() if mark != "≈")
     return Table(
         "accuracy",

@@ -6,7 +6,7 @@ from typing import Any
 import pandas as pd
 
 from cilbench.reports.tables.table import Table, TableCell, TableRow, caption, cite_keys, remarks, run_ids
-from cilbench.reports.wording import TEST_TEXT, budget_text
+from cilbench.reports.wording import TEST_TEXT, budget_text, budgets_of
 
 
 def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFrame) -> Table:
@@ -14,11 +14,11 @@ def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFram
     comparisons leave open. `ranks` as of `contrasts.ranks`, of one group.
     """
     own = ranks[ranks["measure"] == "avg"]
-    budgets = own.drop_duplicates("budget_bytes").sort_values("budget_bytes")
+    budgets = budgets_of(own)
     rows = []
     for name, part in own.groupby("name"):
         at = part.set_index("budget_bytes").to_dict("index")
-        found = [at.get(size) for size in budgets["budget_bytes"]]
+        found = [at.get(size) for size, _ in budgets]
         runs = tuple(run for item in found if item for run in run_ids(item))
         entries = (TableCell(str(name)), *map(_rank_cell, found))
         rows.append((part["rank"].mean(), str(name).casefold(), TableRow("", entries, runs=runs)))
@@ -32,7 +32,7 @@ def rank_table(group: Mapping[str, Any], ranks: pd.DataFrame, cells: pd.DataFram
     ranges = ranges if tested else "With one repetition nothing says how sure a rank is."
     text = caption(group, "Rank by average accuracy at each budget", ranges)
     said = remarks(cells, f"Tests: {TEST_TEXT}" if tested else "")
-    columns = ("Method", *map(budget_text, budgets["budget_bytes"], budgets["budget_label"]))
+    columns = ("Method", *(budget_text(*budget) for budget in budgets))
     return Table("ranks", text, columns, tuple(cited), said, title="Ranks")
 
 
