@@ -17,7 +17,7 @@ import pandas as pd
 from scipy.special import bdtr, ndtr
 
 from cilbench.records.files import BadRecord
-from cilbench.reports import aggregate, statistics, tables
+from cilbench.reports import aggregate, statistics
 from cilbench.reports.comparability import METHOD, REPETITION, groups, parts
 from cilbench.reports.evidence import predictions
 from cilbench.reports.figures.changes import changes_of_cells
@@ -26,8 +26,8 @@ from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.measures import JUDGED, measures
 from cilbench.reports.page.comparison import write_comparison_page
 from cilbench.reports.provenance import made_with
-from cilbench.reports.tables import Table, TableCell, TableRow
-from cilbench.reports.tables.table import caption
+from cilbench.reports.tables import render
+from cilbench.reports.tables.table import Table, TableCell, TableRow, caption
 from cilbench.reports.wording import budget_text, status_text
 
 _CELL = [*METHOD, "budget_bytes"]
@@ -78,18 +78,18 @@ def write_comparison(before: Path, after: Path, out: Path, command: str = "") ->
     first, second = read_runs([before]), read_runs([after])
     changes = compare(first, second)
     digests = f"before sha256 {first.inputs_sha256}, after sha256 {second.inputs_sha256}"
-    stamp = tables.one_line(f"{command}; {made_with()}; {digests}")
+    stamp = render.one_line(f"{command}; {made_with()}; {digests}")
     grouped = [(group, comparison_table(group, part)) for group, part in groups(changes)]
     made = [table for _, table in grouped]
     out.mkdir(parents=True, exist_ok=True)
     left_out = (*first.left_out, *second.left_out)
     texts = {
-        "comparison.md": tables.to_markdown("Before and after", [("", made)], left_out, stamp),
+        "comparison.md": render.to_markdown("Before and after", [("", made)], left_out, stamp),
         "comparison.tex": "\n".join(
-            [f"% {stamp}", *(tables.to_latex(table, f"comparison-{number + 1}") for number, table in enumerate(made))]
+            [f"% {stamp}", *(render.to_latex(table, f"comparison-{number + 1}") for number, table in enumerate(made))]
         ),
     }
-    paths = [tables.write_csv(changes, out / "comparison.csv")]
+    paths = [render.write_csv(changes, out / "comparison.csv")]
     for name, text in texts.items():
         (out / name).write_text(text, encoding="utf-8", newline="\n")
         paths.append(out / name)

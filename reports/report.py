@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from cilbench.reports import comparability, evidence, tables
+from cilbench.reports import comparability, evidence
 from cilbench.reports.analyses.write import Link, links_to_analyses
 from cilbench.reports.figures.drawing import Drawn, draw
 from cilbench.reports.figures.registry import drawings_of
@@ -19,8 +19,20 @@ from cilbench.reports.output import require_ours, settle, stage_in
 from cilbench.reports.page.book import Section
 from cilbench.reports.page.page import render_page
 from cilbench.reports.provenance import printed, provenance_of
+from cilbench.reports.tables import render
+from cilbench.reports.tables.auc import auc_table
 from cilbench.reports.tables.bibtex import TOOL, bibliography, published_bibtex
-from cilbench.reports.tables.table import each_note_once
+from cilbench.reports.tables.compute import compute_table
+from cilbench.reports.tables.crossings import crossing_table
+from cilbench.reports.tables.frontier import frontier_table
+from cilbench.reports.tables.iqm import iqm_table
+from cilbench.reports.tables.pairs import pair_table
+from cilbench.reports.tables.paper import paper_table
+from cilbench.reports.tables.ranks import rank_table
+from cilbench.reports.tables.results import results_table
+from cilbench.reports.tables.table import Table, each_note_once
+from cilbench.reports.tables.transfer import transfer_table
+from cilbench.reports.tables.variance import variance_table
 
 Progress = Callable[[str, int, int], None]
 
@@ -101,9 +113,9 @@ def _write(
     wanted = [drawing for group in groups for drawing in drawings_of(group)]
     drawing = draw(wanted, stage / "figures", stamp, captions)
     for name, frame in _csv(runs, groups).items():
-        tables.write_csv(frame, stage / f"{name}.csv")
+        render.write_csv(frame, stage / f"{name}.csv")
     overlaid = published_bibtex() if any(group.published is not None for group in groups) else []
-    bibtex = tables.bib_text(*bibliography([TOOL, *(text for text in runs.cells["bibtex"] if text), *overlaid]))
+    bibtex = render.bib_text(*bibliography([TOOL, *(text for text in runs.cells["bibtex"] if text), *overlaid]))
     boxes = missing_letters(text for group in groups for text in group.texts())
     remarks = [group.wanted for group in groups if group.wanted]
     remarks += [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []
@@ -114,29 +126,29 @@ def _write(
         (stage / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def tables_of(group: Group) -> list[tables.Table]:
+def tables_of(group: Group) -> list[Table]:
     """Every table that has a row, the paper's first."""
     one, given = group.comparison, group.group
-    made = [tables.paper_table(given, one.summary, group.cells)]
+    made = [paper_table(given, one.summary, group.cells)]
     if len(one.aucs):
-        made.append(tables.auc_table(given, one.aucs, group.cells, group.published_aucs))
-    made.append(tables.results_table(given, one.summary, group.cells))
+        made.append(auc_table(given, one.aucs, group.cells, group.published_aucs))
+    made.append(results_table(given, one.summary, group.cells))
     if one.ranks["name"].nunique() > 1:
-        made.append(tables.rank_table(given, one.ranks, group.cells))
+        made.append(rank_table(given, one.ranks, group.cells))
     if one.comparisons["p"].notna().any():
-        made.append(tables.pair_table(given, one.comparisons, group.cells))
+        made.append(pair_table(given, one.comparisons, group.cells))
     if len(one.variances):
-        made.append(tables.variance_table(given, one.variances, group.cells))
+        made.append(variance_table(given, one.variances, group.cells))
     if len(one.interquartile_means):
-        made.append(tables.iqm_table(given, one.interquartile_means, group.cells))
+        made.append(iqm_table(given, one.interquartile_means, group.cells))
     if (one.crossings["measure"] == "avg").any():
-        made.append(tables.crossing_table(given, one.crossings, group.cells))
+        made.append(crossing_table(given, one.crossings, group.cells))
     if group.anything_finished:
-        made.append(tables.transfer_table(given, one.summary, group.cells))
+        made.append(transfer_table(given, one.summary, group.cells))
     if len(one.costs):
-        made.append(tables.compute_table(given, one.costs, group.cells))
+        made.append(compute_table(given, one.costs, group.cells))
     if len(one.frontiers):
-        made.append(tables.frontier_table(given, one.frontiers, group.cells))
+        made.append(frontier_table(given, one.frontiers, group.cells))
     return each_note_once(made)
 
 
@@ -160,21 +172,21 @@ def _texts(
     sections: Sequence[Section], left_out: Sequence[LeftOut], bibtex: str, stamp: str, remarks: Sequence[str]
 ) -> dict[str, str]:
     """File name → content of what goes into papers."""
-    head = f"% {tables.one_line(stamp)}\n"
+    head = f"% {render.one_line(stamp)}\n"
     named = [(f"{section.title}; {section.conditions}", section.tables) for section in sections]
     latex: dict[bool, list[str]] = {False: [], True: []}
     for section in sections:
         for table in section.tables:
-            latex[table.supplement].append(tables.to_latex(table, f"{table.name}-{section.anchor}"))
+            latex[table.supplement].append(render.to_latex(table, f"{table.name}-{section.anchor}"))
     needs = "% needs \\usepackage{booktabs,graphicx,siunitx}\n"
-    figures = tables.latex_figures([figure for section in sections for figure in section.figures.values()])
-    foot = "\n\n".join([*remarks, tables.one_line(stamp)])
+    figures = render.latex_figures([figure for section in sections for figure in section.figures.values()])
+    foot = "\n\n".join([*remarks, render.one_line(stamp)])
     return {
-        "results.md": tables.to_markdown("Results", named, left_out, foot),
+        "results.md": render.to_markdown("Results", named, left_out, foot),
         "results.tex": head + needs + "\n".join(latex[False]),
         "supplement.tex": head + needs + "\n".join(latex[True]),
         "figures.tex": head + needs + figures,
-        "standalone.tex": head + tables.latex_document("results", "figures", "supplement"),
+        "standalone.tex": head + render.latex_document("results", "figures", "supplement"),
         "references.bib": f"{head}{bibtex}",
     }
 

@@ -24,17 +24,8 @@ from numpy.typing import NDArray
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic_core import ErrorDetails
 
-from cilbench.records.files import (
-    ARRAY_BYTES,
-    JSON_BYTES,
-    MIB,
-    ArrayType,
-    BadRecord,
-    parse_json,
-    printable,
-    read_arrays,
-    read_bytes,
-)
+from cilbench.records import files as disk
+from cilbench.records.files import MIB, ArrayType, BadRecord, printable
 from cilbench.records.weights import Weights
 
 FORMAT = 1
@@ -48,14 +39,14 @@ TABLES = (LEDGER, METRICS, PREDICTIONS, HEAD_NORMS)  # made of all tasks when th
 # Larger files are not what the harness writes and are not read. Two heads over 100 tasks make 0.4 MB of metrics.csv,
 # 20 ResNet-32s over 100 tasks 20 MB of ledger.csv, and 100 of them, as DER may keep, 50 MB.
 LIMITS = {
-    CELL: JSON_BYTES,
+    CELL: disk.JSON_BYTES,
     IMAGES: MIB,
     METRICS: 32 * MIB,
     HEAD_NORMS: 32 * MIB,
     LEDGER: 64 * MIB,
     LOG: 256 * MIB,
-    PREDICTIONS: ARRAY_BYTES,
-    REMEMBERED: ARRAY_BYTES,
+    PREDICTIONS: disk.ARRAY_BYTES,
+    REMEMBERED: disk.ARRAY_BYTES,
     STATE: 16 * 1024 * MIB,
 }
 
@@ -307,7 +298,7 @@ class CellRecord(Ending):
 
 def parse_cell(data: bytes, *, audited: bool = False) -> CellRecord:
     """cell.json, as it was written. Raises BadRecord, for another format by name; `audited` as for `parse_json`."""
-    content = parse_json(data, CELL, audited=audited)
+    content = disk.parse_json(data, CELL, audited=audited)
     if (version := content.get("format")) != FORMAT:
         raise BadRecord(f"{CELL} has format {printable(str(version), 20)}, this version reads format {FORMAT}")
     return validated(CellRecord, content, CELL)
@@ -315,7 +306,7 @@ def parse_cell(data: bytes, *, audited: bool = False) -> CellRecord:
 
 def read_cell(path: Path, *, audited: bool = False) -> CellRecord:
     """`parse_cell` of a file. Raises OSError, BadRecord."""
-    return parse_cell(read_bytes(path, LIMITS[CELL]), audited=audited)
+    return parse_cell(disk.read_bytes(path, LIMITS[CELL]), audited=audited)
 
 
 # ------------------------------------------------------------------------------------------------ arrays and tables
@@ -331,7 +322,7 @@ REMEMBERED_TYPES: Mapping[str, ArrayType] = {"images": ("u1", 4), "labels": ("i2
 
 def read_predictions(path: Path) -> dict[str, NDArray[np.int16]]:
     """All arrays of a predictions.npz. Raises OSError, BadRecord."""
-    return read_arrays(read_bytes(path, LIMITS[PREDICTIONS]), prediction_type)
+    return disk.read_arrays(disk.read_bytes(path, LIMITS[PREDICTIONS]), prediction_type)
 
 
 RowT = TypeVar("RowT", MetricsRow, LedgerRow, NormRow)
@@ -356,7 +347,7 @@ def read_rows(data: bytes, row: type[RowT], name: str) -> Iterator[RowT]:
 
 def read_table(path: Path, row: type[RowT]) -> Iterator[RowT]:
     """`read_rows` of a file of the run folder. Raises OSError too."""
-    return read_rows(read_bytes(path, LIMITS[path.name]), row, path.name)
+    return read_rows(disk.read_bytes(path, LIMITS[path.name]), row, path.name)
 
 
 # ------------------------------------------------------------------------------------------------ what is wrong

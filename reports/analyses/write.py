@@ -11,7 +11,6 @@ from typing import Any
 import pandas as pd
 
 from cilbench.records.files import JSON_BYTES, read_json
-from cilbench.reports import tables
 from cilbench.reports.analyses.analysis import (
     OF_RUN,
     Analysis,
@@ -27,6 +26,7 @@ from cilbench.reports.load import LeftOut, Runs, read_runs
 from cilbench.reports.output import PROVENANCE, require_ours, settle, stage_in
 from cilbench.reports.page.page import rendered
 from cilbench.reports.provenance import printed, provenance_of
+from cilbench.reports.tables.render import write_csv
 
 Progress = Callable[[str, int, int], None]
 KEY = "analyses"  # of provenance.json: name and title of each
@@ -172,7 +172,7 @@ def _write(
         files = []
         for name, table in item.tables.items():
             files.append(f"{item.analysis.name}-{name}.csv")
-            tables.write_csv(table[[c for c in table if not str(c).startswith("_")]], stage / files[-1])
+            write_csv(table[[c for c in table if not str(c).startswith("_")]], stage / files[-1])
         figures: list[Drawn] = [next(drawn) for _ in drawings]
         sections.append((item.analysis, figures, files))
         captions += [f"- `figures/{figure.stem}.pdf`: {figure.caption}" for figure in figures]

@@ -8,8 +8,7 @@ import pytest
 from make_runs import METHODS, Grid, edit, field, make_runs, one_run
 
 from cilbench import reports
-from cilbench.reports import tables
-from cilbench.reports.tables import bibtex, latex
+from cilbench.reports.tables import bibtex, latex, render
 
 HOSTILE = '<script>alert(1)</script> & "$\\input{/etc/passwd}$ 100% _x_ #^~{}|=cmd()'
 
@@ -22,13 +21,13 @@ def test_latex_escapes_every_special_character() -> None:
 
 
 def test_markdown_escapes_tables_and_markup() -> None:
-    assert tables.markdown_text("a|b <b>*x*</b> & [y]") == r"a\|b \<b\>\*x\*\</b\> &amp; \[y\]"
+    assert render.markdown_text("a|b <b>*x*</b> & [y]") == r"a\|b \<b\>\*x\*\</b\> &amp; \[y\]"
 
 
 def test_csv_holds_nothing_a_spreadsheet_would_execute(tmp_path: Path) -> None:
     path = one_run(tmp_path / "runs")
     edit(path, lambda cell: cell["card"].update(name="=cmd()"))
-    file = tables.write_csv(reports.load(tmp_path / "runs").drop(columns=["folder"]), tmp_path / "x.csv")
+    file = render.write_csv(reports.load(tmp_path / "runs").drop(columns=["folder"]), tmp_path / "x.csv")
     with file.open() as stream:
         assert {row["name"] for row in csv.DictReader(stream)} == {"'=cmd()"}
 

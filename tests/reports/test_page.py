@@ -20,7 +20,7 @@ from cilbench import reports
 from cilbench.reports import aggregate, comparability
 from cilbench.reports.figures.drawing import Drawn
 from cilbench.reports.page import book, page
-from cilbench.reports.tables import Table, TableCell, TableRow
+from cilbench.reports.tables.table import Table, TableCell, TableRow
 
 STATIC = Path(page.__file__).parent / "static"
 BUDGETS = (49_152, 98_304)  # 48 and 96 KiB; DGM is refused at the first

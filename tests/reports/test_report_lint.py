@@ -9,11 +9,12 @@ from make_runs import METHODS, Grid, edit, make_run, make_runs
 
 from cilbench import reports
 from cilbench.cli.main import main as cli
-from cilbench.reports import aggregate, tables
+from cilbench.reports import aggregate
 from cilbench.reports import comparability as lint
 from cilbench.reports.figures import memory
 from cilbench.reports.group import groups_of
 from cilbench.reports.report import tables_of
+from cilbench.reports.tables.results import results_table
 
 DER, MEMO, ICARL = METHODS[2], METHODS[3], METHODS[0]
 
@@ -64,7 +65,7 @@ def test_what_differs_within_a_table_is_a_footnote_and_refused(tmp_path: Path, a
     runs = reports.read_runs([tmp_path])
     odd = runs.cells.loc[runs.cells["run"] == other.name, "name"].iloc[0]
     ((group, frame),) = lint.groups(runs.stages)
-    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    table = results_table(group, aggregate.summary(frame), runs.cells)
     own, usual = ("resnet14", "tinyconv12") if aspect == "backbone" else ("nme", "head")
     (mark,) = (mark for mark, text in table.notes if text == f"{aspect} {own}, where most rows have {usual}")
     assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {odd}
@@ -81,7 +82,7 @@ def test_settings_of_ones_own_are_a_footnote_and_refused(tmp_path: Path) -> None
     edit(other, lambda cell: cell.update(settings={"memo.lr": 0.05, "memo.epochs": 5}))
     runs = reports.read_runs([tmp_path])
     ((group, frame),) = lint.groups(runs.stages)
-    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    table = results_table(group, aggregate.summary(frame), runs.cells)
     assert ("", "Settings that are not the recipe's: memo.epochs=5, memo.lr=0.05 (MEMO)") in table.notes
     (mark,) = (mark for mark, text in table.notes if text.startswith("settings that are not the recipe's: memo.epochs"))
     assert {row.cells[1].text for row in table.rows if mark in row.cells[1].marks} == {"MEMO"}

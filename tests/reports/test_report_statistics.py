@@ -12,7 +12,8 @@ from make_runs import METHODS, REFERENCES, Grid, make_runs
 from scipy import stats
 
 from cilbench import reports
-from cilbench.reports import aggregate, comparability, comparison, contrasts, measures, statistics, tables
+from cilbench.reports import aggregate, comparability, comparison, contrasts, measures, statistics
+from cilbench.reports.tables.transfer import transfer_table
 
 
 def table(columns: dict[str, list[float]]) -> pd.DataFrame:
@@ -344,7 +345,7 @@ def test_without_joint_there_is_no_intransigence_and_the_table_says_so(
     make_runs(folder, Grid(methods=METHODS[:2], budgets_bytes=(49_152,)))
     runs = reports.read_runs([folder])
     ((group, frame),) = comparability.groups(runs.stages)
-    table = tables.transfer_table(group, aggregate.summary(frame), runs.cells)
+    table = transfer_table(group, aggregate.summary(frame), runs.cells)
     assert {row.cells[4].text for row in table.rows} == {"–"}
     assert any("not all are here" in text for _, text in table.notes)
 

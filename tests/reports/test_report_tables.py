@@ -8,12 +8,13 @@ import pytest
 from make_runs import METHODS, REFERENCES, Grid, edit, make_run, make_runs
 
 from cilbench import reports
-from cilbench.reports import aggregate, comparability, tables
+from cilbench.reports import aggregate, comparability
 from cilbench.reports.figures.registry import FIGURES, drawings_of
 from cilbench.reports.group import Group, groups_of
 from cilbench.reports.report import tables_of
-from cilbench.reports.tables import render
+from cilbench.reports.tables import render, results
 from cilbench.reports.tables.results import STRICT_NOTE
+from cilbench.reports.tables.table import Table, TableCell, TableRow
 
 
 @pytest.mark.parametrize(
@@ -46,7 +47,7 @@ def test_results_table_sets_references_apart_and_marks_the_best(tmp_path: Path) 
     make_runs(tmp_path, Grid(methods=METHODS[:3] + REFERENCES, budgets_bytes=(49_152,)))
     runs = reports.read_runs([tmp_path])
     ((group, frame),) = comparability.groups(runs.stages)
-    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    table = results.results_table(group, aggregate.summary(frame), runs.cells)
     competing = [row for row in table.rows if row.competes]
     assert [row.cells[1].text for row in table.rows if not row.competes] == ["Joint training", "Fine-tuning"]
     assert [row.competes for row in table.rows] == [True, True, True, False, False]
@@ -69,7 +70,7 @@ def test_a_method_far_over_budget_under_strict_is_marked(tmp_path: Path, extra_b
     edit(path, lambda cell: [task.update(strict_bytes=task["strict_bytes"] + extra_bytes) for task in cell["tasks"]])
     runs = reports.read_runs([tmp_path])
     ((group, frame),) = comparability.groups(runs.stages)
-    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    table = results.results_table(group, aggregate.summary(frame), runs.cells)
     over = {row.cells[1].text: row.cells[9] for row in table.rows}
     last = runs.boundaries.groupby("run")["strict_bytes"].max()[path.name]
     assert over["iCaRL"].text == f"{100 * (last / 49_152 - 1):.2f}"
@@ -82,7 +83,7 @@ def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
     edit(path, lambda cell: cell.update(events={"growth_clipped": 3}))
     runs = reports.read_runs([tmp_path])
     ((group, frame),) = comparability.groups(runs.stages)
-    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    table = results.results_table(group, aggregate.summary(frame), runs.cells)
     assert any("growth was clipped at the budget, 3 times" in note for _, note in table.notes)
 
 
@@ -105,41 +106,41 @@ def test_every_status_is_a_row_with_its_reason_in_every_table(tmp_path: Path, st
     (path / "metrics.csv").unlink()
     runs = reports.read_runs([tmp_path / "runs"])
     ((group, frame),) = comparability.groups(runs.stages)
-    table = tables.results_table(group, aggregate.summary(frame), runs.cells)
+    table = results.results_table(group, aggregate.summary(frame), runs.cells)
     words = status.replace("_", " ")
-    for text in (tables.to_markdown("Results", [("", [table])], [], ""), tables.to_latex(table, "x")):
+    for text in (render.to_markdown("Results", [("", [table])], [], ""), render.to_latex(table, "x")):
         assert words in text
         assert f"DER at 48 KiB, {words}: it was the disk" in text
-    assert status in tables.write_csv(aggregate.summary(frame), tmp_path / "r.csv").read_text()
+    assert status in render.write_csv(aggregate.summary(frame), tmp_path / "r.csv").read_text()
 
 
 def test_a_long_table_without_sections_is_cut() -> None:
-    rows = [tables.TableRow("", (tables.TableCell(str(n)),)) for n in range(130)]
+    rows = [TableRow("", (TableCell(str(n)),)) for n in range(130)]
     assert [len(part) for part in render._cut(rows)] == [42, 42, 42, 4]
-    rows = [tables.TableRow("one", (tables.TableCell(str(n)),)) for n in range(60)]
+    rows = [TableRow("one", (TableCell(str(n)),)) for n in range(60)]
     assert [len(part) for part in render._cut(rows)] == [50, 10]
 
 
-def cell(text: str, interval: str = "", mark: str = "", bold: bool = False) -> tables.TableCell:
-    return tables.TableCell(text, interval, (mark,) if mark else (), bold, sort=0.0)
+def cell(text: str, interval: str = "", mark: str = "", bold: bool = False) -> TableCell:
+    return TableCell(text, interval, (mark,) if mark else (), bold, sort=0.0)
 
 
 def test_numbers_and_intervals_are_columns_of_siunitx() -> None:
     """So that points, signs and brackets stand in line, and all columns have the same room, marked or not."""
-    head, refused = tables.TableCell("A"), tables.TableCell("refused")
+    head, refused = TableCell("A"), TableCell("refused")
     rows = [
         (head, cell("9.50", "± 0.25", bold=True), cell("−1,234.5", "[−2,000.0, 0.1]"), cell("7")),
         (head, cell("12.25", "± 10.05", mark="≈"), cell("3.0"), cell("8")),
         (head, refused, refused, cell("9")),
         (head, cell("8.00"), cell("1.0", "[0.5, 2.0]"), cell("10")),
     ]
-    table = tables.Table(
+    table = Table(
         "t",
         "About 5 %.",
         ("Method", "a", "b", "c"),
-        tuple(tables.TableRow("", r) for r in rows),
+        tuple(TableRow("", r) for r in rows),
     )
-    text = tables.to_latex(table, "x")
+    text = render.to_latex(table, "x")
     halved, bracketed = r"S[table-format=2.2]@{\,$\pm$\,}S[table-format=2.2]", "S[table-format=-4.1]@{~}l"
     room = r"@{\hskip 14pt}"
     assert rf"\begin{{tabular}}{{@{{}}l{halved}{room}{bracketed}{room}r@{{}}}}" in text

@@ -15,8 +15,9 @@ from make_runs import METHODS, REFERENCES, Grid, Synthetic, make_run, make_runs
 from matplotlib.figure import Figure
 
 from cilbench import reports
-from cilbench.reports import aggregate, comparability, measures, tables, wording
+from cilbench.reports import aggregate, comparability, measures, wording
 from cilbench.reports.spending import CONVENTIONS, spending
+from cilbench.reports.tables.auc import auc_table
 
 BUDGETS = (49_152, 98_304, 196_608)
 
@@ -189,7 +190,7 @@ def test_areas_are_marked_where_they_cannot_be_told_from_the_best(tmp_path: Path
         found = areas.set_index("name")[f"{measure}_verdict"]
         assert found[areas.set_index("name")[measure].idxmax()] == "best"
         assert {found["DER"], found["WA"]} <= {"best", "tied"}
-    table = tables.auc_table(group, areas, runs.cells)
+    table = auc_table(group, areas, runs.cells)
     marked = {row.cells[0].text for row in table.rows if "≈" in row.cells[1].marks}
     assert marked == set(areas.loc[areas["auc_a_verdict"] == "tied", "name"])
     assert any(mark == "≈" for mark, _ in table.notes) == bool(marked)
