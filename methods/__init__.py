@@ -42,6 +42,7 @@ METHODS: dict[str, str] = {
     "ds-al": "cilbench.methods.ds_al:DSAL",
     "dgr": "cilbench.methods.dgr:DGR",
     "mergan": "cilbench.methods.mergan:MeRGAN",
+    "ewc-m": "cilbench.methods.ewc_m:EWCM",
     "replay": "cilbench.methods.replay:Replay",
     "finetune": "cilbench.methods.finetune:Finetune",
     "joint": "cilbench.methods.joint:Joint",

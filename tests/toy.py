@@ -18,7 +18,7 @@ from cilbench.records.folder import Outcome, RunFolder
 from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario
 
-OVERRIDES = {"batch_size": 16, "dgm.z_dim": 12, "dgr.z_dim": 12, "mergan.z_dim": 12}
+OVERRIDES = {"batch_size": 16, "dgm.z_dim": 12, "dgr.z_dim": 12, "mergan.z_dim": 12, "ewc-m.z_dim": 12}
 
 
 def toy_dataset(

@@ -60,7 +60,7 @@ def of_generators(**settings: object) -> dict[str, object]:
 
 def of_solvers(**settings: object) -> dict[str, object]:
     """Overrides of the methods on DGM's networks that have a solver of its own."""
-    return {f"{method}.{name}": value for method in ("dgr", "mergan") for name, value in settings.items()}
+    return {f"{method}.{name}": value for method in ("dgr", "mergan", "ewc-m") for name, value in settings.items()}
 
 
 @cache
