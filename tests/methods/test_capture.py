@@ -17,6 +17,7 @@ from toy import CPU, OVERRIDES, toy_dataset, toy_spec
 from cilbench.methods.cim import method as cim
 from cilbench.methods.contract import Augmentation
 from cilbench.methods.dgm import method as dgm
+from cilbench.methods.generative import adversaries
 from cilbench.methods.registry import resolve
 from cilbench.methods.training import loop as training
 from cilbench.methods.training.cudagraph import CudaGraphStep
@@ -89,7 +90,7 @@ class Taped(CudaGraphStep):
 
 def assert_replayed_as_written(spec, dataset, monkeypatch):
     lines, written = [], learn_all(spec, dataset, tasks=2)
-    for module in (training, dgm, cim):
+    for module in (training, dgm, cim, adversaries):
         monkeypatch.setattr(module, "CudaGraphStep", Taped)
     monkeypatch.setattr(Taped, "replays", 0)
     replayed = learn_all(spec, dataset, tasks=2, log=lines.append)

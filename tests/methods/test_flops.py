@@ -17,6 +17,7 @@ from toy import CPU, run, toy_dataset, toy_spec
 from cilbench.methods.cim import method as cim
 from cilbench.methods.contract import Context
 from cilbench.methods.dgm import method as dgm
+from cilbench.methods.generative import adversaries
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.training import loop as training
 from cilbench.methods.training.augment import Transform
@@ -163,11 +164,11 @@ def test_a_task_that_was_stopped_again_and_again_counts_no_more(name, toy, tmp_p
     assert stops >= 4
 
 
-@pytest.mark.parametrize("name", ["icarl", "dgm", "foster+cim"])
+@pytest.mark.parametrize("name", ["icarl", "dgm", "mergan", "foster+cim"])
 def test_steps_that_are_replayed_count_as_steps_that_are_run(name, toy, monkeypatch):
     spec = toy_spec(name, toy, settings=several_epochs(name))
     written = learned(spec, toy)
-    for module in (training, dgm, cim):
+    for module in (training, dgm, cim, adversaries):
         monkeypatch.setattr(module, "CudaGraphStep", Taped)
     monkeypatch.setattr(Taped, "replays", 0)
     monkeypatch.setattr(Taped, "WARM_UP", 3)  # as on CUDA: what is counted runs as it is written

@@ -10,8 +10,11 @@ from dgm_toys import PLENTY, TOY, context, toy_task
 from generative_toys import SMALL, after, fresh, further, watched
 
 from cilbench.budgets import unseal
+from cilbench.data.cards import builtin_cards
 from cilbench.methods import mergan
+from cilbench.methods.dgr import DGR, DGRConfig
 from cilbench.methods.mergan import MeRGAN, MeRGANConfig, misalignment
+from cilbench.methods.registry import resolve
 
 CONFIG = MeRGANConfig(**SMALL)
 JOINT = replace(CONFIG, variant="joint")
@@ -116,6 +119,26 @@ def test_the_solver_has_met_generated_images_alone(monkeypatch: pytest.MonkeyPat
         "head",
         "statistics",
     }
+
+
+@pytest.mark.parametrize(
+    ("dataset", "alignment", "lr", "epochs"),
+    [("mnist", 1e-3, 2e-3, 101), ("svhn", 1e-2, 5e-4, 151), ("cifar10", 1e-3, 5e-4, 151)],
+)
+def test_settings_are_the_authors_weight_and_dgms_training(
+    dataset: str, alignment: float, lr: float, epochs: int
+) -> None:
+    card = builtin_cards()[dataset]
+    config = resolve("mergan", "published", card.overrides, {}).config
+    assert (config.alignment, config.lr, config.epochs, config.batch_size) == (alignment, lr, epochs, 64)
+    assert (card.inc, config.gradient_penalty) == (1, 1.0)
+    assert resolve("mergan+joint", "published", card.overrides, {}).config.variant == "joint"
+
+
+def test_a_class_and_noise_have_to_fit_into_z() -> None:
+    with pytest.raises(ValueError, match=r"mergan.z_dim 6 leaves no noise beside the one-hot class: at least 7"):
+        MeRGAN.plan(PLENTY, TOY, replace(CONFIG, z_dim=6))
+    DGR.plan(PLENTY, TOY, DGRConfig(**{**SMALL, "z_dim": 6}))  # its generator is told no class
 
 
 def test_it_remembers() -> None:
