@@ -55,7 +55,10 @@ def told(ranks: list[subprocess.Popen[str]]) -> dict[str, list[object]]:
 
 def states(out: Path, name: str) -> list[dict[str, torch.Tensor]]:
     (folder,) = (path for path in out.iterdir() if path.name.split("-toy-")[0] == name)
-    return [unseal(path.read_bytes()) for path in sorted(folder.glob("tasks/*/state.safetensors"))]
+    found = [unseal(path.read_bytes()) for path in sorted(folder.glob("tasks/*/state.safetensors"))]
+    if name == "feature-replay":  # whose payload is features
+        return [state | {"exemplars/payload": state["exemplars/payload"].view(torch.float32)} for state in found]
+    return found
 
 
 def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> list[str]:
