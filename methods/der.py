@@ -64,5 +64,5 @@ class DER(Rehearsal):
     def training(
         self, task: Task, known: int, auxiliary_head: nn.Linear, schedule: Schedule, context: Context
     ) -> tuple[Loss, Schedule, Context]:
-        """What a task is learned by; `known` classes are of earlier ones."""
+        """Loss, schedule and context that a task is learned with; `known` classes are those of earlier tasks."""
         return expansion_loss(self.net, auxiliary_head, known, self.config.auxiliary), schedule, context

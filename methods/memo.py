@@ -68,7 +68,7 @@ class MEMO(DER):
 
     @classmethod
     def stored_shape(cls, config: Config, scenario: Scenario, backbone: str, codec: Codec) -> Shape:
-        """Of latents that of the maps between general and specialised layers."""
+        """Latents have the shape of the maps between general and specialised layers."""
         if not isinstance(codec, Latent):
             return scenario.image_shape
         meta = torch.device("meta")

@@ -104,7 +104,7 @@ def working(what: str) -> "Iterator[Console]":
 
 @contextmanager
 def writing(out: Path) -> Iterator[None]:
-    """Whatever keeps a page from being written into `out` is a request that is wrong."""
+    """Raises RequestError for whatever keeps the block from writing into `out`."""
     try:
         yield
     except OSError as error:

@@ -332,7 +332,7 @@ def _by_number(name: str) -> list[str | int]:
 
 
 def _of_headers(headers: Iterable[Header], target: Target) -> Iterator[str]:
-    """What does not come over as it is."""
+    """Lines about what is not taken over as it is."""
     headers = list(headers)
     if grey := sum(header.grey_bits > 0 for header in headers):
         kept = min(8, target.grey_bits)
@@ -346,7 +346,7 @@ def _of_headers(headers: Iterable[Header], target: Target) -> Iterator[str]:
 
 
 def _of_pixels(transparent: list[str], meta: cache.Meta, train: _Seen, test: _Seen) -> Iterator[str]:
-    """What is known once all images have been decoded."""
+    """Lines about what is known only once all images have been decoded."""
     if transparent:
         yield f"laid on white, having transparency: {_some(transparent, 'image')}"
     if max(meta.std) <= 1 / 255:

@@ -34,7 +34,7 @@ class Reporter:
     def say(self, text: str) -> None: ...
 
     def hear(self, worker: int, told: Any) -> None:
-        """What the reporter of another process tells."""
+        """Show what the reporter of a worker process has sent."""
 
     def resumed(self, resumed: Resumed) -> None: ...
 

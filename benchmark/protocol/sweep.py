@@ -190,7 +190,7 @@ def _estimated(todo: Sweep, workers: Workers, dataset: Dataset) -> list[str]:
 def _ended_already(
     folders: Mapping[str, RunFolder], ended: Mapping[str, Outcome | None], dataset: Dataset
 ) -> Iterator[str]:
-    """How many runs are not run again; a line more for each that was made of other images than there are now."""
+    """Lines: how many runs are not run again, and which of them were made of other images than there are now."""
     final = {run_id: outcome for run_id, outcome in ended.items() if outcome is not None and outcome.status in FINAL}
     if final:
         counts = Counter(outcome.status.replace("_", " ") for outcome in final.values())
@@ -290,7 +290,7 @@ def _run_one(todo: Sweep, spec: RunSpec, dataset: Dataset, reporter: Reporter) -
 
 
 def _ended(folder: RunFolder, ended_since: bool) -> Outcome | None:
-    """The outcome of a run that is not done again. A failed one is, but once a sweep."""
+    """The outcome of a run that is not done again. A failed run is done again, once a sweep."""
     outcome = folder.outcome()
     return outcome if outcome is not None and (outcome.status in FINAL or ended_since) else None
 
@@ -305,7 +305,7 @@ def _stopped(stop: Stop, done: int, runs: int, folder: RunFolder) -> str:
 
 
 def check_writable(out: Path) -> bool:
-    """Raises RequestError where no run folder can be made; are there locks that end with their process?
+    """Are there locks that end with their process? Raises RequestError where no run folder can be made.
 
     Tried in the nearest folder that is there, with a file that has no name: `out` itself would vanish under another
     process that begins at the same time.
@@ -335,7 +335,7 @@ def _writing_beside(out: Path) -> Iterator[Path]:
 
 
 def _exists(path: Path) -> bool:
-    """Is anything there, be it a link to nowhere? Raises OSError for a path that cannot be."""
+    """Is anything there, even a broken link? Raises OSError for an impossible path."""
     try:
         path.lstat()
     except FileNotFoundError:

@@ -238,13 +238,12 @@ class RunFolder:
         return sum(path.name.isdecimal() for path in (self.partial / "tasks").iterdir())
 
     def _begun_on(self) -> str | None:
-        """What `_begin_on` wrote; None where nothing was. What cannot be that is other images'."""
+        """What `_begin_on` wrote; None where there is nothing. Anything unreadable counts as other images."""
         for folder in (self.partial, self.final):
             with suppress(FileNotFoundError, NotADirectoryError):
                 try:
-                    return disk.read_bytes(folder / schema.IMAGES, schema.LIMITS[schema.IMAGES]).decode(
-                        errors="replace"
-                    )
+                    said = disk.read_bytes(folder / schema.IMAGES, schema.LIMITS[schema.IMAGES])
+                    return said.decode(errors="replace")
                 except ValueError:
                     return "unreadable"
         return None
@@ -274,7 +273,7 @@ class RunFolder:
                 return files, printable(f"{folder}: {error}")
 
     def _good(self) -> tuple[int, str]:
-        """How many tasks can be gone on from, and why not from the next. Raises OSError."""
+        """After how many tasks the run can go on, and why not after one more. Raises OSError."""
         files, why = self._read_tasks()
         done = 0
         for file in files:

@@ -158,7 +158,7 @@ class Rehearsal:
         return {head: scores[head] for head in self.card.heads}
 
     def _class_means(self) -> Tensor:
-        """Of the exemplars as they are stored; once after loading, none of it is kept."""
+        """Of the exemplars as they are stored; computed once after loading, and not sealed."""
         if self.means_KD is None:
             exemplars, labels = self.memory.decoded(self.device)
             with counted_as("means"):
@@ -278,7 +278,7 @@ def expanding_layout(plan: Plan, scenario: Scenario, compression: Compression, b
 
 
 def _layout(models: Iterable[Ledger], codec: Codec | None) -> Layout:
-    """Of planned models, and exemplars under a codec beside each."""
+    """Layout of planned models, each with exemplars under a codec."""
     held = ledger_of_state(stored_shapes(codec)).entries if codec else ()
     return layout_of(Ledger((*model.entries, *held)) for model in models)
 
