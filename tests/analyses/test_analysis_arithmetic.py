@@ -1,6 +1,7 @@
 """The arithmetic of the analyses, against numbers worked out by hand."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 from typing import cast
 
@@ -8,8 +9,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from cilbench.analyses.calibration import binned, expected_error
+from cilbench.analyses.grids import drawings
 from cilbench.analyses.growth import reused
 from cilbench.analyses.objects import across
 from cilbench.analyses.storage import reaching
@@ -136,3 +139,17 @@ def test_general_layers_are_split_before_a_stage() -> None:
     assert [len(part) for part in split_general(build_shared("tiny", "tinyconv4", 1), 1)] == [0, 1]
     with pytest.raises(ValueError, match="no stage 4 to specialise from: this backbone has 3"):
         split_general(general, 4)
+
+
+def test_a_class_that_a_generator_never_makes_has_an_empty_row_in_the_grid() -> None:
+    columns = ["name", "brought_by", "class", "class_name", "which", "number", "_image"]
+    image = np.full((1, 8, 8), 200, dtype=np.uint8)
+    rows = [("d", 0, label, str(label), "real", n, image) for label in (0, 1) for n in (0, 1)]
+    table = pd.DataFrame([*rows, ("d", 0, 1, "1", "generated", 0, image)], columns=columns)
+    found = SimpleNamespace(close_up=lambda name: table, drawing=lambda name, about, make, of: make)
+    (make,) = cast(list[partial[Figure]], drawings(cast(Found, found)))
+    assert [(len(real), len(made)) for _, real, made in make.args[0]] == [(2, 0), (2, 1)]
+    real, made = (axes.images[0].get_array() for axes in make().axes)
+    assert np.asarray(real)[:8, :8].max() == 200
+    assert np.asarray(made)[:8].min() == 255
+    assert np.asarray(made)[-8:, :8].max() == 200
