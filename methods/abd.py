@@ -10,9 +10,9 @@ Loss       w·CE of real images on the new classes' logits among themselves (loc
            with w the share of old classes, known / seen, for an image of an old class and 1 − known / seen for one of a
            new class, as coded. First task: cross-entropy.
 Deviations a generator begins anew in every task, since nothing else crosses a boundary; the authors' code goes on from
-           the last one, and from its Adam's moments. The fine-tuning's softmax is over the classes seen, theirs over all to come too.
-           A batch passes the network once; theirs passes twice, so that BatchNorm follows it by 1 − 0.9² in place of
-           0.1. Real images are augmented as the protocol has it, theirs by crop and flip alone.
+           the last one, and from its Adam's moments. The fine-tuning's softmax is over the classes seen, theirs over
+           all to come too. A batch passes the network once; theirs passes twice, so that BatchNorm follows it by
+           1 − 0.9² in place of 0.1. Real images are augmented as the protocol has it, theirs by crop and flip alone.
 """
 
 import copy

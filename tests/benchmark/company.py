@@ -32,7 +32,9 @@ from cilbench.protocol.run import execute  # noqa: E402
 from cilbench.records.folder import RunFolder  # noqa: E402
 
 # Three or four epochs. At 0.1 the last bits of a step decide what MEMO learns in ten, on one rank too.
-EPOCHS, SMALL_STEPS = "0.02", {"lr": 0.01}
+# So do a hundred steps of an inversion, which turn a classifier's last bits into images of their own.
+EPOCHS, SMALL_STEPS = "0.02", {"lr": 0.01, "dfkd.image_lr": 1e-3}
+SMALL_STEPS |= {"abd.inversion_lr": 1e-6, "dual-teacher.inversion_lr": 1e-6}
 
 
 def spec_of(name):

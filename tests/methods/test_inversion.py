@@ -27,6 +27,7 @@ from cilbench.methods.inversion import (
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted
 from cilbench.methods.training.flops import counting
+from cilbench.methods.training.ranks import Ranks, over_ranks
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import make_scenario, stream
 
@@ -118,6 +119,15 @@ def test_the_loss_is_of_every_batchnorm_and_leaves_the_network_as_it_was():
     assert found == pytest.approx(np.dot([0.3, 0.5, 0.7, 0.9], terms), rel=1e-4)
     assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
     assert not any(norm._forward_pre_hooks for norm in inputs)
+
+
+def test_a_rank_of_several_inverts_by_the_statistics_of_the_whole_batch():
+    """There is no other rank here: what asked one for its rows would end in an error."""
+    net, x = classifier(), images().requires_grad_()
+    alone = inversion_loss(net, x, SMOKE)
+    with over_ranks(Ranks(1, 2, control=None)):
+        together = inversion_loss(net, x, SMOKE)
+    assert torch.equal(together, alone)
 
 
 def test_hooks_are_taken_off_after_an_error():
