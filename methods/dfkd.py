@@ -8,15 +8,15 @@ Charged    the statistics, as `other`: C + C(C+1)/2 numbers a class and stage of
 Images     of old classes are made at the start of a task and dropped at its end: noise, changed by Adam until the
            network (as it was loaded) has activations drawn from N(μ, Σ), by Σ_l mean (a*_l⁺ − a_l⁺)² / C_l over stages
            l, the last included; a⁺ is max(a, 0).
-Loss       (1 − λ)·CE + λ·KD of the loaded network's logits, λ = known / seen: `balanced_distillation`, on the task's
-           images and those made, which take the place of exemplars.
+Loss       CE of the task's images on the new classes' logits among themselves, as LwF, + λ·KD of the loaded network's
+           logits on all images: those made are distilled from and have no labels. First task: cross-entropy.
 Statistics at the end of a task, of new classes from their images, of old ones from those made for them: all are of the
            network that is kept.
-Deviations the paper has one network that a smaller one is distilled from, once, and knows no tasks; its loss has no
-           labels. A stage's maps are averaged over positions, the paper's records are of every unit. Noise is
-           multiplied by a root of Σ, so that it has that covariance; the public code multiplies it by Σ. Images are
-           rounded to uint8 and augmented as any other. 64 a class, the public code made 6,400 on MNIST. Spectral
-           records are left out. No number was published for CIFAR-100.
+Deviations the paper has one network that a smaller one is distilled from, once, and knows no tasks. Maps of a stage
+           are averaged over positions, the paper's records are of every unit. Noise is multiplied by a root of Σ, so
+           that it has that covariance; the public code multiplies it by Σ. Images are rounded to uint8 and augmented
+           as any other. 64 a class, the public code made 6,400 on MNIST. Spectral records are left out. No number was
+           published for CIFAR-100.
 """
 
 import copy
@@ -40,11 +40,11 @@ from cilbench.methods.rehearsal.closed_form import symmetric, triangle
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.rehearsal.prototypes import feature_means
 from cilbench.methods.training.augment import Transform
-from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, in_epochs
+from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.images import Images, concat_images
 from cilbench.methods.training.loop import Loss, TaskData, fit, in_batches
-from cilbench.methods.training.losses import balanced_distillation
+from cilbench.methods.training.losses import kd_loss
 
 Layers = Literal["all", "last"]
 Statistics = list[tuple[Tensor, Tensor]]  # of each stage: means [K, C] and the upper triangles of covariances
@@ -59,7 +59,8 @@ class DFKD(Rehearsal):
         images_per_class: Count = 64  # a batch of the public code; there 100 of them on MNIST
         image_epochs: Count = in_epochs(10)  # of 100 steps each: 1,000, procedures/optimize_dataset.py
         image_lr: Positive = 0.07  # Adam, readme.md and _optimization_objectives.py
-        temperature: Positive = 2.0  # as iCaRL's and WA's, for want of tasks in the paper
+        temperature: Positive = 2.0  # as LwF's, for want of tasks in the paper: PyCIL models/lwf.py
+        distillation: Weight = 3.0  # λ, the same
 
         def of_images(self, count: int) -> Schedule:
             """Of so many images that are optimised together."""
@@ -107,7 +108,7 @@ class DFKD(Rehearsal):
         task_data = TaskData(concat_images(task.images, made), torch.cat([task.labels, labels]), len(task.labels))
 
         train_unfrozen(self.net)
-        loss = balanced_distillation(self.net, teacher, known, self.config.temperature)
+        loss = distilling_loss(self.net, teacher, self.config)
         schedule, part = self.config.schedule(task.index), (self._image_share() if known else 0.0, 1.0)
         fit(loss, [self.net], task_data, schedule, self.transform, context, task.index, part=part)
         self.net.eval()
@@ -188,6 +189,24 @@ def activations(net: IncrementalNet, x_BCHW: Tensor, layers: Layers) -> list[Ten
     if layers == "last":
         return [net.features(x_BCHW)]
     return [net.pooled(maps) for maps in net.stage_maps(x_BCHW)]
+
+
+def distilling_loss(net: IncrementalNet, teacher: IncrementalNet, config: DFKD.Config) -> Loss:
+    """Cross-entropy of new classes among themselves + λ·KD of old logits on new and made images."""
+    known = teacher.seen
+
+    def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        logits_BK = net(x_BCHW)
+        if not known:
+            return F.cross_entropy(logits_BK, labels_B)
+        with torch.no_grad():
+            old_BK = teacher(x_BCHW)
+        new_B = (labels_B - known).clamp(min=-1)  # −1: made
+        own = F.cross_entropy(logits_BK[:, known:], new_B, ignore_index=-1, reduction="sum")
+        distilled = kd_loss(logits_BK[:, :known], old_BK, config.temperature)
+        return own / (new_B >= 0).sum().clamp(min=1) + config.distillation * distilled
+
+    return loss
 
 
 def pixels(x_BCHW: Tensor, transform: Transform) -> Tensor:

@@ -79,18 +79,21 @@ def test_statistics_are_of_the_network_that_is_kept_and_of_each_class_of_the_tas
 
 
 def test_the_loss_of_a_later_task(monkeypatch):
-    later = later_task("dfkd", toy_dataset(), monkeypatch, settings={"dfkd.temperature": "3"})
+    settings = {"dfkd.temperature": "3", "dfkd.distillation": "0.7"}
+    later = later_task("dfkd", toy_dataset(), monkeypatch, settings=settings)
     *of_images, learning = later.phases
     assert [phase["phase"] for phase in of_images] == [f"images {n}" for n in range(8)]  # 2 classes × 64 images / 16
-    x, labels = batch(6, 4)
+    x, labels = batch(9, 4)
     with torch.no_grad():
         for p in later.method.net.parameters():
             p += 0.05 * torch.randn_like(p)
     net, old = later.method.net.eval(), later.old.net.eval()
-    found = float(learning["loss"](x, labels).detach())
-    logits, before = numbers(net(x)), numbers(old(x))
-    expected = 0.5 * cross_entropy(logits, labels.numpy()) + 0.5 * distillation(logits[:, :2], before, 3.0)
-    assert found == pytest.approx(expected, rel=1e-4)
+    logits, before, new = numbers(net(x)), numbers(old(x)), labels.numpy() >= 2
+    assert 0 < new.sum() < 9
+    held = 0.7 * distillation(logits[:, :2], before, 3.0)
+    expected = cross_entropy(logits[new, 2:], labels.numpy()[new] - 2) + held
+    assert float(learning["loss"](x, labels).detach()) == pytest.approx(expected, rel=1e-4)
+    assert float(learning["loss"](x, labels * 0).detach()) == pytest.approx(held, rel=1e-4)  # of made images alone
 
 
 def test_made_images_stand_where_exemplars_would(monkeypatch):
