@@ -104,7 +104,8 @@ class Rehearsal:
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
-        if not cls.card.rehearsal:
+        """Without a compression, a method whose card has no exemplars is planned without a memory."""
+        if compression is None and not cls.card.rehearsal:
             return plan_reference(cls.card.key, budget, scenario, images=None, growth=cls.growth_of(config))
         compression = compression or Plain(Raw())
 
