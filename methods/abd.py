@@ -15,7 +15,6 @@ Deviations a generator begins anew in every task, since nothing else crosses a b
            1 − 0.9² in place of 0.1. Real images are augmented as the protocol has it, theirs by crop and flip alone.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.inversion import Generator, InversionConfig, inverted, plan_inverted, with_made
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.config import Count, Weight, in_epochs
@@ -70,7 +69,7 @@ class ABD(Rehearsal):
         return cost._replace(images=cost.images + config.inversion_images) if task else cost
 
     def learn(self, task: Task, context: Context) -> None:
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         begun, loss = 0.0, first_loss(self.net)
         if teacher.seen:
             begun = self.config.inversion_epochs / (self.config.inversion_epochs + self.config.epochs)

@@ -19,7 +19,6 @@ Deviations the paper has one network that a smaller one is distilled from, once,
            published for CIFAR-100.
 """
 
-import copy
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -34,7 +33,7 @@ from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.fecam import covariance
 from cilbench.methods.inversion import STEPS_AN_EPOCH, steps_alone
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, plan_reference
 from cilbench.methods.rehearsal.closed_form import symmetric, triangle
 from cilbench.methods.rehearsal.memory import Compression
@@ -102,7 +101,7 @@ class DFKD(Rehearsal):
 
     def learn(self, task: Task, context: Context) -> None:
         known = self.net.seen
-        teacher = copy.deepcopy(self.net).eval().requires_grad_(False)
+        teacher = frozen_copy(self.net)
         made, labels = self._made(teacher, context, task.index)
         self.prepare_task(task)
         task_data = TaskData(concat_images(task.images, made), torch.cat([task.labels, labels]), len(task.labels))

@@ -14,7 +14,6 @@ Deviations of the paper its abstract alone was at hand, and no code of it is pub
            schedules for its own: an interpretation, whose numbers are held against none of the paper's.
 """
 
-import copy
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +25,7 @@ from cilbench.methods.abd import first_loss
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.inversion import Generator, InversionConfig, inverted, plan_inverted, with_made
-from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
+from cilbench.methods.networks.incremental import IncrementalNet, frozen_copy, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.config import Positive, Weight
@@ -67,7 +66,7 @@ class DualTeacher(Rehearsal):
     def learn(self, task: Task, context: Context) -> None:
         config, known, begun = self.config, self.net.seen, 0.0
         if known:
-            old = copy.deepcopy(self.net).eval().requires_grad_(False)
+            old = frozen_copy(self.net)
             steps = config.inversion_epochs + 2 * config.epochs
             inverting, begun = config.inversion_epochs / steps, 1 - config.epochs / steps
             generator = inverted(old, config, self.scenario, context, task.index, (0.0, inverting))
