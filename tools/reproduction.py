@@ -129,7 +129,7 @@ def _counts(book: Book) -> str:
     ]
     counts = ", ".join(f"{count} {word}" for word, count in Counter(words).most_common())
     absent = [method for method in METHODS if not any(place.method == method for place in book.numbers)]
-    nothing = f" Nothing published was found for: {', '.join(absent)}." if absent else ""
+    nothing = f" No published number of the same experiment could be read for: {', '.join(absent)}." if absent else ""
     return f"{len(words)} configurations of ours have published numbers: {counts}.{nothing}"
 
 

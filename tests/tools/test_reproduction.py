@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from make_runs import make_runs
 
 from cilbench.budgets.size import PUBLISHED_BYTES
+from cilbench.methods import METHODS
 from cilbench.reports import measures
 from cilbench.reports.load import read_runs
 from cilbench.request import RunOptions, specs
@@ -255,6 +256,10 @@ def test_a_wrong_request_is_one_line(arguments, says, tmp_path, monkeypatch, cap
     assert says in said
     assert len(said.splitlines()) == 1
     assert not list(tmp_path.iterdir())
+
+
+def test_every_method_has_published_numbers_or_is_said_to_have_none():
+    assert set(METHODS) <= set(published.METHODS)
 
 
 def test_a_number_of_one_head_is_never_held_against_another():
