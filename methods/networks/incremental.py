@@ -176,8 +176,9 @@ class IncrementalNet(nn.Module):
         own = [self._general()[1]] if self.specialise_from or not self.share_general else []
         branch = nn.Sequential(*filter(len, own), build_specialised(self.family, self.backbone))
         if self.signed:
-            *_, last = (name for name, layer in branch.named_modules() if isinstance(layer, nn.ReLU))
-            branch.set_submodule(last, nn.Identity())
+            relus = [name for name, layer in branch.named_modules() if isinstance(layer, nn.ReLU)]
+            for last in relus[-1:]:  # a network without any, such as ConvNeXt, has signed features as it is
+                branch.set_submodule(last, nn.Identity())
         return self._placed(branch)
 
     def _placed(self, module: nn.Module) -> nn.Module:

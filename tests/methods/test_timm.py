@@ -6,9 +6,12 @@ import pytest
 import torch
 from nursery import nursery
 from torch import nn
+from toy import CPU
 
 from cilbench.methods.networks.backbones import backbone_bytes, build_shared, build_specialised
+from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.networks.timm_models import timm_spec
+from cilbench.request import RunOptions, specs
 
 timm = pytest.importorskip("timm", reason="needs the extra `timm`")
 
@@ -78,3 +81,17 @@ def test_methods_learn_on_it_and_what_they_keep_is_weighed(tmp_path):
     assert sizes["der"] == 2 * whole
     assert whole < sizes["memo"] < 2 * whole
     assert nursery().run(["verify", "runs"], tmp_path)[0] == 0
+
+
+def test_features_of_a_network_without_relu_are_signed_as_they_are():
+    """LUCIR, PODNet, Coil and feature replay take the last ReLU away; ConvNeXt has none."""
+    (spec,) = specs(RunOptions(methods="lucir", dataset="cifar100", budget="8MiB", backbone="timm:test_convnext"))
+    signed, usual = (IncrementalNet(spec.scenario, spec.plan().backbone, CPU, signed=taken) for taken in (True, False))
+    for net in (signed, usual):
+        net.add_branch()
+        net.eval()
+    signed.load_state_dict(usual.state_dict())
+    with torch.no_grad():
+        features_BD = signed.features(images_BCHW := torch.rand(2, 3, 32, 32))
+        assert torch.equal(features_BD, usual.features(images_BCHW))
+    assert features_BD.min() < 0
