@@ -20,7 +20,9 @@ Where this departs from the authors' code, and why:
 - A task's running statistics are set once at its end, under its binary masks: replay uses those, training soft ones.
   The authors' follow every batch under soft masks.
 - The discriminator's running statistics follow the class batches alone: the class head is evaluated with them. The
-  authors' follow the critic's batches, real and generated, as well.
+  authors' follow the critic's batches, real and generated, as well. Known fault: they lag behind weights that the
+  critic goes on moving. On five classes of MNIST, shortened, a last accuracy was 66.4 %, and 94.3 % with statistics of
+  the last weights. The authors choose the epoch on real images, which hides it (`dgm+validation`).
 - New images are shuffled in every epoch, and old ones with them; the authors keep the order of new images and pair the
   batch at a position with the replayed images at that position. The residual generator's step draws its own noise;
   the authors' reuses the critic's.
