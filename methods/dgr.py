@@ -71,11 +71,6 @@ class DGR(Generative):
         pool = new + config.replayed(new, task)
         return cls.cost(config, pool, pool)
 
-    def learn(self, task: Task, context: Context) -> None:
-        """Raises Diverged, Interrupted."""
-        with full_precision(self.device):  # the gradient penalty is differentiated twice: float32 in any precision
-            self._learn(task, context)
-
     def _learn(self, task: Task, context: Context) -> None:
         config, t, rng = self.config, task.index, context.generator
         images, labels = self._resized(task.images), task.labels

@@ -41,7 +41,6 @@ from cilbench.methods.generative.networks import Generator, export
 from cilbench.methods.training.config import Positive, Weight
 from cilbench.methods.training.flops import Repeated
 from cilbench.methods.training.loop import batches
-from cilbench.methods.training.numerics import full_precision
 
 
 @dataclass(frozen=True)
@@ -81,11 +80,6 @@ class EWCM(Generative):
         """F takes no image of the task."""
         new = scenario.images_of(len(scenario.new(task)))
         return cls.cost(config, new, scenario.images_of(scenario.seen(task)))
-
-    def learn(self, task: Task, context: Context) -> None:
-        """Raises Diverged, Interrupted."""
-        with full_precision(self.device):  # the gradient penalty is differentiated twice: float32 in any precision
-            self._learn(task, context)
 
     def _learn(self, task: Task, context: Context) -> None:
         config, t, rng, known = self.config, task.index, context.generator, self.seen

@@ -40,7 +40,6 @@ from cilbench.methods.generative.adversaries import AdversarialStep, class_loss,
 from cilbench.methods.generative.base import Generative
 from cilbench.methods.generative.config import GenerativeConfig
 from cilbench.methods.training.config import Weight
-from cilbench.methods.training.numerics import full_precision
 
 
 @dataclass(frozen=True)
@@ -70,11 +69,6 @@ class MeRGAN(Generative):
         seen = scenario.images_of(scenario.seen(task))
         new = scenario.images_of(len(scenario.new(task)))
         return cls.cost(config, seen if config.variant == "joint" else new, seen)
-
-    def learn(self, task: Task, context: Context) -> None:
-        """Raises Diverged, Interrupted."""
-        with full_precision(self.device):  # the gradient penalty is differentiated twice: float32 in any precision
-            self._learn(task, context)
 
     def _learn(self, task: Task, context: Context) -> None:
         config, t, rng, known = self.config, task.index, context.generator, self.seen

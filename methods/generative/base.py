@@ -9,7 +9,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget
 from cilbench.budgets.sealed import State
-from cilbench.methods.contract import Augmentation, Context, MethodCard, Plan, Scenario, TrainingCost
+from cilbench.methods.contract import Augmentation, Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.discriminator import Discriminator
 from cilbench.methods.dgm.method import resized
 from cilbench.methods.dgm.planning import working_side
@@ -68,6 +68,14 @@ class Generative:
         schedule = config.solver_schedule
         shown = replace(schedule, epochs=config.epochs).images(adversaries) + schedule.images(solver)
         return TrainingCost(shown, config.epochs)
+
+    def learn(self, task: Task, context: Context) -> None:
+        """Raises Diverged, Interrupted."""
+        with full_precision(self.device):  # the gradient penalty is differentiated twice: float32 in any precision
+            self._learn(task, context)
+
+    def _learn(self, task: Task, context: Context) -> None:
+        raise NotImplementedError
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), full_precision(self.device):

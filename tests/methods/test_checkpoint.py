@@ -30,6 +30,21 @@ class After:
         return self.left < 0
 
 
+def phases_of_a_stopped_second_task(spec, dataset, steps, path):
+    """What its checkpoint holds, by phase, where it was stopped; it goes on from there to the same bytes."""
+    plan, tasks = spec.plan(), stream(dataset, spec.scenario, CPU)
+    first = learn_and_seal(spec, plan, next(tasks), None, CPU, ignore, ignore)
+    task = next(tasks)
+    expected = learn_and_seal(spec, plan, task, first, CPU, ignore, ignore)
+    with pytest.raises(Interrupted):
+        learn_and_seal(spec, plan, task, first, CPU, ignore, ignore, Checkpoint(path, After(steps), every_seconds=1e9))
+    kept = Checkpoint(path)
+    assert kept.read()
+    phases = dict(kept.phases)
+    assert learn_and_seal(spec, plan, task, first, CPU, ignore, ignore, kept) == expected
+    return phases
+
+
 def several_epochs(name):
     """Settings that give a smoke run more than one epoch and phase."""
     base = components(name)[0]

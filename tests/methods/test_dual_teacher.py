@@ -5,14 +5,13 @@ import pytest
 import torch
 from method_losses import batch, cross_entropy, distillation, later_task, numbers
 from test_abd import Fixed
-from test_checkpoint import After
+from test_checkpoint import phases_of_a_stopped_second_task
 from test_conformance import ignore
 from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger
 from cilbench.methods.dual_teacher import later_loss
 from cilbench.methods.registry import resolve
-from cilbench.methods.training.checkpoint import Checkpoint, Interrupted
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 
@@ -79,17 +78,8 @@ def test_the_classifier_is_all_that_is_kept():
 def test_stopped_in_any_phase_a_task_goes_on_to_the_same_bytes(steps, phases, tmp_path):
     dataset = toy_dataset()
     spec = toy_spec("dual-teacher", dataset)
-    plan, tasks = spec.plan(), stream(dataset, spec.scenario, CPU)
-    first = learn_and_seal(spec, plan, next(tasks), None, CPU, ignore, ignore)
-    task = next(tasks)
-    expected = learn_and_seal(spec, plan, task, first, CPU, ignore, ignore)
-    path = tmp_path / "checkpoint.bin"
-    with pytest.raises(Interrupted):
-        learn_and_seal(spec, plan, task, first, CPU, ignore, ignore, Checkpoint(path, After(steps), every_seconds=1e9))
-    kept = Checkpoint(path)
-    assert kept.read()
-    assert list(kept.phases) == phases
-    assert learn_and_seal(spec, plan, task, first, CPU, ignore, ignore, kept) == expected
+    kept = phases_of_a_stopped_second_task(spec, dataset, steps, tmp_path / "checkpoint.bin")
+    assert list(kept) == phases
 
 
 def test_settings_are_the_protocols_and_abds():

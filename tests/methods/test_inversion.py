@@ -5,7 +5,7 @@ import pytest
 import torch
 from method_losses import log_softmax, numbers
 from scipy.ndimage import correlate
-from test_checkpoint import After
+from test_checkpoint import phases_of_a_stopped_second_task
 from test_conformance import ignore
 from torch import nn
 from torch.nn import functional as F
@@ -25,11 +25,9 @@ from cilbench.methods.inversion import (
     statistics_loss,
 )
 from cilbench.methods.networks.incremental import IncrementalNet
-from cilbench.methods.training.checkpoint import Checkpoint, Interrupted
 from cilbench.methods.training.flops import counting
 from cilbench.methods.training.ranks import Ranks, over_ranks
-from cilbench.protocol.task import learn_and_seal
-from cilbench.scenario import make_scenario, stream
+from cilbench.scenario import make_scenario
 
 SMOKE = InversionConfig(inversion_epochs=3, max_steps=2, batch_size=5, noise=7)
 
@@ -197,17 +195,8 @@ def test_long_inversion_brings_the_loss_down():
 def test_stopped_within_the_inversion_a_task_goes_on_to_the_same_bytes(steps, tmp_path):
     dataset = toy_dataset()
     spec = toy_spec("abd", dataset, settings={"abd.inversion_epochs": "2"})
-    plan, tasks = spec.plan(), stream(dataset, spec.scenario, CPU)
-    first = learn_and_seal(spec, plan, next(tasks), None, CPU, ignore, ignore)
-    task = next(tasks)
-    expected = learn_and_seal(spec, plan, task, first, CPU, ignore, ignore)
-    path = tmp_path / "checkpoint.bin"
-    with pytest.raises(Interrupted):
-        learn_and_seal(spec, plan, task, first, CPU, ignore, ignore, Checkpoint(path, After(steps), every_seconds=1e9))
-    kept = Checkpoint(path)
-    assert kept.read()
-    assert set(kept.phases) == {"inversion"}
-    assert learn_and_seal(spec, plan, task, first, CPU, ignore, ignore, kept) == expected
+    kept = phases_of_a_stopped_second_task(spec, dataset, steps, tmp_path / "checkpoint.bin")
+    assert set(kept) == {"inversion"}
 
 
 def test_a_network_without_batchnorm_is_refused():
