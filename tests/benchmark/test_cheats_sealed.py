@@ -10,6 +10,8 @@ import pytest
 import torch
 from toy import run, toy_spec, with_class
 
+from cilbench.budgets.layout import check_layout
+from cilbench.budgets.ledger import Ledger, LedgerError
 from cilbench.budgets.sealed import seal
 from cilbench.methods.foster import FOSTER
 from cilbench.methods.replay import Replay
@@ -107,6 +109,55 @@ def test_which_of_the_planned_tensors_there_are_says_nothing(toy, tmp_path):
     outcome, _ = run(with_class(toy_spec("replay", toy), AVocabulary), toy, tmp_path)
     assert outcome.status == "failed"
     assert "980 tensors that the plan declares are not there after task 0" in outcome.reason
+
+
+def choosing(*there: str) -> type:
+    """A method that plans ten words for every task and seals those named `there`: TASK.WORD."""
+
+    class Chooses(Replay):
+        @classmethod
+        def plan(cls, *args, **kwargs):
+            plan = super().plan(*args, **kwargs)
+            words = [tuple(f"other/{task}.{n} U8 1" for n in range(10)) for task in range(len(plan.layout))]
+            return replace(plan, layout=tuple(a + b for a, b in zip(plan.layout, words, strict=True)))
+
+        def state(self):
+            one, planned = torch.ones(1, dtype=torch.uint8), super().state()
+            grown = len(planned["labels/images_per_class"]) // 2
+            return {**planned, **{f"other/{word}": one for word in there if int(word[0]) < grown}}
+
+    return Chooses
+
+
+FIRST, SECOND, THIRD = ([f"{task}.{n}" for n in range(10)] for task in range(3))
+
+
+@pytest.mark.parametrize(
+    ("there", "says"),
+    [
+        ([*FIRST, *SECOND, *THIRD], None),
+        ([*FIRST, *SECOND], None),  # it has grown once less
+        (FIRST, None),
+        ([*FIRST, *SECOND, *THIRD[:6]], None),  # four are missing, as everywhere
+        ([*FIRST, *SECOND, *THIRD[:5]], "5 tensors that the plan declares are not there after task 2"),
+        ([*FIRST, *SECOND[::2]], "5 tensors that the plan declares are not there after task 1"),
+        ([*FIRST, *THIRD], "10 tensors that the plan declares are not there after task 2"),
+        (FIRST[:5], "5 tensors that the plan declares are not there after task 0"),
+        ([*FIRST, *THIRD[:1]], "19 tensors that the plan declares are not there after task 2"),
+    ],
+    ids=["all", "two", "one", "all but four", "half of the last", "half of one", "a gap", "half of the first", "a bit"],
+)
+def test_a_network_may_grow_less_often_than_planned_and_say_nothing_else_by_it(there, says, toy, tmp_path):
+    outcome, folder = run(with_class(toy_spec("replay", toy), choosing(*there)), toy, tmp_path)
+    assert outcome.status == ("failed" if says else "done"), outcome.reason
+    assert says is None or says in outcome.reason
+    if says is None:
+        assert audit(folder) == []
+
+
+def test_nothing_of_what_was_planned_is_not_a_network_that_has_not_grown():
+    with pytest.raises(LedgerError, match="9 tensors that the plan declares are not there after task 1"):
+        check_layout(Ledger(()), [[f"other/{n} U8 1" for n in range(9)], ["other/9 U8 1"]], 1)
 
 
 def test_the_order_of_tensors_is_the_harness_own():
