@@ -33,9 +33,8 @@ class Discriminator(nn.Module):
         self.classes = nn.Linear(features, classes, device=device)
         self.critic = nn.Linear(features, 1, device=device)
 
-    def forward(self, x_BCSS: Tensor, keep_statistics: bool = False) -> Tensor:
-        """Features [B, D]. In training mode a batch's own statistics are used, and kept only where asked for."""
-        keep(self, keep_statistics)
+    def forward(self, x_BCSS: Tensor) -> Tensor:
+        """Features [B, D]."""
         first, *others = self.convs
         h = F.leaky_relu(first(x_BCSS), 0.2)
         for conv, norm in zip(others, self.norms, strict=True):
@@ -44,7 +43,7 @@ class Discriminator(nn.Module):
 
 
 class ResNetDiscriminator(nn.Module):
-    """For ImageNet at 32 pixels: a ResNet-18 with a 3×3 stem → 2048 → BatchNorm (momentum 0.01) → ReLU; no class bias.
+    """For ImageNet at 32 pixels: a ResNet-18 with a 3×3 stem → 2048 → BatchNorm → ReLU; no class bias.
 
     It goes on from task to task: only the critic and the rows of new classes start anew.
     """
@@ -65,15 +64,7 @@ class ResNetDiscriminator(nn.Module):
             self.critic = nn.Linear(self.FEATURES, 1)
             nn.init.xavier_uniform_(self.classes.weight)
 
-    def forward(self, x_BCSS: Tensor, keep_statistics: bool = False) -> Tensor:
+    def forward(self, x_BCSS: Tensor) -> Tensor:
         """As `Discriminator.forward`."""
-        keep(self, keep_statistics)
         features_BD: Tensor = F.relu(self.norms(self.convs(x_BCSS)))
         return features_BD
-
-
-def keep(net: nn.Module, statistics: bool) -> None:
-    """Let BatchNorm's running statistics follow the next batch, or not: with momentum 0 they stay what they are."""
-    for norm in net.modules():
-        if isinstance(norm, nn.BatchNorm1d | nn.BatchNorm2d):
-            norm.momentum = (0.01 if isinstance(norm, nn.BatchNorm1d) else 0.1) if statistics else 0.0

@@ -11,7 +11,8 @@ corner [:in_t, :out_t] that was there in its time. `dgmw` masks every weight, `d
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -249,11 +250,18 @@ class MaskedGenerator(nn.Module):
     @torch.no_grad()
     def calibrate_batchnorm(self, z_BZ: Tensor, task: int, within_B: Tensor | None = None) -> None:
         """Set a task's running statistics to those of one large batch under its binary masks."""
-        part = self.part(task).train()
-        for norm in batch_norms(part):
-            norm.momentum = 1.0
-        self(z_BZ, task, self.masks[task], within_B)
-        part.eval()
+        with statistics_of_one_batch(self.part(task)):
+            self(z_BZ, task, self.masks[task], within_B)
+
+
+@contextmanager
+def statistics_of_one_batch(net: nn.Module) -> Iterator[None]:
+    """The running statistics of BatchNorm become those of the batch that `net` meets inside; it leaves in eval mode."""
+    for module in net.train().modules():
+        if isinstance(module, nn.BatchNorm1d | nn.BatchNorm2d):
+            module.momentum = 1.0
+    yield
+    net.eval()
 
 
 def batch_norms(module: nn.Module) -> list[nn.BatchNorm2d]:

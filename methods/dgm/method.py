@@ -19,10 +19,11 @@ Where this departs from the authors' code, and why:
   free; a closed unit still emits ReLU(β), so what they generate of old classes drifts. `protect_closed_inputs=false`.
 - A task's running statistics are set once at its end, under its binary masks: replay uses those, training soft ones.
   The authors' follow every batch under soft masks.
-- The discriminator's running statistics follow the class batches alone: the class head is evaluated with them. The
-  authors' follow the critic's batches, real and generated, as well. Known fault: they lag behind weights that the
-  critic goes on moving. On five classes of MNIST, shortened, a last accuracy was 66.4 %, and 94.3 % with statistics of
-  the last weights. The authors choose the epoch on real images, which hides it (`dgm+validation`).
+- The discriminator's running statistics are set before it is evaluated, to those of a batch of new and replayed images.
+  The authors' follow every batch, the critic's as well, and so lag behind weights that the critic goes on moving; they
+  choose the epoch by real images (`dgm.validation`), where that does the least harm. On held-out images of five classes
+  of MNIST, shortened, three seeds, accuracy after tasks 2 to 5 was 79.4 % on average with statistics that lag, and
+  88.2 % with the same weights and these.
 - New images are shuffled in every epoch, and old ones with them; the authors keep the order of new images and pair the
   batch at a position with the replayed images at that position. The residual generator's step draws its own noise;
   the authors' reuses the critic's.
@@ -58,7 +59,13 @@ from cilbench.budgets.sealed import State, ledger_of_state, unpack_bits
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.config import DGMConfig
-from cilbench.methods.dgm.generator import MaskedGenerator, grown_widths, layer_widths, weight_shapes
+from cilbench.methods.dgm.generator import (
+    MaskedGenerator,
+    grown_widths,
+    layer_widths,
+    statistics_of_one_batch,
+    weight_shapes,
+)
 from cilbench.methods.dgm.masks import batch_scale, epoch_scale, histogram
 from cilbench.methods.dgm.planning import (
     AnyDiscriminator,
@@ -81,7 +88,7 @@ from cilbench.methods.training.loop import Diverged, all_finite, in_batches, not
 from cilbench.methods.training.numerics import full_precision
 
 EPOCHS_A_JUDGEMENT = 2  # the authors look at the validation images in every second epoch, and in the last
-CALIBRATION_IMAGES = 1024  # images whose statistics a task's BatchNorm keeps
+CALIBRATION_IMAGES = 1024  # images whose statistics BatchNorm keeps, the generator's and the discriminator's
 
 
 class DGM:
@@ -189,6 +196,7 @@ class DGM:
                 speed |= histogram(embeddings, s_epoch)
             judged = {}
             if self.validation and (epoch % EPOCHS_A_JUDGEMENT == 0 or epoch + 1 == config.epochs):
+                self._calibrate(pool, rng)
                 judged["validation_top1"] = 100 * self.validation.judge(self._predicted, net)
             context.log(
                 {"task": t, "epoch": epoch, "epochs": config.epochs, "lr": config.lr, **losses, **speed, **judged}
@@ -201,6 +209,8 @@ class DGM:
 
         if self.validation:
             net.load_state_dict(self.validation.best_state)
+        else:
+            self._calibrate(pool, rng)
         # §3.2: σ(s_max·e) ≥ ½. No layer is left without an entry: a narrow dgma can close them all
         before = [int(reserved.sum()) for reserved in generator.reserved]
         idle = generator.idle(t)
@@ -290,6 +300,13 @@ class DGM:
         predicted = in_batches(lambda batch: self.scores(batch.to(self.device))["head"].argmax(1), images)
         self.discriminator.train()
         return predicted
+
+    @torch.no_grad()
+    def _calibrate(self, pool: Tensor, rng: torch.Generator) -> None:
+        """Set the discriminator's running statistics to those of a batch of `pool`, uint8 [N, C, S, S]."""
+        some = torch.randperm(len(pool), device=self.device, generator=rng)[:CALIBRATION_IMAGES]
+        with statistics_of_one_batch(self.discriminator):
+            self.discriminator(signed(pool[some]))
 
     def _keep_exemplars(self, task: Task) -> None:
         """Real images for the bytes that the networks leave: old classes shrink to their share, new ones get theirs."""

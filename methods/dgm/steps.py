@@ -68,7 +68,7 @@ class Adversaries:
         self.sums[3] += self.sums[:3].isfinite().all()
 
     def class_step(self, x_BCSS: Tensor, labels_B: Tensor) -> Tensor:
-        loss = F.cross_entropy(self.net.classes(self.net(x_BCSS, keep_statistics=True)), labels_B)
+        loss = F.cross_entropy(self.net.classes(self.net(x_BCSS)), labels_B)
         _descend(self.net_adam, loss)
         return loss.detach()
 

@@ -155,7 +155,7 @@ class Generative:
         """Cross-entropy on uint8 [N, C, S, S] and int64 [N]."""
 
         def loss(x_BCSS: Tensor, labels_B: Tensor) -> Tensor:
-            return F.cross_entropy(solver.classes(solver(x_BCSS, keep_statistics=True)), labels_B)
+            return F.cross_entropy(solver.classes(solver(x_BCSS)), labels_B)
 
         solver.train()
         task_data, schedule = TaskData(images, labels, len(images)), self.config.solver_schedule

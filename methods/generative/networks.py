@@ -9,7 +9,15 @@ from torch.nn import functional as F
 
 from cilbench.budgets.sealed import State
 from cilbench.methods.dgm.discriminator import Discriminator
-from cilbench.methods.dgm.generator import Device, TaskPart, batch_norms, dcgan, layer_widths, weight_shapes
+from cilbench.methods.dgm.generator import (
+    Device,
+    TaskPart,
+    batch_norms,
+    dcgan,
+    layer_widths,
+    statistics_of_one_batch,
+    weight_shapes,
+)
 
 
 class Generator(nn.Module):
@@ -36,11 +44,8 @@ class Generator(nn.Module):
     @torch.no_grad()
     def calibrate_batchnorm(self, z_BZ: Tensor) -> None:
         """Set the running statistics to those of one large batch."""
-        self.train()
-        for norm in batch_norms(self.part):
-            norm.momentum = 1.0
-        self(z_BZ)
-        self.eval()
+        with statistics_of_one_batch(self):
+            self(z_BZ)
 
 
 @torch.no_grad()

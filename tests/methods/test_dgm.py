@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from dgm_toys import CPU, PLENTY, TINY, TOY, context, learned, loaded, masked, toy_task
+from torch.nn import functional as F
 
 from cilbench.data.cards import builtin_cards
 from cilbench.methods.dgm.discriminator import Discriminator
@@ -77,14 +78,16 @@ def test_discriminator_halves_the_image_with_every_convolution(side: int, featur
     assert net(torch.randn(3, 1, side, side)).shape == (3, features)
 
 
-def test_discriminator_keeps_the_statistics_of_class_batches_alone() -> None:
-    net = Discriminator(1, 8, 4, 5, "cpu")
-    before = {name: buffer.clone() for name, buffer in net.named_buffers()}
-    net(torch.randn(8, 1, 8, 8) + 3)
-    kept = {name: buffer for name, buffer in net.named_buffers() if "running" in name}
-    assert all(torch.equal(buffer, before[name]) for name, buffer in kept.items())
-    net(torch.randn(8, 1, 8, 8) + 3, keep_statistics=True)
-    assert not torch.equal(net.get_buffer("norms.0.running_mean"), before["norms.0.running_mean"])
+def test_discriminator_is_evaluated_with_the_statistics_of_its_last_weights() -> None:
+    """The critic's steps move the weights after the last class batch; 48 images, all of them the first task's."""
+    plan = DGM.plan(PLENTY, TOY, TINY)
+    (sealed,) = learned(plan, TINY, TOY, 1)
+    net = loaded(plan, TINY, TOY, sealed).discriminator
+    with torch.no_grad():
+        h_NCSS = net.convs[1](F.leaky_relu(net.convs[0](toy_task(TOY, 0).images.float() / 127.5 - 1), 0.2))
+    norm = net.norms[0]
+    torch.testing.assert_close(norm.running_mean, h_NCSS.mean((0, 2, 3)), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(norm.running_var, h_NCSS.var((0, 2, 3)), rtol=1e-4, atol=1e-5)
 
 
 # what protects old tasks
