@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import BudgetTooSmall, DoesNotFit
 from cilbench.device.choose import in_fastest_precision, laid_out
 from cilbench.options import HowToRun, RunOptions
 from cilbench.protocol import estimate
@@ -154,8 +154,9 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
     }
     try:
         planned = spec.plan()
-    except BudgetTooSmall as refusal:
-        return record | {"status": "refused", "reason": str(refusal), "smallest_budget_bytes": refusal.smallest_bytes}
+    except DoesNotFit as refusal:
+        smallest = refusal.smallest_bytes if isinstance(refusal, BudgetTooSmall) else None
+        return record | {"status": "refused", "reason": str(refusal), "smallest_budget_bytes": smallest}
     wanted = flops or device is not None or spec.train_flops is not None
     total = arithmetic(spec, planned).of(spec.method) if wanted else None
     rate = None if device is None else estimate.rate(laid_out(spec, planned, device), planned, device)

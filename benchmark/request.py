@@ -11,7 +11,7 @@ from itertools import groupby, product
 from typing import Any, NamedTuple, get_args
 
 from cilbench.budgets.ledger import Accounting
-from cilbench.budgets.planning import Budget, BudgetTooSmall, Fill
+from cilbench.budgets.planning import Budget, BudgetTooSmall, DoesNotFit, Fill
 from cilbench.budgets.sealed import Storage
 from cilbench.budgets.size import PUBLISHED_BYTES, format_bytes, parse_budget_mb, parse_bytes
 from cilbench.data import cache
@@ -133,11 +133,13 @@ class RunSpec:
         return f"{self.name} {self.budget_typed or format_bytes(self.budget.bytes)} {seeds}"
 
     def plan(self) -> Plan:
-        """Raises BudgetTooSmall, and RequestError for settings that make no sense at any budget."""
+        """Raises DoesNotFit (BudgetTooSmall), and RequestError for settings that make no sense anywhere."""
         try:
             return self.method.plan(self.budget, self.scenario, self.split)
         except BudgetTooSmall:
             raise
+        except DoesNotFit as refusal:
+            raise DoesNotFit(f"{self.method.name}: {refusal}") from None
         except (ValueError, TypeError) as error:  # TypeError: a plug-in's plan for another release
             raise RequestError(f"--methods {self.method.name}: {error}") from None
 
@@ -217,23 +219,26 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
     }
 
 
-def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | BudgetTooSmall]:
+def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | DoesNotFit]:
     """The plan, or the refusal, of every cell by id.
 
-    A method that does not fit a budget is refused there, and recorded so. Raises RequestError where none fits any: that
-    request is wrong.
+    A method that does not fit a budget, or the data set or backbone, is refused there, and recorded so. Raises
+    RequestError where none fits any: that request is wrong.
     """
-    plans: dict[str, Plan | BudgetTooSmall] = {}
+    plans: dict[str, Plan | DoesNotFit] = {}
     for _, group in groupby(sorted(asked, key=_fits_alike), key=_fits_alike):
         alike = list(group)
         try:
-            plan: Plan | BudgetTooSmall = alike[0].plan()
-        except BudgetTooSmall as refusal:
+            plan: Plan | DoesNotFit = alike[0].plan()
+        except DoesNotFit as refusal:
             plan = refusal
         plans |= {spec.id: plan for spec in alike}
-    refusals = [plan for plan in plans.values() if isinstance(plan, BudgetTooSmall)]
+    refusals = [plan for plan in plans.values() if isinstance(plan, DoesNotFit)]
     if len(refusals) == len(plans):
-        raise RequestError(f"budget too small: {max(refusals, key=lambda r: r.have_bytes)}")
+        too_small = [refusal for refusal in refusals if isinstance(refusal, BudgetTooSmall)]
+        closest = [f"budget too small: {max(too_small, key=lambda r: r.have_bytes)}"] if too_small else []
+        others = dict.fromkeys(f"--methods {r}" for r in refusals if not isinstance(r, BudgetTooSmall))
+        raise RequestError("; ".join([*closest, *others]))
     return plans
 
 

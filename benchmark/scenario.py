@@ -14,7 +14,7 @@ from cilbench.data.download import Dataset, Images
 from cilbench.data.validation import NOT_IN_SPLIT
 from cilbench.methods.contract import Pretrained, Scenario, Task
 from cilbench.methods.networks.backbones import BACKBONES, spec_of
-from cilbench.methods.networks.timm_models import normalisation
+from cilbench.methods.networks.timm_models import normalisation, smallest_side
 from cilbench.methods.training.images import DiskImages
 from cilbench.methods.training.images import Images as Pixels
 
@@ -40,6 +40,10 @@ def make_scenario(
     members = BACKBONES[card.family]
     if backbone.startswith("timm:"):
         spec_of(card.family, backbone)
+        side = min(card.image_shape[1:])
+        if (needed := smallest_side(backbone, side)) > side:
+            wanted = f"images of {needed} pixels a side or more"
+            raise ValueError(f"--backbone {backbone}: needs {wanted}, those of {card.name} have {side}")
     elif backbone != "auto" and backbone not in members:
         raise ValueError(f"--backbone {backbone}: {card.name} takes auto, {', '.join(members)}, timm:NAME")
     normalised = (card.mean, card.std)

@@ -8,7 +8,7 @@ if __name__ == "budgets":  # imported from the repository root: a second copy be
 
 from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import KINDS, Accounting, Allowance, Entry, Ledger
-from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.planning import Budget, BudgetTooSmall, DoesNotFit
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.budgets.size import MIB, format_bytes, human_bytes, parse_budget_mb, parse_bytes
 from cilbench.budgets.weighing import Weight, weigh
@@ -20,6 +20,7 @@ __all__ = [
     "Allowance",
     "Budget",
     "BudgetTooSmall",
+    "DoesNotFit",
     "Entry",
     "Layout",
     "Ledger",

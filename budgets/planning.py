@@ -26,7 +26,11 @@ class Budget:
     fill: Fill = "published"
 
 
-class BudgetTooSmall(ValueError):
+class DoesNotFit(ValueError):
+    """A method cannot be run on this data set or backbone: the other methods of a request can."""
+
+
+class BudgetTooSmall(DoesNotFit):
     """A method cannot keep what it needs at the least. `smallest_bytes` is the smallest budget that would do."""
 
     def __init__(self, method: str, have_bytes: int, smallest_bytes: int, what: str) -> None:

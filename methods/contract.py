@@ -228,7 +228,10 @@ class Method(Protocol):
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any) -> Plan:
-        """What it will keep. Raises BudgetTooSmall. Arithmetic only: no data, no device."""
+        """What it will keep. Raises BudgetTooSmall, DoesNotFit for a scenario that is not for this method.
+
+        Arithmetic only: no data, no device.
+        """
         ...
 
     def __init__(self, plan: Plan, config: Any, scenario: Scenario, device: torch.device) -> None: ...

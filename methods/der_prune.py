@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Raw
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.der import DER
@@ -79,6 +79,9 @@ class PrunedDER(DER):
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
+        """Raises BudgetTooSmall, DoesNotFit for a network of timm."""
+        if scenario.backbone.startswith("timm:"):
+            raise DoesNotFit("its masks lie on cilbench's own networks, not on those of timm")
         growth = replace(cls.growth, most_channels=config.most_channels)
         return plan_rehearsal(cls.card.key, growth, budget, scenario, compression or Plain(Raw()))
 

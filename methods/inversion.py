@@ -24,7 +24,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Context, Plan, Scenario
 from cilbench.methods.networks.backbones import ConvBlock
@@ -231,7 +231,7 @@ def with_made(
 
 
 def plan_inverted(method: str, budget: Budget, scenario: Scenario) -> Plan:
-    """The protocol's backbone alone. Raises BudgetTooSmall, and ValueError for a backbone without BatchNorm."""
+    """The protocol's backbone alone. Raises BudgetTooSmall, and DoesNotFit for a backbone without BatchNorm."""
 
     def carried(net: IncrementalNet) -> State:
         require_batchnorm(net)
@@ -241,6 +241,6 @@ def plan_inverted(method: str, budget: Budget, scenario: Scenario) -> Plan:
 
 
 def require_batchnorm(net: nn.Module) -> None:
-    """Raises ValueError for a network that cannot be inverted."""
+    """Raises DoesNotFit for a network that cannot be inverted."""
     if not any(isinstance(layer, nn.BatchNorm2d) for layer in net.modules()):
-        raise ValueError("images are made by the statistics of BatchNorm, of which this backbone has none")
+        raise DoesNotFit("images are made by the statistics of BatchNorm, of which this backbone has none")

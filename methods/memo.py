@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from cilbench.budgets.codecs import Codec, Latent, Shape, image_shape
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.der import DER
@@ -78,10 +78,10 @@ class MEMO(DER):
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        """Raises BudgetTooSmall, ValueError for latents of general layers that go on learning."""
+        """Raises BudgetTooSmall, DoesNotFit for latents of general layers that go on learning."""
         if compression and isinstance(compression.codec, Latent) and general_learns(config, scenario):
-            raise ValueError(
-                "memo+latent: its general layers go on learning after the first task; add --base N for a large first"
+            raise DoesNotFit(
+                "its general layers go on learning after the first task; add --base N for a large first"
                 " task, or --set memo.train_general=no"
             )
         return super().plan(budget, scenario, config, compression)

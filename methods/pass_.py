@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.budgets.sealed import State
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
@@ -74,10 +74,10 @@ class PASS(Rehearsal):
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        """Raises ValueError for images that are not square."""
+        """Raises DoesNotFit for images that are not square."""
         _, height, width = scenario.image_shape
         if height != width:
-            raise ValueError(f"it turns images by quarters, so they must be square; these are {height}×{width}")
+            raise DoesNotFit(f"it turns images by quarters, so they must be square; these are {height}×{width}")
 
         def carried(net: IncrementalNet) -> State:
             return {**net.export(), PROTOTYPES: torch.empty(net.seen, net.branch_features), RADIUS: torch.empty(1)}

@@ -31,7 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.data.cache import default_data_dir
 from cilbench.device.measure import device_name
 from cilbench.errors import RequestError
@@ -215,8 +215,8 @@ def _standing(spec: RunSpec, work: Path) -> Standing:
         return _ended(folder)
     try:
         plan = spec.plan()
-    except BudgetTooSmall as refusal:
-        return Standing(spec.id, f"too small a budget: {refusal}")
+    except DoesNotFit as refusal:
+        return Standing(spec.id, f"refused: {refusal}")
     method: Any = spec.method.base
     tasks = spec.scenario.tasks
     images = sum(method.work(plan, spec.method.config, spec.scenario, task).images for task in range(tasks))

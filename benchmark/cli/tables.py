@@ -57,13 +57,16 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     columns += ["training"] if timed else []
     columns += ["FLOPs"] if any(r["train_flops"] for r in records) else []
     columns += ["of them", "epochs"] if records[0]["train_flops_limit"] else []
-    groups: dict[str, list[list[str]]] = {}
+    groups, reasons = dict[str, list[list[str]]](), dict[str, None]()
     for r in records:
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
         title = f"{protocol}; {r['budget']}"
         cells = {"method": r["method"] + ("" if r["split"] is None else f" split {r['split']:g}")}
         cells["method"] += f" on {r['weights']}" if r.get("weights") else ""
-        if r["status"] == "refused":
+        if r["status"] == "refused" and r["smallest_budget_bytes"] is None:
+            cells |= {"backbone": "refused"}
+            reasons[r["reason"]] = None
+        elif r["status"] == "refused":
             cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
         else:
             over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
@@ -90,7 +93,8 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         groups = {title: [_without(model, row) for row in group] for title, group in groups.items()}
         columns = _without(model, columns)
     heading = f"Budget in {records[0]['accounting']} bytes; sizes after the last task; †: strict is over it"
-    return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}))
+    told = [Text(f"\nrefused: {reason}") for reason in reasons]
+    return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}), *told)
 
 
 def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:

@@ -21,6 +21,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stdout
 from difflib import get_close_matches
+from functools import cache as once
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ _LOG = logging.getLogger("cilbench")  # what an import says of the images
 _TEST_SPLITS = ("test", "validation", "valid", "val")
 
 Example = tuple[str, Any]  # class name; the bytes of an image file, or a Pillow image
+Begin = Callable[[], None]  # says that an import has begun, once; called where the source is known to be there
 
 
 def local_name(asked: str, data_dir: Path) -> str:
@@ -56,9 +58,9 @@ def local_name(asked: str, data_dir: Path) -> str:
         return where.lower()
     name = _cache_name(kind, where, size)
     if name not in cache.cached_names(data_dir):
-        _note(f"importing {kind}:{where} as {name}, into {data_dir}")
+        begin = once(lambda: _note(f"importing {kind}:{where} as {name}, into {data_dir}"))
         try:
-            _KINDS[kind](name, where, size, data_dir)
+            _KINDS[kind](name, where, size, data_dir, begin)
         except DatasetError as error:
             said = str(error).replace("add --size S", f"write {asked}@S")
             raise DatasetError(f"--dataset {asked}: {said}") from error
@@ -113,11 +115,15 @@ def _crc(path: Path) -> int:
     return found
 
 
-def _bring_folder(name: str, where: str, size: int | None, data_dir: Path) -> None:
-    import_folder(name, Path(where).expanduser(), data_dir, size, note=_note)
+def _bring_folder(name: str, where: str, size: int | None, data_dir: Path, begin: Begin) -> None:
+    def note(line: str) -> None:
+        begin()
+        _note(line)
+
+    import_folder(name, Path(where).expanduser(), data_dir, size, lambda done, total: begin(), note=note)
 
 
-def _bring_hugging_face(name: str, where: str, size: int | None, data_dir: Path) -> None:
+def _bring_hugging_face(name: str, where: str, size: int | None, data_dir: Path, begin: Begin) -> None:
     try:
         datasets: Any = importlib.import_module("datasets")
     except ImportError as error:
@@ -125,7 +131,12 @@ def _bring_hugging_face(name: str, where: str, size: int | None, data_dir: Path)
     path = Path(where).expanduser()
     on_disk = (path / "dataset_dict.json").is_file()
     try:
-        found = datasets.load_from_disk(str(path)) if on_disk else datasets.load_dataset(where)
+        if on_disk:
+            found = datasets.load_from_disk(str(path))
+        else:
+            datasets.load_dataset_builder(where)  # is there such a data set? Its images come with the next line
+            begin()
+            found = datasets.load_dataset(where)
     except Exception as error:  # a hub, a network, pyarrow: nearly anything
         raise DatasetError(f"cannot be had ({_reason(error)})") from error
     test = next((split for split in _TEST_SPLITS if split in found), None)
@@ -146,10 +157,11 @@ def _bring_hugging_face(name: str, where: str, size: int | None, data_dir: Path)
             file = row[images[0]]
             yield features[label].names[row[label]], file["bytes"] or Path(file["path"]).read_bytes()
 
+    begin()
     _import({"train": examples("train"), "test": examples(test)}, name, size, data_dir)
 
 
-def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path) -> None:
+def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path, begin: Begin) -> None:
     from torchvision import datasets
 
     kind: Any = getattr(datasets, where, None)
@@ -167,6 +179,7 @@ def _bring_torchvision(name: str, where: str, size: int | None, data_dir: Path) 
         tempfile.TemporaryDirectory(prefix=".torchvision.", dir=_made(data_dir)) as raw,
         redirect_stdout(io.StringIO()),
     ):
+        begin()
         download = {"download": True} if "download" in accepts else {}
         try:
             make: Callable[..., Any] = kind
@@ -219,7 +232,7 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split()):.150}"
 
 
-_KINDS: Mapping[str, Callable[[str, str, int | None, Path], None]] = {
+_KINDS: Mapping[str, Callable[[str, str, int | None, Path, Begin], None]] = {
     "folder": _bring_folder,
     "hf": _bring_hugging_face,
     "torchvision": _bring_torchvision,

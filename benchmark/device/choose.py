@@ -8,7 +8,7 @@ from pathlib import Path
 import joblib
 import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.device.measure import PROCESSES, WORTH_PROCESSES, Say, fastest_threads, process_rates, step_seconds
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Family, Plan, Scenario
@@ -54,12 +54,12 @@ def pick_precision(scenario: Scenario, device: torch.device, say: Say = silent) 
     return "bf16" if fastest.startswith("bf16") else "fp32"
 
 
-def laid_out(spec: RunSpec, plan: Plan | BudgetTooSmall, device: torch.device, say: Say = silent) -> RunSpec:
+def laid_out(spec: RunSpec, plan: Plan | DoesNotFit, device: torch.device, say: Say = silent) -> RunSpec:
     """The run in the memory layout in which a training step of its backbone was measured faster.
 
     Contiguous where none was measured. Raises RequestError where there is no memory for a step.
     """
-    if isinstance(plan, BudgetTooSmall):
+    if isinstance(plan, DoesNotFit):
         return spec
     seconds = _step_seconds(device, spec.scenario, plan.backbone, say)
     mine = {key: s for key, s in seconds.items() if key.startswith(spec.precision)}

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.data import cache
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Plan, Task
@@ -99,7 +99,7 @@ def within_flops(asked: Sequence[RunSpec], text: str | None, data_dir: Path | No
         key = spec.name, spec.budget.bytes
         if key not in shares:
             shares[key] = 1.0
-            with suppress(BudgetTooSmall):
+            with suppress(DoesNotFit):
                 shares[key] = _share(spec, arithmetic(spec, spec.plan()), limit)
     chosen = [shares[spec.name, spec.budget.bytes] for spec in asked]
     return [

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.data.download import Dataset
 from cilbench.methods.contract import Plan
 from cilbench.methods.training.ranks import Ranks
@@ -75,13 +75,13 @@ class Screen:
 class RunContext:
     """One run: what is asked for, on which images and device, where it is recorded, and who watches.
 
-    `plan` is the refusal where the budget is too small. `keep`: the sealed states that are kept. `isolate`: every task
+    `plan` is the refusal where the method does not fit. `keep`: the sealed states that are kept. `isolate`: every task
     is learned, and every learner evaluated, in a process of its own. `energy`: the machine's counters are read.
     `ranks`: several processes do it together.
     """
 
     spec: RunSpec
-    plan: Plan | BudgetTooSmall
+    plan: Plan | DoesNotFit
     dataset: Dataset
     folder: RunFolder
     device: torch.device

@@ -17,12 +17,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.device.measure import Say, figures
 from cilbench.methods.contract import Plan, Task, TrainingCost
 from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training.config import epoch_counts, recipe_named
-from cilbench.methods.training.flops import flops_so_far
+from cilbench.methods.training.flops import counting, flops_so_far
 from cilbench.methods.training.numerics import numerics, wait_for
 from cilbench.protocol.evaluate import CHECKED_IMAGES, restore_learner
 from cilbench.protocol.task import learn_and_seal
@@ -66,7 +66,7 @@ def seconds(
 def rate(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
     """Operations per second of training: of the method's own steps on its own network, not from an earlier process.
 
-    None for a method that ends in an error while it is measured, and for one that trains nothing.
+    Of its predictions where it trains nothing. None for a method that ends in an error while it is measured.
     """
     known = _figures(spec, plan, device, True, lambda line: None)
     return None if known is None else known["flops_per_second"] or None
@@ -74,7 +74,7 @@ def rate(spec: RunSpec, plan: Plan, device: torch.device) -> float | None:
 
 def described(
     specs: Iterable[RunSpec],
-    plans: Mapping[str, Plan | BudgetTooSmall],
+    plans: Mapping[str, Plan | DoesNotFit],
     device: torch.device,
     done: Mapping[str, int],
     gain: float = 1.0,
@@ -90,7 +90,7 @@ def described(
     limit = time.monotonic() + LIMIT_SECONDS_IN_ALL
     for spec in specs:
         plan, name = plans[spec.id], spec.method.name
-        if isinstance(plan, BudgetTooSmall) or spec.scenario.family == "tiny" or name in failed | left:
+        if isinstance(plan, DoesNotFit) or spec.scenario.family == "tiny" or name in failed | left:
             continue
         if name not in spent and time.monotonic() > limit:
             left.add(name)
@@ -143,6 +143,7 @@ def _figures(spec: RunSpec, plan: Plan, device: torch.device, refresh: bool, say
     scenario = spec.scenario
     what = f"{spec.method.name} on {plan.backbone}, {scenario.image_shape}, Base-{scenario.base} Inc-{scenario.inc}"
     what += f", {spec.precision} {spec.layout}, batches of {_batch_size(spec.method, device)}"
+    what += f" on {spec.weights.name}" if spec.weights else ""
     try:
         measure = lambda: _measured(spec, plan, device)  # noqa: E731
         return figures("seconds_per_image", device, what, measure, say, refresh=refresh)
@@ -157,7 +158,7 @@ def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, floa
     sealed, found = None, dict[str, float]()
     generator = torch.Generator().manual_seed(0)
     limit = time.monotonic() + LIMIT_SECONDS
-    flops, spent = 0, 0.0
+    flops, spent, predicted = 0, 0.0, 0.0
     for task in range(min(MEASURED_TASKS, spec.scenario.tasks)):
         new = spec.scenario.new(task)
         count = max(_steps(device) * batch, 2 * len(new))
@@ -178,15 +179,19 @@ def _measured(spec: RunSpec, plan: Plan, device: torch.device) -> dict[str, floa
         learning = sum(line["seconds"] for line in timed) - compressing
         shown = sum(line["images"] for line in timed)  # none where a task trains nothing
         found |= {f"image {task}": learning / shown if shown else 0.0, f"epoch {task}": compressing}
-        found[f"prediction {task}"] = _prediction_seconds(brief, plan, sealed, images[: 2 * batch].to(device), device)
+        shown_again = images[: 2 * batch].to(device)
+        found[f"prediction {task}"], predicted = _prediction(brief, plan, sealed, shown_again, device)
         if time.monotonic() > limit:
             break
-    return found | {"flops_per_second": flops / spent if spent else 0.0}
+    return found | {"flops_per_second": flops / spent if spent else predicted}
 
 
 @torch.inference_mode()
-def _prediction_seconds(spec: RunSpec, plan: Plan, sealed: bytes, images: Tensor, device: torch.device) -> float:
-    """Of an image, in batches as large as there are images; what comes once a task, as restoring, is not in it."""
+def _prediction(spec: RunSpec, plan: Plan, sealed: bytes, images: Tensor, device: torch.device) -> tuple[float, float]:
+    """Seconds of an image, in batches as large as there are images, and operations per second.
+
+    What comes once a task, as restoring, is not in it.
+    """
     learner = restore_learner(spec, plan, sealed, device)
     with numerics(device, spec.precision, spec.layout):
         learner.scores(images)
@@ -194,7 +199,10 @@ def _prediction_seconds(spec: RunSpec, plan: Plan, sealed: bytes, images: Tensor
         started = time.perf_counter()
         learner.scores(images)
         wait_for(device)
-    return (time.perf_counter() - started) / len(images)
+        spent = time.perf_counter() - started
+        with counting("evaluation") as count:
+            learner.scores(images)
+    return spent / len(images), count.total / spent
 
 
 def _steps(device: torch.device) -> int:

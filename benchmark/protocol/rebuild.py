@@ -9,7 +9,7 @@ from typing import TypeVar, get_args
 
 import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.budgets.sealed import State, unseal
 from cilbench.data.download import Dataset, load
 from cilbench.data.validation import held_out
@@ -59,7 +59,7 @@ class KeptRun:
         spec = replace(spec, layout=next((x for x in layouts if x == cell.environment.get("layout")), spec.layout))
         try:
             plan = spec.plan()
-        except BudgetTooSmall as refusal:
+        except DoesNotFit as refusal:
             raise RequestError(f"RUN {folder}: {refusal}") from None
         return cls(folder, cell, run, spec, plan, dataset, there)
 

@@ -19,7 +19,7 @@ import torch
 
 from cilbench.budgets.layout import check_layout
 from cilbench.budgets.ledger import Ledger
-from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.budgets.sealed import State, unseal
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.data.validation import held_out
@@ -79,11 +79,11 @@ def execute(run: RunContext) -> Outcome:
         run = replace(run, dataset=held_out(run.dataset, run.spec.validation, run.spec.seed))
         run.reporter.resumed(run.folder.open(run.dataset.fingerprint))
         try:
-            if isinstance(run.plan, BudgetTooSmall):
+            if isinstance(run.plan, DoesNotFit):
                 raise run.plan
             _learn_all_tasks(run, run.plan)
             outcome = Outcome("done")
-        except BudgetTooSmall as refusal:
+        except DoesNotFit as refusal:
             outcome = Outcome("refused", str(refusal))
         except OverBudget as over:
             outcome, breach = Outcome("over_budget", str(over)), (over.task, over.ledger)
@@ -300,7 +300,7 @@ def _show_stored_samples(run: RunContext, plan: Plan, sealed: bytes) -> None:
 def _run_record(run: RunContext, outcome: Outcome) -> dict[str, Any]:
     """What cell.json says."""
     spec, records = run.spec, run.folder.records()
-    plan = None if isinstance(run.plan, BudgetTooSmall) else asdict(run.plan)
+    plan = None if isinstance(run.plan, DoesNotFit) else asdict(run.plan)
     if plan is not None:
         plan.pop("budget")
     return {

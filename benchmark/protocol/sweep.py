@@ -12,7 +12,7 @@ from typing import Any, cast, get_args
 
 import torch
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.data.download import Dataset, load
 from cilbench.data.validation import held_out
 from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_device, pick_workers
@@ -55,7 +55,7 @@ class Sweep:
     """
 
     specs: tuple[RunSpec, ...]
-    plans: Mapping[str, Plan | BudgetTooSmall]
+    plans: Mapping[str, Plan | DoesNotFit]
     data_dir: Path | None
     how: HowToRun
     device: torch.device

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from cilbench.budgets.codecs import Raw
 from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
-from cilbench.budgets.planning import Budget, BudgetTooSmall
+from cilbench.budgets.planning import Budget, BudgetTooSmall, DoesNotFit
 from cilbench.budgets.sealed import State, Storage, ledger_of_state, pack_bits
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.dgm.config import DGMConfig
@@ -204,7 +204,7 @@ def _discriminator_bytes(budget: Budget, scenario: Scenario, d: int) -> int:
 
 
 def make_plan(budget: Budget, scenario: Scenario, config: DGMConfig) -> Plan:
-    """Raises BudgetTooSmall, and ValueError for a size below one or a z without room for noise.
+    """Raises BudgetTooSmall, DoesNotFit for a z without room for noise, ValueError for a size below one.
 
     What the budget binds is bounded by it; what the other accounting makes of the same state differs by the free kinds,
     of which there are most in the widest layers that can come about.
@@ -214,7 +214,7 @@ def make_plan(budget: Budget, scenario: Scenario, config: DGMConfig) -> Plan:
         raise ValueError(f"dgm: d, width and min_width must be at least 1, not {smallest}")
     if config.z_dim <= scenario.classes:
         needed = scenario.classes + 1
-        raise ValueError(f"dgm.z_dim {config.z_dim} leaves no noise beside the one-hot class: at least {needed}")
+        raise DoesNotFit(f"dgm.z_dim {config.z_dim} leaves no noise beside the one-hot class: at least {needed}")
     if config.exemplars and config.validation:
         raise ValueError("dgm.validation and dgm.exemplars: one or the other")
     networks = networks_budget(budget, scenario, config)

@@ -9,14 +9,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario, Task
 
 
 def images_per_class(scenario: Scenario, share: float) -> int:
-    """How many of a class are held out: at least one. Raises ValueError where the size of the data is not known."""
+    """How many of a class are held out: at least one. Raises DoesNotFit where the size of the data is not known."""
     if not scenario.train_images:
-        raise ValueError("dgm.validation: how many training images there are is not known")
+        raise DoesNotFit("dgm.validation: how many training images there are is not known")
     return max(1, int(share * scenario.images_of(1)))
 
 

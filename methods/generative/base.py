@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.budgets.planning import Budget
+from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Augmentation, Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.discriminator import Discriminator
@@ -49,10 +49,10 @@ class Generative:
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any) -> Plan:
-        """See planning.py. Raises BudgetTooSmall, and ValueError for a z without room for noise."""
+        """See planning.py. Raises BudgetTooSmall, and DoesNotFit for a z without room for noise."""
         if cls.conditional and config.z_dim <= scenario.classes:
             needed = scenario.classes + 1
-            raise ValueError(
+            raise DoesNotFit(
                 f"{cls.card.key}.z_dim {config.z_dim} leaves no noise beside the one-hot class: at least {needed}"
             )
         return make_plan(cls.card.key, budget, scenario, config, cls.carried)

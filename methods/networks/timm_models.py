@@ -51,6 +51,21 @@ def timm_spec(backbone: str) -> BackboneSpec:
     )
 
 
+@cache
+def smallest_side(backbone: str, side: int) -> int:
+    """Pixels a side that images must have, `side` or more: up to there a kernel is larger than the map it meets.
+
+    Raises ValueError, one line, where 512 are not enough.
+    """
+    spec = timm_spec(backbone)
+    with torch.device("meta"):
+        layers = nn.Sequential(spec.shared(3), spec.specialised()).eval()
+        for larger in range(side, 513):
+            if _tried(layers, torch.empty(2, 3, larger, larger)) is not None:
+                return larger
+    raise ValueError(f"--backbone {backbone}: images of {side} pixels are too small for it")
+
+
 def normalisation(backbone: str) -> tuple[tuple[float, ...], tuple[float, ...]] | None:
     """Mean and standard deviation of the pixels that timm's own weights of a network expect; None where unknown."""
     card = _timm(backbone).get_pretrained_cfg(backbone.removeprefix(PREFIX).partition("/")[0])

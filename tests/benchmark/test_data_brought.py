@@ -270,6 +270,18 @@ def test_a_data_set_of_hugging_face_that_is_not_images_in_classes(columns, split
         local_name(f"hf:{folder}", data_dir)
 
 
+@pytest.mark.parametrize("asked", ["hf:nowhere/there", "hf:{empty}", "torchvision:Nowhere", "folder:{empty}"])
+def test_what_is_not_there_is_refused_before_an_import_is_said_to_begin(asked, tmp_path, data_dir, caplog, monkeypatch):
+    if asked.startswith("hf:"):
+        datasets = pytest.importorskip("datasets", reason="needs the extra `hf`")
+        monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(DatasetError, match="--dataset") as refusal:
+        local_name(asked.format(empty=tmp_path / "empty"), data_dir)
+    assert "\n" not in str(refusal.value)
+    assert "importing" not in caplog.text
+
+
 def test_without_the_extra_it_says_what_to_install(data_dir, monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "datasets", None)
     with pytest.raises(DatasetError, match=r"pip install 'cilbench\[hf\]'"):

@@ -18,6 +18,7 @@ from cilbench.errors import RequestError
 from cilbench.methods.contract import Pretrained
 from cilbench.methods.networks.timm_models import downloaded
 from cilbench.options import RunOptions
+from cilbench.protocol import estimate
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.request import specs
 
@@ -261,3 +262,15 @@ def test_a_checkpoint_of_timm_is_the_network_of_timm(toy, tmp_path, monkeypatch)
         assert torch.allclose(learner.net.features(x), whole.forward_features(x).mean((2, 3)), atol=1e-5)
     assert spec.scenario.mean == tuple(timm.models.get_pretrained_cfg("test_resnet").mean)
     assert downloaded("timm:test_resnet").keys() == load_file(one.path).keys()
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_how_long_it_takes_is_told_by_its_predictions_where_nothing_is_trained(name, toy, weights, monkeypatch):
+    asked, real = [], estimate.figures
+    monkeypatch.setattr(estimate, "figures", lambda *given, **how: asked.append(given[2]) or real(*given, **how))
+    fixed = {"settings": {"ranpac.projections": "20"}} if name == "ranpac" else {}
+    spec = on(weights, name, toy, False, **fixed)
+    assert estimate.rate(spec, spec.plan(), CPU) > 0
+    trained = toy_spec(name, toy, **fixed)
+    assert estimate.rate(trained, trained.plan(), CPU) > 0
+    assert asked[0] == f"{asked[1]} on {spec.weights.name}"  # neither is told what was measured of the other

@@ -1,17 +1,23 @@
 """`--backbone timm:NAME`: networks of timm as backbones, split where MEMO needs it."""
 
+import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from nursery import nursery
+from rich.console import Console
 from torch import nn
 from toy import CPU
 
+from cilbench.api import plan
+from cilbench.cli.tables import plan_table
+from cilbench.errors import RequestError
 from cilbench.methods.networks.backbones import backbone_bytes, build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet
-from cilbench.methods.networks.timm_models import timm_spec
-from cilbench.request import RunOptions, specs
+from cilbench.methods.networks.timm_models import smallest_side, timm_spec
+from cilbench.request import RunOptions, check_feasible, specs
 
 timm = pytest.importorskip("timm", reason="needs the extra `timm`")
 
@@ -95,3 +101,40 @@ def test_features_of_a_network_without_relu_are_signed_as_they_are():
         features_BD = signed.features(images_BCHW := torch.rand(2, 3, 32, 32))
         assert torch.equal(features_BD, usual.features(images_BCHW))
     assert features_BD.min() < 0
+
+
+def test_images_that_are_too_small_for_its_strides_are_refused_before_a_run():
+    with pytest.raises(RequestError, match="needs images of 32 pixels a side or more, those of digits have 8") as no:
+        specs(RunOptions(methods="icarl", dataset="digits", budget="8MiB", backbone="timm:test_convnext"))
+    assert "\n" not in str(no.value)
+    assert smallest_side("timm:test_convnext", 31) == 32
+    assert smallest_side("timm:test_resnet", 8) == 8
+
+
+def test_a_method_that_a_backbone_is_not_for_refuses_itself_alone():
+    asked = RunOptions(methods="icarl,abd,der+prune", dataset="cifar100", budget="8MiB", backbone="timm:test_convnext")
+    fits, *others = plan(asked)
+    assert (fits["status"], fits["backbone"]) == ("ok", "timm:test_convnext")
+    assert [record["status"] for record in others] == ["refused", "refused"]
+    assert [record["smallest_budget_bytes"] for record in others] == [None, None]
+    assert others[0]["reason"].startswith("abd: images are made by the statistics of BatchNorm")
+    assert others[1]["reason"].startswith("der+prune: its masks lie on cilbench's own networks")
+    console = Console(file=io.StringIO(), width=80)
+    console.print(plan_table([fits, *others]))
+    assert "refused: abd: images are made by" in console.file.getvalue()
+
+    with pytest.raises(RequestError, match="--methods abd: images are made by the statistics of BatchNorm"):
+        check_feasible(specs(replace(asked, methods="abd")))
+
+
+def test_a_run_goes_on_without_the_method_that_refuses_itself(tmp_path):
+    options = ["--dataset", "tiny", "--recipe", "smoke", "--device", "cpu", "--precision", "fp32", "--jobs", "1"]
+    asked = ["run", "--methods", "der+prune,icarl", "--budget", "4MiB", "--backbone", "timm:test_resnet", *options]
+    code, said = nursery().run(asked, tmp_path)
+    assert code == 1, said  # not all that was asked for is done
+    cells = [json.loads(path.read_text()) for path in (tmp_path / "runs").glob("*/cell.json")]
+    found = {cell["request"]["method"]: (cell["status"], cell["reason"]) for cell in cells}
+    assert found["icarl"] == ("done", None)
+    status, reason = found["der+prune"]
+    assert status == "refused"
+    assert reason.startswith("der+prune: its masks")
