@@ -42,8 +42,9 @@ def make_scenario(
         spec_of(card.family, backbone)
         side = min(card.image_shape[1:])
         if (needed := smallest_side(backbone, side)) > side:
-            wanted = f"images of {needed} pixels a side or more"
-            raise ValueError(f"--backbone {backbone}: needs {wanted}, those of {card.name} have {side}")
+            raise ValueError(
+                f"--backbone {backbone}: needs images of {needed} pixels a side or more; {card.name} has {side}"
+            )
     elif backbone != "auto" and backbone not in members:
         raise ValueError(f"--backbone {backbone}: {card.name} takes auto, {', '.join(members)}, timm:NAME")
     normalised = (card.mean, card.std)

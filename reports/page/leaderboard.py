@@ -17,7 +17,7 @@ from cilbench.reports.page.page import rendered
 from cilbench.reports.tables.table import TableCell, fixed, four
 from cilbench.reports.wording import budget_text, conditions_text, protocol_text
 
-COLUMNS = ("Budget", "Method", "Avg (%)", "Last (%)", "AUC-A", "Training FLOPs", "Repetitions", "Verified")
+COLUMNS = ("Budget", "Method", "Avg (%)", "Last (%)", "AUC‑A", "Training FLOPs", "Repetitions", "Verified")
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def test_features_of_a_network_without_relu_are_signed_as_they_are():
 
 
 def test_images_that_are_too_small_for_its_strides_are_refused_before_a_run():
-    with pytest.raises(RequestError, match="needs images of 32 pixels a side or more, those of digits have 8") as no:
+    with pytest.raises(RequestError, match="needs images of 32 pixels a side or more; digits has 8") as no:
         specs(RunOptions(methods="icarl", dataset="digits", budget="8MiB", backbone="timm:test_convnext"))
     assert "\n" not in str(no.value)
     assert smallest_side("timm:test_convnext", 31) == 32
