@@ -75,7 +75,7 @@ def drawings(found: Found) -> list[Drawing]:
     overall = means[means["tested_task"] == -1]
     overall = overall.assign(task=overall["task"] + 1)
     styles = found.group.styles
-    over = partial(plots.by_method, overall, "task", "ece", ("Tasks learned", "ECE (%)"), styles)
+    over = partial(plots.by_method, overall, "task", "ece", ("Tasks learned", "ECE (%)"), styles, least=0)
     bins = found.close_up("bins").sort_values(["name", "bin"])
     shown = (100 * bins["confidence"]).rename("confidence"), (100 * bins["accuracy"]).rename("accuracy")
     table = bins.assign(confidence=shown[0], accuracy=shown[1])
@@ -86,17 +86,23 @@ def drawings(found: Found) -> list[Drawing]:
     last = each[each["task"] == each["task"].max()].assign(when="after the last task")
     both = pd.concat([first, last])
     before = both.assign(tested_task=both["tested_task"] + 1)
-    then = partial(plots.by_method, before, "tested_task", "ece", ("Task", "ECE (%)"), styles, panel="when")
+    then = partial(plots.by_method, before, "tested_task", "ece", ("Task", "ECE (%)"), styles, panel="when", least=0)
     return [
-        found.drawing("stages", "Expected calibration error of the linear head, all classes seen", over, "tasks"),
+        found.drawing(
+            "stages", "Expected calibration error of the linear head, all classes seen", over, "tasks", means=True
+        ),
         found.drawing(
             "tasks",
             "Expected calibration error on the classes of each task, before and after the others",
             then,
             "tasks",
+            means=True,
         ),
         found.drawing(
-            "reliability", "Accuracy over confidence after the last task, in bins of equal width", reliable, "bins"
+            "reliability",
+            "Accuracy over confidence after the last task, in bins of equal width that have images",
+            reliable,
+            "bins",
         ),
     ]
 

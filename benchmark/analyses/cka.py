@@ -121,7 +121,11 @@ def drawings(found: Found) -> list[Drawing]:
     )
     return [
         found.drawing(
-            "depth", f"{about}; means over pairs of tasks and runs, bands from the least to the most", over, "pairs"
+            "depth",
+            f"{about}; means over pairs of tasks and runs, bands from the least to the most",
+            over,
+            "pairs",
+            means=True,
         ),
         found.drawing("pairs", f"{about}, of one run of each method", each, "pairs"),
     ]

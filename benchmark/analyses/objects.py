@@ -78,7 +78,7 @@ def accuracies(stages: pd.DataFrame) -> tuple[float, float]:
 
 
 def drawings(found: Found) -> list[Drawing]:
-    """Exemplars over box share, and both over the phases."""
+    """Exemplars over box share, and both over the phases where more than the last state was kept."""
     table = found.close_up("classes")
     last = table[table["task"] == table.groupby("run")["task"].transform("max")]
     styles, phases = found.group.styles, found.close_up("phases")
@@ -88,7 +88,7 @@ def drawings(found: Found) -> list[Drawing]:
     )
     long = long.dropna(subset="value").assign(what=lambda frame: frame["what"].map(shown))
     labels = ("Mean box share (%)", "Exemplars of a class")
-    scatter = partial(plots.points, last, "box_share", "exemplars", labels, styles)
+    scatter = partial(plots.points, last, "box_share", "exemplars", labels, styles, named="class_name")
     over = partial(
         plots.by_method, long, "task", "value", ("Tasks learned", ""), styles, panel="what", share_y=False, least=0
     )
@@ -99,10 +99,10 @@ def drawings(found: Found) -> list[Drawing]:
             scatter,
             "classes",
         ),
-        found.drawing(
-            "phases", "Mean share of the boxes, exemplars a class and τ after each task that was kept", over, "phases"
-        ),
     ]
+    if phases["task"].nunique() > 1:
+        about = "Mean share of the boxes, exemplars a class and τ after each task that was kept"
+        made.append(found.drawing("phases", about, over, "phases"))
     if "gains" in found.tables:
         gains, known = found.tables["gains"].sort_values("budget_bytes"), dict(budgets_of(found.group.cells))
         gains = gains.assign(budget=[budget_text(size, known.get(size)) for size in gains["budget_bytes"]])

@@ -48,7 +48,13 @@ def drawings(found: Found) -> list[Drawing]:
     each = partial(plots.matrices, matrices, ("Task", "Block", "Shift"), log=True)
     about = "Mean squared change of the parameters of each block in a task"
     return [
-        found.drawing("depth", f"{about}, mean over tasks and runs; bands from the least to the most", over, "blocks"),
+        found.drawing(
+            "depth",
+            f"{about}, mean over tasks and runs; bands from the least to the most",
+            over,
+            "blocks",
+            means=True,
+        ),
         found.drawing("tasks", f"{about}, of one run of each method", each, "blocks"),
     ]
 

@@ -22,6 +22,7 @@ from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.group import Group
 
 QUALITY = 75
+BOX_SHARE = CIM.Config().box_side ** 2  # of the image's area, the poster's mean
 SAMPLE = 256  # images that are encoded
 OWN = {"generator": "generator_bytes", "masks": "mask_bytes"}
 OF_IMAGES = ("exemplars", "labels", "boxes")  # what kept images are charged as
@@ -37,8 +38,7 @@ def of_run(run: Run) -> Tables:
     some = np.linspace(0, len(labels) - 1, min(SAMPLE, len(labels))).round().astype(int)
     sample = torch.from_numpy(np.ascontiguousarray(kept.dataset.train.images[some]))
     jpeg = float(Jpeg(QUALITY).encode(sample).lengths.double().mean())
-    inside = CIM.Config().box_side ** 2
-    box = scenario.image_bytes * (inside + (1 - inside) / 4)
+    box = scenario.image_bytes * (BOX_SHARE + (1 - BOX_SHARE) / 4)
     rows = []
     for task in range(run.tasks):
         seen = np.isin(labels, scenario.class_order[: scenario.seen(task)])
@@ -98,9 +98,12 @@ def drawings(found: Found) -> list[Drawing]:
     named |= {"raw_bytes": "raw", "jpeg_bytes": f"JPEG {QUALITY}", "box_bytes": "boxes"}
     long = kept.melt(id_vars=["name", "task"], value_vars=list(named), var_name="what")
     long = long.assign(what=long["what"].map(named), value=long["value"] / 1024)
-    make = partial(plots.by_level, long, "task", "value", "what", ("Tasks learned", "KiB", ""), log=True)
+    make = partial(
+        plots.by_level, long, "task", "value", "what", ("Tasks learned", "Size (KiB)", ""), log=True, kinds=True
+    )
     about = (
-        "Bytes of the generator and its masks, and of the training images of all classes seen: raw, as JPEG, in boxes"
+        "Bytes of the generator and its masks, and of the training images of all classes seen: raw, as JPEG, in boxes "
+        f"of {100 * BOX_SHARE:.0f} % of the image"
     )
     made = [found.drawing("bytes", about, make, "images")]
     if "equal" in found.tables:
@@ -108,7 +111,8 @@ def drawings(found: Found) -> list[Drawing]:
         equal = equal[equal["budget_bytes"].isin(table["budget_bytes"])]
         about = (
             "Bytes of the generator and its masks after the last task, and of the exemplars with which other methods "
-            "are as accurate on average; pale bounds where they are so at their least budget, or not at their largest"
+            "have its average accuracy (%), on a line between the budgets they ran at; pale bounds where they have it "
+            "at their least budget, or not at their largest; discriminators and backbones come on top"
         )
         make = partial(plots.bars, at_equal_accuracy(equal), "KiB after the last task")
         made.append(found.drawing("equal", about, make, "images"))
@@ -120,8 +124,10 @@ def at_equal_accuracy(equal: pd.DataFrame) -> pd.DataFrame:
     rows = []
     for name, part in equal.groupby("name"):
         own = part.iloc[0]
-        rows += [(f"{name}: {what}", own[key], "equal") for what, key in OWN.items()]
-        rows += list(zip(part["other"], part["exemplar_bytes"], part["relation"], strict=True))
+        at = f"{name} ({own['avg']:.1f} %)"
+        rows += [(f"{at}: {what}", own[key], "equal") for what, key in OWN.items()]
+        others = [f"{other}: exemplars" for other in part["other"]]
+        rows += list(zip(others, part["exemplar_bytes"], part["relation"], strict=True))
     table = pd.DataFrame(rows, columns=["label", "value", "relation"])
     return table.assign(value=table["value"] / 1024)
 

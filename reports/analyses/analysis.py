@@ -98,14 +98,18 @@ class Found:
         found = grouped.agg(["mean", "min", "max", "count"]).reset_index()
         return found.rename(columns={"mean": value, "min": f"{value}_low", "max": f"{value}_high", "count": "n"})
 
-    def drawing(self, name: str, about: str, make: Callable[..., Any], table: str = "") -> Drawing:
-        """A figure; `table` is the one of which it shows the representatives' budget."""
+    def drawing(
+        self, name: str, about: str, make: Callable[..., Any], table: str = "", *, means: bool = False
+    ) -> Drawing:
+        """A figure; `table` is the one of which it shows the representatives, or, as `means` does, all runs at their
+        budget.
+        """
         over = ""
         if table:
             cells = self._with(table)
             shown = evidence.representatives(cells)
             first = shown.iloc[0]
-            seeds = cells.loc[cells["budget_bytes"] == first["budget_bytes"], "seed"]
+            seeds = (cells[cells["budget_bytes"] == first["budget_bytes"]] if means else shown)["seed"]
             over = f"Budget {budget_text(first['budget_bytes'], first['budget_label'])}, seed {listed(seeds)}."
         return Drawing(f"{self.group.slug}-{self.analysis}-{name}", self.group.words(about, over), make)
 

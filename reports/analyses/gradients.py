@@ -41,7 +41,7 @@ def drawings(found: Found) -> list[Drawing]:
     about = "L2 norm of the loss's gradient on each block and the head"
     return [
         found.drawing("epochs", f"{about}, mean over each epoch; faint lines begin a task", curves, "epochs"),
-        found.drawing("depth", f"{about}, mean over all epochs and runs", over, "epochs"),
+        found.drawing("depth", f"{about}, mean over all epochs and runs", over, "epochs", means=True),
     ]
 
 

@@ -32,6 +32,7 @@ def drawings(found: Found) -> list[Drawing]:
     shown = [(f"Task {task + 1}", _matrix(part)) for task, part in first.groupby("task")]
     labels = ("Epoch", "Mask value", "Share of values (%)")
     about = "Histogram of the mask values σ(s·e) at the end of each epoch, s annealed, a panel a task"
+    about += f"; the palest is {LEAST} % and less"
     make = partial(plots.matrices, shown, labels, limits=(LEAST, 100), log=True)
     return [found.drawing("epochs", about, make, "epochs")]
 

@@ -5,6 +5,7 @@ Every function takes tidy tables that have been computed and returns a figure at
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle, islice
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,8 @@ from cilbench.reports.figures import layout
 from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, Style, paper_style
 
 _MOST_TICKS = 8
+_MOST_NAMES = 12
+_MARKERS = "os^Dv"  # of lines whose colours have no order
 
 
 def ordered_colours(number: int) -> list[str]:
@@ -69,6 +72,7 @@ def by_method(
             axes.set_xlabel(labels[0])
             if diagonal:
                 axes.plot((0, 100), (0, 100), color=FAINT, linewidth=0.6, zorder=0)
+                axes.set(xlim=(0, 100), ylim=(0, 100), aspect="equal")
             if log:
                 _logarithmic(axes)
             if title:
@@ -95,20 +99,23 @@ def by_level(
     log: bool = False,
     breaks: str = "",
     from_zero: bool = False,
+    kinds: bool = False,
 ) -> Figure:
     """A panel a method (`name`), a line for each value of `level`, coloured from the first to the last. `breaks` is a
-    column whose changes are faint lines across.
+    column whose changes are faint lines across; `kinds`: levels have no order, each has a marker of its own.
     """
     levels = list(dict.fromkeys(table[level]))
     colours = dict(zip(levels, ordered_colours(len(levels)), strict=True))
+    markers = dict(zip(levels, islice(cycle(_MARKERS if kinds else "o"), len(levels)), strict=True))
     names = sorted(table["name"].unique(), key=str.casefold)
     with paper_style([*names, *map(str, levels)]):
         figure, panels, place = layout.panel_grid(len(names), paper_columns, 2.0, sharey=True)
         for axes, name in zip(panels, names, strict=True):
             own = table[table["name"] == name]
             for (value,), line in parts(own, [level]):
-                marker = "o" if line[x].nunique() <= 12 else ""
-                look: dict[str, Any] = {"marker": marker, "markersize": 2.5, "linewidth": 1, "clip_on": False}
+                marker = markers[value] if kinds or line[x].nunique() <= 12 else ""
+                size = 3.5 if kinds else 2.5
+                look: dict[str, Any] = {"marker": marker, "markersize": size, "linewidth": 1, "clip_on": False}
                 axes.plot(line[x], line[y], color=colours[value], zorder=3, **look)
             if breaks:
                 for at in own.groupby(breaks)[x].min().iloc[1:]:
@@ -123,6 +130,8 @@ def by_level(
         layout.label_rows(panels, labels[1])
         shown = levels if len(levels) <= 16 else levels[:: math.ceil(len(levels) / 16)]
         handles = [Line2D([], [], color=colours[value], label=f"{labels[2]} {value}".strip()) for value in shown]
+        for value, handle in zip(shown, handles if kinds else [], strict=False):
+            handle.set(marker=markers[value], markersize=3.5)
         layout.finish(figure, handles, place)
     return figure
 
@@ -192,14 +201,18 @@ def points(
     paper_columns: PaperColumns = 2,
     *,
     zero: bool = False,
+    named: str = "",
 ) -> Figure:
     """A marker a row, by method; where the table has `y`_low and `y`_high, with its interval. Texts on x are drawn in
-    the order in which they come, methods at one of them beside each other.
+    the order in which they come, methods at one of them beside each other. `named`: a column of names, written beside
+    the markers where there are few.
     """
     given, names = list(dict.fromkeys(table[x])), sorted(table["name"].unique(), key=str.casefold)
     texts = [str(value) for value in given] if isinstance(given[0], str) else []
-    beside = dict(zip(names, np.linspace(-0.3, 0.3, len(names)) if len(names) > 1 else [0.0], strict=True))
-    with paper_style([*names, *texts]):
+    reach = min(0.3, 0.06 * (len(names) - 1))
+    beside = dict(zip(names, np.linspace(-reach, reach, len(names)), strict=True))
+    labelled = list(table[named]) if named and len(table) <= _MOST_NAMES else []
+    with paper_style([*names, *texts, *labelled]):
         figure, (axes,), _ = layout.panel_grid(1, paper_columns, 2.4)
         for name in names:
             part, style = table[table["name"] == name], styles[name]
@@ -207,6 +220,11 @@ def points(
             axes.plot(at, part[y], style.marker, color=style.colour, markersize=4, linestyle="None")
             if f"{y}_low" in part:
                 axes.vlines(at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
+            for x_of, y_of, text in zip(at, part[y], part[named], strict=True) if labelled else ():
+                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": layout.SMALL, "color": FAINT}
+                axes.annotate(layout.fitted(figure, str(text)), (x_of, y_of), (4, 3), **look)
+        if f"{y}_low" in table:
+            _near(axes, table[y], table[[f"{y}_low", f"{y}_high"]])
         if zero:
             axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
         axes.set(xlabel=labels[0], ylabel=labels[1])
@@ -256,6 +274,15 @@ def image_rows(
     return figure
 
 
+def _near(axes: Axes, values: "pd.Series[float]", ends: pd.DataFrame) -> None:
+    """Limits at which the values are told apart, with 0: intervals are cut where they reach further than values do."""
+    reach = max(values.max() - values.min(), values.abs().max())
+    low, high = max(ends.min(axis=None), values.min() - reach), min(ends.max(axis=None), values.max() + reach)
+    if low < high:
+        low, high = min(low, 0), max(high, 0)
+        axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
+
+
 def _short(value: float) -> str:
     """Of a share: .94, 1."""
     return f"{value:.2f}".replace("0.", ".", 1).replace("1.00", "1") if math.isfinite(value) else ""
@@ -280,4 +307,4 @@ def _ticks(axes: Axes, texts: Sequence[str], count: int) -> None:
         step = math.ceil(len(texts) / 16)
         axes.set_xticks(range(0, len(texts), step), texts[::step])
     elif count <= _MOST_TICKS:
-        axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True))
+        axes.xaxis.set_major_locator(MaxNLocator(_MOST_TICKS, integer=True, min_n_ticks=1))

@@ -61,9 +61,10 @@ def drawings(found: Found) -> list[Drawing]:
     styles = styles_by_name(means.assign(method=means["name"]))
     labels = ("Stage from which layers are a task's own", "Average accuracy (%)")
     make = partial(plots.by_method, means, "specialise_from", "avg", labels, styles)
-    return [
-        found.drawing("stages", "Average accuracy of MEMO over the stage from which it specialises, by budget", make)
-    ]
+    about = (
+        "Average accuracy of MEMO over the stage from which it specialises, by budget; bands from the least to the most"
+    )
+    return [found.drawing("stages", about, make)]
 
 
 ANALYSIS = Analysis(

@@ -3,7 +3,8 @@
 Of the same method, seed and class order at two budgets that follow each other: Δaccuracy / ΔKiB. By kind it is β of
 Δaccuracy = Σ β_kind · ΔKiB_kind over all methods, by least squares: what is peculiar to a method at both budgets falls
 out of the difference. Runs of one method are not independent: variances are clustered by method (Liang & Zeger 1986,
-small-sample factor of one-way clusters), intervals are t of (methods − 1).
+small-sample factor of one-way clusters), intervals are t of (methods − kinds) degrees, as for few clusters (Donald &
+Lang 2007).
 """
 
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from cilbench.reports.wording import budget_text
 KINDS = ("backbone", "generator", "exemplars", "masks", "other")
 KIB = 1024
 MEASURES = ("avg", "last")
+LEAST_SHARE = 0.01  # of what a step moves; less of a kind is rounding, from which no slope can be had
 
 
 def of_run(run: Run) -> Tables:
@@ -83,8 +85,11 @@ def by_kind(steps: pd.DataFrame) -> pd.DataFrame:
     """from_bytes, to_bytes, measure, kind, steps, methods, per_kib and its interval.
 
     Of the kinds that two methods at least got more of, and of the methods that got more of these alone; a step whose
-    methods do not tell the kinds apart has no row.
+    methods do not tell the kinds apart has no row. There is no interval unless methods outnumber kinds.
     """
+    moved = steps[list(KINDS)].abs()
+    small = moved.lt(LEAST_SHARE * moved.sum(axis=1), axis=0)
+    steps = pd.concat([steps.drop(columns=list(KINDS)), steps[list(KINDS)].mask(small, 0.0)], axis=1)
     rows = []
     for (low, high), part in steps.groupby(["from_bytes", "to_bytes"]):
         kinds = [kind for kind in KINDS if part.loc[part[kind] != 0, "name"].nunique() > 1]
@@ -96,7 +101,8 @@ def by_kind(steps: pd.DataFrame) -> pd.DataFrame:
         for measure in MEASURES:
             beta, error = clustered(x, part[measure].to_numpy(dtype=float), clusters)
             groups = len(set(clusters))
-            reach = stdtrit(groups - 1, 0.975) * error if groups > len(kinds) else np.full(len(kinds), np.nan)
+            spare = groups - len(kinds)
+            reach = stdtrit(spare, 0.975) * error if spare > 0 else np.full(len(kinds), np.nan)
             for kind, b, r in zip(kinds, beta, reach, strict=True):
                 rows.append((low, high, measure, kind, len(part), groups, b, b - r, b + r))
     columns = [
@@ -134,13 +140,13 @@ def drawings(found: Found) -> list[Drawing]:
     axis = ("From budget to budget", "Average accuracy per KiB (points)")
     shown = methods[methods["measure"] == "avg"]
     make = partial(plots.points, shown, "step", "per_kib", axis, found.group.styles, zero=True)
-    about = "Average accuracy gained per KiB from one budget to the next, by method; bars are 95 % t intervals"
+    about = "Average accuracy gained per KiB from budget to budget, by method; bars: 95 % t intervals, cut at the edge"
     made = [found.drawing("methods", about, make)]
     of_kind = kinds[kinds["measure"] == "avg"].rename(columns={"kind": "name"})
     if len(of_kind):
         styles = {kind: Style(KIND_COLOURS[kind], "o") for kind in KINDS}
         make = partial(plots.points, of_kind, "step", "per_kib", axis, styles, zero=True)
-        about = "Average accuracy gained per KiB of each kind, least squares over methods; 95 % intervals, by method"
+        about = "Average accuracy gained per KiB of each kind, by least squares; bars: 95 % intervals, cut at the edge"
         made.append(found.drawing("kinds", about, make))
     return made
 

@@ -45,9 +45,9 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
             name_panel(axes, item.name)
             axes.set_xlabel("Predicted class")
             axes.grid(visible=False)
-            for axis in (axes.xaxis, axes.yaxis):
-                axis.set_major_locator(MaxNLocator(5, integer=True))
-                axis.set_major_formatter(lambda value, _: f"{value:.0f}")
+            ticked = [n for n in MaxNLocator(5, integer=True).tick_values(0, len(counts) - 1) if 0 <= n < len(counts)]
+            for axis in (axes.xaxis, axes.yaxis):  # a class is in the middle of its cells
+                axis.set_ticks([n + 0.5 for n in ticked], [f"{n:.0f}" for n in ticked])
             axes.tick_params(rotation=0)
             axes.spines[:].set_visible(True)
         label_rows(panels, "True class, by arrival")

@@ -40,8 +40,8 @@ def test_reuse_counts_open_entries_that_an_earlier_task_had_reserved() -> None:
         generator.add_task([3])
         generator.keep([mask.bool().view(1, 3, 1, 1)])
     rows = {(task, layer): rest for task, layer, *rest in reused(generator, [range(1), range(1, 2)])}
-    assert rows[(0, 0)] == rows[(0, -1)] == [2, 0, 0, 0.0, 0.0]
-    assert rows[(1, 0)] == rows[(1, -1)] == [2, 1, 0, 50.0, 50.0]
+    assert rows[(0, 0)] == rows[(0, -1)] == [2, 0, 0, 0.0, 0.0, 0.0]
+    assert rows[(1, 0)] == rows[(1, -1)] == [2, 1, 0, 50.0, 50.0, pytest.approx(200 / 3)]
 
 
 def test_entries_of_the_code_of_other_tasks_classes_are_never_read() -> None:
@@ -55,8 +55,8 @@ def test_entries_of_the_code_of_other_tasks_classes_are_never_read() -> None:
         generator.add_task([1])
         generator.keep([mask])
     rows = {(task, layer): rest for task, layer, *rest in reused(generator, [range(1), range(1, 2)])}
-    assert rows[(0, 0)] == [2 * kernel, 0, 0, 0.0, 0.0]
-    assert rows[(1, 0)] == [4 * kernel, 2 * kernel, kernel, 50.0, pytest.approx(100 / 3)]
+    assert rows[(0, 0)] == [2 * kernel, 0, 0, 0.0, 0.0, 0.0]
+    assert rows[(1, 0)] == [4 * kernel, 2 * kernel, kernel, 50.0, pytest.approx(100 / 3), 50.0]
 
 
 def test_the_histogram_of_mask_values_is_of_shares_in_tenths() -> None:
@@ -107,9 +107,13 @@ def test_value_by_kind_is_least_squares_of_gains_on_bytes_gained() -> None:
     assert table.loc["avg", "per_kib"].to_numpy() == pytest.approx(wanted)
     assert table.loc["last", "per_kib"].to_numpy() == pytest.approx(2 * wanted)
     assert set(table.index.get_level_values("kind")) == {"backbone", "exemplars"}
-    assert (table["per_kib_low"] < table["per_kib"]).all()
+    error = clustered(x, y, np.array(list("abcd"), dtype=object))[1]
+    assert table.loc["avg", "per_kib_high"].to_numpy() == pytest.approx(wanted + 4.302653 * error)  # t of 4 − 2 degrees
+    assert by_kind(steps().iloc[:2])["per_kib_low"].isna().all()
     generators = steps().iloc[:1].assign(name="dgm", generator=1.0, exemplars=0.0, avg=99.0)  # alone with its kind
     assert by_kind(pd.concat([steps(), generators]))["per_kib"].to_numpy() == pytest.approx(table["per_kib"].to_numpy())
+    scales = steps().assign(other=[0.01, -0.02, 0.0, 0.03])  # too few bytes for a slope of their own
+    pd.testing.assert_frame_equal(by_kind(scales), by_kind(steps()))
     only = steps().assign(backbone=1.0, exemplars=3.0)  # nobody tells the kinds apart
     assert by_kind(only).empty
 

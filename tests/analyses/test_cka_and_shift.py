@@ -72,6 +72,26 @@ def test_layers_without_weights_are_passed_and_not_named() -> None:
     assert labels == ["conv1", "", "1.1", "1.2", "2.1", "2.2", "3.1", "3.2", "4.1", "4.2"]
 
 
+@pytest.mark.parametrize(
+    ("backbone", "wanted"),
+    [
+        ("timm:test_resnet", ["conv1", "1.1", "2.1", "3.1", "4.1"]),
+        ("timm:test_convnext", ["conv1", "1", "2", "3", "4"]),
+        ("timm:test_efficientnet", ["conv1", "1.1", "2.1", "3.1", "4.1", "5.1", "conv2"]),
+    ],
+)
+def test_every_parameter_of_a_network_of_timm_is_in_a_block(backbone: str, wanted: list[str]) -> None:
+    pytest.importorskip("timm")
+    net = a_net(backbone, 1, False)
+    found = block_parameters(net)
+    assert list(found) == wanted
+    assert sum(p.numel() for of_block in found.values() for p in of_block) == sum(p.numel() for p in net.parameters())
+    x = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        *_, (_, last) = block_maps(net, x)
+        assert torch.allclose(last.relu(), net.maps(x).relu(), atol=1e-5)
+
+
 def test_features_come_whole_however_little_memory_there_is(monkeypatch: pytest.MonkeyPatch) -> None:
     net, x = a_net("resnet14", 1, False), torch.randn(5, 3, 32, 32)
     with torch.inference_mode():

@@ -139,6 +139,7 @@ def test_reuse_and_what_is_never_read_are_counted_of_the_sealed_bits(found: Path
         again = mask & reserved
         others = [number for number in range(CLASSES) if number // 2 != task]
         assert rows.loc[task, ["open", "reused", "unread"]].tolist() == [mask.sum(), again.sum(), again[others].sum()]
+        assert rows.loc[task, "chance"] == pytest.approx(100 * reserved[:, :width].mean(), abs=1e-3)
         assert (mask[others] == reserved[others]).all()  # nothing moves what is never read: free ones close
         reserved |= mask
 

@@ -198,6 +198,14 @@ def test_two_per_cent_are_seen_in_a_confusion_matrix(three_seeds: reports.Runs) 
     np.testing.assert_allclose(shares.sum(axis=1), 100)
 
 
+def test_ticks_of_a_confusion_matrix_are_classes_in_the_middle_of_their_cells(three_seeds: reports.Runs) -> None:
+    found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
+    axes = panels(reports.confusion_matrices(found))[0]
+    for axis in (axes.xaxis, axes.yaxis):
+        assert list(axis.get_ticklocs()) == [0.5, 2.5, 4.5, 6.5, 8.5]
+        assert [label.get_text() for label in axis.get_ticklabels()] == ["0", "2", "4", "6", "8"]
+
+
 def test_norms_share_a_panel_and_are_shares_of_their_mean(three_seeds: reports.Runs) -> None:
     found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
     (axes,) = panels(reports.weight_norms(found))
