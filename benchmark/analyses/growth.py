@@ -75,7 +75,7 @@ def reused(generator: MaskedGenerator, classes: Sequence[range]) -> list[tuple[f
     reserved before. `classes`: arrival numbers of each task's own.
     """
     taken = [torch.zeros_like(layer) for layer in generator.reserved]
-    rows = []
+    rows = list[tuple[float, ...]]()
     for task, masks in enumerate(generator.masks):
         counts = []
         for layer, (mask, before) in enumerate(zip(masks, taken, strict=True)):

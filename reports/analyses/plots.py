@@ -220,11 +220,11 @@ def points(
             axes.plot(at, part[y], style.marker, color=style.colour, markersize=4, linestyle="None")
             if f"{y}_low" in part:
                 axes.vlines(at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
-            for x_of, y_of, text in zip(at, part[y], part[named], strict=True) if labelled else ():
+            for n, (x_of, y_of, text) in enumerate(zip(at, part[y], part[named], strict=True) if labelled else ()):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": layout.SMALL, "color": FAINT}
-                axes.annotate(layout.fitted(figure, str(text)), (x_of, y_of), (4, 3), **look)
+                axes.annotate(layout.fitted(figure, str(text)), (x_of, y_of), (4, 3 if n % 2 else -8), **look)
         if f"{y}_low" in table:
-            _near(axes, table[y], table[[f"{y}_low", f"{y}_high"]])
+            _near(axes, table[y].to_numpy(float), table[[f"{y}_low", f"{y}_high"]].to_numpy(float))
         if zero:
             axes.axhline(0, color=FAINT, linewidth=0.6, zorder=0)
         axes.set(xlabel=labels[0], ylabel=labels[1])
@@ -274,12 +274,12 @@ def image_rows(
     return figure
 
 
-def _near(axes: Axes, values: "pd.Series[float]", ends: pd.DataFrame) -> None:
+def _near(axes: Axes, values: NDArray[np.float64], ends: NDArray[np.float64]) -> None:
     """Limits at which the values are told apart, with 0: intervals are cut where they reach further than values do."""
-    reach = max(values.max() - values.min(), values.abs().max())
-    low, high = max(ends.min(axis=None), values.min() - reach), min(ends.max(axis=None), values.max() + reach)
-    if low < high:
-        low, high = min(low, 0), max(high, 0)
+    reach = float(max(np.ptp(values), np.abs(values).max()))
+    if np.isfinite(ends).any():
+        low = min(max(float(np.nanmin(ends)), float(values.min()) - reach), 0)
+        high = max(min(float(np.nanmax(ends)), float(values.max()) + reach), 0)
         axes.set_ylim(low - 0.05 * (high - low), high + 0.05 * (high - low))
 
 

@@ -26,7 +26,7 @@ from cilbench.reports.wording import budget_text
 KINDS = ("backbone", "generator", "exemplars", "masks", "other")
 KIB = 1024
 MEASURES = ("avg", "last")
-LEAST_SHARE = 0.01  # of what a step moves; less of a kind is rounding, from which no slope can be had
+LEAST_SHARE = 0.05  # of what a step moves; less of a kind is rounding, from which no slope can be had
 
 
 def of_run(run: Run) -> Tables:
