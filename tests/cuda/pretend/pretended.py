@@ -92,7 +92,9 @@ def tensors_in(given: Any) -> Iterator[Tensor]:
 
 
 def on_host(given: Any) -> Any:
-    """A CPU's tensor on the bytes of a device's; anything else as it is."""
+    """A CPU's tensor on the bytes of a device's, the CPU in the place of a device; anything else as it is."""
+    if isinstance(given, torch.device):
+        return torch.device("cpu")
     if not isinstance(given, Tensor) or given.device.type != "cuda":
         return given
     storage = given.untyped_storage()
@@ -252,7 +254,8 @@ def _kernel_of(func: Any, name: str, on_cpu: Callable[..., Any], real: Any) -> C
 
             def store(results: tuple[Any, ...]) -> None:
                 for out, new in zip(fresh, _new(results, returns), strict=True):
-                    if new.shape == (0,):  # statistics of a BatchNorm that has fixed ones: nobody reads them
+                    # Nobody reads statistics of a BatchNorm that has fixed ones, or a gradient that one device makes.
+                    if out is None or new is None or new.shape == (0,):
                         continue
                     assert (out.shape, out.dtype) == (new.shape, new.dtype), f"{name}: {out.shape} is not {new.shape}"
                     out.copy_(new)
@@ -294,10 +297,10 @@ def _at(args: Any, kwargs: Any, given: Any, i: int) -> Any:
     return args[i] if i < len(args) else kwargs[given[i].name]
 
 
-def _new(results: Any, returns: Any) -> list[Tensor]:
-    """Tensors that an operation makes, without those that it is given to write to."""
+def _new(results: Any, returns: Any) -> list[Tensor | None]:
+    """Tensors that an operation makes, without those that it is given to write to; None where it made none."""
     new = [x for x, r in zip(results, returns, strict=False) if not (r.alias_info and r.alias_info.is_write)]
-    return list(tensors_in(new))
+    return [tensor for x in new for tensor in (x if isinstance(x, list | tuple) else [x])]
 
 
 def _batch_norm(*given: Any) -> tuple[Tensor, ...]:
@@ -310,7 +313,22 @@ def _batch_norm_backward(
     return aten.native_batch_norm_backward(grad, x, weight, mean, var, saved, inverse, True, eps, [True] * 3)
 
 
-ON_CPU = {"cudnn_batch_norm": _batch_norm, "cudnn_batch_norm_backward": _batch_norm_backward}
+def _convolution_relu(x: Tensor, weight: Tensor, bias: Any, *geometry: Any) -> Tensor:
+    *where, groups = geometry  # stride, padding, dilation
+    return aten.convolution(x, weight, bias, *where, False, [0, 0], groups).relu()
+
+
+def _convolution_add_relu(x: Tensor, weight: Tensor, plus: Tensor, alpha: Any, bias: Any, *geometry: Any) -> Tensor:
+    *where, groups = geometry
+    return aten.convolution(x, weight, bias, *where, False, [0, 0], groups).add(plus, alpha=alpha).relu()
+
+
+ON_CPU = {
+    "cudnn_batch_norm": _batch_norm,
+    "cudnn_batch_norm_backward": _batch_norm_backward,
+    "cudnn_convolution_relu": _convolution_relu,
+    "cudnn_convolution_add_relu": _convolution_add_relu,
+}
 _LIBRARY = torch.library.Library("aten", "IMPL")
 
 
