@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cilbench.methods.contract import Family
-from cilbench.methods.networks.convolved import convolved
+from cilbench.methods.networks.convolved import activated, convolved
 
 
 class BasicBlock(nn.Module):
@@ -35,33 +35,37 @@ class BasicBlock(nn.Module):
         self.down = _projection(inputs, outputs, stride) if projection and (stride > 1 or self.grow) else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(convolved(x, self.conv1, self.bn1))
-        y = convolved(y, self.conv2, self.bn2)
+        y = activated(x, self.conv1, self.bn1, self.act1)
         if self.down is not None:
             x = self.down(x)
         elif self.stride > 1 or self.grow:
-            x = _Shortcut.apply(x, y, self.stride)
-        return self.act2(y.add_(x))
+            groups = (y.shape[1] - x.shape[1]) // self.grow if self.grow else 1
+            x = _Shortcut.apply(x, y, self.stride, groups)
+        return activated(y, self.conv2, self.bn2, self.act2, x)
 
 
 class _Shortcut(torch.autograd.Function):
-    """Option A: every so many pixels of x [B, C, H, W], channels of zeros behind, of the shape of y.
+    """Option A: every so many pixels of x [B, C, H, W], channels of zeros behind those of each of the groups, of the
+    shape of y.
 
     Slices and a padding are the same in seven kernels, not four.
     """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, y: Tensor, stride: int) -> Tensor:
-        ctx.of_x, ctx.stride = (x.shape, x.stride()), stride
+    def forward(ctx: Any, x: Tensor, y: Tensor, stride: int, groups: int) -> Tensor:
+        ctx.of_x, ctx.stride, ctx.groups = (x.shape, x.stride()), stride, groups
         out = torch.zeros_like(y)
-        out[:, : x.shape[1]] = x[:, :, ::stride, ::stride]
+        x_BGCHW = x.unflatten(1, (groups, -1))
+        out.unflatten(1, (groups, -1))[:, :, : x_BGCHW.shape[2]] = x_BGCHW[..., ::stride, ::stride]
         return out
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
         out = grad.new_empty_strided(*ctx.of_x).zero_()
-        out[:, :, :: ctx.stride, :: ctx.stride] = grad[:, : out.shape[1]]
-        return out, None, None
+        out_BGCHW = out.unflatten(1, (ctx.groups, -1))
+        own = grad.unflatten(1, (ctx.groups, -1))[:, :, : out_BGCHW.shape[2]]
+        out_BGCHW[..., :: ctx.stride, :: ctx.stride] = own
+        return out, None, None, None
 
 
 class Bottleneck(nn.Module):
@@ -81,10 +85,9 @@ class Bottleneck(nn.Module):
         self.down = _projection(inputs, 4 * width, stride) if stride > 1 or inputs != 4 * width else None
 
     def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(convolved(x, self.conv1, self.bn1))
-        y = self.act2(convolved(y, self.conv2, self.bn2))
-        y = convolved(y, self.conv3, self.bn3)
-        return self.act3(y.add_(x if self.down is None else self.down(x)))
+        y = activated(x, self.conv1, self.bn1, self.act1)
+        y = activated(y, self.conv2, self.bn2, self.act2)
+        return activated(y, self.conv3, self.bn3, self.act3, x if self.down is None else self.down(x))
 
 
 class ConvBlock(nn.Sequential):
@@ -94,8 +97,8 @@ class ConvBlock(nn.Sequential):
         conv, norm, *others = self
         assert isinstance(conv, nn.Conv2d)
         assert isinstance(norm, nn.BatchNorm2d)
-        x = convolved(x, conv, norm)
-        for layer in others:
+        x = activated(x, conv, norm, others[0]) if others else convolved(x, conv, norm)
+        for layer in others[1:]:
             x = layer(x)
         return x
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
+from cilbench.methods.training.numerics import is_out_of_memory
 from cilbench.methods.training.ranks import as_used, batch_norm
 
 Folded = tuple[Tensor, Tensor]  # weight and bias of a convolution that does what its BatchNorm does too
@@ -26,7 +27,9 @@ class FoldedOnce:
 
     def __init__(self, learning: Iterable[Tensor]) -> None:
         self.learning = set(learning)
-        self.known: dict[nn.Conv2d, Folded] = {}
+        self.known: dict[tuple[nn.Conv2d, ...], Folded] = {}
+        self.alike: dict[nn.Module, tuple[Any, ...]] = {}  # layers of branches that are computed as one (`as_one`)
+        self.apart: set[nn.Conv2d] = set()  # cuDNN has no kernel for them and what follows them
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
@@ -37,35 +40,37 @@ class FoldedOnce:
             _FOLDED.reset(token)
 
     def of(self, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded | None:
-        """None for one that learns."""
+        """None for one that learns; those of all branches in a row where they are computed as one."""
         if conv.weight in self.learning:
             return None
-        if conv not in self.known:
-            weight, bias = folded(conv, norm)
-            self.known[conv] = as_autocast_would(weight), as_autocast_would(bias)
-        return self.known[conv]
+        convs, norms = self.alike.get(conv, (conv,)), self.alike.get(norm, (norm,))
+        if convs not in self.known:
+            of_each = zip(*(folded(*pair) for pair in zip(convs, norms, strict=True)), strict=True)
+            weight, bias = (parts[0] if len(parts) == 1 else torch.cat(parts) for parts in of_each)
+            self.known[convs] = as_autocast_would(weight), as_autocast_would(bias)
+        return self.known[convs]
 
 
 _FOLDED: ContextVar[FoldedOnce | None] = ContextVar("folded", default=None)
 _CAST: ContextVar[dict[Tensor, Tensor] | None] = ContextVar("cast", default=None)
 
 
+def folding() -> FoldedOnce | None:
+    """The block that this is called in."""
+    return _FOLDED.get()
+
+
 def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """`norm(conv(x))`; in one operation where nothing is learned, on a CPU and where it was folded once."""
-    if not norm.training and not torch.is_grad_enabled():
-        once = _FOLDED.get()
-        known = None if once is None else once.of(conv, norm)
-        if known is None and x.device.type == "cpu":
-            known = folded(conv, norm)
-        if known is not None:
-            return F.conv2d(x, *known, conv.stride, conv.padding)
+    if (known := _known(x, conv, norm)) is not None:
+        return F.conv2d(x, *known, conv.stride, conv.padding, groups=_groups(x, known))
     weight, bias = as_used(conv.weight), None if conv.bias is None else as_used(conv.bias)
-    if _hooked(conv):
+    if hooked(conv):
         given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
         x = conv(x) if weight is conv.weight else functional_call(conv, given, (x,))
     else:
         x = F.conv2d(x, (_CAST.get() or {}).get(conv.weight, weight), bias, conv.stride, conv.padding)
-    if _hooked(norm):
+    if hooked(norm):
         return norm(x)
     if (normed := batch_norm(x, norm)) is not None:
         return normed
@@ -75,7 +80,64 @@ def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     return F.batch_norm(x, *statistics, *affine, norm.training, norm.momentum or 0.0, norm.eps)
 
 
-def _hooked(module: nn.Module) -> bool:
+def activated(
+    x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d, activation: nn.Module, plus: Tensor | None = None
+) -> Tensor:
+    """`activation(norm(conv(x)) + plus)`; one kernel where it was folded once and cuDNN has one for it."""
+    once = _FOLDED.get()
+    if once is not None and conv not in once.apart and _fits_cudnn(x, activation):
+        known = _known(x, conv, norm)
+        try:
+            if known is not None:
+                return _fused(as_autocast_would(x), known, conv, plus)
+        except RuntimeError as error:
+            if is_out_of_memory(error) or torch.cuda.is_current_stream_capturing():
+                raise
+            once.apart.add(conv)
+    y = convolved(x, conv, norm)
+    return activation(y if plus is None else y.add_(plus))
+
+
+def _fits_cudnn(x: Tensor, activation: nn.Module) -> bool:
+    relu = type(activation) is nn.ReLU and not hooked(activation)
+    return relu and x.device.type == "cuda" and torch.backends.cudnn.enabled and not torch.is_grad_enabled()
+
+
+def _fused(x: Tensor, known: Folded, conv: nn.Conv2d, plus: Tensor | None) -> Tensor:
+    """Convolution, bias, `plus` and ReLU. Raises RuntimeError where cuDNN cannot."""
+    assert not isinstance(conv.padding, str)
+    (weight, bias), where = known, (conv.stride, conv.padding, conv.dilation, _groups(x, known))
+    if plus is None:
+        return torch.cudnn_convolution_relu(x, weight, bias, *where)
+    return torch.cudnn_convolution_add_relu(x, weight, plus, 1.0, bias, *where)
+
+
+def _known(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Folded | None:
+    """What does the same as both, where they are fixed; on CUDA although `x` has a gradient."""
+    if norm.training:
+        return None
+    once, on_cpu = _FOLDED.get(), x.device.type == "cpu"
+    if torch.is_grad_enabled():
+        plain = fixed(conv, norm) and not on_cpu
+        return once.of(conv, norm) if plain and once is not None else None
+    known = None if once is None else once.of(conv, norm)
+    return folded(conv, norm) if known is None and on_cpu else known
+
+
+def _groups(x: Tensor, known: Folded) -> int:
+    """More than one for branches that are computed as one."""
+    return x.shape[1] // known[0].shape[1]
+
+
+def fixed(*layers: nn.Module) -> bool:
+    """In evaluation mode, without gradients of their own and without hooks?"""
+    return not any(
+        layer.training or hooked(layer) or any(p.requires_grad for p in layer.parameters(recurse=False))
+        for layer in layers
+    )
+
+
+def hooked(module: nn.Module) -> bool:
     """Hooks, such as DER's masks on what a convolution is given, are called with the module alone."""
     return bool(module._forward_pre_hooks or module._forward_hooks)
 

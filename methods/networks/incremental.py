@@ -15,6 +15,7 @@ from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Scenario
 from cilbench.methods.networks.backbones import ConvBlock, build_shared, build_specialised, spec_of, split_general
 from cilbench.methods.networks.heads import HeadKind, linear, new_head
+from cilbench.methods.networks.together import as_one
 from cilbench.methods.training.numerics import full_precision, memory_format
 from cilbench.methods.training.ranks import by_rows
 
@@ -88,7 +89,14 @@ class IncrementalNet(nn.Module):
         return _run(self.shared, x_BCHW.contiguous(memory_format=self.memory_format))
 
     def _branch_maps(self, maps_BChw: Tensor) -> Tensor:
-        return torch.cat([_run(branch, maps_BChw) for branch in self.branches], dim=1)
+        *older, newest = self.branches
+        with as_one(older, maps_BChw) as grouped:
+            if grouped:
+                every = maps_BChw.repeat(1, len(older), 1, 1).contiguous(memory_format=self.memory_format)
+                parts = [_run(older[0], every)]
+            else:
+                parts = [_run(branch, maps_BChw) for branch in older]
+        return torch.cat([*parts, _run(newest, maps_BChw)], dim=1)
 
     def general_maps(self, x_BCHW: Tensor) -> Tensor:
         """What the general layers make of images, float32 [B, C, h, w]: where they are frozen, for good."""

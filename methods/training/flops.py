@@ -27,6 +27,15 @@ Phase = Literal["training", "frozen", "exemplars", "compression", "replay", "mea
 ResultT = TypeVar("ResultT")
 
 
+def _fused_convolution(x: Tensor, weight: Tensor, *others: Any, out_val: Tensor) -> int:
+    """Of cuDNN's kernels that add and take a ReLU too, which torch has no formula for."""
+    return 2 * out_val.numel() * weight[0].numel()
+
+
+_FUSED = (torch.ops.aten.cudnn_convolution_relu, torch.ops.aten.cudnn_convolution_add_relu)
+FORMULAS: dict[Any, Callable[..., int]] = {**flop_registry, **dict.fromkeys(_FUSED, _fused_convolution)}
+
+
 class FlopCount(TorchDispatchMode):
     """Operations by phase, of what is computed inside. The same on every device: formulas know shapes alone."""
 
@@ -43,7 +52,7 @@ class FlopCount(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        formula = flop_registry.get(func.overloadpacket)
+        formula = FORMULAS.get(func.overloadpacket)
         if formula is None and _is_composite(func):  # inference mode does not take such an operation apart by itself
             with self:
                 return func.decompose(*args, **(kwargs or {}))
