@@ -18,6 +18,7 @@ METHODS: dict[str, str] = {
     "icarl": "cilbench.methods.icarl:ICaRL",
     "der": "cilbench.methods.der:DER",
     "der+prune": "cilbench.methods.der_prune:PrunedDER",
+    "grace": "cilbench.methods.grace:GRACE",
     "foster": "cilbench.methods.foster:FOSTER",
     "wa": "cilbench.methods.wa:WA",
     "bic": "cilbench.methods.bic:BiC",

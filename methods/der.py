@@ -15,7 +15,7 @@ from cilbench.methods.contract import Context, MethodCard, Task
 from cilbench.methods.networks.incremental import freeze, train_unfrozen
 from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.training.config import Count, Schedule, SgdConfig, Weight, in_epochs
-from cilbench.methods.training.loop import Loss, fit
+from cilbench.methods.training.loop import Loss, TaskCompression, TaskData, fit
 from cilbench.methods.training.losses import expansion_loss, weight_align
 
 
@@ -43,23 +43,30 @@ class DER(Rehearsal):
     config: Config
 
     def learn(self, task: Task, context: Context) -> None:
+        _, compressor = self.grow(task, context)
+        new = self.scenario.new(task.index)
+        self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)
+
+    def grow(self, task: Task, context: Context, share: float = 1.0) -> tuple[TaskData, TaskCompression]:
+        """A branch more has learned the task, in `share` of it; the head is aligned. What it was learned from, and
+        with."""
         known = self.net.seen
         task_data = self.prepare_task(task)
         schedule = self.config.schedule(task.index)
         for branch in self.net.branches[:-1]:
             freeze(branch)
         compressor = self.compression.start_task(self.net, task_data, self.transform, schedule, context, task.index)
-        new = self.scenario.new(task.index)
-        auxiliary_head = self.net.new_head(self.net.branch_features, len(new) + 1)
+        auxiliary_head = self.net.new_head(self.net.branch_features, len(self.scenario.new(task.index)) + 1)
 
         train_unfrozen(self.net)
         loss, schedule, context = self.training(task, known, auxiliary_head, schedule, context)
         learner = [self.net, auxiliary_head] if known else [self.net]
-        fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor)
+        part = (0.0, share)
+        fit(loss, learner, task_data, schedule, self.transform, context, task.index, compressor, part=part)
         if known:
             weight_align(self.net.classifier, known)
         self.net.eval()
-        self.memory.keep(task, new, self.features, compressor.encode, compressor.herded)
+        return task_data, compressor
 
     def training(
         self, task: Task, known: int, auxiliary_head: nn.Linear, schedule: Schedule, context: Context

@@ -30,6 +30,7 @@ METHODS = (
     "lowfi",
     "mrdc",
     "der+prune",
+    "grace",
     "dgm",
     "dgr",
     "mergan",

@@ -4,9 +4,8 @@ kept        network (backbones, running statistics, head) and encoded exemplars
 recomputed  class means, the teacher (the network as it was loaded)
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Any, ClassVar
 
 import torch
@@ -24,20 +23,32 @@ from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.networks.pretrained import load_pretrained
 from cilbench.methods.networks.pruned import PrunedNet
 from cilbench.methods.rehearsal.herding import class_means, nearest_mean_scores
-from cilbench.methods.rehearsal.memory import Compression, ExemplarMemory, Plain, largest_memory, stored_shapes
+from cilbench.methods.rehearsal.memory import (
+    Compression,
+    ExemplarMemory,
+    MemoryBytes,
+    Plain,
+    largest_memory,
+    stored_shapes,
+)
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.loop import TaskData, in_batches
+
+Stage = tuple[int, int]  # branches and classes of a network
+MERGING = "other/merging"  # int16 [2], until the last task: does the next one merge branches; how many have in a row
 
 
 @dataclass(frozen=True)
 class NetworkGrowth:
     """How a method's network grows: one branch for good, or one a task; general layers shared or not, up to which stage
     (0: all but the last); which head; features of both signs (no last ReLU) or not; the most that is kept of a
-    convolution's channels, where they are cut.
+    convolution's channels, where they are cut. `merging`: data decides in which tasks an expanding network has a branch
+    more, by `MERGING`.
     """
 
     expanding: bool = False
+    merging: bool = False
     share_general: bool = False
     specialise_from: int = 0
     head: HeadKind = linear
@@ -66,6 +77,10 @@ class NetworkGrowth:
             head=self.head,
             signed=self.signed,
         )
+
+    def stages(self, scenario: Scenario) -> list[Stage]:
+        """After each task, the most that there can be."""
+        return [(task + 1 if self.expanding else 1, scenario.seen(task)) for task in range(scenario.tasks)]
 
 
 class Rehearsal:
@@ -124,7 +139,7 @@ class Rehearsal:
     def full_bytes(cls, budget: Budget, scenario: Scenario, compression: Compression) -> int:
         """Bytes after the last task with the protocol's backbone and base exemplars, counted as in `budget`."""
         backbone = scenario.only_backbone
-        *_, model = _model_states(cls.growth, scenario, backbone, compression)
+        *_, model = _model_states(cls.growth, scenario, backbone, compression, cls.growth.stages(scenario))
         shape = cls.stored_shape(cls.Config(), scenario, backbone, compression.codec)
         image_bytes = compression.codec.min_bytes(shape) + _overhead_bytes(compression.codec, budget)
         model_bytes = ledger_of_state(model, budget.storage, scenario.allowance).total(budget.accounting)
@@ -202,14 +217,15 @@ def plan_rehearsal(
 
     `shape_of` gives the shape of what is kept of an image on a backbone; None: the image's own. A method that keeps one
     backbone takes the protocol's; an expanding one the largest of which as many whole copies as there are tasks leave
-    room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class.
+    room for the base exemplars. `--backbone` overrides both. At the least, one exemplar a class. Of a merging one
+    `exemplars` and `exemplar_bytes` are what there is if nothing merges; `freed_bytes` come on top.
     """
     codec, overhead_bytes = compression.codec, _overhead_bytes(compression.codec, budget)
+    stages = growth.stages(scenario)
     for backbone in _candidates(growth, budget, scenario):
         shape = shape_of(backbone) if shape_of else scenario.image_shape
         min_bytes = scenario.classes * (codec.enough_bytes(shape) + overhead_bytes)
-        states = _model_states(growth, scenario, backbone, compression)
-        models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
+        models = _weighed(_model_states(growth, scenario, backbone, compression, stages), budget, scenario)
         model_bytes = models[-1].total(budget.accounting)
         if model_bytes + min_bytes <= budget.bytes:
             break
@@ -220,10 +236,15 @@ def plan_rehearsal(
     if budget.fill == "fixed":
         class_bytes = exemplar_bytes[-1] // scenario.classes
         exemplar_bytes = tuple(class_bytes * scenario.seen(task) for task in range(scenario.tasks))
+    most_bytes = exemplar_bytes
+    if growth.merging and budget.fill != "fixed":
+        merged = _model_states(growth, scenario, backbone, compression, [(1, seen) for _, seen in stages])
+        most_bytes = tuple(budget.bytes - m.total(budget.accounting) for m in _weighed(merged, budget, scenario))
     memories = [
         largest_memory(codec, shape, scenario.train_images, spent_bytes, overhead_bytes, scenario.seen(task))
-        for task, spent_bytes in enumerate(exemplar_bytes)
+        for task, spent_bytes in enumerate(most_bytes)
     ]
+    bounds = [_bounds(budget, model, memory) for model, memory in zip(models, memories, strict=True)]
     as_it_is = codec.min_bytes(shape) if codec.fixed_length else scenario.image_bytes
     return Plan(
         budget=budget,
@@ -233,10 +254,34 @@ def plan_rehearsal(
         ),
         exemplar_bytes=exemplar_bytes,
         model_bytes=model_bytes,
-        published_bytes=tuple(m.published + e.published for m, e in zip(models, memories, strict=True)),
-        strict_bytes=tuple(m.strict + e.strict for m, e in zip(models, memories, strict=True)),
+        published_bytes=tuple(published for published, _ in bounds),
+        strict_bytes=tuple(strict for _, strict in bounds),
         layout=_layout(models, codec),
     )
+
+
+def _bounds(budget: Budget, model: Ledger, memory: MemoryBytes) -> tuple[int, int]:
+    """Published and strict bytes of the largest model and the largest memory, which a budget may not hold at once."""
+    published, strict = model.published + memory.published, model.strict + memory.strict
+    free_bytes = strict - published if budget.accounting == "published" else 0
+    return min(published, budget.bytes), min(strict, budget.bytes + free_bytes)
+
+
+def freed_bytes(
+    growth: NetworkGrowth, plan: Plan, scenario: Scenario, compression: Compression, task: int, branches: int
+) -> int:
+    """What exemplars may take besides `plan.exemplar_bytes[task]` where no more than `branches` are there by then.
+
+    What the others would cost: now, where the fill is adaptive, else after the last task, if each from now on brings
+    one. So the budget is spent and holds whatever merges later. A fixed fill gives nothing.
+    """
+    at, fewer = task if plan.budget.fill == "adaptive" else scenario.tasks - 1, task + 1 - branches
+    if not fewer or plan.budget.fill == "fixed":
+        return 0
+    most, seen = growth.stages(scenario)[at]
+    states = _model_states(growth, scenario, plan.backbone, compression, [(most - fewer, seen), (most, seen)])
+    less, planned = (model.total(plan.budget.accounting) for model in _weighed(states, plan.budget, scenario))
+    return planned - less
 
 
 def plan_reference(
@@ -253,8 +298,9 @@ def plan_reference(
     """
     growth, compression = growth or NetworkGrowth(), Plain(Raw())
     backbone = _candidates(growth, budget, scenario)[0]
-    states = _model_states(growth, scenario, backbone, compression, counts=images is not None, carried=carried)
-    models = [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
+    stages, counts = growth.stages(scenario), images is not None
+    states = _model_states(growth, scenario, backbone, compression, stages, counts, carried)
+    models = _weighed(states, budget, scenario)
     model_bytes = models[-1].total(budget.accounting)
     if images is None and model_bytes > budget.bytes:
         raise BudgetTooSmall(method, budget.bytes, model_bytes, backbone)
@@ -273,8 +319,9 @@ def plan_reference(
 
 def expanding_layout(plan: Plan, scenario: Scenario, compression: Compression, branches: int) -> Layout:
     """Layout of a network that grows by a branch each task, to `branches` at most, and of its exemplars."""
-    states = _model_states(NetworkGrowth(expanding=True), scenario, plan.backbone, compression)
-    models = [ledger_of_state(state, plan.budget.storage) for state in islice(states, branches)]
+    growth = NetworkGrowth(expanding=True)
+    states = _model_states(growth, scenario, plan.backbone, compression, growth.stages(scenario)[:branches])
+    models = [ledger_of_state(state, plan.budget.storage) for state in states]
     return _layout(models, compression.codec)
 
 
@@ -301,22 +348,28 @@ def _model_states(
     scenario: Scenario,
     backbone: str,
     compression: Compression,
+    stages: Sequence[Stage],
     counts: bool = True,
     carried: Callable[[IncrementalNet], State] = lambda net: net.export(),  # a network of another class has its own
 ) -> Iterator[State]:
-    """After each task everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
+    """At each stage everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
     with meta:
         net = growth.net(scenario, backbone, meta, compression.head_bias)
-    for task in range(scenario.tasks):
-        seen = scenario.seen(task)
+    for branches, seen in stages:
         with meta:
-            if growth.expanding or not task:
+            while len(net.branches) < branches:
                 net.add_branch()
             net.grow_head(seen)
+            goes_on = growth.merging and seen < scenario.classes
+            merging = {MERGING: torch.empty(2, dtype=torch.int16)} if goes_on else {}
             per_class = {"labels/images_per_class": torch.empty(seen, dtype=torch.int32)} if counts else {}
             model = carried(net)
-        yield {**model, **compression.export(net), **per_class}
+        yield {**model, **compression.export(net), **per_class, **merging}
+
+
+def _weighed(states: Iterable[State], budget: Budget, scenario: Scenario) -> list[Ledger]:
+    return [ledger_of_state(state, budget.storage, scenario.allowance) for state in states]
 
 
 def _overhead_bytes(codec: Codec, budget: Budget) -> int:

@@ -17,7 +17,7 @@ from cilbench.records.files import read_json
 from cilbench.request import RunOptions, chosen_settings, specs
 from cilbench.scenario import stream
 
-NAMES = [name for name in METHODS if name != "gem"]
+NAMES = [name for name in METHODS if name not in ("gem", "grace")]
 
 
 def with_recipe(name, toy, recipe="0.05", overrides=None, **more):
@@ -43,6 +43,15 @@ def test_what_is_planned_is_what_a_run_counts(name, toy):
 def test_of_gem_but_for_the_projections_that_a_step_needs(toy):
     spec = with_recipe("gem", toy, "0.03")
     assert arithmetic(spec, spec.plan()).of(spec.method) == pytest.approx(counted(spec, toy), rel=0.02)
+
+
+def test_of_grace_as_if_every_task_compressed(toy):
+    spec = with_recipe("grace", toy, "0.03", overrides={"grace.threshold": 1.0})
+    known = arithmetic(spec, spec.plan())
+    assert known.of(spec.method) == counted(spec, toy)
+    usual = with_recipe("grace", toy, "0.03", overrides={"grace.threshold": 0.01})
+    assert arithmetic(usual, usual.plan()) == known
+    assert known.of(spec.method) != counted(usual, toy)
 
 
 @pytest.mark.parametrize("name", ["bic", "replay"])
