@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -47,6 +48,7 @@ CELL_COLUMNS = (
     ),
     "growth_clipped",
     *("planned_exemplars", "wall_seconds", "images_per_second", "peak_memory_bytes", "energy_joules", "counters"),
+    "transient_bytes",
     *("isolation", "plug_in", "dtypes"),
     *("cilbench", "python", "torch", "numpy", "platform", "device", "threads", "git_commit"),
 )
@@ -58,6 +60,7 @@ TEST_COLUMNS = ("run", "task", "tested_task", "head", "images", "top1", "top5")
 LEDGER_COLUMNS = ("run", "task", "kind", "bytes", "published_bytes", "strict_bytes")
 
 _LEARNED = {"backbone", "generator", "head", "statistics"}
+_TRANSIENT = "transient_"  # start of the events of log.jsonl that say what is made for one task alone
 _MOST_CLASSES = 100_000
 _SETTINGS_LENGTH = 200
 _TOO_LARGE = 2**62  # for a column of 64-bit integers
@@ -84,6 +87,9 @@ def read_folder(folder: Path) -> RunRows:
     record = schema.parse_cell(raw[schema.CELL])
     cell = _cell(record, folder)
     done = record.status == "done"
+    if any(event.startswith(_TRANSIENT) for event in record.events) and (folder / schema.LOG).is_file():
+        raw[schema.LOG] = read_bytes(folder / schema.LOG, schema.LIMITS[schema.LOG])
+    cell["transient_bytes"] = _transient_bytes(raw.get(schema.LOG, b""))
     for name in (schema.METRICS, schema.LEDGER):
         if (folder / name).is_file():
             raw[name] = read_bytes(folder / name, schema.LIMITS[name])
@@ -213,6 +219,22 @@ def _ledger(data: bytes, run: str) -> tuple[list[dict[str, Any]], str]:
         raise BadRecord(f"{schema.LEDGER}: more bytes than there can be")
     rows = [dict(zip(LEDGER_COLUMNS, (run, task, kind, *sums), strict=True)) for (task, kind), sums in totals.items()]
     return rows, ", ".join(sorted(dtypes))
+
+
+def _transient_bytes(log: bytes) -> int:
+    """The most that any task made and dropped at its end: bytes of the events `transient_…`. Raises BadRecord."""
+    by_task = Counter[int]()
+    for text in log.splitlines():
+        try:
+            line = json.loads(text)
+        except (ValueError, RecursionError):
+            continue  # a line that was torn, as whoever writes the log has it
+        if isinstance(line, dict) and str(line.get("event")).startswith(_TRANSIENT):
+            task, size = line.get("task"), line.get("bytes")
+            if not (isinstance(task, int) and isinstance(size, int) and 0 <= size < _TOO_LARGE - by_task[task]):
+                raise BadRecord(f"{schema.LOG}: no task or no bytes of {clean(str(line['event']))}")
+            by_task[task] += size
+    return max(by_task.values(), default=0)
 
 
 def _check_complete(

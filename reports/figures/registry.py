@@ -19,6 +19,7 @@ from cilbench.reports.figures import (
     remembered,
     split,
     transfer,
+    transient,
 )
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.group import Group
@@ -27,6 +28,7 @@ FIGURES: tuple[Callable[[Group], Drawing | None], ...] = (
     memory.drawing,
     classes.drawing,
     kinds.drawing,
+    transient.drawing,
     split.drawing,
     pareto.drawing,
     held.drawing,

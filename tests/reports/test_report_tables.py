@@ -178,7 +178,7 @@ def everything(tmp_path_factory: pytest.TempPathFactory) -> Group:
 
 def test_a_caption_has_two_sentences_at_most_and_every_note_stands_once(everything: Group) -> None:
     shown = [*drawings_of(everything), *tables_of(everything)]
-    assert len(shown) >= len(FIGURES) - 2 + 11  # `split` has runs of its own (test_split_figure.py)
+    assert len(shown) >= len(FIGURES) - 3 + 11  # `split` and `transient` have runs and tests of their own
     for kind in (drawings_of, tables_of):
         noted = [note for item in kind(everything) for note in item.notes if isinstance(note, str) or not note[0]]
         assert len(noted) == len(set(noted))
