@@ -80,15 +80,9 @@ class FeatureReplay(Rehearsal):
     )
     config: Config
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        scenario: Scenario,
-        device: torch.device,
-        compression: Compression | None = None,
-    ) -> None:
-        super().__init__(plan, config, scenario, device, Plain(Latent(config.stored_as)))
+    @classmethod
+    def compression_of(cls, config: Config, compression: Compression | None) -> Compression:
+        return Plain(Latent(config.stored_as))
 
     @classmethod
     def stored_shape(cls, config: Config, scenario: Scenario, backbone: str, codec: Codec) -> Shape:
@@ -97,7 +91,7 @@ class FeatureReplay(Rehearsal):
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
         """`details`: parameters of the adaptation network, which no boundary sees."""
-        plan = super().plan(budget, scenario, config, Plain(Latent(config.stored_as)))
+        plan = super().plan(budget, scenario, config, compression)
         features = spec_of(scenario.family, plan.backbone).features
         with torch.device("meta"):
             count = sum(p.numel() for p in adaptation_network(features, config.width).parameters())

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from cilbench.budgets.codecs import LowRes, Raw
-from cilbench.budgets.planning import Budget
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.incremental import frozen_copy, train_unfrozen
@@ -59,19 +58,12 @@ class LowFi(Rehearsal):
     )
     config: Config
 
-    def __init__(
-        self,
-        plan: Plan,
-        config: Config,
-        scenario: Scenario,
-        device: torch.device,
-        compression: Compression | None = None,
-    ) -> None:
-        super().__init__(plan, config, scenario, device, low_fidelity(config, compression))
-
     @classmethod
-    def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:
-        return super().plan(budget, scenario, config, low_fidelity(config, compression))
+    def compression_of(cls, config: Config, compression: Compression | None) -> Compression:
+        """Low fidelity. Raises ValueError where another codec is asked for."""
+        if compression is not None and not isinstance(compression.codec, Raw):
+            raise ValueError("exemplars are kept at low resolution; set lowfi.factor, and add nothing to the name")
+        return Plain(LowRes(config.factor))
 
     @classmethod
     def work(cls, plan: Plan, config: Config, scenario: Scenario, task: int) -> TrainingCost:
@@ -135,10 +127,3 @@ class LowFi(Rehearsal):
         part = (shared, middle)
         fit(residual, [encoder], own, schedule, self.transform, context, task.index, phase="encoder", part=part)
         fit(adapted, head, few, schedule, self.transform, context, task.index, phase="head", part=last)
-
-
-def low_fidelity(config: LowFi.Config, compression: Compression | None) -> Compression:
-    """The method's own codec. Raises ValueError where another one is asked for."""
-    if compression is not None and not isinstance(compression.codec, Raw):
-        raise ValueError("exemplars are kept at low resolution; set lowfi.factor, and add nothing to the name")
-    return Plain(LowRes(config.factor))

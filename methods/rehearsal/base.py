@@ -99,7 +99,7 @@ class Rehearsal:
         device: torch.device,
         compression: Compression | None = None,
     ) -> None:
-        compression = compression or Plain(Raw())
+        compression = self.compression_of(config, compression) or Plain(Raw())
         self.config, self.scenario, self.device, self.compression = config, scenario, device, compression
         self.net = self.growth_of(config).net(scenario, plan.backbone, device, compression.head_bias)
         overhead_bytes = _overhead_bytes(compression.codec, plan.budget)
@@ -113,6 +113,11 @@ class Rehearsal:
         return cls.growth
 
     @classmethod
+    def compression_of(cls, config: Any, compression: Compression | None) -> Compression | None:
+        """What `+` in the name added, unless the method brings its own."""
+        return compression
+
+    @classmethod
     def stored_shape(cls, config: Any, scenario: Scenario, backbone: str, codec: Codec) -> Shape:
         """(C, H, W) of what a codec encodes of an image: the image itself, unless a method keeps its features."""
         return scenario.image_shape
@@ -120,6 +125,7 @@ class Rehearsal:
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Any, compression: Compression | None = None) -> Plan:
         """Without a compression, a method whose card has no exemplars is planned without a memory."""
+        compression = cls.compression_of(config, compression)
         if compression is None and not cls.card.rehearsal:
             return plan_reference(cls.card.key, budget, scenario, images=None, growth=cls.growth_of(config))
         compression = compression or Plain(Raw())
