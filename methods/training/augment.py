@@ -1,12 +1,12 @@
 """uint8 images as a network sees them, in batches on the device."""
 
 import math
+from collections.abc import Callable
 from functools import cache
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
 
 from cilbench.methods.contract import Augmentation, Policy, Scenario
 from cilbench.methods.training.numerics import full_precision
@@ -132,7 +132,10 @@ def auto_augment(images: Tensor, policy: Policy, generator: torch.Generator) -> 
 
 
 @cache
-def _policy(policy: Policy) -> AutoAugment:
+def _policy(policy: Policy) -> Callable[[Tensor], Tensor]:
+    # Here: torchvision takes as long to import as torch, and few runs have a policy.
+    from torchvision.transforms import AutoAugment, AutoAugmentPolicy, InterpolationMode
+
     return AutoAugment(AutoAugmentPolicy(policy), InterpolationMode.BILINEAR, fill=[GREY])
 
 
