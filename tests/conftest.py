@@ -9,6 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from toy import toy_dataset
 
+from cilbench.methods import dfkd, inversion
+
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by every command that a test starts
@@ -28,6 +30,13 @@ def fuzzed(check: Callable[[st.DataObject], None], examples: int, *, refresh: bo
 @pytest.fixture(scope="session")
 def toy():
     return toy_dataset()
+
+
+@pytest.fixture
+def short_inversions(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An epoch of making images is 8 steps in place of 100, where no test looks at the images."""
+    for module in (inversion, dfkd):
+        monkeypatch.setattr(module, "STEPS_AN_EPOCH", 8)
 
 
 @pytest.fixture

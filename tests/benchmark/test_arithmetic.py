@@ -34,6 +34,7 @@ def counted(spec, dataset):
     return total
 
 
+@pytest.mark.usefixtures("short_inversions")
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_planned_is_what_a_run_counts(name, toy):
     spec = with_recipe(name, toy, "0.03")

@@ -100,6 +100,7 @@ def assert_replayed_as_written(spec, dataset, monkeypatch):
 
 
 # GEM solves its quadratic programme on the CPU, in every step after the first task.
+@pytest.mark.usefixtures("short_inversions")
 @pytest.mark.parametrize("name", [name for name in EVERY if not name.startswith("gem")])
 def test_a_step_that_is_done_again_learns_what_the_step_as_written_does(name, toy, monkeypatch):
     spec = replace(toy_spec(name, toy), method=resolve(name, "0.05", OVERRIDES, {}))
