@@ -7,6 +7,7 @@ import subprocess
 import sys
 import zipfile
 from collections import Counter
+from fnmatch import fnmatch
 from pathlib import Path
 
 import pytest
@@ -139,6 +140,13 @@ def test_what_the_architecture_names_is_there():
         for name in found:
             path = ROOT / folder / name
             assert path.is_dir() or path.with_name(f"{name}.py").is_file(), f"there is no {path}"
+
+
+def test_the_image_is_built_from_all_that_the_package_needs():
+    left_out = (ROOT / ".dockerignore").read_text().split()
+    needed = ["README.md", "LICENSE", "pyproject.toml", "benchmark", "methods", "budgets", "reports"]
+    assert not [name for name in needed if any(fnmatch(name, pattern) for pattern in left_out)]
+    assert {".git", ".venv"} <= set(left_out)
 
 
 def test_no_two_files_of_tests_have_one_name():
