@@ -142,10 +142,11 @@ class Task:
 class Plan:
     """What a method will keep under a budget. Bytes are under the budget's accounting where nothing else is said.
 
-    `exemplar_bytes[t]` is what all exemplars together may take after task t, `exemplars` how many images as they are
-    that makes after the last; `model_bytes` is everything else that is charged then. `published_bytes` and
-    `strict_bytes` are upper bounds on the sealed state after each task. `layout` declares every tensor of those states
-    (`cilbench.budgets.layout_of`), `unsealed_layout` those of a larger learner (`MethodCard.unsealed`) where they are
+    `exemplar_bytes[t]` is what all exemplars together may take after task t (more where branches merged:
+    `rehearsal.base.freed_bytes`), `exemplars` how many images as they are that makes after the last; `model_bytes` is
+    everything else that is charged then. `published_bytes` and `strict_bytes` are upper bounds on the sealed state
+    after each task. `layout` declares every tensor of those states (`cilbench.budgets.layout_of`), `unsealed_layout`
+    those of a larger learner (`MethodCard.unsealed`) where they are
     others. `details` are a method's own numbers (a generator's width).
     """
 

@@ -6,7 +6,8 @@ Keeps      backbones, a linear head over all their features, herded exemplars; u
            does the next one compress, and how many have in a row (s).
 Grow       in every later task, as `der`: a copy of the newest backbone learns, older ones are frozen; weight alignment.
 Assess     after each task: the newest backbone's features of the training images, augmented, and exemplars. Where their
-           effective rank, as a share of the largest there can be, is below t·ρ^s, the next task compresses.
+           effective rank, as a share of the largest there can be, is below t·ρ^s, the next task compresses;
+           `log.jsonl` has both (event `assessed`).
 Compress   after such a task has grown, its newest two backbones become one; older ones stay as they are, the head is
            new. The student's weights start from w·previous + (1 − w)·newest, w the power mean (`preservation_weight`)
            of the share of classes that the previous one had learned and of the share of samples that a new class has;

@@ -22,6 +22,7 @@ METHODS = [
     "lucir+mrdc",
     "lowfi",
     "der+prune",
+    "grace",
 ]
 
 
