@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 from hypothesis import strategies as st
 
-from cilbench.budgets.planning import BudgetTooSmall
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.budgets.size import format_bytes, parse_budget_mb, parse_bytes
 from cilbench.cli.main import main
 from cilbench.errors import RequestError
@@ -167,7 +167,7 @@ def any_setting(draw: st.DataObject) -> None:
     try:
         (spec,) = specs(request)
         spec.plan()
-    except (RequestError, BudgetTooSmall):
+    except (RequestError, DoesNotFit):
         return
     assert json.loads(json.dumps(spec.request, allow_nan=False))["config"].keys() == chosen.configs.keys()
 

@@ -8,8 +8,7 @@ import torch
 from method_losses import batch, cross_entropy, later_task, numbers
 from toy import CPU, toy_dataset, toy_spec
 
-from cilbench.budgets import Ledger
-from cilbench.errors import RequestError
+from cilbench.budgets import DoesNotFit, Ledger
 from cilbench.methods.contract import Context
 from cilbench.methods.networks.heads import TurnedHead
 from cilbench.methods.registry import resolve
@@ -115,7 +114,7 @@ def test_three_rows_of_four_are_charged_and_so_are_prototypes():
 
 def test_images_that_are_not_square_are_refused_in_one_line():
     spec = toy_spec("pass", toy_dataset())
-    with pytest.raises(RequestError, match="they must be square; these are 8×10") as refusal:
+    with pytest.raises(DoesNotFit, match=r"^pass: it turns .* must be square; these are 8×10") as refusal:
         replace(spec, scenario=replace(spec.scenario, image_shape=(1, 8, 10))).plan()
     assert len(str(refusal.value).splitlines()) == 1
 
