@@ -7,13 +7,14 @@ first and no other, and ends at once only when its parent does.
 
 import os
 import signal
+import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from multiprocessing import get_context, parent_process, resource_tracker
+from multiprocessing import Pipe, get_context, parent_process, resource_tracker
 from multiprocessing.connection import Connection, wait
-from multiprocessing.context import SpawnProcess
+from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, cast
 
@@ -25,6 +26,8 @@ ENDING = tuple(
     if hasattr(signal, name)
 )
 INSISTING = (signal.SIGINT, signal.SIGTERM)  # the others may come again every second, from nobody in a hurry
+# What every process of ours would import, in seconds of a CPU. torch imports its compiler for its first optimizer.
+PRELOADED = ["cilbench.cli.main", "cilbench.protocol.sweep", "torch._dynamo"]
 
 
 class Stop:
@@ -70,8 +73,28 @@ def stoppable(patient: bool = False) -> Iterator[Stop]:
             signal.signal(number, handler)
 
 
-def start_sheltered(process: SpawnProcess) -> None:
-    """Start a child that no signal reaches before it is `stoppable`: its imports take seconds."""
+def fresh_process(target: Callable[..., object], *arguments: object) -> BaseProcess:
+    """A process, not started yet, that gets its arguments and this one's environment, and nothing else of it.
+
+    On Linux it is forked from a server that has imported `PRELOADED` and done nothing else, as is Python's own default
+    from 3.14 on; elsewhere a new interpreter imports them.
+    """
+    arguments = (dict(os.environ), target, arguments)
+    if sys.platform != "linux":
+        return get_context("spawn").Process(target=_begin, args=arguments)
+    context = get_context("forkserver")
+    context.set_forkserver_preload(PRELOADED)
+    return context.Process(target=_begin, args=arguments)
+
+
+def _begin(environment: Mapping[str, str], target: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    os.environ.clear()  # the server's, from when it was started
+    os.environ.update(environment)
+    target(*arguments)
+
+
+def start_sheltered(process: BaseProcess) -> None:
+    """Start a child that no signal reaches before it is `stoppable`, nor the server that forks it."""
     resource_tracker.ensure_running()  # it would be started now, and lift the mask
     _mask(signal.SIG_BLOCK)
     try:
@@ -104,11 +127,8 @@ def run_workers(
     What a worker tells, by a pipe of its own, `hear` is given with the worker's number. `target` has to be `stoppable`,
     and to `end_with_parent`.
     """
-    context = get_context("spawn")
-    pipes = [context.Pipe(duplex=False) for _ in range(workers)]
-    processes: list[SpawnProcess] = [
-        context.Process(target=target, args=(*arguments, sending.send)) for _, sending in pipes
-    ]
+    pipes = [Pipe(duplex=False) for _ in range(workers)]
+    processes = [fresh_process(target, *arguments, sending.send) for _, sending in pipes]
     hearing = {receiving: number for number, (receiving, _) in enumerate(pipes)}
 
     def hear_all() -> None:
@@ -137,7 +157,7 @@ def run_workers(
         end_all(processes)
 
 
-def end_all(processes: Sequence[SpawnProcess]) -> None:
+def end_all(processes: Sequence[BaseProcess]) -> None:
     """Kill those that were started and still run."""
     for process in processes:
         if process.pid is not None:

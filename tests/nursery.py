@@ -2,7 +2,7 @@
 
 Importing torch takes longer than learning what these tests learn. `python nursery.py` takes a JSON line an order:
 
-    {"argv": […], "cwd": …, "log": …, "fault": {…} | null, "every": seconds}    → the child's pid; it writes to `log`
+    {"argv": […], "cwd": …, "log": …, "env": {…}, …}          → the child's pid; it writes to `log`
     {"wait": pid}                                             → how it ended, as `os.waitstatus_to_exitcode` has it
 """
 
@@ -11,16 +11,20 @@ import builtins
 import errno
 import fcntl
 import gc
+import importlib
 import io
 import json
 import os
+import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -28,6 +32,22 @@ from types import TracebackType
 from typing import Any, Literal
 
 Kind = Literal["count", "kill", "torn", "full", "read-only", "vanish", "no locks"]
+
+
+ALONE = {  # one run after the other: workers are no children of the nursery's
+    "OMP_NUM_THREADS": "1",
+    "LOKY_MAX_CPU_COUNT": "1",
+}
+LATE = (  # what commands import when they are at it
+    "cilbench.analyses.rebuilt",
+    "cilbench.cli.comparisons",
+    "cilbench.cli.main",
+    "cilbench.protocol.rerun",
+    "cilbench.protocol.verify",
+    "cilbench.reports.analyses.write",
+    "cilbench.reports.page.leaderboard",
+    "sklearn.datasets",
+)
 
 
 @dataclass(frozen=True)
@@ -127,18 +147,16 @@ class Nursery:
     """The server, as a test holds it. Its data set is `tiny`: four classes of 8×8 grey images."""
 
     def __init__(self, data_dir: Path) -> None:
-        env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        env["LOKY_MAX_CPU_COUNT"] = "1"  # one run after the other: workers are no children of the nursery's
+        env = {**os.environ, "CILBENCH_DATA": str(data_dir), **ALONE, "COLUMNS": "200"}
         command = [sys.executable, __file__]
         self.server = subprocess.Popen(command, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         self.data_dir = data_dir
 
-    def start(
-        self, argv: Sequence[str], cwd: Path, log: Path, fault: Fault | None = None, every: float | None = None
-    ) -> int:
-        """The pid of a child; `every` so many seconds it writes a checkpoint."""
-        order = {"argv": list(argv), "cwd": str(cwd), "log": str(log), "fault": fault and asdict(fault), "every": every}
-        return self._asked(order)
+    def start(self, argv: Sequence[str], cwd: Path, log: Path, **more: Any) -> int:
+        """The pid of a child. `errors`: a file of their own for them; `env` is added to its environment; `script`: what
+        is run in place of the command; `session`: has it one of its own? `fault`; `every`: seconds between checkpoints.
+        """
+        return self._asked({"argv": list(argv), "cwd": cwd, "log": log, **more, "env": more.get("env", {}) | ALONE})
 
     def wait(self, pid: int) -> int:
         return self._asked({"wait": pid})
@@ -149,8 +167,15 @@ class Nursery:
         """Exit code (−9 where it was killed) and what was said."""
         log = cwd / "log"
         log.unlink(missing_ok=True)
-        code = self.wait(self.start(argv, cwd, log, fault, every))
+        code = self.wait(self.start(argv, cwd, log, fault=fault, every=every))
         return code, log.read_text(errors="replace")
+
+    def command(self, *argv: str, cwd: Path, **more: Any) -> "subprocess.CompletedProcess[str]":
+        """As `subprocess.run` of the command, or of a script, with both outputs captured."""
+        with tempfile.TemporaryDirectory() as folder:
+            said, errors = Path(folder, "out"), Path(folder, "errors")
+            code = self.wait(self.start(argv, cwd, said, errors=errors, **more))
+            return subprocess.CompletedProcess(argv, code, said.read_text(), errors.read_text())
 
     def changes(self, argv: Sequence[str], cwd: Path, root: Path) -> int:
         """How often a command changes anything below `root`."""
@@ -166,9 +191,13 @@ class Nursery:
     def _asked(self, order: dict[str, Any]) -> int:
         assert self.server.stdin is not None
         assert self.server.stdout is not None
-        self.server.stdin.write(json.dumps(order) + "\n")
+        self.server.stdin.write(json.dumps(order, default=_written) + "\n")
         self.server.stdin.flush()
         return int(self.server.stdout.readline())
+
+
+def _written(given: Fault | Path) -> object:
+    return asdict(given) if isinstance(given, Fault) else str(given)
 
 
 @cache
@@ -180,6 +209,19 @@ def nursery() -> Nursery:
     atexit.register(made.close)
     write_tiny(made.data_dir)
     return made
+
+
+def living(pid: int) -> bool:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    return False
+
+
+def wait_until(condition: Callable[[], object], seconds: float = 300) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit
+        time.sleep(0.05)
 
 
 def write_tiny(data_dir: Path, seed: int = 0) -> None:
@@ -204,12 +246,13 @@ def write_tiny(data_dir: Path, seed: int = 0) -> None:
 
 def _warm() -> None:
     """Import what commands import when they are at it, and keep the collector from looking at it ever again."""
-    import sklearn.datasets  # noqa: F401
     import torch
 
     from cilbench.methods import METHODS
     from cilbench.methods.registry import load_class, load_compression
 
+    for name in LATE:
+        importlib.import_module(name)
     for name in METHODS:
         load_class(name)
     load_compression("cim")
@@ -226,16 +269,22 @@ def _born(order: dict[str, Any]) -> None:
     from cilbench.methods.training.checkpoint import Checkpoint
 
     os.chdir(order["cwd"])
+    os.environ.update(order["env"])
+    if order.get("session"):
+        os.setsid()
     log = os.open(order["log"], os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for output in (1, 2):
-        os.dup2(log, output)
+    os.dup2(log, 1)
+    os.dup2(os.open(order["errors"], os.O_WRONLY | os.O_CREAT) if "errors" in order else log, 2)
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
-    sys.argv = ["cilbench", *order["argv"]]
-    if order["every"] is not None:
+    script = order.get("script")
+    sys.argv = [script or "cilbench", *order["argv"]]
+    if script:
+        sys.path[0] = str(Path(script).parent)
+    if order.get("every") is not None:
         Checkpoint.__init__.__defaults__ = (*Checkpoint.__init__.__defaults__[:-1], order["every"])
-    faulty = _Faulty(Fault(**order["fault"])) if order["fault"] else None
+    faulty = _Faulty(Fault(**order["fault"])) if order.get("fault") else None
     try:
-        main()
+        runpy.run_path(script, run_name="__main__") if script else main()
         code = 0
     except SystemExit as end:
         code = int(end.code or 0)

@@ -11,7 +11,6 @@ import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from cilbench.methods.training.flops import computed_elsewhere, counting
 from cilbench.methods.training.images import DiskImages, Images
 from cilbench.methods.training.loop import Diverged
 from cilbench.methods.training.numerics import is_out_of_memory, make_current
-from cilbench.processes import Stop, end_with_parent, start_sheltered, stoppable
+from cilbench.processes import Stop, end_with_parent, fresh_process, start_sheltered, stoppable
 from cilbench.protocol.evaluate import Predictions, evaluate
 from cilbench.protocol.task import Learned, OverFlops, Progress, SealedTask, TaskLog, learn_resumably
 
@@ -120,7 +119,7 @@ def _in_a_process(
 
     Asks the child to end once we are to end.
     """
-    process = get_context("spawn").Process(target=_child, args=(target, folder, torch.get_num_threads(), arguments))
+    process = fresh_process(_child, target, folder, torch.get_num_threads(), arguments)
     result = Path(folder) / "result.json"
     try:
         start_sheltered(process)

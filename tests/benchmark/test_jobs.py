@@ -2,8 +2,6 @@
 
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from nursery import living, nursery, wait_until
 from toy import CPU, Silent, toy_spec, with_class
 
 from cilbench.cli.progress import Screen
@@ -23,16 +22,12 @@ from cilbench.protocol.sweep import Sweep, _exit_code, _run_one, check_writable
 from cilbench.records.files import read_json
 from cilbench.records.folder import RunFolder
 
-CILBENCH = [sys.executable, "-c", "from cilbench.cli.main import main; main()"]
-FORKED_ONLY = 0x40  # Linux, PF_FORKNOEXEC: a copy of its parent, nothing loaded yet
 RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--budget", "24KiB", "--recipe", "smoke"]
 
 
 def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
     for number in ("1", "3"):
-        done = subprocess.run(
-            [*CILBENCH, *RUN, "--out", number, "--jobs", number], cwd=tmp_path, capture_output=True, text=True
-        )
+        done = nursery().command(*RUN, "--out", number, "--jobs", number, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         assert "3 runs: 3 done" in done.stdout
     alone, together = (sorted((tmp_path / number).glob("*/predictions.npz")) for number in ("1", "3"))
@@ -41,7 +36,7 @@ def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
     flops = [[read_json(p.with_name("cell.json"))["timing"]["flops"] for p in paths] for paths in (alone, together)]
     assert flops[0] == flops[1]
     assert all(of_run["training"] > 0 for of_run in flops[0])
-    assert done.stdout.count("task 5/5") == 3  # no run twice
+    assert done.stdout.count("task 5/5: ") == 3  # no run twice
 
 
 def test_many_that_begin_in_one_new_folder_do_not_take_it_from_each_other(tmp_path):
@@ -68,43 +63,39 @@ LONG = ["--methods", "icarl", "--seeds", "1,2,3", "--set", "icarl.first_epochs=9
 
 
 @contextmanager
-def in_a_session(folder: Path, options: list[str], processes: int) -> Iterator[tuple[subprocess.Popen, list[int]]]:
-    """A long sweep in a process group of its own, and its children once there are so many."""
-    with (folder / "said").open("w") as said:
-        command = [*CILBENCH, *RUN, "--out", "runs", *LONG, *options]
-        process = subprocess.Popen(command, cwd=folder, stdout=said, stderr=said, start_new_session=True)
+def in_a_session(folder: Path, options: list[str], processes: int) -> Iterator[tuple[int, list[int]]]:
+    """A long sweep in a process group of its own; the server that forks its children, and so many of them."""
+    command = [*RUN, "--out", "runs", *LONG, *options]
+    process = nursery().start(command, folder, folder / "said", session=True)
     try:
-        while len(children := spawned(process.pid)) < processes and process.poll() is None:
+        while len(children := forked(process)) <= processes and living(process):
             time.sleep(0.05)
         yield process, children
     finally:
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
+            os.killpg(process, signal.SIGKILL)
 
 
-def spawned(pid: int) -> list[int]:
-    """Living processes that multiprocessing made, of a process and of those.
+def ended(process: int) -> int:
+    wait_until(lambda: not living(process))
+    return nursery().wait(process)
 
-    Not what one of them is about to start: git and uname have their parent's command line until they are loaded.
-    """
+
+def forked(pid: int) -> list[int]:
+    """The living server of a process that forks others, these, and those of each of them."""
     found = []
-    with suppress(OSError):
-        for child in map(int, Path(f"/proc/{pid}/task/{pid}/children").read_text().split()):
-            ours = b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes()
-            found += [child] * (ours and not int(status(child)[6]) & FORKED_ONLY) + spawned(child)
+    for server in children_of(pid):
+        with suppress(OSError):
+            if b"multiprocessing.forkserver" in Path(f"/proc/{server}/cmdline").read_bytes():
+                children = children_of(server)
+                found += [server, *children, *(below for child in children for below in forked(child))]
     return found
 
 
-def status(pid: int) -> list[str]:
-    """Fields of /proc/PID/stat after the name: the state, …, the flags as number 6. Raises OSError."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-
-
-def living(pid: int) -> bool:
+def children_of(pid: int) -> list[int]:
     with suppress(OSError):
-        return status(pid)[0] != "Z"
-    return False
+        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+    return []
 
 
 @pytest.mark.parametrize(
@@ -113,11 +104,12 @@ def living(pid: int) -> bool:
     ids=["isolated", "two jobs"],
 )
 def test_a_signal_to_the_command_alone_ends_its_children_too(tmp_path, options, processes, number, code):
-    with in_a_session(tmp_path, options, processes) as (process, children):
+    with in_a_session(tmp_path, options, processes) as (process, (server, *children)):
         wait_until(lambda: list(tmp_path.glob("runs/icarl*.partial")))
-        process.send_signal(number)
-        assert process.wait(300) == code
+        os.kill(process, number)
+        assert ended(process) == code
         assert not any(map(living, children))
+        wait_until(lambda: not living(server))
     last = (tmp_path / "said").read_text().splitlines()[-1]
     assert last.startswith(f"stopped by {signal.Signals(number).name}: ")
     assert "the same command goes on from there" in last
@@ -125,29 +117,22 @@ def test_a_signal_to_the_command_alone_ends_its_children_too(tmp_path, options, 
     assert not list(tmp_path.glob("runs/icarl*/cell.json"))
 
 
-def wait_until(condition, seconds=300):
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-
-
 @pytest.mark.parametrize(
     ("options", "processes", "number", "code"),
     [
-        (ALONE, 1, signal.SIGINT, 130),
-        (["--jobs", "2"], 2, signal.SIGTERM, 143),
-        (["--jobs", "2", "--isolate"], 3, signal.SIGINT, 130),
+        (ALONE, 0, signal.SIGINT, 130),
+        (["--jobs", "2"], 0, signal.SIGTERM, 143),
+        (["--jobs", "2", "--isolate"], 5, signal.SIGINT, 130),  # two workers, a server of each, a learner
     ],
     ids=["isolated", "two jobs", "two isolated jobs"],
 )
 def test_a_signal_to_the_whole_group_ends_a_sweep_the_same(tmp_path, options, processes, number, code):
-    """As from a terminal or a job scheduler, while the children still import what they need."""
+    """As from a terminal or a job scheduler: while the server imports what the children need, or later."""
     with in_a_session(tmp_path, options, processes) as (process, _):
-        if "--isolate" in options:
-            wait_until(lambda: list(tmp_path.glob("runs/icarl*.partial")) and len(spawned(process.pid)) >= processes)
-        os.killpg(process.pid, number)
-        assert process.wait(300) == code
+        if processes:
+            wait_until(lambda: list(tmp_path.glob("runs/icarl*.partial")) and len(forked(process)) > processes)
+        os.killpg(process, number)
+        assert ended(process) == code
     said = (tmp_path / "said").read_text()
     assert "Traceback" not in said
     assert f"\nstopped by {signal.Signals(number).name}: " in said
@@ -174,18 +159,17 @@ main()
 def test_a_signal_after_the_last_run_is_done_has_nothing_to_stop(methods, code, tmp_path):
     """A batch system would queue the job again for nothing."""
     options = ["--dataset", "digits", "--budget", "24KiB", "--recipe", "smoke", "--jobs", "1", "--methods", methods]
-    done = subprocess.run(
-        [sys.executable, "-c", SIGNALLED, "run", *options], cwd=tmp_path, capture_output=True, text=True
-    )
+    (tmp_path / "signalled.py").write_text(SIGNALLED)
+    done = nursery().command("run", *options, cwd=tmp_path, script=tmp_path / "signalled.py")
     assert done.returncode == code, done.stderr
     assert len(list(tmp_path.glob("runs/*/cell.json"))) == (2 if code == 0 else 1)
 
 
 def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint(tmp_path):
-    with in_a_session(tmp_path, [*ALONE, "--seeds", "1"], 1) as (process, (child,)):
+    with in_a_session(tmp_path, [*ALONE, "--seeds", "1"], 1) as (process, (_, child)):
         os.kill(child, signal.SIGTERM)
         os.kill(child, signal.SIGTERM)
-        assert process.wait(300) == 1
+        assert ended(process) == 1
     said = (tmp_path / "said").read_text()
     assert "Traceback" not in said
     (path,) = tmp_path.glob("runs/icarl*/cell.json")
@@ -199,7 +183,7 @@ def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint
 )
 def test_no_child_outlives_its_parent(tmp_path, options, processes):
     with in_a_session(tmp_path, options, processes) as (process, children):
-        process.kill()
+        os.kill(process, signal.SIGKILL)
         wait_until(lambda: not any(map(living, children)))
 
 

@@ -1,13 +1,16 @@
 """Signals, as terminals and batch systems send them."""
 
+import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+import torch
 
-from cilbench.processes import ENDING, Stop, stoppable
+from cilbench.processes import ENDING, PRELOADED, Stop, fresh_process, start_sheltered, stoppable
 
 
 @pytest.mark.parametrize("number", ENDING, ids=lambda number: number.name)
@@ -68,3 +71,25 @@ def test_threads_of_the_command_wait_passively_unless_the_user_says_otherwise():
     for given, expected in (({}, "PASSIVE 0 False"), ({"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE 0 False")):
         done = subprocess.run([sys.executable, "-c", code], env=env | given, capture_output=True, text=True)
         assert done.stdout.splitlines()[-1] == expected, done.stderr
+
+
+SET_HERE = "not in a child"
+
+
+def look(seen: Path) -> None:
+    loaded = [name in sys.modules for name in PRELOADED]
+    may_use_cuda = (
+        not torch.cuda._is_in_bad_fork()
+    )  # what forks after it has asked for a device spoils it for its children
+    seen.write_text(json.dumps([os.environ.get("CILBENCH_TEST"), SET_HERE, loaded, may_use_cuda]))
+
+
+def test_a_fresh_process_has_its_parents_environment_and_nothing_else_of_it(tmp_path, monkeypatch):
+    monkeypatch.setattr("test_processes.SET_HERE", "here")
+    for number in ("1", "2"):
+        monkeypatch.setenv("CILBENCH_TEST", number)
+        process = fresh_process(look, tmp_path / number)
+        start_sheltered(process)
+        process.join()
+        loaded = [sys.platform == "linux"] * len(PRELOADED)
+        assert json.loads((tmp_path / number).read_text()) == [number, "not in a child", loaded, True]
