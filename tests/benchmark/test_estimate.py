@@ -2,14 +2,12 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
+from nursery import nursery
 from toy import CPU, toy_spec, with_class
 
 from cilbench.cli.tables import plan_table, time_lines
@@ -20,8 +18,6 @@ from cilbench.methods.training import loop as training
 from cilbench.methods.training.flops import flops_so_far
 from cilbench.protocol import estimate
 from cilbench.request import RunOptions, specs
-
-CILBENCH = [sys.executable, "-c", "from cilbench.cli.main import main; main()"]
 
 
 class Crashing(ICaRL):
@@ -191,8 +187,7 @@ def test_a_plan_says_hours_on_a_cpu_with_a_way_out_as_well():
 def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
     def plan(*options):
         asked = ["plan", "--dataset", "digits", "--methods", "icarl", "--budget", "24KiB", "--time", *options]
-        environment = os.environ | {"CILBENCH_CACHE": str(tmp_path)}
-        return subprocess.run([*CILBENCH, *asked], capture_output=True, text=True, env=environment).stdout
+        return nursery().command(*asked, cwd=tmp_path, env={"CILBENCH_CACHE": str(tmp_path)}).stdout
 
     (record,) = json.loads(plan("--json"))
     assert record["recipe"] == "fast"

@@ -1,18 +1,16 @@
 """`--split` as a person types it, from the plan to the figure, each in a process of its own."""
 
 import json
-import os
 import subprocess
-import sys
 from pathlib import Path
+
+from nursery import nursery
 
 ASKED = ("--dataset", "digits", "--methods", "icarl", "--budget", "16KiB", "--recipe", "smoke", "--precision", "fp32")
 
 
 def cilbench(folder: Path, *asked: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"CILBENCH_CACHE": str(folder / "cache"), "COLUMNS": "140"}
-    command = [sys.executable, "-m", "cilbench", *asked]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return nursery().command(*asked, cwd=folder, env={"CILBENCH_CACHE": str(folder / "cache"), "COLUMNS": "140"})
 
 
 def test_shares_are_run_refused_and_drawn(tmp_path):

@@ -1,8 +1,6 @@
 """Sweep files and parts of a sweep: what is asked for, what is refused, and that parts together are the whole."""
 
-import os
 import re
-import subprocess
 import sys
 import tomllib
 from dataclasses import replace
@@ -10,6 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from nursery import nursery
 
 from cilbench.cli.comparisons import plan_comparisons, total_line
 from cilbench.cli.main import main
@@ -158,14 +157,14 @@ def test_two_parts_and_the_whole_are_the_same_folders(tmp_path):
     """Runs, predictions, ledgers and the resolved file; `replay` is in both comparisons and in one part."""
     (tmp_path / "two.toml").write_text(TWO.replace("budget-mb = 0.5\n", "").replace("jobs = 2", "jobs = 1"))
 
-    def start(out: str, *more: str) -> "subprocess.Popen[str]":
-        command = [sys.executable, "-m", "cilbench", "run", "two.toml", "--out", out, *more]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-        return subprocess.Popen(command, cwd=tmp_path, env=environment, stdout=subprocess.PIPE, text=True)
+    def start(log: str, out: str, *more: str) -> int:
+        asked = ("run", "two.toml", "--out", out, *more)
+        return nursery().start(asked, tmp_path, tmp_path / log, errors=tmp_path / f"{log}.errors")
 
-    working = [start("parts", "--shard", "1/2"), start("parts", "--shard", "2/2"), start("whole")]
-    said = [process.communicate(timeout=500)[0] for process in working]
-    assert [process.returncode for process in working] == [0, 0, 0], said
+    working = [start("1", "parts", "--shard", "1/2"), start("2", "parts", "--shard", "2/2"), start("3", "whole")]
+    codes = [nursery().wait(child) for child in working]
+    said = [(tmp_path / log).read_text() for log in "123"]
+    assert codes == [0, 0, 0], said
     whole = sorted(path.name for path in (tmp_path / "whole").iterdir())
     assert len(whole) == 7
     assert sorted(path.name for path in (tmp_path / "parts").iterdir()) == whole

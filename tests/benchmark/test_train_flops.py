@@ -1,14 +1,13 @@
 """`--train-flops` and `plan --flops --time` as a person types them, each in a process of its own."""
 
 import json
-import os
 import re
 import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
+from nursery import nursery
 
 # Computes more than it does on black images, by which runs are planned.
 MORE_THAN_PLANNED = """
@@ -29,9 +28,7 @@ DIGITS = ("--dataset", "digits", "--budget", "24KiB", "--recipe", "0.03", "--pre
 
 
 def cilbench(folder: Path, *asked: str) -> "subprocess.CompletedProcess[str]":
-    environment = os.environ | {"CILBENCH_CACHE": str(folder / "cache"), "COLUMNS": "140"}
-    command = [sys.executable, "-m", "cilbench", *asked]
-    return subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True, timeout=600)
+    return nursery().command(*asked, cwd=folder, env={"CILBENCH_CACHE": str(folder / "cache"), "COLUMNS": "140"})
 
 
 def cells(out: Path) -> dict[str, Any]:
