@@ -223,6 +223,9 @@ def points(
             for n, (x_of, y_of, text) in enumerate(zip(at, part[y], part[named], strict=True) if labelled else ()):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": layout.SMALL, "color": FAINT}
                 axes.annotate(layout.fitted(figure, str(text)), (x_of, y_of), (4, 3 if n % 2 else -8), **look)
+        if table[y].dtype.kind == "i":
+            axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
+        axes.margins(*((0.08, 0.12) if labelled else (0.05, 0.05)))
         if f"{y}_low" in table:
             _near(axes, table[y].to_numpy(float), table[[f"{y}_low", f"{y}_high"]].to_numpy(float))
         if zero:

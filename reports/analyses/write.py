@@ -52,7 +52,7 @@ class AnalysesResult:
 
 @dataclass(frozen=True)
 class _Made:
-    """One analysis over all groups."""
+    """One analysis over all groups. A row of a table without runs says its `group`, where there are several."""
 
     analysis: Analysis
     found: tuple[Found, ...]
@@ -60,8 +60,14 @@ class _Made:
     @property
     def tables(self) -> dict[str, pd.DataFrame]:
         names = dict.fromkeys(name for found in self.found for name in found.tables)
-        parts = {name: [found.tables[name] for found in self.found if name in found.tables] for name in names}
+        parts = {name: [self._told(found, name) for found in self.found if name in found.tables] for name in names}
         return {name: pd.concat(frames, ignore_index=True) for name, frames in parts.items()}
+
+    def _told(self, found: Found, name: str) -> pd.DataFrame:
+        table = found.tables[name]
+        if len(self.found) == 1 or "run" in table:
+            return table
+        return pd.concat([pd.DataFrame({"group": found.group.slug}, index=table.index), table], axis=1)
 
 
 def write_analyses(

@@ -9,8 +9,10 @@ import pytest
 from cilbench.analyses.objects import drawings
 from cilbench.analyses.storage import at_equal_accuracy
 from cilbench.reports.analyses import plots
-from cilbench.reports.analyses.analysis import Found
+from cilbench.reports.analyses.analysis import Analysis, Found
+from cilbench.reports.analyses.write import _Made
 from cilbench.reports.figures.styles import Style
+from cilbench.reports.group import Group
 
 STYLES = {"CIM": Style("#B77F00", "^")}
 
@@ -35,6 +37,7 @@ def test_classes_are_named_where_there_are_few(classes: int, written: int) -> No
     rows = {"name": "CIM", "share": range(classes), "exemplars": 1, "class_name": [f"c{n}" for n in range(classes)]}
     make = plots.points(pd.DataFrame(rows), "share", "exemplars", ("", ""), STYLES, named="class_name")
     assert len(make.axes[0].texts) == written
+    assert all(tick == round(tick) for tick in make.axes[0].get_yticks())
 
 
 @pytest.mark.parametrize(("tasks", "figures"), [([4], ["classes"]), ([0, 4], ["classes", "phases"])])
@@ -69,3 +72,16 @@ def test_a_wide_interval_does_not_press_the_others_together() -> None:
     low, high = axes.get_ylim()
     assert -2 < low < 0.8
     assert 2 < high < 5
+
+
+def test_rows_of_tables_without_runs_say_their_group_where_there_are_several() -> None:
+    def found(slug: str) -> Found:
+        tables = {"kinds": pd.DataFrame({"per_kib": [1.0]}), "runs": pd.DataFrame({"run": ["r"]})}
+        return Found("value", cast(Group, SimpleNamespace(slug=slug)), tables)
+
+    analysis = Analysis("value", "", "", lambda run: {}, lambda one: [])
+    both = _Made(analysis, (found("int4"), found("int8"))).tables
+    assert list(both["kinds"].columns) == ["group", "per_kib"]
+    assert list(both["kinds"]["group"]) == ["int4", "int8"]
+    assert list(both["runs"].columns) == ["run"]
+    assert list(_Made(analysis, (found("int4"),)).tables["kinds"].columns) == ["per_kib"]
