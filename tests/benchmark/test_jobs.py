@@ -82,12 +82,15 @@ def ended(process: int) -> int:
 
 
 def forked(pid: int) -> list[int]:
-    """The living server of a process that forks others, these, and those of each of them."""
+    """The living server of a process that forks others, these, and those of each of them.
+
+    A process of ours has a thread that waits for its parent; what the server starts while it imports has one thread.
+    """
     found = []
     for server in children_of(pid):
         with suppress(OSError):
             if b"multiprocessing.forkserver" in Path(f"/proc/{server}/cmdline").read_bytes():
-                children = children_of(server)
+                children = [c for c in children_of(server) if len(list(Path(f"/proc/{c}/task").iterdir())) > 1]
                 found += [server, *children, *(below for child in children for below in forked(child))]
     return found
 
