@@ -1,4 +1,4 @@
-"""The command line as a user has it: by subprocess. Wrong requests are one line and exit code 2; nothing is written."""
+"""The command line, each command in a process. Wrong requests are one line and exit code 2; nothing is written."""
 
 import json
 import os
@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from nursery import nursery
 
 from cilbench.cli.main import main
 
@@ -22,9 +23,7 @@ def data_dir(tmp_path_factory):
 @pytest.fixture
 def cilbench(data_dir, tmp_path):
     def call(*arguments: str, cwd: Path = tmp_path) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", "from cilbench.cli.main import main; main()", *arguments]
-        env = {**os.environ, "CILBENCH_DATA": str(data_dir), "OMP_NUM_THREADS": "1", "COLUMNS": "200"}
-        return subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
+        return nursery().command(*arguments, cwd=cwd, env={"CILBENCH_DATA": str(data_dir)})
 
     return call
 
@@ -118,8 +117,9 @@ def test_a_wrong_request_is_one_line_and_exit_code_2(arguments, says, data_dir, 
 
 
 @pytest.mark.parametrize(("arguments", "says"), WRONG[:1] + WRONG[-2:], ids=["method", "number", "option"])
-def test_a_wrong_request_as_a_user_meets_it(arguments, says, cilbench, tmp_path):
-    done = cilbench(*DIGITS, *arguments)
+def test_a_wrong_request_as_a_user_meets_it(arguments, says, tmp_path):
+    command = [sys.executable, "-c", "from cilbench.cli.main import main; main()", *DIGITS, *arguments]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
     refused(done.returncode, done.stdout, done.stderr, says, tmp_path)
 
 
@@ -164,17 +164,13 @@ def test_a_method_that_fits_some_budgets_is_refused_at_the_others(cilbench, tmp_
     assert statuses == {"done", "refused"}
 
 
-def test_cifar100_without_a_network_says_what_to_do(cilbench, tmp_path):
+def test_cifar100_without_a_network_says_what_to_do(tmp_path):
     """Also holds where there is a network: the proxy named here answers nobody."""
-    command = [sys.executable, "-c", "from cilbench.cli.main import main; main()"]
-    env = {
-        **os.environ,
-        "CILBENCH_DATA": str(tmp_path / "empty"),
-        "https_proxy": "http://127.0.0.1:9",
-        "http_proxy": "http://127.0.0.1:9",
-    }
+    env = {"CILBENCH_DATA": str(tmp_path / "empty")} | dict.fromkeys(
+        ("https_proxy", "http_proxy"), "http://127.0.0.1:9"
+    )
     arguments = ["run", "--budget-mb", "7.6", "--methods", "dgm,cim,memo,icarl,der"]
-    done = subprocess.run([*command, *arguments], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=120)
+    done = nursery().command(*arguments, cwd=tmp_path, env=env)
     assert done.returncode == 2
     (line,) = done.stderr.splitlines()
     assert "cilbench data import cifar100 DIR" in line
