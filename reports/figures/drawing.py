@@ -1,4 +1,4 @@
-"""Figures made, and written at both paper widths, in processes beside the caller, which goes on with other things."""
+"""Figures made, and written at both paper widths: where there are several cores, in processes beside the caller."""
 
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -37,11 +37,14 @@ class Drawn:
 
 
 def draw(drawings: Sequence[Drawing], folder: Path, stamp: str, captions: bool = False) -> Iterator[Drawn]:
-    """Begin to draw into `folder` at once; the figures in their order, each when it is done. `captions` writes each
-    caption under its PNG as well, for slides.
+    """Draw into `folder`; the figures in their order. `captions` writes each caption under its PNG as well, for slides.
+
+    Processes begin at once. On one core there are none: a figure is drawn when it is asked for.
     """
+    if (processes := min(cpu_count(), _MOST_PROCESSES)) == 1:
+        return (_draw(drawing, folder, stamp, captions) for drawing in drawings)
     with _safe_path():
-        executor = get_reusable_executor(min(cpu_count(), _MOST_PROCESSES), timeout=_IDLE_SECONDS)
+        executor = get_reusable_executor(processes, timeout=_IDLE_SECONDS)
         futures = [executor.submit(_draw, drawing, folder, stamp, captions) for drawing in drawings]
     return (future.result() for future in futures)
 

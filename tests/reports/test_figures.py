@@ -398,11 +398,12 @@ def drawn_by_a_process(folder: Path, out: str, **environment: str) -> dict[str, 
 
 
 def test_the_surroundings_change_no_byte_of_a_report(tmp_path: Path) -> None:
-    """A notebook's backend, somebody's matplotlibrc, modules of the working folder."""
+    """A notebook's backend, somebody's matplotlibrc, modules of the working folder, one core."""
     make_run(tmp_path / "runs", Grid(), METHODS[0], BUDGETS[0], 1)
     settings = ("savefig.bbox: tight", "font.size: 20", "svg.fonttype: path", "lines.linewidth: 9", "")
     (tmp_path / "matplotlibrc").write_text("\n".join(settings))
-    plain = drawn_by_a_process(tmp_path, "plain")
+    plain = drawn_by_a_process(tmp_path, "plain", LOKY_MAX_CPU_COUNT="2")
     theirs = {"MATPLOTLIBRC": str(tmp_path / "matplotlibrc"), "MPLBACKEND": "module://nobody.has_this"}
+    theirs["LOKY_MAX_CPU_COUNT"] = "1"
     assert drawn_by_a_process(tmp_path, "theirs", **theirs) == plain
     assert {name.rpartition(".")[2] for name in plain} >= {"pdf", "png", "html", "csv", "tex", "md"}
