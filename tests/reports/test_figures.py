@@ -21,7 +21,7 @@ from cilbench import reports
 from cilbench.reports import aggregate
 from cilbench.reports.figures import ranks, styles
 from cilbench.reports.figures.registry import drawings_of
-from cilbench.reports.group import groups_of
+from cilbench.reports.group import Group, groups_of
 
 BUDGETS = (49_152, 98_304, 196_608)
 CSS = (Path(reports.__file__).parent / "page" / "static" / "page.css").read_text(encoding="utf-8")
@@ -219,14 +219,21 @@ def test_norms_share_a_panel_and_are_shares_of_their_mean(three_seeds: reports.R
     assert sum(map(len, marked)) == len(set.union(*marked))
 
 
+@pytest.fixture(scope="module")
+def crowded(tmp_path_factory: pytest.TempPathFactory) -> Group:
+    """Twenty methods with long names."""
+    folder = tmp_path_factory.mktemp("crowded")
+    many = [replace(METHODS[n % 5], method=f"m{n}", name=f"A method with a long name {n}") for n in range(20)]
+    make_runs(folder, Grid((*many, *REFERENCES), BUDGETS[:2]))
+    (group,) = groups_of(reports.read_runs([folder]), None)
+    return group
+
+
 @pytest.mark.parametrize("paper_columns", [1, 2])
 def test_nothing_is_cut_at_the_edge_of_a_figure_of_twenty_methods(
-    tmp_path: Path, paper_columns: styles.PaperColumns
+    crowded: Group, tmp_path: Path, paper_columns: styles.PaperColumns
 ) -> None:
-    many = [replace(METHODS[n % 5], method=f"m{n}", name=f"A method with a long name {n}") for n in range(20)]
-    make_runs(tmp_path / "runs", Grid((*many, *REFERENCES), BUDGETS[:2]))
-    (group,) = groups_of(reports.read_runs([tmp_path / "runs"]), None)
-    for drawing in drawings_of(group):
+    for drawing in drawings_of(crowded):
         figure = drawing.make(paper_columns=paper_columns)
         reports.save(figure, tmp_path / "x", ("png",))
         pixels = np.asarray(mpl.image.imread(tmp_path / "x.png"))[..., :3].mean(axis=2)
