@@ -19,6 +19,7 @@ sys.path[:0] = [str(Path(__file__).parents[1])]
 import torch  # noqa: E402
 from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec  # noqa: E402
 
+from cilbench.methods import dfkd, inversion  # noqa: E402
 from cilbench.methods.networks import convolved  # noqa: E402
 from cilbench.methods.registry import resolve  # noqa: E402
 from cilbench.methods.training import loop  # noqa: E402
@@ -31,20 +32,22 @@ from cilbench.protocol.context import RunContext  # noqa: E402
 from cilbench.protocol.run import execute  # noqa: E402
 from cilbench.records.folder import RunFolder  # noqa: E402
 
+TOY = toy_dataset(per_class=10)
 # Three or four epochs. At 0.1 the last bits of a step decide what MEMO learns in ten, on one rank too.
-# So do a hundred steps of an inversion, which turn a classifier's last bits into images of their own.
+# So do the steps of an inversion, which turn a classifier's last bits into images of their own.
 EPOCHS, SMALL_STEPS = "0.02", {"lr": 0.01, "dfkd.image_lr": 1e-3}
 SMALL_STEPS |= {"abd.inversion_lr": 1e-6, "dual-teacher.inversion_lr": 1e-6}
 
 
 def spec_of(name):
     method = resolve(name, EPOCHS, OVERRIDES | SMALL_STEPS, {})
-    return replace(toy_spec(name, toy_dataset(), 48_000), method=method)
+    return replace(toy_spec(name, TOY, 48_000), method=method)
 
 
 def main(out: str, seconds: str, *names: str) -> None:
     torch.set_num_threads(1)
-    toy, specs, sums = toy_dataset(), [spec_of(name) for name in names], Counter()
+    inversion.STEPS_AN_EPOCH = dfkd.STEPS_AN_EPOCH = 8  # in place of 100
+    specs, sums = [spec_of(name) for name in names], Counter()
     plain, step = Ranks.summed, loop._Step.__call__
 
     def summed(self, tensor):
@@ -55,7 +58,7 @@ def main(out: str, seconds: str, *names: str) -> None:
         time.sleep(float(seconds))
         step(self, *given)
 
-    Ranks.summed, loop._Step.__call__, protocol.load = summed, slow, lambda *where: toy
+    Ranks.summed, loop._Step.__call__, protocol.load = summed, slow, lambda *where: TOY
     if "OWN_STATISTICS" in os.environ:
         convolved.batch_norm = lambda x, norm: None
     current = ""
@@ -68,7 +71,7 @@ def main(out: str, seconds: str, *names: str) -> None:
         for current, spec in zip(names, specs, strict=True):
             folder = RunFolder(Path(out), spec.id)
             try:
-                ended = execute(RunContext(spec, spec.plan(), toy, folder, CPU, reporter, "all", ranks=ranks))
+                ended = execute(RunContext(spec, spec.plan(), TOY, folder, CPU, reporter, "all", ranks=ranks))
             except Interrupted as interrupted:
                 print(json.dumps([current, type(interrupted).__name__, "", 0]), flush=True)
                 break

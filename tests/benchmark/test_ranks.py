@@ -6,12 +6,13 @@ import signal
 import socket
 import subprocess
 import sys
-import time
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from company import spec_of
+from nursery import living, nursery, wait_until
 from toy import toy_spec
 
 from cilbench.budgets import unseal
@@ -27,30 +28,46 @@ DIVIDED = [name for name in known_methods() if issubclass(load_class(name), Rehe
 EVERY = [*DIVIDED, "icarl+cim", "foster+cim", "der+prune+cim"]
 
 
-def started(out: Path, size: int, *names: str, seconds: float = 0.0, **more: str) -> list[subprocess.Popen[str]]:
+@dataclass
+class Rank:
+    pid: int
+    said: Path
+    errors: Path
+
+    def ended(self, seconds: float = 300) -> int:
+        """Its exit code, once it has one."""
+        wait_until(lambda: not living(self.pid), seconds)
+        return nursery().wait(self.pid)
+
+
+def started(out: Path, size: int, *names: str, seconds: float = 0.0, **more: str) -> list[Rank]:
     """So many ranks, each a process; one is a run that is alone."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "TORCHELASTIC_RUN_ID": "1"}
-    command = [sys.executable, str(COMPANY), str(out), str(seconds), *names]
-    return [
-        subprocess.Popen(
-            command,
-            env=os.environ | where | more | {"RANK": str(rank), "LOCAL_RANK": str(rank), "OMP_NUM_THREADS": "1"},
-            stdout=subprocess.PIPE,
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(size)
-    ]
+        port = str(free.getsockname()[1])
+    where = {"WORLD_SIZE": str(size), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "1"}
+    ranks = []
+    for number in map(str, range(size)):
+        said, errors = out.with_suffix(f".said-{port}-{number}"), out.with_suffix(f".errors-{port}-{number}")
+        env = where | more | {"RANK": number, "LOCAL_RANK": number}
+        argv = [str(out), str(seconds), *names]
+        pid = nursery().start(argv, out.parent, said, errors=errors, env=env, script=COMPANY)
+        ranks.append(Rank(pid, said, errors))
+    return ranks
 
 
-def told(ranks: list[subprocess.Popen[str]]) -> dict[str, list[object]]:
+def told(ranks: list[Rank]) -> dict[str, list[object]]:
     """What rank 0 says of each run: how it ended, why, how many sums over ranks it took."""
-    said = [rank.communicate(timeout=3600) for rank in ranks]
-    assert not any(rank.returncode for rank in ranks), said
-    return {name: rest for name, *rest in map(json.loads, said[0][0].splitlines())}
+    codes = [rank.ended(3600) for rank in ranks]
+    assert not any(codes), [rank.errors.read_text() for rank in ranks]
+    return {name: rest for name, *rest in map(json.loads, ranks[0].said.read_text().splitlines())}
+
+
+@pytest.fixture(scope="module")
+def alone(tmp_path_factory):
+    """A run of every method on one rank: where they are, and what was told."""
+    out = tmp_path_factory.mktemp("alone") / "one"
+    return out, told(started(out, 1, *EVERY))
 
 
 def states(out: Path, name: str) -> list[dict[str, torch.Tensor]]:
@@ -75,39 +92,38 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     ]
 
 
-def test_two_ranks_seal_what_one_does(tmp_path):
-    alone, together = told(started(tmp_path / "one", 1, *EVERY)), told(started(tmp_path / "two", 2, *EVERY))
+def test_two_ranks_seal_what_one_does(alone, tmp_path):
+    one, of_one = alone
+    together = told(started(tmp_path / "two", 2, *EVERY))
     assert {name: how[:2] for name, how in together.items()} == {name: ["done", None] for name in EVERY}
-    assert all(sums == 0 for *_, sums in alone.values())
+    assert all(sums == 0 for *_, sums in of_one.values())
     assert all(sums > 50 for *_, sums in together.values())
     for name in EVERY:
-        pairs = zip(states(tmp_path / "two", name), states(tmp_path / "one", name), strict=True)
+        pairs = zip(states(tmp_path / "two", name), states(one, name), strict=True)
         assert [differing(*pair) for pair in pairs] == [[], [], []], name
 
 
-def test_ranks_with_statistics_of_their_own_are_seen(tmp_path):
-    told(started(tmp_path / "one", 1, "icarl"))
+def test_ranks_with_statistics_of_their_own_are_seen(alone, tmp_path):
     told(started(tmp_path / "two", 2, "icarl", OWN_STATISTICS="1"))
-    assert differing(states(tmp_path / "two", "icarl")[0], states(tmp_path / "one", "icarl")[0])
+    assert differing(states(tmp_path / "two", "icarl")[0], states(alone[0], "icarl")[0])
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_all_ends_with_one_rank_and_the_run_goes_on_alone(number, tmp_path):
-    told(started(tmp_path / "whole", 1, "icarl"))
+def test_all_ends_with_one_rank_and_the_run_goes_on_alone(number, alone, tmp_path):
     ranks = started(tmp_path / "two", 2, "icarl", seconds=0.1)
     partial = RunFolder(tmp_path / "two", spec_of("icarl").id).partial
-    limit = time.monotonic() + 300
-    while not list(partial.glob("tasks/*")):  # the first task is over
-        assert time.monotonic() < limit
-        assert ranks[0].poll() is None, ranks[0].communicate()
-        time.sleep(0.05)
-    ranks[1].send_signal(number)
-    said, _ = ranks[0].communicate(timeout=300)
-    ranks[1].wait(timeout=300)
-    assert json.loads(said)[:2] == ["icarl", "Interrupted" if number == signal.SIGTERM else "RankLost"]
+    wait_until(lambda: list(partial.glob("tasks/*")) or not living(ranks[0].pid))  # the first task is over
+    assert living(ranks[0].pid), ranks[0].errors.read_text()
+    os.kill(ranks[1].pid, number)
+    for rank in ranks:
+        rank.ended()
+    assert json.loads(ranks[0].said.read_text())[:2] == [
+        "icarl",
+        "Interrupted" if number == signal.SIGTERM else "RankLost",
+    ]
     assert bool(list(partial.glob("checkpoint-*"))) == (number == signal.SIGTERM)
     assert told(started(tmp_path / "two", 1, "icarl"))["icarl"][:2] == ["done", None]
-    pairs = zip(states(tmp_path / "two", "icarl"), states(tmp_path / "whole", "icarl"), strict=True)
+    pairs = zip(states(tmp_path / "two", "icarl"), states(alone[0], "icarl"), strict=True)
     assert [differing(*pair) for pair in pairs] == [[], [], []]
 
 
