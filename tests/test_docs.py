@@ -1,10 +1,8 @@
 """Every ```sh and ```python block of the documentation runs, page by page, in a folder each; so do the notebooks."""
 
-import os
 import re
 import shlex
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -25,13 +23,13 @@ BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.M | r
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
-def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
-    monkeypatch.setenv("CILBENCH_DATA", str(nursery().data_dir))
+def test_every_block_of_a_page_runs(page, tmp_path):
     for kind, title, text in BLOCK.findall(page.read_text()):
         if title:
             (tmp_path / title).write_text(text)
         elif kind == "python":
-            done = subprocess.run([sys.executable, "-c", text], cwd=tmp_path, capture_output=True, text=True)
+            (tmp_path / "block.py").write_text(text)
+            done = nursery().command(cwd=tmp_path, script=tmp_path / "block.py")
             assert done.returncode == 0, f"{text}\n{done.stderr}"
         else:
             for line in text.splitlines():
@@ -39,17 +37,11 @@ def test_every_block_of_a_page_runs(page, tmp_path, monkeypatch):
 
 
 def runs(line, folder):
-    """A command; through the nursery, which has imported everything, where it sets no variable."""
+    """A command with what it sets in its environment before it."""
     words = shlex.split(line)
-    if words[0] == "cilbench":
-        code, said = nursery().run(words[1:], folder)
-    else:
-        names = words[: words.index("cilbench")]
-        command = [sys.executable, "-m", "cilbench", *words[len(names) + 1 :]]
-        env = {**os.environ, **dict(name.split("=", 1) for name in names)}
-        done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True)
-        code, said = done.returncode, done.stdout + done.stderr
-    assert code == 0, f"{line}\n{said}"
+    at = words.index("cilbench")
+    done = nursery().command(*words[at + 1 :], cwd=folder, env=dict(name.split("=", 1) for name in words[:at]))
+    assert done.returncode == 0, f"{line}\n{done.stdout}{done.stderr}"
 
 
 def test_the_pages_of_the_site_are_those_of_the_folder():

@@ -2,10 +2,7 @@
 
 import hashlib
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pandas as pd
@@ -46,9 +43,8 @@ def contents(folder: Path) -> dict[str, str]:
 
 def test_the_command_writes_tables_figures_captions_and_a_page_and_leaves_the_runs(runs: Path, tmp_path: Path) -> None:
     before = contents(runs)
-    command = [sys.executable, "-m", "cilbench", "analyse", str(runs), "--what", "shift,cka", "--device", "cpu"]
-    env = {**os.environ, "CILBENCH_DATA": str(nursery().data_dir)}
-    done = subprocess.run([*command, "--out", "found"], cwd=tmp_path, env=env, capture_output=True, text=True)
+    asked = ("analyse", str(runs), "--what", "shift,cka", "--device", "cpu", "--out", "found")
+    done = nursery().command(*asked, cwd=tmp_path)
     assert (done.returncode, done.stdout) == (0, "shift, cka of 3 runs: found/index.html\n"), done.stderr
     assert contents(runs) == before
     out = tmp_path / "found"
