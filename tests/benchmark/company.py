@@ -32,7 +32,7 @@ from cilbench.protocol.context import RunContext  # noqa: E402
 from cilbench.protocol.run import execute  # noqa: E402
 from cilbench.records.folder import RunFolder  # noqa: E402
 
-TOY = toy_dataset(per_class=10)
+TOY = toy_dataset()
 # Three or four epochs. At 0.1 the last bits of a step decide what MEMO learns in ten, on one rank too.
 # So do the steps of an inversion, which turn a classifier's last bits into images of their own.
 EPOCHS, SMALL_STEPS = "0.02", {"lr": 0.01, "dfkd.image_lr": 1e-3}
