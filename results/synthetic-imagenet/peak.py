@@ -1,4 +1,7 @@
-"""Run a command and say how long it took and the most memory it held: python peak.py COMMAND…"""
+"""Run a command and say how long it took and the most memory it held: python peak.py COMMAND…
+
+A run starts its peak anew with every task: what is said of it is the last task's, and cell.json has all.
+"""
 
 # ruff: noqa: T201
 
