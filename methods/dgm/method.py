@@ -46,7 +46,7 @@ Where this departs from the authors' code, and why:
 
 import math
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import ClassVar
 
 import torch
@@ -77,7 +77,7 @@ from cilbench.methods.dgm.planning import (
     restore,
     working_side,
 )
-from cilbench.methods.dgm.steps import Adversaries, signed
+from cilbench.methods.dgm.steps import Adversaries, Leaves, signed
 from cilbench.methods.dgm.validation import Validation
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.checkpoint import Resumable, Stateful
@@ -169,7 +169,7 @@ class DGM:
         steps = math.ceil(len(images) / config.batch_size)
         taken = min(steps, config.max_steps or steps)
         modules, optimizers = [generator, net], [net_adam, generator_adam]
-        others: list[Stateful] = [_Leaves(embeddings), *([self.validation] if self.validation else [])]
+        others: list[Stateful] = [Leaves(embeddings), *([self.validation] if self.validation else [])]
         going = Resumable(context.checkpoint, "learning", rng, modules, optimizers, others)
         for epoch in range(int(going.numbers.get("epoch", 0)), config.epochs):
             if going.due():
@@ -384,20 +384,6 @@ class DGM:
                 ):  # a count of batches has no dimension; nobody reads it
                     tensor[: len(known[name])] = known[name]
         return net
-
-
-class _Leaves:
-    """Tensors that are learned and belong to no module, for a checkpoint."""
-
-    def __init__(self, leaves: Sequence[Tensor]) -> None:
-        self.leaves = leaves
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {f"{number}": leaf for number, leaf in enumerate(self.leaves)}
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        for number, leaf in enumerate(self.leaves):
-            leaf.data.copy_(tensors[f"{number}"])
 
 
 def resized(images: Images, size: tuple[int, int]) -> Tensor:

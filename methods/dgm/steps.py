@@ -3,7 +3,7 @@
 All of it is one step, which a CUDA device captures and replays: nothing here waits for the device.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -104,6 +104,20 @@ class Adversaries:
     def masks(self) -> list[Tensor]:
         """Soft: σ(s·e)."""
         return [torch.sigmoid(self.s * e) for e in self.embeddings]
+
+
+class Leaves:
+    """Tensors that are learned and belong to no module, for a checkpoint."""
+
+    def __init__(self, leaves: Sequence[Tensor]) -> None:
+        self.leaves = leaves
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {f"{number}": leaf for number, leaf in enumerate(self.leaves)}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        for number, leaf in enumerate(self.leaves):
+            leaf.data.copy_(tensors[f"{number}"])
 
 
 def signed(images: Tensor) -> Tensor:
