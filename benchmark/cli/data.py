@@ -12,7 +12,7 @@ from cilbench.cli.terminal import console, say
 from cilbench.options import DataDir, a_path
 
 if TYPE_CHECKING:
-    from rich.table import Table
+    from rich.console import RenderableType
 
     from cilbench.data.cards import DatasetCard
     from cilbench.data.folders import Progress
@@ -23,9 +23,8 @@ app = typer.Typer(cls=Group, help="Data sets: list, fetch, import.", no_args_is_
 @app.command("list", cls=Command)
 def list_datasets(data_dir: DataDir = None) -> None:
     """Show every data set and check, byte by byte, those that are there. Exit code 1 where one is damaged."""
-    there = console(160)
-    table, damaged = _inventory(_folder(data_dir), there.width)
-    there.print(table)
+    shown, damaged = _inventory(_folder(data_dir))
+    console(80).print(shown)
     for line in damaged:
         say(line, err=True)
     raise typer.Exit(1 if damaged else 0)
@@ -78,29 +77,34 @@ def _report(card: "DatasetCard", data_dir: Path) -> None:
     )
 
 
-def _inventory(data_dir: Path, width: int) -> "tuple[Table, list[str]]":
-    from cilbench.cli.tables import WIDE, plain_table
+def _inventory(data_dir: Path) -> "tuple[RenderableType, list[str]]":
+    """A row a data set, then the titles that say more than the name; and what is wrong with those that are damaged."""
+    from rich.console import Group as Stack
+    from rich.text import Text
+
+    from cilbench.cli.tables import plain_table, two_columns
     from cilbench.data import cache
     from cilbench.data.cards import DatasetError, builtin_cards
 
     columns, counted = ("name", "classes", "C×H×W", "state"), ("train", "test", "bytes")
-    table = plain_table(*columns, *counted, *(["title"] if width >= WIDE else []), right={*counted})
-    table.title, table.title_justify = f"Data sets in {data_dir}", "left"
-    damaged = []
+    table = plain_table(*columns, *counted, right={*counted}, folds={"name"})
+    titles, damaged = dict[str, str](), []
     for name in dict.fromkeys([*builtin_cards(), *cache.cached_names(data_dir)]):
         try:
             card = cache.card(name, data_dir)
-            specs, title = [name, str(card.classes), _shape(card)], [card.title] if width >= WIDE else []
+            specs = [name, str(card.classes), _shape(card)]
+            if "".join(filter(str.isalnum, card.title.lower())) != "".join(filter(str.isalnum, name.lower())):
+                titles[name] = card.title
             if name in cache.cached_names(data_dir):
                 counts = [f"{count:,}" for count in cache.verify(name, data_dir)]
                 other = card.fingerprint not in (None, cache.fingerprint(name, data_dir))
-                table.add_row(*specs, "other images" if other else "ready", *counts, *title)
+                table.add_row(*specs, "other images" if other else "ready", *counts)
             else:
-                table.add_row(*specs, "to import" if card.fetch is None else "to fetch", "", "", "", *title)
+                table.add_row(*specs, "to import" if card.fetch is None else "to fetch")
         except DatasetError as error:
             table.add_row(name, "", "", "damaged")
             damaged.append(str(error))
-    return table, damaged
+    return Stack(Text(f"Data sets in {data_dir}\n"), table, Text(), two_columns(titles.items())), damaged
 
 
 def _shape(card: "DatasetCard") -> str:

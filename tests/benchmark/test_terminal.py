@@ -35,11 +35,22 @@ def drawn(renderable: object, width: int = 80) -> str:
 @pytest.mark.parametrize("command", ["methods", "data list"])
 def test_lists_fit_a_terminal_and_no_name_is_cut(command, monkeypatch, tmp_path):
     names = [*METHODS, *ALIASES] if command == "methods" else [*builtin_cards()]
-    table = methods_table(80) if command == "methods" else _inventory(tmp_path, 80)[0]
+    table = methods_table(80) if command == "methods" else _inventory(tmp_path)[0]
     lines = drawn(table).splitlines()
     assert max(map(len, lines)) <= 80
     assert {line.split(" ")[0] for line in lines} >= set(names)
     assert "…" not in "".join(line for line in lines if not line.startswith("…+"))
+
+
+def test_the_list_of_data_sets_is_as_narrow_without_a_terminal_and_has_every_title(tmp_path):
+    environment = {**os.environ, "CILBENCH_DATA": str(tmp_path)}
+    done = subprocess.run([*MODULE, "data", "list"], capture_output=True, text=True, env=environment)
+    lines = done.stdout.splitlines()
+    assert max(map(len, lines)) <= 80
+    titles = {line.split()[0]: line for line in lines if line}  # the last line of a name: what it is called in full
+    assert "(scikit-learn's part)" in titles["digits"]
+    assert "ILSVRC 2012" in titles["imagenet1000"]
+    assert titles["cifar100"].split() == ["cifar100", "100", "3×32×32", "to", "fetch"]  # CIFAR-100 says no more
 
 
 @pytest.mark.parametrize("command", ["methods", "data list", "plan --methods icarl --budget-mb 7.6"])
