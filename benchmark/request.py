@@ -4,7 +4,7 @@ import hashlib
 import json
 import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import groupby, product
@@ -27,7 +27,7 @@ from cilbench.options import RunOptions
 from cilbench.records.weights import Weights
 from cilbench.scenario import make_scenario
 
-__all__ = ["RunOptions", "RunSpec", "check_feasible", "chosen_settings", "specs"]
+__all__ = ["RunOptions", "RunSpec", "by_reason", "check_feasible", "chosen_settings", "specs"]
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class RunSpec:
 
     `precision` is part of the result; `layout` (of feature maps in memory) and `low_memory` (with memory) say how it is
     come by, `record` what is logged on the way. `train_flops` bounds the operations of learning all tasks; the epochs
-    of `method` are then already multiplied by `epochs_share`.
+    of `method` are then already multiplied by `epochs_share`, and an epoch a task takes `fewest_flops`.
     """
 
     method: MethodSpec
@@ -52,6 +52,7 @@ class RunSpec:
     record: frozenset[Recording] = frozenset()
     train_flops: int | None = None
     epochs_share: float = 1.0
+    fewest_flops: int = 0
     validation: float | None = None  # the share of training images that stands in for the test images
     split: float | None = None  # the share of the budget that images get; None: what the plan leaves them
     budget_typed: str = ""  # the size as it was asked for, e.g. "24 KiB"
@@ -134,12 +135,15 @@ class RunSpec:
 
     def plan(self) -> Plan:
         """Raises DoesNotFit (BudgetTooSmall), and RequestError for settings that make no sense anywhere."""
+        if refusal := self.method.refusal(self.budget, self.scenario, self.split):
+            raise DoesNotFit(refusal)
+        if self.train_flops is not None and self.fewest_flops > self.train_flops:
+            needed = f"it needs at least {self.fewest_flops:,} operations, for an epoch a task"
+            raise DoesNotFit(f"--train-flops: {needed}, and has {self.train_flops:,}")
         try:
             return self.method.plan(self.budget, self.scenario, self.split)
-        except BudgetTooSmall:
+        except DoesNotFit:
             raise
-        except DoesNotFit as refusal:
-            raise DoesNotFit(f"{self.method.name}: {refusal}") from None
         except (ValueError, TypeError) as error:  # TypeError: a plug-in's plan for another release
             raise RequestError(f"--methods {self.method.name}: {error}") from None
 
@@ -175,14 +179,9 @@ def specs(request: RunOptions) -> list[RunSpec]:
     except ValueError as error:
         raise RequestError(str(error)) from None
     validation = None if request.validate is None else _share("--validate", request.validate)
-    methods = _methods(request, recipe, card.overrides)
-    if terms.storage == "int8-frozen" and (learning := [m.name for m in methods if not m.card.freezes_branches]):
-        raise RequestError(
-            f"--storage int8-frozen: {', '.join(learning)} {'has' if len(learning) == 1 else 'have'} no branches that "
-            "never learn again, as der, der+prune and memo have; int8 is for every method"
-        )
+    methods, splits = _methods(request, recipe, card.overrides), _splits(request)
     if given is not None:
-        check_weights(str(request.weights), methods, next(iter(scenarios.values())))
+        check_weights(str(request.weights), next(iter(scenarios.values())))
     budgets = _budgets(request, (card.name, base, inc), terms, next(iter(scenarios.values())))
     precision: Precision = _one_of("--precision", request.precision.replace("auto", "fp32"), Precision)
     return [
@@ -200,7 +199,7 @@ def specs(request: RunOptions) -> list[RunSpec]:
             budget_typed=size.typed,
         )
         for size, method in product(budgets, methods)
-        for split, seed, order in product(_splits(request, method), seeds, orders)
+        for split, seed, order in product(splits if method.card.competes else [None], seeds, orders)
         if method.card.competes or size == budgets[-1]
     ]
 
@@ -222,8 +221,8 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
 def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | DoesNotFit]:
     """The plan, or the refusal, of every cell by id.
 
-    A method that does not fit a budget, or the data set or backbone, is refused there, and recorded so. Raises
-    RequestError where none fits any: that request is wrong.
+    A method that does not fit a budget, the data set, the backbone or an option is refused there, and recorded so.
+    Raises RequestError where none fits any: that request is wrong.
     """
     plans: dict[str, Plan | DoesNotFit] = {}
     for _, group in groupby(sorted(asked, key=_fits_alike), key=_fits_alike):
@@ -233,13 +232,21 @@ def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | DoesNotFit]:
         except DoesNotFit as refusal:
             plan = refusal
         plans |= {spec.id: plan for spec in alike}
-    refusals = [plan for plan in plans.values() if isinstance(plan, DoesNotFit)]
-    if len(refusals) == len(plans):
-        too_small = [refusal for refusal in refusals if isinstance(refusal, BudgetTooSmall)]
+    refusals = [(spec.method.name, plan) for spec in asked if isinstance(plan := plans[spec.id], DoesNotFit)]
+    if len(refusals) == len(asked):
+        too_small = [refusal for _, refusal in refusals if isinstance(refusal, BudgetTooSmall)]
         closest = [f"budget too small: {max(too_small, key=lambda r: r.have_bytes)}"] if too_small else []
-        others = dict.fromkeys(f"--methods {r}" for r in refusals if not isinstance(r, BudgetTooSmall))
-        raise RequestError("; ".join([*closest, *others]))
+        others = by_reason((name, str(r)) for name, r in refusals if not isinstance(r, BudgetTooSmall))
+        raise RequestError("; ".join([*closest, *(f"--methods {refusal}" for refusal in others)]))
     return plans
+
+
+def by_reason(refusals: Iterable[tuple[str, str]]) -> list[str]:
+    """`dgm, pass: why not`, of (method, why not)."""
+    methods: dict[str, dict[str, None]] = {}
+    for method, reason in refusals:
+        methods.setdefault(reason, {})[method] = None
+    return [f"{', '.join(names)}: {reason}" for reason, names in methods.items()]
 
 
 def _fits_alike(spec: RunSpec) -> tuple[str, int]:
@@ -347,17 +354,12 @@ def _seeds(option: str, text: str) -> list[int]:
     return seeds
 
 
-def _splits(request: RunOptions, method: MethodSpec) -> list[float | None]:
-    """The shares of the budget that a method's images get; None alone without `--split`, and for floors and ceilings.
-
-    Raises RequestError.
-    """
-    if request.split is None or not method.card.competes:
+def _splits(request: RunOptions) -> list[float | None]:
+    """The shares of the budget that a method's images get; None alone without `--split`. Raises RequestError."""
+    if request.split is None:
         return [None]
     if request.backbone != "auto":
         raise RequestError(f"--split beside --backbone {request.backbone}: the largest backbone that fits is taken")
-    if not method.card.rehearsal:
-        raise RequestError(f"--split: {method.name} keeps no exemplars that a share of the budget could go to")
     try:
         shares = [float(part) for part in _split(request.split)]
     except ValueError:

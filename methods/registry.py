@@ -25,6 +25,7 @@ from cilbench.budgets.codecs import Codec, Latent, Raw, fixed_codec, latent_code
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.methods import ALIASES, COMPRESSIONS, METHODS, own
 from cilbench.methods.contract import Method, MethodCard, Plan, RehearsalMethod, Scenario
+from cilbench.methods.rehearsal.base import Rehearsal
 from cilbench.methods.rehearsal.latents import Latents
 from cilbench.methods.rehearsal.memory import Compression, LearnedCompression, Plain
 from cilbench.methods.rehearsal.split import split_plan
@@ -82,6 +83,20 @@ class MethodSpec:
             return self._rehearsing.plan(budget, scenario, self.config, self._compression_for(scenario))
         except BudgetTooSmall as refusal:
             raise BudgetTooSmall(self.name, refusal.have_bytes, refusal.smallest_bytes, refusal.what) from None
+
+    def refusal(self, budget: Budget, scenario: Scenario, split: float | None) -> str | None:
+        """The option that it cannot be run with, whatever the budget, and why; None where there is none."""
+        card, given = self.base.card, scenario.pretrained
+        if given is not None and not issubclass(self.base, Rehearsal):
+            return "--weights: it has networks of its own, none that --backbone or --weights could give"
+        if given is not None and not given.charged and not card.frozen:
+            return f"--weights-cost free: it trains its backbone; those that keep it are {those_that('frozen')}"
+        if budget.storage == "int8-frozen" and not card.freezes_branches:
+            those = those_that("freezes_branches")
+            return f"--storage int8-frozen: its branches go on learning, only those of {those} stop; take int8"
+        if split is not None and not card.rehearsal:
+            return "--split: it keeps no exemplars that a share of the budget could go to"
+        return None
 
     def full_bytes(self, budget: Budget, scenario: Scenario) -> int:
         """What it keeps with the protocol's backbone and base exemplars: what `--align-to` gives to every method.
@@ -160,6 +175,11 @@ def known_methods() -> dict[str, str]:
     return table
 
 
+def those_that(flag: str) -> str:
+    """Methods of which the card says so: `frozen`, `freezes_branches`, `latents`."""
+    return ", ".join(name for name in known_methods() if getattr(load_class(name).card, flag))
+
+
 def plug_in_of(name: str) -> str:
     """The distribution or file that brings a method, as `its-name 1.0`; empty for a method that is built in."""
     base = _spelled_out(name)[0].partition("+")[0]
@@ -187,10 +207,9 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
         raise UnknownMethod(f"{name!r}: {base_name} has no exemplars that can be compressed")
     learned, codec = _compression_of(compression_name)
     if isinstance(codec, Latent) and not base.card.latents:
-        fitting = ", ".join(name for name in METHODS if load_class(name).card.latents)
         raise UnknownMethod(
             f"{name!r}: all layers of {base_name} go on learning, so that what they make of an image is soon another;"
-            f" latents fit {fitting}"
+            f" latents fit {those_that('latents')}"
         )
     compression = load_compression(learned) if learned else None
     configs = {base_name: base.Config()} | (

@@ -10,12 +10,12 @@ from typing import Any, NamedTuple
 
 from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
-from rich.table import Column, Table
+from rich.table import Column
 from rich.text import Text
 
 from cilbench.budgets.size import format_bytes
 from cilbench.cli import terminal
-from cilbench.cli.tables import announce, result_table
+from cilbench.cli.tables import announce, plain_table, result_table
 from cilbench.cli.trackers import STEPS_A_TASK, TRACKERS, Tracker, epoch_values
 from cilbench.errors import counted
 from cilbench.protocol import context
@@ -232,7 +232,7 @@ class Screen(context.Screen):
     def conclude(self, asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> None:
         """A table of what is not done, one of the results, and the sums."""
         if bad := [spec for spec in asked if spec.id in outcomes and outcomes[spec.id].status != "done"]:
-            table = Table("run", "status", "reason")
+            table = plain_table("run", "status", "reason", folds={"run", "reason"})
             for spec in bad:
                 outcome = outcomes[spec.id]
                 table.add_row(spec.title, outcome.status, Text(printable(outcome.reason or "")))

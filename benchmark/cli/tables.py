@@ -20,7 +20,7 @@ from cilbench.methods.contract import MethodCard
 from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
 from cilbench.protocol import estimate
 from cilbench.records.folder import Outcome
-from cilbench.request import RunSpec
+from cilbench.request import RunSpec, by_reason
 
 
 def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]:
@@ -57,7 +57,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     columns += ["training"] if timed else []
     columns += ["FLOPs"] if any(r["train_flops"] for r in records) else []
     columns += ["of them", "epochs"] if records[0]["train_flops_limit"] else []
-    groups, reasons = dict[str, list[list[str]]](), dict[str, None]()
+    groups = dict[str, list[list[str]]]()
     for r in records:
         protocol = f"{r['dataset']} Base-{r['base']} Inc-{r['inc']}, {r['tasks']} tasks"
         title = f"{protocol}; {r['budget']}"
@@ -65,7 +65,6 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         cells["method"] += f" on {r['weights']}" if r.get("weights") else ""
         if r["status"] == "refused" and r["smallest_budget_bytes"] is None:
             cells |= {"backbone": "refused"}
-            reasons[r["reason"]] = None
         elif r["status"] == "refused":
             cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
         else:
@@ -93,8 +92,9 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         groups = {title: [_without(model, row) for row in group] for title, group in groups.items()}
         columns = _without(model, columns)
     heading = f"Budget in {records[0]['accounting']} bytes; sizes after the last task; †: strict is over it"
-    told = [Text(f"\nrefused: {reason}") for reason in reasons]
-    return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}), *told)
+    unfit = [r for r in records if r["status"] == "refused" and r["smallest_budget_bytes"] is None]
+    told = "".join(f"\nrefused: {refusal}" for refusal in by_reason((r["method"], r["reason"]) for r in unfit))
+    return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}), *([Text(told)] if told else []))
 
 
 def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:

@@ -10,7 +10,6 @@ They are kept as DATA_DIR/.weights/HEX.safetensors; no data set can have that na
 import os
 import shutil
 import tempfile
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,8 +18,6 @@ from safetensors.torch import save_file
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Pretrained, Scenario
 from cilbench.methods.networks.pretrained import check_pretrained
-from cilbench.methods.registry import MethodSpec, known_methods, load_class
-from cilbench.methods.rehearsal.base import Rehearsal
 from cilbench.records.files import printable, sha256_of
 
 Cost = Literal["charged", "free"]
@@ -41,20 +38,8 @@ def pretrained(asked: str, cost: Cost, backbone: str, data_dir: Path) -> Pretrai
         raise RequestError(printable(f"--weights {asked}: {why}", 1000)) from None
 
 
-def check_weights(asked: str, methods: Sequence[MethodSpec], scenario: Scenario) -> None:
-    """Raises RequestError for a method that has no use for them, or trains what is not to be charged, and for weights
-    of another network.
-    """
-    if others := [method.name for method in methods if not issubclass(method.base, Rehearsal)]:
-        raise RequestError(
-            f"--weights: {others[0]} has networks of its own, none that --backbone or --weights could give"
-        )
-    assert scenario.pretrained is not None
-    if not scenario.pretrained.charged and (training := [m.name for m in methods if not m.card.frozen]):
-        frozen = [name for name in known_methods() if load_class(name).card.frozen]
-        raise RequestError(
-            f"--weights-cost free: {training[0]} trains its backbone; those that keep it are {', '.join(frozen)}"
-        )
+def check_weights(asked: str, scenario: Scenario) -> None:
+    """Raises RequestError for weights of another network."""
     try:
         check_pretrained(scenario, scenario.only_backbone)
     except (OSError, ValueError) as error:

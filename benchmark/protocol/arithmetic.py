@@ -89,22 +89,22 @@ def _task(spec: RunSpec, task: int, black: Path) -> Task:
 def within_flops(asked: Sequence[RunSpec], text: str | None, data_dir: Path | None) -> list[RunSpec]:
     """The runs with their epochs scaled, up or down, to the most that `--train-flops` allows; themselves without it.
 
-    Raises RequestError for a bound that is none, and one below an epoch a task of a method; the smallest that would do
-    is then named. A run whose bytes do not fit is left as it is.
+    Raises RequestError for a bound that is none. A run of which not even an epoch a task fits has a share of 0, and its
+    plan is a refusal; one whose bytes do not fit is left as it is.
     """
     if text is None:
         return list(asked)
-    limit, shares = _limit(text, asked[0], data_dir), dict[tuple[str, int], float]()
+    limit, found = _limit(text, asked[0], data_dir), dict[tuple[str, int], tuple[float, int]]()
     for spec in asked:  # seeds and orders change what is drawn, not what is computed
         key = spec.name, spec.budget.bytes
-        if key not in shares:
-            shares[key] = 1.0
+        if key not in found:
+            found[key] = 1.0, 0
             with suppress(DoesNotFit):
-                shares[key] = _share(spec, arithmetic(spec, spec.plan()), limit)
-    chosen = [shares[spec.name, spec.budget.bytes] for spec in asked]
+                found[key] = _share(spec, arithmetic(spec, spec.plan()), limit)
+    chosen = [found[spec.name, spec.budget.bytes] for spec in asked]
     return [
-        replace(spec, method=spec.method.scaled(share), train_flops=limit, epochs_share=share)
-        for spec, share in zip(asked, chosen, strict=True)
+        replace(spec, method=spec.method.scaled(share), train_flops=limit, epochs_share=share, fewest_flops=fewest)
+        for spec, (share, fewest) in zip(asked, chosen, strict=True)
     ]
 
 
@@ -124,22 +124,20 @@ def _limit(text: str, spec: RunSpec, data_dir: Path | None) -> int:
         return int(number)
     card = cache.card(spec.scenario.dataset, data_dir or cache.default_data_dir())
     joint = replace(spec, method=resolve("joint", spec.recipe, card.overrides, {}), split=None)
-    return int(number * arithmetic(joint, joint.plan()).of(joint.method))
+    planned = joint.method.plan(joint.budget, joint.scenario)  # a measure, whatever else the request asks of methods
+    return int(number * arithmetic(joint, planned).of(joint.method))
 
 
-def _share(spec: RunSpec, known: Arithmetic, limit: int) -> float:
-    """The largest share of the epochs, to four digits, whose arithmetic fits."""
+def _share(spec: RunSpec, known: Arithmetic, limit: int) -> tuple[float, int]:
+    """The largest share of the epochs, to four digits, whose arithmetic fits, and the operations of an epoch a task."""
     bound = limit * (1 - LEFT_FREE) if spec.method.compression else limit
 
     def fits(share: float) -> bool:
         return known.of(spec.method.scaled(share)) <= bound
 
+    fewest = math.ceil(known.of(spec.method.scaled(0.0)) / (bound / limit))
     if not fits(0.0):
-        smallest = known.of(spec.method.scaled(0.0)) / (bound / limit)
-        raise RequestError(
-            f"--train-flops: {spec.method.name} needs at least {math.ceil(smallest):,} operations, for an epoch a task,"
-            f" and has {limit:,}"
-        )
+        return 0.0, fewest
     low, high = 0.0, 1.0
     while fits(high) and high < MOST_SHARE:
         low, high = high, 2 * high
@@ -147,4 +145,4 @@ def _share(spec: RunSpec, known: Arithmetic, limit: int) -> float:
         middle = (low + high) / 2
         low, high = (middle, high) if fits(middle) else (low, middle)
     step = 10.0 ** (math.floor(math.log10(low)) - 3) if low else 1.0
-    return round(math.floor(low / step) * step, 12)
+    return round(math.floor(low / step) * step, 12), fewest

@@ -18,6 +18,7 @@ from cilbench.device.choose import MOST_THREADS, laid_out, pick_device
 from cilbench.device.environment import environment
 from cilbench.errors import RequestError
 from cilbench.options import HowToRun
+from cilbench.protocol.arithmetic import within_flops
 from cilbench.protocol.context import Screen
 from cilbench.protocol.sweep import sweep
 from cilbench.records.files import UNREADABLE, printable
@@ -114,6 +115,8 @@ class Recorded:
         spec = asked[0]
         if "train_flops" in r:  # its epochs are scaled already
             spec = replace(spec, train_flops=r["train_flops"], epochs_share=r.get("epochs_share", 1.0))
+            if not spec.epochs_share:  # a refusal
+                (spec,) = within_flops([spec], str(spec.train_flops), data_dir)
         now = json.loads(json.dumps(spec.request))
         differ = [key for key in _leaves(r) if key != (LABEL,) and _leaves(r)[key] != _leaves(now).get(key)]
         if differ:

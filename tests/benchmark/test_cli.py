@@ -75,8 +75,8 @@ WRONG = [
     (("--methods", "icarl", "--align-to", "dgm"), ("--align-to", "dgm")),
     (("--methods", "icarl", "--budget", "24KiB", "--storage", "int2"), ("--storage", "int4")),
     (
-        ("--methods", "icarl,der", "--budget", "24KiB", "--storage", "int8-frozen"),
-        ("icarl has no branches", "der+prune"),
+        ("--methods", "icarl,dgm", "--budget", "24KiB", "--storage", "int8-frozen"),
+        ("--methods icarl, dgm: --storage int8-frozen: its branches go on learning", "der+prune"),
     ),
     (("--methods", "icarl", "--budget", "24KiB", "--fill", "full"), ("--fill", "adaptive")),
     (("--methods", "icarl", "--budget", "24KiB", "--base", "-1"), ("--base", "0 to 9")),

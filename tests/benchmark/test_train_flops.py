@@ -64,14 +64,30 @@ def test_too_few_operations_are_refused_with_the_fewest_that_would_do(tmp_path):
     (line,) = refused.stderr.splitlines()
     assert refused.returncode == 2
     found = re.fullmatch(
-        r"cilbench: --train-flops: icarl needs at least ([\d,]+) operations, for an epoch a task, and has 1,000", line
+        r"cilbench: --methods icarl: --train-flops: it needs at least ([\d,]+) operations, for an epoch a task,"
+        r" and has 1,000",
+        line,
     )
     assert found, line
     assert not (tmp_path / "runs").exists()
     fewest = int(found[1].replace(",", ""))
     (record,) = json.loads(cilbench(tmp_path, "plan", *asked, "--train-flops", str(fewest), "--json").stdout)
     assert record["train_flops"] == record["train_flops_limit"] == fewest
-    assert cilbench(tmp_path, "plan", *asked, "--train-flops", str(fewest - 1)).returncode == 2
+
+    # With one less icarl is refused and finetune, of which an epoch a task is less, goes on.
+    both = ("--methods", "icarl,finetune", *DIGITS, "--train-flops", str(fewest - 1))
+    planned = {r["method"]: r for r in json.loads(cilbench(tmp_path, "plan", *both, "--json").stdout)}
+    why = f"--train-flops: it needs at least {fewest:,} operations, for an epoch a task, and has {fewest - 1:,}"
+    assert (planned["icarl"]["status"], planned["icarl"]["reason"]) == ("refused", why)
+    assert planned["finetune"]["status"] == "ok"
+    assert cilbench(tmp_path, "run", *both, "--out", "runs").returncode == 1
+    ended = cells(tmp_path / "runs")
+    assert {method: (cell["status"], cell["reason"]) for method, cell in ended.items()} == {
+        "icarl": ("refused", why),
+        "finetune": ("done", None),
+    }
+    again = cilbench(tmp_path, "run", "--from", f"runs/{ended['icarl']['id']}/cell.json", "--out", "again")
+    assert (again.returncode, again.stderr) == (2, f"cilbench: --methods icarl: {why}\n")
 
 
 def test_a_run_that_computes_more_is_over_budget(tmp_path):

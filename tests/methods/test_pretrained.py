@@ -13,14 +13,15 @@ from toy import CPU, toy_spec
 
 from cilbench import reports
 from cilbench.budgets import BudgetTooSmall, unseal
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.data.weights import FOLDER, pretrained
 from cilbench.errors import RequestError
-from cilbench.methods.contract import Pretrained
+from cilbench.methods.contract import Plan, Pretrained
 from cilbench.methods.networks.timm_models import downloaded
 from cilbench.options import RunOptions
 from cilbench.protocol import estimate
 from cilbench.protocol.evaluate import restore_learner
-from cilbench.request import specs
+from cilbench.request import check_feasible, specs
 
 METHODS = ("simplecil", "ranpac", "fecam")
 OPTIONS = ["--dataset", "tiny", "--recipe", "smoke", "--device", "cpu", "--precision", "fp32", "--jobs", "1"]
@@ -205,12 +206,28 @@ def refused(folder, **asked):
     return str(refusal.value)
 
 
+@pytest.mark.parametrize(
+    ("method", "cost", "why"),
+    [
+        ("icarl", "free", "--weights-cost free: it trains its backbone; those that keep it are simplecil, ranpac"),
+        ("dgm", "charged", "--weights: it has networks of its own"),
+        ("dgm", "free", "--weights: it has networks of its own"),
+    ],
+)
+def test_a_method_that_has_no_use_for_them_refuses_itself_alone(method, cost, why, tmp_path, weights):
+    request = {"dataset": "digits", "budget": "68KiB", "backbone": "tinyconv6", "data_dir": tmp_path}
+    request["weights"] = str(weights)
+    asked = specs(RunOptions(**request, weights_cost=cost, methods=f"{method},simplecil"))
+    plans = {spec.method.name: check_feasible(asked)[spec.id] for spec in asked}
+    assert isinstance(plans[method], DoesNotFit)
+    assert str(plans[method]).startswith(why)
+    assert isinstance(plans["simplecil"], Plan)
+    with pytest.raises(RequestError, match=f"^--methods {method}: {why}"):
+        check_feasible(asked[:1])
+
+
 def test_what_cannot_be_is_one_line(tmp_path, weights):
     file = str(weights)
-    assert "icarl trains its backbone; those that keep it are simplecil, ranpac, fecam" in refused(
-        tmp_path, methods="simplecil,icarl", weights=file, weights_cost="free"
-    )
-    assert "dgm has networks of its own" in refused(tmp_path, methods="dgm", weights=file)
     assert "No such file" in refused(tmp_path, weights=str(tmp_path / "none.safetensors"))
     (tmp_path / "text.safetensors").write_text("text")
     assert "no safetensors file" in refused(tmp_path, weights=str(tmp_path / "text.safetensors"))

@@ -98,8 +98,6 @@ def test_a_run_for_every_share_of_what_competes():
         ({"split": "0.5,0.5"}, "--split 0.5,0.5: write different shares"),
         ({"split": ""}, "--split : write different shares"),
         ({"split": "0.5", "backbone": "tinyconv3"}, "--split beside --backbone tinyconv3: the largest backbone that"),
-        ({"split": "0.5", "methods": "icarl,ewc"}, "--split: ewc keeps no exemplars"),
-        ({"split": "0.5", "methods": "dgm+exemplars"}, "--split: dgm.exemplars keeps no exemplars"),
     ],
 )
 def test_what_cannot_be_split_is_refused(more, said):
