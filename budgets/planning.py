@@ -1,4 +1,8 @@
-"""What fits: arithmetic on bytes, before any training."""
+"""What a budget is and what fits it: arithmetic on bytes, before any training.
+
+How many exemplars a method gets is planned by the method itself, with these: `methods/rehearsal/base.py`,
+`plan_rehearsal`.
+"""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

@@ -1,4 +1,7 @@
-"""Runs → means over seeds and class orders, with their intervals (`statistics.interval`); one repetition has none."""
+"""Runs → means over seeds and class orders, and areas under accuracy over memory (AUC-A, AUC-L; `measures.auc`).
+
+Each with its interval (`statistics.interval`), of which one repetition has none.
+"""
 
 from collections.abc import Mapping, Sequence
 from typing import Any
