@@ -353,7 +353,7 @@ def crossings(
 def _sign_changes(budgets: Floats, mean: Floats) -> list[tuple[float, bool]]:
     """Where the line through `mean` passes zero, and whether it was above before; touching is not passing."""
     known = [(x, d) for x, d in zip(budgets, mean, strict=True) if d != 0]
-    passed = [(before, after) for before, after in pairwise(known) if before[1] * after[1] < 0]
+    passed = [(before, after) for before, after in pairwise(known) if np.sign(before[1]) * np.sign(after[1]) < 0]
     zero = [x for x, d in zip(budgets, mean, strict=True) if d == 0]
     found = []
     for (x0, d0), (x1, d1) in passed:

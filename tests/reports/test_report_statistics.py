@@ -1,6 +1,7 @@
 """Intervals, paired tests, ranks and crossings: against textbook values, by simulation, and as invariants."""
 
 import math
+from itertools import pairwise
 
 import numpy as np
 import pandas as pd
@@ -291,6 +292,8 @@ def test_a_crossing_lies_in_its_interval_and_swapping_the_methods_changes_only_w
 ) -> None:
     budgets, differences = np.array([1.0, 2.0, 4.0]), np.array(rows)
     found, swapped = statistics.crossings(budgets, differences), statistics.crossings(budgets, -differences)
+    sides = [mean > 0 for mean in differences.mean(axis=0) if mean != 0]
+    assert len(found) == sum(one != other for one, other in pairwise(sides))
     for one, other in zip(found, swapped, strict=True):
         assert 1 <= one.at <= 4
         assert one.ahead_before != other.ahead_before
