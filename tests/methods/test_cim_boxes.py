@@ -46,7 +46,7 @@ def test_mask_model_shares_the_weights_and_starts_as_the_network() -> None:
     bench.net.eval()
     x = torch.randn(5, 1, 8, 8)
     _, logits = bench.masking.mask_net.run(bench.masking.theta(), x, bench.masking.phi)
-    assert torch.allclose(logits, bench.net(x), atol=0.3)
+    assert torch.allclose(logits, bench.net(x), atol=0.02)  # logits of two images are up to 0.2 apart
     with torch.no_grad():  # in which on a CPU BatchNorm is part of the convolution, as where all θ are constants
         _, plain = bench.masking.plain_net.run(bench.masking.theta(), x)
         assert torch.equal(plain, bench.net(x))
