@@ -24,7 +24,9 @@ BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.M | r
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page, tmp_path):
-    for kind, title, text in BLOCK.findall(page.read_text()):
+    blocks = BLOCK.findall(page.read_text())
+    assert len(blocks) == len(re.findall(r"^```(sh|python)", page.read_text(), re.M))  # none is written another way
+    for kind, title, text in blocks:
         if title:
             (tmp_path / title).write_text(text)
         elif kind == "python":

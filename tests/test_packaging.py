@@ -46,6 +46,7 @@ def test_the_wheel_holds_the_tree(tmp_path):
 def imported(path: Path) -> set[str]:
     names = set()
     for node in ast.walk(ast.parse(path.read_text())):
+        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path}: a relative import has no arrow"
         if isinstance(node, ast.Import):
             names |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom) and node.module:
@@ -63,7 +64,9 @@ def imported(path: Path) -> set[str]:
     ],
 )
 def test_arrows(folder, allowed):
-    for path in sorted((ROOT / folder).rglob("*.py")):
+    paths = sorted((ROOT / folder).rglob("*.py"))
+    assert paths
+    for path in paths:
         ours = {name for name in imported(path) if name == "cilbench" or name.startswith("cilbench.")}
         wrong = {name for name in ours if name != "cilbench" and not name.startswith(allowed)}
         assert not wrong, f"{path.name} imports {wrong}"
@@ -89,7 +92,9 @@ FLOORS = (  # of benchmark/, from the top
 def test_arrows_inside_benchmark_point_downwards():
     """A folder or module of benchmark/ imports its own floor's others nowhere, and nothing of a floor above."""
     floor = {name: number for number, names in enumerate(FLOORS) for name in names.split()}
-    for path in sorted((ROOT / "benchmark").rglob("*.py")):
+    paths = sorted((ROOT / "benchmark").rglob("*.py"))
+    assert {path.relative_to(ROOT / "benchmark").with_suffix("").parts[0] for path in paths} == set(floor)
+    for path in paths:
         own = path.relative_to(ROOT / "benchmark").with_suffix("").parts[0]
         for name in imported(path):
             if name.startswith("cilbench.") and (there := name.split(".")[1]) in floor and there != own:

@@ -145,6 +145,8 @@ def test_a_plan_shows_both_bounds():
 
 
 def test_a_recorded_run_is_asked_for_again_with_its_bound(tmp_path):
-    for spec in within_flops(specs(digits()), "2e9", None):
+    bound = within_flops(specs(digits()), "2e9", None)
+    assert len(bound) == 2
+    for spec in bound:
         request = json.loads(json.dumps({**spec.request, "budget_label": None}))
         assert Recorded(tmp_path / "cell.json", request, {}, "--from").spec(None).id == spec.id

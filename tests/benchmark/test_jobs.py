@@ -70,6 +70,7 @@ def in_a_session(folder: Path, options: list[str], processes: int) -> Iterator[t
     try:
         while len(children := forked(process)) <= processes and living(process):
             time.sleep(0.05)
+        assert len(children) > processes, (folder / "said").read_text()
         yield process, children
     finally:
         with suppress(ProcessLookupError):

@@ -70,7 +70,11 @@ def test_what_was_begun_on_other_images_is_not_gone_on_with(toy, tmp_path):
 def test_metrics_follow_from_the_predictions(toy, tmp_path):
     _, folder = run(toy_spec("icarl", toy), toy, tmp_path)
     stored = predictions(folder)
-    for row in csv.DictReader((folder / "metrics.csv").open()):
+    rows = list(csv.DictReader((folder / "metrics.csv").open()))
+    stages = [(str(task), str(tested)) for task in range(3) for tested in range(task + 1)]
+    said = sorted((row["task"], row["tested_task"], row["head"]) for row in rows)
+    assert said == [(*stage, head) for stage in stages for head in ("head", "nme")]
+    for row in rows:
         labels, top5 = stored[f"task{row['task']}/labels"], stored[f"task{row['task']}/{row['head']}"]
         chosen = labels // 2 == int(row["tested_task"])
         assert int(row["images"]) == chosen.sum() == 20

@@ -148,7 +148,9 @@ def ran(tmp_path_factory):
 def test_records_ids_and_the_terminal_name_the_weights(ran):
     folder, said = ran
     digest = hashlib.sha256((folder / "public.safetensors").read_bytes()).hexdigest()
-    for path in (folder / "runs").glob("*/cell.json"):
+    paths = list((folder / "runs").glob("*/cell.json"))
+    assert len(paths) == 6  # three methods, charged and free
+    for path in paths:
         given = json.loads(path.read_text())["request"]["weights"]
         assert given["sha256"] == digest
         assert f"-weights-{digest[:8]}-{given['cost']}-" in path.parent.name

@@ -152,7 +152,9 @@ def test_every_number_leads_to_its_runs(written: tuple[reports.ReportResult, Pat
     known = {path.name for path in (folder / "runs").iterdir()}
     for name in ("results.csv", "auc.csv"):
         with (folder / "out" / name).open() as file:
-            for row in csv.DictReader(file):
+            rows = list(csv.DictReader(file))
+            assert rows
+            for row in rows:
                 assert set(row["runs"].split()) <= known
                 assert row["runs"] or row["reason"]
     provenance = json.loads((folder / "out" / "provenance.json").read_text())

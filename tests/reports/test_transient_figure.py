@@ -91,4 +91,6 @@ def test_the_figure_draws_what_is_kept_by_kind_and_beside_it_what_is_dropped(tmp
 
 
 def test_where_no_task_made_anything_there_is_no_figure(tmp_path: Path) -> None:
-    assert not any(drawing.stem.endswith("-transient") for drawing in drawings_of(group_of(tmp_path)))
+    stems = [drawing.stem for drawing in drawings_of(group_of(tmp_path))]
+    assert any(stem.endswith("-memory") for stem in stems)
+    assert not any(stem.endswith("-transient") for stem in stems)
