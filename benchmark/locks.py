@@ -1,4 +1,4 @@
-"""One process at a time."""
+"""Locks on files, so that one process at a time does something; the kernel's, or a file where it has none."""
 
 import errno
 import os

@@ -10,8 +10,9 @@ Loss  cross-entropy of each image with the class it is taken for, of logits / τ
 The loss and its weights are those of ABD (Smith 2021, arXiv 2106.09701), the generator is that of its authors' code
 (models/generator.py, from DFAD, Fang 2019).
 
-A generator is made anew in every task and dropped with it: nothing of it is sealed. What it takes beside: its bytes are
-logged (event `transient_generator`), memory is part of the task's peak, arithmetic is counted as `replay`.
+A generator is made anew in every task and dropped with it: nothing of it is sealed. What it costs all the same
+is told: its bytes are logged (event `transient_generator`), its memory is part of the task's peak, its arithmetic is
+counted as `replay`.
 """
 
 import math

@@ -1,6 +1,6 @@
 """The one place where this machine is timed. What is measured here decides how runs are done, never what they learn.
 
-Every measurement takes seconds, is announced before it begins, and is kept for later processes (`cache`).
+Every measurement takes seconds, is announced before it begins, and is kept for later processes (`machine_cache`).
 """
 
 import math

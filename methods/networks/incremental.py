@@ -1,4 +1,4 @@
-"""The classifier of every method but dgm: general layers, one branch or several, one linear head over their features.
+"""The classifier of all methods but those on DGM's networks: general layers, one branch or several, one head.
 
 icarl, replay, …   one branch: the whole backbone
 der                one whole backbone per task, features concatenated

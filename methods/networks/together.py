@@ -1,4 +1,4 @@
-"""Frozen branches of one network as one of grouped convolutions: as many kernels as of one branch, however many."""
+"""Frozen branches of one network, run as one branch of grouped convolutions: no more kernels than one branch takes."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager

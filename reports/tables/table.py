@@ -1,4 +1,4 @@
-"""What a table is, and how its numbers are worded; `render` writes it as Markdown, LaTeX and HTML."""
+"""What a table is, and how its numbers are worded; `render` writes it as Markdown and LaTeX, `page` as HTML."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping

@@ -5,9 +5,9 @@ eager, in the layout torch has by default. At every step the loss comes back wit
 the CPU. Exemplars are a numpy array; each class has loaders of its own for its features, once to herd it and once more
 for the mean of what was kept. The two heads are evaluated in a pass each.
 
-The structure is PyCIL's, the code is not. Networks are built from `methods.backbones`, losses and schedule are those of
-the methods' docstrings, so that only the loop differs. What toolboxes also do and this does not: test accuracy while
-training.
+The structure is PyCIL's, the code is not. Networks are built from `methods/networks/backbones.py`, losses and
+schedule are those of the methods' docstrings, so that only the loop differs. What toolboxes also do and this does not:
+test accuracy while training.
 """
 
 # As in cilbench.methods: torch's and torchvision's own untyped calls are no error where networks are trained.
