@@ -10,7 +10,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -114,32 +114,45 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
 
 
 def _learn_tasks(run: RunContext, plan: Plan, sealed: bytes | None, tasks: range, meter: Meter) -> bytes | None:
-    """The state after the last of `tasks`; `sealed` is the one before the first."""
+    """Learn → seal → weigh → restore → evaluate → record, task by task.
+
+    The state after the last of `tasks`; `sealed` is the one before the first.
+    """
     for index in tasks:
         if run.reporter.stopping():
             raise Interrupted
         clock = _Clock(run.device, meter)
-        left = _flops_left(run)
-        learned = _learn_and_seal(run, SealedTask(run.spec, plan, run.device, sealed, left), index)
+        given = SealedTask(run.spec, plan, run.device, sealed, _flops_left(run))
+        learned = _learn_and_seal(run, given, index)
         clock.lap("train")
         sealed = learned.sealed
-        ledger = _weigh(run.spec, plan, sealed, index)
-        state = unseal(sealed)
-        exemplars, norms = exemplar_count(state), head_norms(state)
+        ledger, state = _weigh(run.spec, plan, sealed, index), unseal(sealed)
         clock.lap("weigh")
-        with counting("evaluation") as evaluated:
-            predictions = _restore_and_evaluate(run, SealedTask(run.spec, plan, run.device, sealed), state, index)
-        with counting("evaluation") as larger:
-            unsealed = _evaluate_unsealed(run, plan, learned, predictions, index)
+        found = _restore_and_evaluate(run, plan, learned, state, index)
         clock.lap("evaluate")
-        metrics = accuracies(predictions, run.spec.scenario, index)
-        flops = {**learned.flops, **evaluated.by_phase, **({"unsealed": larger.total} if larger.total else {})}
-        flops_per_image = evaluated.by_phase["evaluation"] // len(predictions["labels"])
-        record = _task_record(run.spec, learned, (ledger, unsealed), exemplars, index, clock)
-        record = record.model_copy(update={"flops": flops, "flops_per_image": flops_per_image})
-        run.folder.add_task(record, ledger, sealed, predictions, metrics, norms, run.keep)
-        run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in predictions if head != "labels"})
+        record = _task_record(run.spec, learned, ledger, found, index, clock)
+        metrics = accuracies(found.predictions, run.spec.scenario, index)
+        run.folder.add_task(record, ledger, sealed, found.predictions, metrics, found.head_norms, run.keep)
+        run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in found.heads})
     return sealed
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What a restored learner holds and predicts.
+
+    `unsealed` is the ledger of a larger learner that is evaluated and not carried on; `flops`, by phase, are of both.
+    """
+
+    predictions: Predictions
+    exemplars: int
+    head_norms: list[float]
+    unsealed: Ledger
+    flops: Mapping[str, int]
+
+    @property
+    def heads(self) -> list[str]:
+        return [name for name in self.predictions if name != "labels"]
 
 
 def _flops_left(run: RunContext) -> int | None:
@@ -232,7 +245,19 @@ def _weigh(spec: RunSpec, plan: Plan, sealed: bytes, task: int) -> Ledger:
     return ledger
 
 
-def _restore_and_evaluate(run: RunContext, given: SealedTask, state: State, task: int) -> Predictions:
+def _restore_and_evaluate(run: RunContext, plan: Plan, learned: Learned, state: State, task: int) -> _Found:
+    """Of the learner that is carried on, and of a larger one where there is one. `state`: of `learned.sealed`."""
+    exemplars, norms = exemplar_count(state), head_norms(state)
+    with counting("evaluation") as evaluated:
+        given = SealedTask(run.spec, plan, run.device, learned.sealed)
+        predictions = _restore_and_predict(run, given, state, task)
+    with counting("evaluation") as larger:
+        unsealed = _evaluate_unsealed(run, plan, learned, predictions, task)
+    flops = {**evaluated.by_phase, **({"unsealed": larger.total} if larger.total else {})}
+    return _Found(predictions, exemplars, norms, unsealed, flops)
+
+
+def _restore_and_predict(run: RunContext, given: SealedTask, state: State, task: int) -> Predictions:
     """Predictions of a learner built from what was sealed, and the "labels"."""
 
     def predictions_of(images: Images) -> Predictions:
@@ -253,7 +278,7 @@ def _evaluate_unsealed(run: RunContext, plan: Plan, learned: Learned, prediction
     larger = predictions
     if learned.unsealed != learned.sealed:
         given = SealedTask(run.spec, plan, run.device, learned.unsealed)
-        larger = _restore_and_evaluate(run, given, unseal(learned.unsealed), task)
+        larger = _restore_and_predict(run, given, unseal(learned.unsealed), task)
     predictions |= {name: larger[head] for name, head in run.spec.method.card.unsealed.items()}
     ledger = Ledger.of_sealed(learned.unsealed, run.spec.scenario.allowance)
     check_layout(ledger, plan.unsealed_layout or plan.layout, task)
@@ -261,10 +286,8 @@ def _evaluate_unsealed(run: RunContext, plan: Plan, learned: Learned, prediction
 
 
 def _task_record(
-    spec: RunSpec, learned: Learned, ledgers: tuple[Ledger, Ledger], exemplars: int, task: int, clock: _Clock
+    spec: RunSpec, learned: Learned, ledger: Ledger, found: _Found, task: int, clock: _Clock
 ) -> TaskRecord:
-    """`ledgers`: of what was sealed, and of a larger learner that was not."""
-    ledger, unsealed = ledgers
     return TaskRecord(
         task=task,
         seen=spec.scenario.seen(task),
@@ -272,15 +295,17 @@ def _task_record(
         sealed_sha256=hashlib.sha256(learned.sealed).hexdigest(),
         published_bytes=ledger.published,
         strict_bytes=ledger.strict,
-        exemplars=exemplars,
+        exemplars=found.exemplars,
         wall_seconds=learned.earlier_seconds + clock.total(),
         train_seconds=learned.earlier_seconds + clock.seconds["train"],
         images=learned.images,
         peak_memory_bytes=max(learned.peak_memory_bytes, peak_memory_bytes(clock.device)),
         judge_seconds=clock.seconds["evaluate"],
         seal_seconds=learned.seal_seconds,
-        unsealed_published_bytes=unsealed.published,
-        unsealed_strict_bytes=unsealed.strict,
+        unsealed_published_bytes=found.unsealed.published,
+        unsealed_strict_bytes=found.unsealed.strict,
+        flops={**learned.flops, **found.flops},
+        flops_per_image=found.flops.get("evaluation", 0) // len(found.predictions["labels"]),
         energy_joules={} if learned.earlier_seconds else clock.joules(),  # nobody has read what was spent before
     )
 
