@@ -22,6 +22,8 @@ from cilbench.data.download import Dataset, load
 from cilbench.data.validation import held_out
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Task
+from cilbench.methods.dgm.method import DGM
+from cilbench.methods.generative.base import Generative
 from cilbench.methods.rehearsal.base import Rehearsal
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.flops import counting
@@ -36,6 +38,7 @@ from cilbench.protocol.task import Learned, OverFlops, Progress, SealedTask, Tas
 from cilbench.request import RunSpec
 from cilbench.scenario import stream
 
+DIVIDED = (Rehearsal, DGM, Generative)  # whose networks pass rows of a batch
 PATIENCE = timedelta(hours=2)  # of a rank that waits, on the CPU, for what another does alone, as weighing and sealing
 
 
@@ -65,7 +68,7 @@ def joined(asked: Sequence[RunSpec], how: HowToRun) -> Iterator[Ranks | None]:
     for option, given in options.items():
         if given:
             raise RequestError(f"{option}: not under torchrun")
-    whole = sorted({spec.method.name for spec in asked if not issubclass(spec.method.base, Rehearsal)})
+    whole = sorted({spec.method.name for spec in asked if not issubclass(spec.method.base, DIVIDED)})
     if whole:
         raise RequestError(f"{', '.join(whole)}: cannot be divided among processes: run it without torchrun")
     distributed.init_process_group(timeout=PATIENCE)

@@ -6,8 +6,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from cilbench.methods.dgm.generator import Device
+from cilbench.methods.dgm.generator import Device, batch_norms
 from cilbench.methods.networks.backbones import BasicBlock, ConvBlock
+from cilbench.methods.networks.convolved import normed
+from cilbench.methods.training.ranks import applied, by_rows
 
 
 class Discriminator(nn.Module):
@@ -35,10 +37,13 @@ class Discriminator(nn.Module):
 
     def forward(self, x_BCSS: Tensor) -> Tensor:
         """Features [B, D]."""
+        return by_rows(self, lambda own: [self._features(own)], x_BCSS)[0]
+
+    def _features(self, x_BCSS: Tensor) -> Tensor:
         first, *others = self.convs
-        h = F.leaky_relu(first(x_BCSS), 0.2)
-        for conv, norm in zip(others, self.norms, strict=True):
-            h = F.leaky_relu(norm(conv(h)), 0.2)
+        h = F.leaky_relu(applied(first, x_BCSS), 0.2)
+        for conv, norm in zip(others, batch_norms(self), strict=True):
+            h = F.leaky_relu(normed(applied(conv, h), norm), 0.2)
         return h.flatten(1)
 
 
@@ -66,5 +71,6 @@ class ResNetDiscriminator(nn.Module):
 
     def forward(self, x_BCSS: Tensor) -> Tensor:
         """As `Discriminator.forward`."""
-        features_BD: Tensor = F.relu(self.norms(self.convs(x_BCSS)))
+        pooled_BD = by_rows(self, lambda own: [self.convs[:-1](own)], x_BCSS)[0]
+        features_BD: Tensor = F.relu(self.norms(self.convs[-1](pooled_BD)))  # of all rows, by every rank
         return features_BD

@@ -19,6 +19,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from cilbench.methods.networks.convolved import normed
+from cilbench.methods.training.ranks import applied, as_used, by_rows, shared
+
 Variant = Literal["dgmw", "dgma"]
 Shape = tuple[int, int, int, int]
 Device = torch.device | str | None
@@ -177,7 +180,7 @@ class MaskedGenerator(nn.Module):
 
     def used(self, i: int, mask: Tensor, inputs: int, outputs: int) -> Tensor:
         """The weight of shared layer i as a task of so many inputs and outputs has it: what came later is not there."""
-        weight = self.layers[i][:inputs, :outputs]
+        weight = as_used(self.layers[i])[:inputs, :outputs]
         return weight * mask if self.variant == "dgmw" else weight
 
     def idle(self, task: int) -> set[int]:
@@ -189,6 +192,10 @@ class MaskedGenerator(nn.Module):
 
         `within_B`: int64, which of the task's classes; read where every class has an output layer.
         """
+        batch = [z_BZ] if within_B is None else [z_BZ, within_B]
+        return by_rows(self, lambda *own: [self._images(task, [shared(mask) for mask in masks], *own)], *batch)[0]
+
+    def _images(self, task: int, masks: Sequence[Tensor], z_BZ: Tensor, within_B: Tensor | None = None) -> Tensor:
         part = self.part(task)
         h = z_BZ[:, :, None, None]
         for i, (norm, mask) in enumerate(zip(batch_norms(part), masks, strict=True)):
@@ -196,8 +203,8 @@ class MaskedGenerator(nn.Module):
             h = F.conv_transpose2d(h, weight, stride=2 if i else 1, padding=1 if i else 0)
             if self.variant == "dgma":
                 h = h * mask  # before BatchNorm, as the authors have it: a closed unit still emits ReLU(β)
-            h = F.relu(norm(h))  # (B, width_i, 4·2^i, 4·2^i)
-        return torch.tanh(part.output(h))
+            h = F.relu(normed(h, norm))  # (B, width_i, 4·2^i, 4·2^i)
+        return torch.tanh(applied(part.output, h))
 
     def writable(self, closed_inputs: bool = True) -> list[Tensor]:
         """1 − m_≤t−1 per shared weight, float, broadcastable to [in, out, k, k]: the factor on its gradient.
@@ -312,20 +319,20 @@ class ResidualGenerator(MaskedGenerator):
         widths = self.part(task).widths
         return {i for i in (3, 6, 9) if widths[i] == widths[self.topology[i].source]}
 
-    def forward(self, z_BZ: Tensor, task: int, masks: Sequence[Tensor], within_B: Tensor | None = None) -> Tensor:
+    def _images(self, task: int, masks: Sequence[Tensor], z_BZ: Tensor, within_B: Tensor | None = None) -> Tensor:
         assert within_B is not None
         part, (first, *others, last) = self.part(task), batch_norms(self.part(task))
         widths = part.widths
         h = F.conv_transpose2d(z_BZ[:, :, None, None], self.used(0, masks[0], self.z_dim, widths[0]))
         for i, norm, middle in zip((1, 4, 7), [first, *others[1::2]], others[::2], strict=True):
-            y = F.interpolate(F.relu(norm(h)), scale_factor=2, mode="nearest")
+            y = F.interpolate(F.relu(normed(h, norm)), scale_factor=2, mode="nearest")
             y = self._convolved(i, y, masks[i], widths[i])
-            y = self._convolved(i + 1, F.relu(middle(y)), masks[i + 1], widths[i + 1])
+            y = self._convolved(i + 1, F.relu(normed(y, middle)), masks[i + 1], widths[i + 1])
             h = F.interpolate(h, scale_factor=2, mode="nearest")
             if h.shape[1] != y.shape[1]:
                 h = self._convolved(i + 2, h, masks[i + 2], widths[i + 2])
             h = h + y
-        return torch.tanh(cast(Tensor, part.output(F.relu(last(h)), within_B)))
+        return torch.tanh(applied(part.output, F.relu(normed(h, last)), within_B))
 
     def _convolved(self, i: int, x: Tensor, mask: Tensor, outputs: int) -> Tensor:
         return F.conv2d(

@@ -18,6 +18,8 @@ from cilbench.methods.dgm.generator import (
     statistics_of_one_batch,
     weight_shapes,
 )
+from cilbench.methods.networks.convolved import normed
+from cilbench.methods.training.ranks import applied, as_used, by_rows
 
 
 class Generator(nn.Module):
@@ -36,10 +38,14 @@ class Generator(nn.Module):
         self.part = TaskPart(widths, channels, 1, True, device)
 
     def forward(self, z_BZ: Tensor) -> Tensor:
+        return by_rows(self, lambda own: [self._images(own)], z_BZ)[0]  # (B, C, S, S)
+
+    def _images(self, z_BZ: Tensor) -> Tensor:
         h = z_BZ[:, :, None, None]
         for i, (weight, norm) in enumerate(zip(self.layers, batch_norms(self.part), strict=True)):
-            h = F.relu(norm(F.conv_transpose2d(h, weight, stride=2 if i else 1, padding=1 if i else 0)))
-        return torch.tanh(self.part.output(h))  # (B, C, S, S)
+            h = F.conv_transpose2d(h, as_used(weight), stride=2 if i else 1, padding=1 if i else 0)
+            h = F.relu(normed(h, norm))
+        return torch.tanh(applied(self.part.output, h))
 
     @torch.no_grad()
     def calibrate_batchnorm(self, z_BZ: Tensor) -> None:

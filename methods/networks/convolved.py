@@ -10,11 +10,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn import functional as F
 
 from cilbench.methods.training.numerics import is_out_of_memory
-from cilbench.methods.training.ranks import as_used, batch_norm
+from cilbench.methods.training.ranks import applied, as_used, batch_norm
 
 Folded = tuple[Tensor, Tensor]  # weight and bias of a convolution that does what its BatchNorm does too
 
@@ -64,16 +63,20 @@ def convolved(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     """`norm(conv(x))`; in one operation where nothing is learned, on a CPU and where it was folded once."""
     if (known := _known(x, conv, norm)) is not None:
         return F.conv2d(x, *known, conv.stride, conv.padding, groups=_groups(x, known))
-    weight, bias = as_used(conv.weight), None if conv.bias is None else as_used(conv.bias)
     if hooked(conv):
-        given = {"weight": weight} if bias is None else {"weight": weight, "bias": bias}
-        x = conv(x) if weight is conv.weight else functional_call(conv, given, (x,))
+        x = applied(conv, x)
     else:
+        weight, bias = as_used(conv.weight), None if conv.bias is None else as_used(conv.bias)
         x = F.conv2d(x, (_CAST.get() or {}).get(conv.weight, weight), bias, conv.stride, conv.padding)
+    return normed(x, norm)
+
+
+def normed(x: Tensor, norm: nn.BatchNorm2d) -> Tensor:
+    """`norm(x)`, by the statistics of all rows of a batch."""
     if hooked(norm):
         return norm(x)
-    if (normed := batch_norm(x, norm)) is not None:
-        return normed
+    if (of_all_rows := batch_norm(x, norm)) is not None:
+        return of_all_rows
     # As the module does it, without counting batches, which nobody reads: a kernel a layer.
     statistics = norm.running_mean, norm.running_var
     affine = as_used(norm.weight), as_used(norm.bias)

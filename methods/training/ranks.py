@@ -1,4 +1,4 @@
-"""A run on several processes, its ranks: all do the same, each passes its own rows of a batch through the backbones.
+"""A run on several processes, its ranks: all do the same, each passes its own rows of a batch through the networks.
 
 Draws, losses, heads, optimizers, herding and sealing are done by every rank on the same numbers. So a loss may do with
 a batch what it likes, and one rank or several learn the same up to rounding. BatchNorm's statistics are those of all
@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed, nn
+from torch.func import functional_call
 
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.flops import being_counted
@@ -110,28 +111,39 @@ def of_first(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def by_rows(net: nn.Module, function: Callable[[Tensor], list[Tensor]], x_BCHW: Tensor) -> list[Tensor]:
-    """`function(x)`, whose results have a row an image; each rank computes its own rows of them with `net`.
+def by_rows(net: nn.Module, function: Callable[..., list[Tensor]], *batch: Tensor) -> list[Tensor]:
+    """`function(*batch)`, whose results have a row an image as the tensors of `batch` have; each rank computes its own
+    rows of them with `net`.
 
     What is counted (`flops`) is computed by every rank as a whole, as are batches too small to be divided.
     """
     ranks = _RANKS.get()
-    if ranks is None or len(x_BCHW) < ranks.size or being_counted():
-        return function(x_BCHW)
+    count = len(batch[0])
+    if ranks is None or count < ranks.size or being_counted():
+        return function(*batch)
     parameters: list[Tensor] = [p for p in net.parameters() if p.requires_grad and torch.is_grad_enabled()]
     used = dict(zip(parameters, _Shared.apply(ranks, *parameters), strict=True)) if parameters else {}
-    token = _SPLIT.set(_Split(ranks, len(x_BCHW), used))
+    token = _SPLIT.set(_Split(ranks, count, used))
     try:
-        own = function(_OwnRows.apply(ranks, x_BCHW))
+        own = function(*(_OwnRows.apply(ranks, tensor) for tensor in batch))
     finally:
         _SPLIT.reset(token)
-    return [_AllRows.apply(ranks, rows, len(x_BCHW)) for rows in own]
+    return [_AllRows.apply(ranks, rows, count) for rows in own]
 
 
 def as_used(parameter: Tensor) -> Tensor:
     """A parameter for own rows: its gradient is summed over the ranks, all parameters' at once."""
     split = _SPLIT.get()
     return parameter if split is None else split.parameters.get(parameter, parameter)
+
+
+def applied(layer: nn.Module, *rows: Tensor) -> Tensor:
+    """`layer(*rows)`, of own rows by parameters for them. Not for layers with statistics of a batch."""
+    if _SPLIT.get() is None:
+        found: Tensor = layer(*rows)
+    else:
+        found = functional_call(layer, {name: as_used(p) for name, p in layer.named_parameters()}, rows)
+    return found
 
 
 def shared(tensor: Tensor) -> Tensor:

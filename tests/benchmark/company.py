@@ -20,6 +20,8 @@ import torch  # noqa: E402
 from toy import CPU, OVERRIDES, Silent, toy_dataset, toy_spec  # noqa: E402
 
 from cilbench.methods import dfkd, inversion  # noqa: E402
+from cilbench.methods.dgm.steps import Adversaries  # noqa: E402
+from cilbench.methods.generative.adversaries import AdversarialStep  # noqa: E402
 from cilbench.methods.networks import convolved  # noqa: E402
 from cilbench.methods.registry import resolve  # noqa: E402
 from cilbench.methods.training import loop  # noqa: E402
@@ -37,6 +39,8 @@ TOY = toy_dataset()
 # So do the steps of an inversion, which turn a classifier's last bits into images of their own.
 EPOCHS, SMALL_STEPS = "0.02", {"lr": 0.01, "dfkd.image_lr": 1e-3}
 SMALL_STEPS |= {"abd.inversion_lr": 1e-6, "dual-teacher.inversion_lr": 1e-6}
+# At 1e-3 DGM's masks σ(s·e) are so far closed or open that the last bits decide what is left of their gradient.
+SMALL_STEPS |= {"dgm.lr": 3e-5, "dgr.lr": 1e-3, "mergan.lr": 1e-3, "ewc-m.lr": 1e-3}
 
 
 def spec_of(name):
@@ -48,17 +52,22 @@ def main(out: str, seconds: str, *names: str) -> None:
     torch.set_num_threads(1)
     inversion.STEPS_AN_EPOCH = dfkd.STEPS_AN_EPOCH = 8  # in place of 100
     specs, sums = [spec_of(name) for name in names], Counter()
-    plain, step = Ranks.summed, loop._Step.__call__
+    plain = Ranks.summed
 
     def summed(self, tensor):
         sums[current] += 1
         return plain(self, tensor)
 
-    def slow(self, *given):
-        time.sleep(float(seconds))
-        step(self, *given)
+    def slow(step):
+        def waited(self, *given):
+            time.sleep(float(seconds))
+            step(self, *given)
 
-    Ranks.summed, loop._Step.__call__, protocol.load = summed, slow, lambda *where: TOY
+        return waited
+
+    for kind in (loop._Step, Adversaries, AdversarialStep):
+        kind.__call__ = slow(kind.__call__)
+    Ranks.summed, protocol.load = summed, lambda *where: TOY
     if "OWN_STATISTICS" in os.environ:
         convolved.batch_norm = lambda x, norm: None
     current = ""

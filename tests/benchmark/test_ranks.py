@@ -6,7 +6,7 @@ import signal
 import socket
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,15 +17,14 @@ from toy import toy_spec
 
 from cilbench.budgets import unseal
 from cilbench.errors import RequestError
-from cilbench.methods.registry import known_methods, load_class
-from cilbench.methods.rehearsal.base import Rehearsal
+from cilbench.methods import METHODS
 from cilbench.options import HowToRun
 from cilbench.protocol.ranks import joined
 from cilbench.records.folder import RunFolder
 
 COMPANY = Path(__file__).with_name("company.py")
-DIVIDED = [name for name in known_methods() if issubclass(load_class(name), Rehearsal)]
-EVERY = [*DIVIDED, "icarl+cim", "foster+cim", "der+prune+cim"]
+DGM_FAMILY = ["dgma", "dgm+exemplars", "dgm+validation", "mergan+joint"]  # beside dgm, dgr, mergan and ewc-m
+EVERY = [*METHODS, "icarl+cim", "foster+cim", "der+prune+cim", *DGM_FAMILY]
 
 
 @dataclass
@@ -104,43 +103,60 @@ def test_two_ranks_seal_what_one_does(alone, tmp_path):
 
 
 def test_ranks_with_statistics_of_their_own_are_seen(alone, tmp_path):
-    told(started(tmp_path / "two", 2, "icarl", OWN_STATISTICS="1"))
-    assert differing(states(tmp_path / "two", "icarl")[0], states(alone[0], "icarl")[0])
+    names = ["icarl", "dgm", "dgr"]
+    told(started(tmp_path / "two", 2, *names, OWN_STATISTICS="1"))
+    assert all(differing(states(tmp_path / "two", name)[0], states(alone[0], name)[0]) for name in names)
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
-def test_all_ends_with_one_rank_and_the_run_goes_on_alone(number, alone, tmp_path):
-    ranks = started(tmp_path / "two", 2, "icarl", seconds=0.1)
-    partial = RunFolder(tmp_path / "two", spec_of("icarl").id).partial
+@pytest.mark.parametrize(
+    ("name", "number"), [("icarl", signal.SIGTERM), ("icarl", signal.SIGKILL), ("dgm", signal.SIGTERM)]
+)
+def test_all_ends_with_one_rank_and_the_run_goes_on_alone(name, number, alone, tmp_path):
+    ranks = started(tmp_path / "two", 2, name, seconds=0.1)
+    partial = RunFolder(tmp_path / "two", spec_of(name).id).partial
     wait_until(lambda: list(partial.glob("tasks/*")) or not living(ranks[0].pid))  # the first task is over
     assert living(ranks[0].pid), ranks[0].errors.read_text()
     os.kill(ranks[1].pid, number)
     for rank in ranks:
         rank.ended()
     assert json.loads(ranks[0].said.read_text())[:2] == [
-        "icarl",
+        name,
         "Interrupted" if number == signal.SIGTERM else "RankLost",
     ]
     assert bool(list(partial.glob("checkpoint-*"))) == (number == signal.SIGTERM)
-    assert told(started(tmp_path / "two", 1, "icarl"))["icarl"][:2] == ["done", None]
-    pairs = zip(states(tmp_path / "two", "icarl"), states(alone[0], "icarl"), strict=True)
+    assert told(started(tmp_path / "two", 1, name))[name][:2] == ["done", None]
+    pairs = zip(states(tmp_path / "two", name), states(alone[0], name), strict=True)
     assert [differing(*pair) for pair in pairs] == [[], [], []]
 
 
-@pytest.mark.parametrize(
-    ("name", "how", "says"),
-    [
-        ("dgm", HowToRun(), "dgm: cannot be divided among processes: run it without torchrun"),
-        ("icarl", HowToRun(isolate=True), "--isolate: not under torchrun"),
-        ("icarl", HowToRun(jobs="2"), "--jobs 2: not under torchrun"),
-        ("icarl", HowToRun(energy=True), "--energy: not under torchrun"),  # of this process's machine alone
-        ("icarl", HowToRun(source=Path("cell.json")), "--from: not under torchrun"),
-    ],
-)
-def test_what_cannot_be_divided_is_refused(name, how, says, toy, monkeypatch):
+@pytest.fixture
+def torchrun(monkeypatch):
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "1")
-    with pytest.raises(RequestError, match=says), joined([toy_spec(name, toy)], how):
+
+
+@pytest.mark.parametrize(
+    ("how", "says"),
+    [
+        (HowToRun(isolate=True), "--isolate: not under torchrun"),
+        (HowToRun(jobs="2"), "--jobs 2: not under torchrun"),
+        (HowToRun(energy=True), "--energy: not under torchrun"),  # of this process's machine alone
+        (HowToRun(source=Path("cell.json")), "--from: not under torchrun"),
+    ],
+)
+def test_what_cannot_be_divided_is_refused(how, says, toy, torchrun):
+    with pytest.raises(RequestError, match=says), joined([toy_spec("icarl", toy)], how):
+        pass
+
+
+def test_a_plug_in_with_networks_of_its_own_is_refused(toy, torchrun):
+    class Own:
+        """Not built on what passes rows of a batch."""
+
+    icarl = toy_spec("icarl", toy)
+    own = replace(icarl, method=replace(icarl.method, name="own", base=Own))
+    says = "^own: cannot be divided among processes: run it without torchrun$"
+    with pytest.raises(RequestError, match=says), joined([icarl, own], HowToRun()):
         pass
 
 
