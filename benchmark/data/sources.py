@@ -248,6 +248,8 @@ class _Tars:
                 if member.offset_data + member.size > there:
                     raise ValueError(f"it ends within {name}")
                 self.members[name] = Place(tar, member.offset_data, member.size)
+            if archive.offset >= there:  # tarfile takes one cut between two members for whole
+                raise ValueError("the blocks of zeros that end one are missing")
 
     def __str__(self) -> str:
         return str(self.path)
