@@ -24,6 +24,7 @@ FOLDERS = {"benchmark": "", "methods": "methods", "budgets": "budgets", "reports
 PUBLISHED = ROOT / "results" / "published"
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.M | re.S)
+OPTION = re.compile(r"(?<=[ >])(--[a-z][a-z-]*)(?=[^<>]*</code>)")  # in a line of code
 
 Made = dict[str, str | bytes]  # path in the site → content
 
@@ -61,6 +62,11 @@ def on_files(files: Any, config: Any) -> Any:
             files.remove(there)
         files.append(File.generated(config, name, content=content))
     return files
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """Keep names of options whole: browsers break lines at their hyphens."""
+    return OPTION.sub(r'<span class="option">\1</span>', html)
 
 
 def on_post_build(config: Any) -> None:

@@ -255,10 +255,10 @@ def methods(
     cilbench methods              all of them
     cilbench methods der+cim      what one keeps, and all that departs from its paper
     """
-    from cilbench.cli.tables import method_cards, method_text, methods_table
+    from cilbench.cli.tables import WIDE, method_cards, method_text, methods_table
 
     if name is not None:
-        sys.stdout.write(method_text(name))
+        sys.stdout.write(method_text(name, min(console(80).width, WIDE)))
     elif bibtex:
         entries = dict.fromkeys(entry for _, card in method_cards() for entry in card.bibtex)
         sys.stdout.write("\n\n".join(entries) + "\n")

@@ -1,10 +1,12 @@
 """What a plan, the results of a sweep and the list of methods look like on a terminal."""
 
+import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
 from pathlib import Path
 from statistics import fmean, stdev
+from textwrap import fill
 from typing import Any
 
 import torch
@@ -179,10 +181,10 @@ def method_cards() -> list[tuple[str, MethodCard]]:
     return cards + [(f"…+{name}", load_compression(name).card) for name in COMPRESSIONS]
 
 
-def method_text(name: str) -> str:
+def method_text(name: str, width: int) -> str:
     """What a method keeps, does and departs in from its paper: its card, its files' own words, and what is common.
 
-    Raises RequestError for a name that is none.
+    In lines of `width` columns. Raises RequestError for a name that is none.
     """
     try:
         method = resolve(name, "published", {}, {})
@@ -196,7 +198,25 @@ def method_text(name: str) -> str:
     lines += [f"Not as in the paper: {card.port}"] if card.port else []
     for part in classes:
         lines += ["", (sys.modules[part.__module__].__doc__ or "").strip()]
-    return "\n".join([*lines, "", "Of every method:", *DEPARTURES]) + "\n"
+    return "\n".join(folded(part, width) for part in [*lines, "", "Of every method:", *DEPARTURES]) + "\n"
+
+
+def folded(text: str, width: int) -> str:
+    """A docstring in lines of `width` columns: paragraphs, items and what stands beside a name stay what they are."""
+    blocks: list[tuple[int | None, str]] = []  # the column in which it goes on, if it does; its text
+    for line in text.splitlines():
+        depth, begins = len(line) - len(line.lstrip()), _BEGINS.match(line)
+        column, before = blocks[-1] if blocks else (None, "")
+        if before and line and not begins and depth == column:
+            blocks[-1] = depth, f"{before} {line.strip()}"
+            continue
+        beside = column if column and line and not depth else 0  # the next name, one blank before what is said of it
+        blocks.append((begins.end() if begins else None if depth else beside, line))
+    whole: dict[str, Any] = {"break_long_words": False, "break_on_hyphens": False}
+    return "\n".join(fill(line, width, subsequent_indent=" " * (column or 0), **whole) for column, line in blocks)
+
+
+_BEGINS = re.compile(r" *(- |\S+(?: \S+)?  +)(?=\S)")  # an item, or a name and what is said of it
 
 
 def methods_table(width: int) -> Table:

@@ -170,7 +170,7 @@ def limit(
     axes: Axes, means: pd.DataFrame, *measures: str, least: float = 0, also: Sequence[float] | pd.Series = ()
 ) -> None:
     """Limits that follow the means, and `also` these values: intervals, which are wide where repetitions are few, take
-    half of a panel at most.
+    half of a panel at most. A point at the least: where all are equal, hundredths would be ticks.
     """
     values = np.append(means[list(measures)].to_numpy(dtype=float), np.asarray(also, dtype=float))
     if np.isnan(values).all():
@@ -182,7 +182,9 @@ def limit(
     if not np.isnan(ends).all():
         low = min(low, max(float(np.nanmin(ends)), low - reach))
         high = max(high, min(float(np.nanmax(ends)), high + reach))
-    pad = 0.05 * max(high - low, 1.0)
+    middle = (low + high) / 2
+    low, high = min(low, max(middle - 0.5, least)), max(high, min(middle + 0.5, 100.0))
+    pad = 0.05 * (high - low)
     axes.set_ylim(max(low - pad, least - pad), min(high + pad, 100 + pad))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10], integer=high - low > 4))
 

@@ -16,7 +16,7 @@ from cilbench import api
 from cilbench.cli import terminal
 from cilbench.cli.data import _inventory
 from cilbench.cli.main import main
-from cilbench.cli.tables import announce, methods_table, plan_table, result_table
+from cilbench.cli.tables import announce, method_text, methods_table, plan_table, result_table
 from cilbench.data.cards import builtin_cards
 from cilbench.methods import ALIASES, METHODS
 from cilbench.options import RunOptions
@@ -40,6 +40,16 @@ def test_lists_fit_a_terminal_and_no_name_is_cut(command, monkeypatch, tmp_path)
     assert max(map(len, lines)) <= 80
     assert {line.split(" ")[0] for line in lines} >= set(names)
     assert "…" not in "".join(line for line in lines if not line.startswith("…+"))
+
+
+@pytest.mark.parametrize("name", ["dgm", "der+cim", "icarl"])
+def test_what_is_said_of_a_method_fits_a_terminal_and_no_word_is_lost(name):
+    narrow, wide = method_text(name, 80), method_text(name, 1000)
+    assert max(map(len, narrow.splitlines())) <= 80
+    assert narrow.split() == wide.split()
+    begins = ("Keeps ", "Recomputes ", "Throws away ", "Deviations ", "Predictions: ", "- ")
+    parts = [[line for line in text.splitlines() if line.startswith(begins)] for text in (narrow, wide)]
+    assert len(parts[0]) == len(parts[1]) > 1
 
 
 def test_the_list_of_data_sets_is_as_narrow_without_a_terminal_and_has_every_title(tmp_path):
@@ -79,7 +89,7 @@ def test_the_package_is_a_command(tmp_path):
     assert (done.returncode, done.stdout) == (0, f"cilbench {cilbench.__version__}\n")
 
 
-@pytest.mark.parametrize("command", ["", "run", "plan", "data list", "report", "doctor"])
+@pytest.mark.parametrize("command", ["", "run", "plan", "submit", "data list", "report", "publish", "verify", "doctor"])
 def test_help_fits_a_terminal_and_names_no_type(command, monkeypatch, capsys):
     monkeypatch.setenv("COLUMNS", "80")
     out = helped(command, monkeypatch, capsys)
