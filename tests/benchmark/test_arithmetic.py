@@ -7,6 +7,7 @@ import pytest
 from toy import CPU, OVERRIDES, run, toy_spec
 
 from cilbench import api
+from cilbench.budgets.planning import DoesNotFit
 from cilbench.errors import RequestError
 from cilbench.methods import METHODS
 from cilbench.methods.registry import resolve
@@ -110,13 +111,16 @@ def test_one_operation_more_is_over_budget(toy, tmp_path, isolate):
 
 def test_too_little_for_an_epoch_a_task_names_the_smallest_which_does(toy):
     spec = with_recipe("der", toy)
-    with pytest.raises(RequestError, match=r"der needs at least [\d,]+ operations, for an epoch a task") as refusal:
-        within_flops([spec], "1000", None)
+    (short,) = within_flops([spec], "1000", None)
+    with pytest.raises(DoesNotFit, match=r"it needs at least [\d,]+ operations, for an epoch a task") as refusal:
+        short.plan()
     smallest = int(str(refusal.value).split("least ")[1].split(" ")[0].replace(",", ""))
     (scaled,) = within_flops([spec], str(smallest), None)
     assert (scaled.method.config.first_epochs, scaled.method.config.epochs) == (1, 1)
-    with pytest.raises(RequestError):
-        within_flops([spec], str(smallest - 1), None)
+    assert scaled.plan() == spec.plan()
+    (short,) = within_flops([spec], str(smallest - 1), None)
+    with pytest.raises(DoesNotFit):
+        short.plan()
 
 
 @pytest.mark.parametrize("text", ["banana", "0", "-1", "nan", "inf", "x-joint", "0x-joint", "0.5x-der"])
