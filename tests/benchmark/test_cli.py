@@ -317,7 +317,7 @@ def test_killed_in_the_middle_it_goes_on(cilbench, data_dir, tmp_path):
 def test_two_at_once_do_not_meet(cilbench, data_dir, tmp_path):
     first = started(SLOW, data_dir, tmp_path, until="task 1/5")
     second = cilbench(*SLOW)
-    assert second.returncode == 1
+    assert second.returncode == 0  # nothing is wrong: the other one does it
     assert "another process is at it" in second.stdout
     first.communicate()
     assert first.returncode == 0
