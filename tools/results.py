@@ -132,15 +132,21 @@ def read_about(folder: Path) -> dict[str, Any]:
 def toml(table: Mapping[str, Any]) -> str:
     """Texts, numbers and lists of them, then tables of such; what is None is left out."""
     plain = {key: value for key, value in table.items() if not isinstance(value, Mapping)}
-    lines = [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
+    lines = [f"{_json(key)} = {_toml_value(value)}" for key, value in plain.items() if value is not None]
     for name, inner in table.items():
-        lines += ["", f"[{_toml_value(name)}]", toml(inner).rstrip("\n")] if name not in plain else []
+        lines += ["", f"[{_json(name)}]", toml(inner).rstrip("\n")] if name not in plain else []
     return "\n".join(lines) + "\n"
 
 
 def _toml_value(value: Any) -> str:
     if isinstance(value, list | tuple):
         return "[\n" + "".join(f"  {_toml_value(item)},\n" for item in value) + "]"
+    if isinstance(value, str) and "\n" in value:  # line by line, as a person wrote it
+        return '"""\n' + "\n".join(_json(line)[1:-1] for line in value.split("\n")) + '"""'
+    return _json(value)
+
+
+def _json(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")  # where TOML is stricter than JSON
 
 

@@ -114,6 +114,10 @@ def test_what_is_written_about_results_is_read_back(why, commands, notes):
     assert tomllib.loads(text) == about
 
 
+def test_notes_stay_the_lines_that_a_person_wrote():
+    assert results.toml({"notes": 'one\n"two"\n'}) == '"notes" = """\none\n\\"two\\"\n"""\n'
+
+
 def test_a_reason_that_a_person_gave_is_told(tmp_path):
     results = collected(tmp_path)
     about = results / "gpu" / "about.toml"
