@@ -280,7 +280,8 @@ def test_import_and_list_on_the_command_line(tmp_path: Path) -> None:
     assert done.stdout.startswith("mine: 2 classes of 3×4×4, 4 training and 2 test images, ")
     assert CliRunner().invoke(app, ["fetch", "digits", "--data-dir", data]).exit_code == 0
     listed = CliRunner().invoke(app, ["list", "--data-dir", data])
-    rows = {line.split()[0]: line for line in listed.stdout.split("─\n")[-1].splitlines()}
+    table, _, _ = listed.stdout.split("─\n")[-1].partition("\n\n")  # titles stand below it
+    rows = {line.split()[0]: line for line in table.splitlines()}
     assert listed.exit_code == 0
     assert list(rows) == [*builtin_cards(), "mine"]
     assert "ready" in rows["mine"]
