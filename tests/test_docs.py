@@ -19,6 +19,7 @@ PAGES = [
     if re.search(r"^```(sh|python)", path.read_text(), re.M)
     and path.name not in ("reports.md", "gallery.md")  # tests/reports runs the one, a test below the other
 ]
+LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)[^)]*\)")  # within the repository
 BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
 
@@ -114,3 +115,13 @@ def test_a_page_that_loads_something_from_elsewhere_ends_the_site(tmp_path):
     (tmp_path / "page.html").write_text('<script src="https://elsewhere.example/a.js"></script>')
     with pytest.raises(ValueError, match=r"page.html loads https://elsewhere.example/a.js"):
         site.on_post_build(SimpleNamespace(site_dir=tmp_path))
+
+
+@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")), ids=lambda page: page.stem)
+def test_links_of_a_page_at_the_root_lead_somewhere(page):
+    lost = [link for link in LINK.findall(page.read_text()) if not (ROOT / link).exists()]
+    assert not lost
+
+
+def test_no_link_of_the_sites_reproduction_leaves_the_site():
+    assert not [link for link in LINK.findall(site.reproduction()) if not (ROOT / "docs" / link).exists()]

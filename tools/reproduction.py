@@ -213,7 +213,8 @@ def _shortened_part(book: Book) -> str:
         commands = "\n".join(f"    {command}" for command in about.get("commands", []))
         texts = [f"### [{folder.title}]({book.link}/{folder.path.name})", about.get("purpose", ""), one_line(made)]
         texts += [commands, _table(SHORT_COLUMNS, _shortened_lines(folder, rows)), about.get("notes", "")]
-        parts.append("\n\n".join(text for text in texts if text))
+        text = "\n\n".join(text for text in texts if text)
+        parts.append(text.replace("](../", f"]({book.link}/"))  # an about.toml links from its own folder
     intro = "Not comparable with published numbers: fewer epochs, other data, other settings. The command says which."
     return "\n\n".join([f"## Shortened runs\n\n{intro}", *parts]) if parts else ""
 
