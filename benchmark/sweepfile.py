@@ -105,10 +105,8 @@ def _values(
         if key in HOW and key not in allowed:
             raise RequestError(f"{where}{key}: is how all comparisons are done: write it above the tables")
         if key not in allowed:
-            near = get_close_matches(key, allowed, n=1, cutoff=0.0)
-            raise RequestError(
-                f"{where}{key}: is no key of a sweep file; nearest is {near[0]}, allowed are {', '.join(allowed)}"
-            )
+            near = "".join(f"nearest is {name}, " for name in get_close_matches(key, allowed, n=1))
+            raise RequestError(f"{where}{key}: is no key of a sweep file; {near}allowed are {', '.join(allowed)}")
         found[allowed[key]] = _value(f"{where}{key}", value, types[allowed[key]])
     return found
 
@@ -149,8 +147,8 @@ class Shard:
     @classmethod
     def parse(cls, text: str) -> "Shard":
         """Raises RequestError."""
-        number, slash, of = text.partition("/")
-        if not (slash and number.isdecimal() and of.isdecimal() and 1 <= int(number) <= int(of)):
+        number, _, of = text.partition("/")
+        if not (re.fullmatch("[0-9]+/[0-9]+", text) and 1 <= int(number) <= int(of)):
             raise RequestError(f"--shard {text}: write I/N, a part and how many there are, from 1/N to N/N")
         return cls(int(number), int(of))
 

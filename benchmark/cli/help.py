@@ -35,4 +35,6 @@ def _plain(parameter: Any) -> Any:
         parameter.metavar = ""
     elif parameter is not None and parameter.param_type_name == "argument":
         parameter.display_type_rich = lambda ctx: ""
+        if shown := parameter.metavar:  # as it is written: some releases of typer set brackets around it
+            parameter.get_usage_pieces = lambda ctx: [shown]
     return parameter

@@ -117,7 +117,16 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
             cells = [_mean(averages), _mean(lasts), f"{max(exemplars):,}", f"{100 * max(shares):.1f} %"]
         status = ", ".join(f"{n} {s}" if len(specs_of_it) > 1 else s for s, n in counts.items())
         groups.setdefault(title, []).append([method, *cells, status])
-    return Group(*_tables(columns, groups, left={"method", "status"}))
+    return Group(*_tables(columns, groups, left={"method", "status"}), *_heads_that_differ(asked))
+
+
+def _heads_that_differ(asked: Sequence[RunSpec]) -> list[Text]:
+    """Whose accuracies are of which predictions, where they are not all of the same."""
+    by_head: dict[str, dict[str, None]] = {}
+    for spec in asked:
+        by_head.setdefault(spec.method.card.heads[0], {})[spec.name] = None
+    told = "; ".join(f"{head} of {', '.join(names)}" for head, names in by_head.items())
+    return [Text(f"\nAccuracy is of each method's published head: {told}")] if len(by_head) > 1 else []
 
 
 def _mean(values: Sequence[float]) -> str:

@@ -110,6 +110,12 @@ def test_a_wrong_file_is_one_line(text, says, tmp_path, monkeypatch, capsys):
     assert all(part in line for part in says), line
 
 
+def test_a_key_that_is_like_none_names_the_allowed_ones_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "two.toml").write_text('xyzzy = "1KiB"')
+    line = refused(monkeypatch, capsys, tmp_path, "two.toml")
+    assert "xyzzy: is no key of a sweep file; allowed are " in line
+
+
 def test_a_file_that_is_not_there_and_one_beside_from(tmp_path, monkeypatch, capsys):
     assert "no.toml: cannot be read" in refused(monkeypatch, capsys, tmp_path, "no.toml")
     (tmp_path / "two.toml").write_text(TWO)
@@ -117,7 +123,7 @@ def test_a_file_that_is_not_there_and_one_beside_from(tmp_path, monkeypatch, cap
     assert "not beside --from" in refused(monkeypatch, capsys, tmp_path, "--shard", "1/2", "--from", "cell.json")
 
 
-@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", ""])
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "1", "1/0", "-1/2", "a/b", "1/2/3", "", "١/٢"])
 def test_a_part_outside_is_one_line(shard, tmp_path, monkeypatch, capsys):
     (tmp_path / "two.toml").write_text(TWO)
     line = refused(monkeypatch, capsys, tmp_path, "two.toml", "--shard", shard)

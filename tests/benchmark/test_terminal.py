@@ -97,6 +97,13 @@ def test_help_fits_a_terminal_and_names_no_type(command, monkeypatch, capsys):
     assert not re.search(r"<(bool|str|int|list.*|Path)>", out)
 
 
+@pytest.mark.parametrize(
+    ("command", "arguments"), [("run", "[SWEEP.TOML]"), ("report", "[RUNS]..."), ("check", "METHOD")]
+)
+def test_arguments_stand_in_the_usage_as_they_are_written(command, arguments, monkeypatch, capsys):
+    assert f"{command} [OPTIONS] {arguments} " in helped(command, monkeypatch, capsys)
+
+
 def helped(command, monkeypatch, capsys) -> str:
     monkeypatch.setattr(sys, "argv", ["cilbench", *command.split(), "--help"])
     with pytest.raises(SystemExit) as end:
@@ -319,6 +326,8 @@ def test_a_sweep_ends_with_its_results(tmp_path):
     (row,) = (line for line in text.splitlines() if line.startswith("icarl"))
     assert f"{mean:.2f} ± {spread:.2f}" in row
     assert row.rstrip().endswith("2 done")
+    assert "published head: head of finetune; nme of icarl" in text
+    assert "published head" not in drawn(result_table(asked[2:], outcomes, tmp_path / "runs"))
     assert max(map(len, text.splitlines())) <= 80
     assert text in said
 
