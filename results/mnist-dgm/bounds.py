@@ -1,10 +1,10 @@
-"""The finetuned discriminator: DGM's, trained on by the same recipe, with replay off.
+"""The floor and the ceiling of DGM: its own discriminator and recipe, with nothing or with every real image replayed.
 
-    python finetuned.py SEED… > finetuned.csv      # the data set and the settings are those of README.md
-    python finetuned.py --data-dir DIR SEED…
+    python bounds.py SEED… > bounds.csv      # the data set and the settings are those of about.toml
 
-Critic and generator are trained beside it as in DGM; nothing of an old class is replayed, and the discriminator goes on
-from what it knew, its head a row longer, where DGM begins a new one. There is no budget to keep.
+`finetuned` goes on from what the discriminator knew, its head a row longer, where DGM begins a new one; `joint` begins
+a new one and is given the real images of old classes where DGM generates. Critic and generator are trained beside it as
+in DGM. There is no budget to keep.
 """
 
 import argparse
@@ -19,26 +19,41 @@ from cilbench.budgets import Budget
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
 from cilbench.methods.contract import Context, Task
-from cilbench.methods.dgm.discriminator import Discriminator
+from cilbench.methods.dgm.planning import AnyDiscriminator
 from cilbench.methods.dgm.method import DGM
 from cilbench.protocol.task import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
-CONFIG = DGM.Config(z_dim=64, epochs=40, batch_size=32, lr=2e-3, d=16)
-BUDGET = Budget(1_500_000)  # for the widths alone: those that DGM has
-ORDER = 1993
+DATASET, ORDER = "mnist5x200", 1993
+CONFIG = DGM.Config(z_dim=64, epochs=20, batch_size=16, lr=2e-3)
+BUDGET = Budget(400 * 1024)  # for the widths alone: those that DGM has
 CPU = torch.device("cpu")
 
 
-class Finetuned(DGM):
-    """One learner for all tasks."""
+class Joint(DGM):
+    """Keeps every image."""
+
+    def _learn(self, task: Task, context: Context) -> None:
+        super()._learn(task, context)
+        self.real = (*self._real(), (self._resized(task.images), task.labels))
+
+    def _real(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        return getattr(self, "real", ())
 
     def _rehearsed(self, per_class: int, rng: torch.Generator) -> tuple[Tensor, Tensor]:
-        images = torch.empty(0, self.scenario.image_shape[0], self.side, self.side, dtype=torch.uint8)
-        return images, torch.empty(0, dtype=torch.int64)
+        none = torch.empty(0, self.scenario.image_shape[0], self.side, self.side, dtype=torch.uint8)
+        images, labels = zip((none, torch.empty(0, dtype=torch.int64)), *self._real(), strict=True)
+        return torch.cat(images), torch.cat(labels)
+
+
+class Finetuned(Joint):
+    """Replays nothing, and has one discriminator for all tasks."""
+
+    def _real(self) -> tuple[tuple[Tensor, Tensor], ...]:
+        return ()
 
     @torch.no_grad()
-    def _new_discriminator(self, classes: int) -> Discriminator:
+    def _new_discriminator(self, classes: int) -> AnyDiscriminator:
         net = super()._new_discriminator(classes)
         if hasattr(self, "discriminator"):
             known = self.discriminator.state_dict()
@@ -48,11 +63,11 @@ class Finetuned(DGM):
         return net
 
 
-def accuracies(seed: int, data_dir: Path) -> list[dict[str, object]]:
+def accuracies(bound: type[DGM], seed: int, data_dir: Path) -> list[dict[str, object]]:
     """A row for every class seen after every task, as metrics.csv has them."""
-    dataset = load("mnist5x500", data_dir)
+    dataset = load(DATASET, data_dir)
     scenario = make_scenario(dataset.card, 0, 1, ORDER)
-    learner = Finetuned(DGM.plan(BUDGET, scenario, CONFIG), CONFIG, scenario, CPU)
+    learner = bound(DGM.plan(BUDGET, scenario, CONFIG), CONFIG, scenario, CPU)
     rows: list[dict[str, object]] = []
     for task in stream(dataset, scenario, CPU):
         rng = begin(seed, task)
@@ -61,8 +76,7 @@ def accuracies(seed: int, data_dir: Path) -> list[dict[str, object]]:
         predicted = torch.cat([learner.scores(batch)["head"].argmax(1) for batch in images.split(64)])
         for k in range(scenario.seen(task.index)):
             hits = predicted[labels == k] == k
-            digit = dataset.class_names[scenario.class_order[k]]
-            row = {"method": "finetuned", "seed": seed, "task": task.index, "tested_task": k, "digit": digit}
+            row = {"bound": bound.__name__.lower(), "seed": seed, "task": task.index, "tested_task": k}
             rows.append(row | {"images": len(hits), "top1": round(100 * hits.float().mean().item(), 4)})
     return rows
 
@@ -79,7 +93,7 @@ if __name__ == "__main__":
     parser.add_argument("seeds", nargs="+", type=int)
     parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     asked = parser.parse_args()
-    table = [row for seed in asked.seeds for row in accuracies(seed, asked.data_dir)]
+    table = [row for b in (Finetuned, Joint) for seed in asked.seeds for row in accuracies(b, seed, asked.data_dir)]
     writer = csv.DictWriter(sys.stdout, fieldnames=list(table[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
