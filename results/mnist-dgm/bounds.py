@@ -19,8 +19,8 @@ from cilbench.budgets import Budget
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
 from cilbench.methods.contract import Context, Task
-from cilbench.methods.dgm.planning import AnyDiscriminator
 from cilbench.methods.dgm.method import DGM
+from cilbench.methods.dgm.planning import AnyDiscriminator
 from cilbench.protocol.task import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
