@@ -112,8 +112,9 @@ def methods() -> str:
     found = []
     for name, card in method_cards():
         paper = f"[{card.title}](https://arxiv.org/abs/{card.arxiv})" if card.arxiv else card.title
+        heads = f" Predictions: {', '.join(card.heads)}." if card.heads else ""  # a compression has its method's
         departs = f"\n\nNot as in the paper: {card.port}." if card.port else ""
-        found.append(f"## {name}\n\n**{card.name}**: {paper}. Predictions: {', '.join(card.heads)}.{departs}\n")
+        found.append(f"## {name}\n\n**{card.name}**: {paper}.{heads}{departs}\n")
     return "# Methods\n\n`cilbench methods NAME` says all of what a method keeps and departs in.\n\n" + "\n".join(found)
 
 
