@@ -247,7 +247,9 @@ def weigh_things(
 
 @app.command(cls=Command, rich_help_panel=LOOK_UP)
 def methods(
-    name: Annotated[str | None, typer.Argument(help="A method, to read all of what departs from its paper.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(metavar="[NAME]", help="A method, to read all of what departs from its paper.")
+    ] = None,
     bibtex: Annotated[bool, typer.Option("--bibtex", help="Print the citations instead.")] = False,
 ) -> None:
     """The methods there are, their papers and what is not as in the paper.

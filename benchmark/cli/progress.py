@@ -167,7 +167,7 @@ class _Bars:
 
     def hear(self, worker: int, told: Line | At | Ended) -> None:
         if isinstance(told, Line):
-            self.console.print(told.text, markup=False, soft_wrap=not self.console.is_terminal)
+            terminal.show(self.console, told.text)
         elif isinstance(told, Ended):
             self.ended.add(told.run_id)
             self._count()
@@ -204,7 +204,7 @@ class Screen(context.Screen):
         return Screen, (self.log, self.logs)  # a console is of its process
 
     def say(self, line: str) -> None:
-        self.console.print(line, markup=False)
+        terminal.show(self.console, line)
 
     def announce(self, asked: Sequence[RunSpec]) -> None:
         for line in announce(asked):

@@ -4,11 +4,14 @@ import codecs
 import errno
 import io
 import os
+import re
+import shutil
 import sys
 import unicodedata
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from textwrap import fill
 from typing import TYPE_CHECKING, TextIO
 
 from cilbench.errors import RequestError, printable
@@ -112,7 +115,23 @@ def writing(out: Path) -> Iterator[None]:
 
 
 def say(line: str, *, err: bool = False) -> None:
-    """One line. Names in it are somebody else's: what a terminal would act on is escaped."""
+    """One line, folded on a terminal. Names in it are somebody else's: what a terminal would act on is escaped."""
     stream = sys.stderr if err else sys.stdout
-    stream.write(printable(line) + "\n")
+    shown = printable(line)
+    stream.write((between_words(shown, shutil.get_terminal_size().columns) if stream.isatty() else shown) + "\n")
     stream.flush()
+
+
+def show(there: "Console", line: str) -> None:
+    """The same on a console, above its bars."""
+    there.print(between_words(line, there.width) if there.is_terminal else line, markup=False, soft_wrap=True)
+
+
+def between_words(line: str, width: int) -> str:
+    """`line` in lines of `width` columns, paths whole; what goes on stands below the text, right of a verdict."""
+    begins = _BEGINS.match(line)
+    indent = " " * (begins.end() if begins else 0)
+    return fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+
+_BEGINS = re.compile(r" *(\w+:?  +)?")  # "agrees   ", "       "

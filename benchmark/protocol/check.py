@@ -36,9 +36,7 @@ class Learnt:
 
 def check(spec: RunSpec, data_dir: Path | None) -> Iterator[tuple[str, Exception | None]]:
     """(what is checked, what is wrong with it), one after the other. What needs learning is left out where it fails."""
-    yield _checked(
-        "the plan fits its budget, and one byte is refused with the smallest that fits", lambda: _plans(spec)
-    )
+    yield _checked("the plan fits its budget, and one byte is refused, saying what would fit", lambda: _plans(spec))
     try:
         first, again = (_learn(spec, load("digits", data_dir)) for _ in range(2))
     except Exception as error:  # a method may raise anything

@@ -98,7 +98,8 @@ def test_help_fits_a_terminal_and_names_no_type(command, monkeypatch, capsys):
 
 
 @pytest.mark.parametrize(
-    ("command", "arguments"), [("run", "[SWEEP.TOML]"), ("report", "[RUNS]..."), ("check", "METHOD")]
+    ("command", "arguments"),
+    [("run", "[SWEEP.TOML]"), ("report", "[RUNS]..."), ("check", "METHOD"), ("methods", "[NAME]")],
 )
 def test_arguments_stand_in_the_usage_as_they_are_written(command, arguments, monkeypatch, capsys):
     assert f"{command} [OPTIONS] {arguments} " in helped(command, monkeypatch, capsys)
@@ -205,6 +206,39 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path):
         environment = os.environ | {"CILBENCH_DATA": str(tmp_path)}
         done = subprocess.run([*MODULE, "data", "list"], stdout=pipe, stderr=subprocess.PIPE, env=environment)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+@pytest.mark.parametrize(
+    ("line", "lines"),
+    [
+        ("device cpu, run folders in /tmp/a/long-path", ["device cpu, run", "folders in", "/tmp/a/long-path"]),
+        ("agrees   run-1 of twenty", ["agrees   run-1 of", "         twenty"]),
+        ("       the reason why it is", ["       the reason", "       why it is"]),
+        ("short enough", ["short enough"]),
+    ],
+)
+def test_a_line_is_folded_between_words_below_its_text(line, lines):
+    assert terminal.between_words(line, 18).split("\n") == lines
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="pseudo terminals")
+def test_no_word_is_broken_on_a_terminal_of_80_columns(tmp_path):
+    import fcntl
+    import pty
+    import struct
+    import termios
+
+    reading, screen = pty.openpty()
+    fcntl.ioctl(screen, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    surroundings = {key: value for key, value in os.environ.items() if key not in ("COLUMNS", "LINES")}
+    whole = [*MODULE, "run", "--methods", "nothing-of-that-name", "--budget", "24KiB"]
+    piped = subprocess.run(whole, cwd=tmp_path, capture_output=True, text=True, env=surroundings)
+    subprocess.run(whole, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=screen, env=surroundings)
+    os.close(screen)
+    said = os.read(reading, 65_536).decode()
+    os.close(reading)
+    assert len(piped.stderr) > 80 >= max(map(len, said.splitlines()))
+    assert said.split() == piped.stderr.split()
 
 
 def test_a_forced_colour_makes_no_terminal_of_a_file(monkeypatch):
