@@ -127,11 +127,15 @@ def show(there: "Console", line: str) -> None:
     there.print(between_words(line, there.width) if there.is_terminal else line, markup=False, soft_wrap=True)
 
 
-def between_words(line: str, width: int) -> str:
-    """`line` in lines of `width` columns, paths whole; what goes on stands below the text, right of a verdict."""
-    begins = _BEGINS.match(line)
-    indent = " " * (begins.end() if begins else 0)
-    return fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+def between_words(text: str, width: int) -> str:
+    """Each line in lines of `width` columns, paths whole; what goes on stands below the text, right of a verdict."""
+
+    def folded(line: str) -> str:
+        begins = _BEGINS.match(line)
+        indent = " " * (begins.end() if begins else 0)
+        return fill(line, width, subsequent_indent=indent, break_long_words=False, break_on_hyphens=False)
+
+    return "\n".join(map(folded, text.split("\n")))
 
 
 _BEGINS = re.compile(r" *(\w+:?  +)?")  # "agrees   ", "       "

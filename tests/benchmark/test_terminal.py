@@ -215,6 +215,7 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path):
         ("agrees   run-1 of twenty", ["agrees   run-1 of", "         twenty"]),
         ("       the reason why it is", ["       the reason", "       why it is"]),
         ("short enough", ["short enough"]),
+        ("a traceback\n  of lines\n\nstays one", ["a traceback", "  of lines", "", "stays one"]),
     ],
 )
 def test_a_line_is_folded_between_words_below_its_text(line, lines):
