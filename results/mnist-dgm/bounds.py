@@ -1,6 +1,7 @@
 """The floor and the ceiling of DGM: its own discriminator and recipe, with nothing or with every real image replayed.
 
-    python bounds.py SEED… > bounds.csv      # the data set and the settings are those of about.toml
+    python bounds.py SEED… > bounds.csv                     # the data set and the settings are those of about.toml
+    python bounds.py --dataset mnist10x200 --epochs 10 1 > bounds-ten-digits.csv
 
 `finetuned` goes on from what the discriminator knew, its head a row longer, where DGM begins a new one; `joint` begins
 a new one and is given the real images of old classes where DGM generates. Critic and generator are trained beside it as
@@ -10,6 +11,7 @@ in DGM. There is no budget to keep.
 import argparse
 import csv
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,14 +19,15 @@ from torch import Tensor
 
 from cilbench.budgets import Budget
 from cilbench.data.cache import default_data_dir
-from cilbench.data.download import load
+from cilbench.data.download import Dataset, load
 from cilbench.methods.contract import Context, Task
+from cilbench.methods.dgm.config import DGMConfig
 from cilbench.methods.dgm.method import DGM
 from cilbench.methods.dgm.planning import AnyDiscriminator
 from cilbench.protocol.task import task_seed
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
-DATASET, ORDER = "mnist5x200", 1993
+ORDER = 1993
 CONFIG = DGM.Config(z_dim=64, epochs=20, batch_size=16, lr=2e-3)
 BUDGET = Budget(400 * 1024)  # for the widths alone: those that DGM has
 CPU = torch.device("cpu")
@@ -63,11 +66,10 @@ class Finetuned(Joint):
         return net
 
 
-def accuracies(bound: type[DGM], seed: int, data_dir: Path) -> list[dict[str, object]]:
+def accuracies(bound: type[DGM], seed: int, dataset: Dataset, config: DGMConfig) -> list[dict[str, object]]:
     """A row for every class seen after every task, as metrics.csv has them."""
-    dataset = load(DATASET, data_dir)
     scenario = make_scenario(dataset.card, 0, 1, ORDER)
-    learner = bound(DGM.plan(BUDGET, scenario, CONFIG), CONFIG, scenario, CPU)
+    learner = bound(DGM.plan(BUDGET, scenario, config), config, scenario, CPU)
     rows: list[dict[str, object]] = []
     for task in stream(dataset, scenario, CPU):
         rng = begin(seed, task)
@@ -91,9 +93,12 @@ def begin(seed: int, task: Task) -> torch.Generator:
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("seeds", nargs="+", type=int)
+    parser.add_argument("--dataset", default="mnist5x200")
+    parser.add_argument("--epochs", type=int, default=CONFIG.epochs)
     parser.add_argument("--data-dir", type=Path, default=default_data_dir())
     asked = parser.parse_args()
-    table = [row for b in (Finetuned, Joint) for seed in asked.seeds for row in accuracies(b, seed, asked.data_dir)]
+    images, config = load(asked.dataset, asked.data_dir), replace(CONFIG, epochs=asked.epochs)
+    table = [row for b in (Finetuned, Joint) for seed in asked.seeds for row in accuracies(b, seed, images, config)]
     writer = csv.DictWriter(sys.stdout, fieldnames=list(table[0]), lineterminator="\n")
     writer.writeheader()
     writer.writerows(table)
