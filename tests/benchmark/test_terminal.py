@@ -211,7 +211,7 @@ def test_a_reader_that_goes_away_ends_nothing(tmp_path):
 @pytest.mark.parametrize(
     ("line", "lines"),
     [
-        ("device cpu, run folders in /tmp/a/long-path", ["device cpu, run", "folders in", "/tmp/a/long-path"]),
+        ("device cpu, run folders in /data/long-paths", ["device cpu, run", "folders in", "/data/long-paths"]),
         ("agrees   run-1 of twenty", ["agrees   run-1 of", "         twenty"]),
         ("       the reason why it is", ["       the reason", "       why it is"]),
         ("short enough", ["short enough"]),
