@@ -31,16 +31,18 @@ def recall(section: str, key: str, *, here: bool = False) -> dict[str, float] | 
     return None
 
 
-def remember(section: str, key: str, figures: dict[str, float]) -> None:
-    """Keep figures for this process, and for others where the file can be written."""
+def remember(section: str, key: str, figures: dict[str, float], *, stored: bool = True) -> None:
+    """Keep figures for this process, and where `stored` for others, if the file can be written."""
     _measured_here()[section, key] = figures
-    stored = _stored()
-    stored.setdefault(section, {})[key] = figures
+    if not stored:
+        return
+    known = _stored()
+    known.setdefault(section, {})[key] = figures
     path = machine_file()
     with suppress(OSError):
         path.parent.mkdir(parents=True, exist_ok=True)
         writing = path.with_suffix(f".{os.getpid()}")
-        writing.write_text(json.dumps(stored, indent=1))
+        writing.write_text(json.dumps(known, indent=1))
         writing.replace(path)
 
 

@@ -31,6 +31,7 @@ LIMIT_SECONDS = 4.0  # of one measurement; it ends after the step that reaches i
 PROCESSES = (1, 2, 4, 8)  # side by side on one device
 WORTH_THREADS = 0.9  # more threads are taken where a step takes less than so much of its time with fewer
 WORTH_PROCESSES = 1.15  # more processes are taken where they bring so many times the images per second
+UNDISTURBED = 0.5  # of a core's time in a measurement of a second and more; with less, its figures are not kept
 
 
 def figures(
@@ -52,10 +53,15 @@ def figures(
     if known is None and measure is not None:
         said = f" with {counted(torch.get_num_threads(), 'thread')}" if threads else ""
         say(f"measuring on {device}{said}: {what}")
+        started, used = time.perf_counter(), time.process_time()
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             known = measure()
+        seconds, used = time.perf_counter() - started, time.process_time() - used
+        disturbed = device.type == "cpu" and seconds > 1 and used < UNDISTURBED * seconds
+        if disturbed:
+            say(f"other work had the CPU for {1 - used / seconds:.0%} of that time: it is measured again next time")
         if known:
-            remember(section, key, known)
+            remember(section, key, known, stored=not disturbed)
     return known or {}
 
 

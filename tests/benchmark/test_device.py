@@ -3,6 +3,7 @@
 import json
 import os
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -115,6 +116,19 @@ def test_a_slow_machine_is_measured_for_its_limit_and_no_longer(monkeypatch):
     found = measure._fastest(CPU, "cifar", "resnet32", 3, ["fp32 contiguous", "fp32 channels_last"])
     assert found == {"fp32 contiguous": 19.0, "fp32 channels_last": 19.0}
     assert taken == ["contiguous", "channels_last"]
+
+
+@pytest.mark.parametrize(("cpu_seconds", "kept"), [(0.4, False), (3.6, True)])
+def test_what_was_measured_while_other_work_had_the_cpu_is_not_kept(cpu_seconds, kept, monkeypatch, tmp_path):
+    wall, cpu = iter((10.0, 14.0)), iter((2.0, 2.0 + cpu_seconds))
+    monkeypatch.setattr(measure, "time", SimpleNamespace(perf_counter=wall.__next__, process_time=cpu.__next__))
+    said: list[str] = []
+    found = measure.figures("section", CPU, "something", lambda: {"seconds": 4.0}, said.append)
+    assert found == {"seconds": 4.0}
+    busy = "other work had the CPU for 90% of that time: it is measured again next time"
+    assert said[1:] == ([] if kept else [busy])
+    assert (tmp_path / "machine.json").exists() is kept
+    assert measure.figures("section", CPU, "something", None, said.append) == {"seconds": 4.0}  # in this process
 
 
 def test_a_measurement_leaves_random_numbers_and_threads_as_they_were(monkeypatch):
