@@ -176,7 +176,10 @@ def _command(place: Place, numbers: Sequence[Published]) -> str:
 
 def _tasks_part(book: Book) -> str:
     """Public runs and ours, task by task."""
-    intro = "Top-1 in % on all classes seen, after each task. Public runs of the published code are of one seed."
+    intro = (
+        "Top-1 in % on all classes seen, after each task. Public runs of the published code are of one seed; "
+        "the curves of DER's authors are means."
+    )
     parts = [f"## Task by task\n\n{intro}"]
     for place in sorted(book.curves, key=_order):
         lines = [

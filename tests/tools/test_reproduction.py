@@ -239,6 +239,8 @@ def test_public_runs_belong_to_a_published_place_and_have_its_tasks():
         ("replay", 50, 10, "nme"): [56.70],
         ("finetune", 0, 10, "head"): [26.44, 26.30],
         ("foster", 0, 10, "two-branch"): [64.65, 73.45, 70.85, 70.87],
+        ("der", 0, 10, "head"): [75.36],
+        ("der+prune", 0, 10, "head"): [74.64],
     }
     for key, values in said.items():
         assert averages[key] == pytest.approx(values, abs=0.011)
