@@ -17,6 +17,7 @@ from torch.nn import functional as F
 from toy import CPU
 
 from cilbench.budgets.sealed import unseal
+from cilbench.device.measure import using_threads
 from cilbench.methods.contract import Augmentation, Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
@@ -307,7 +308,10 @@ def test_every_section_and_what_is_written(quick, tmp_path, capsys):
     told, text = json.loads(out.read_text()), capsys.readouterr().out
     assert told["failed"] == {}
     there = list(dict.fromkeys(row["section"] for row in told["rows"]))
-    assert there == [section for section in bench.SECTIONS if section != "nodes"]  # a CPU has no graphs
+    # a CPU has no graphs, and tests have one thread
+    assert there == [
+        section for section in bench.SECTIONS if section not in {"nodes", "threads"}
+    ]  # a CPU has no graphs
     for row in told["rows"]:
         assert row["ratio_least"] <= row["ratio"] <= row["ratio_most"]
         assert (row["target"] is None) == (row["reached"] is None)
@@ -315,6 +319,18 @@ def test_every_section_and_what_is_written(quick, tmp_path, capsys):
     assert {"torch", "threads", "cpu", "cores", "device"} <= set(told["machine"])
     targets = {row["what"].split(",")[0]: row["target"] for row in told["rows"] if row["target"] is not None}
     assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12, "operations of iCaRL": 0.01}
+
+
+def test_runs_side_by_side_and_threads_are_rows_where_there_are_threads(quick):
+    assert bench.thread_rows(quick) == []  # tests have one
+    with using_threads(2):
+        rows = bench.thread_rows(quick)
+        assert torch.get_num_threads() == 2
+    assert [row["what"] for row in rows] == [
+        "2 runs of one thread, beside one run on 2",
+        "one run on 2 threads, beside one on one",
+    ]
+    assert all(row["ours"] > 0 and row["ratio"] > 0 for row in rows)
 
 
 def test_what_is_not_counted_is_the_same_run_without_its_operations(twenty, tmp_path):

@@ -11,9 +11,11 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, cast
 
@@ -27,7 +29,7 @@ from cilbench.budgets.codecs import Raw
 from cilbench.data.download import Dataset
 from cilbench.device.choose import pick_device
 from cilbench.device.environment import environment
-from cilbench.device.measure import device_name
+from cilbench.device.measure import device_name, using_threads
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Task
 from cilbench.methods.icarl import ICaRL
@@ -239,6 +241,33 @@ def counting_rows(bench: Bench) -> list[Row]:
     return [share("counting", what, "s", more, COUNTING_AT_MOST)]
 
 
+def thread_rows(bench: Bench) -> list[Row]:
+    """Steps of iCaRL with a teacher: as many runs side by side as there are threads, of one thread each, beside one run
+    on all of them; and that beside one run on one thread. No row where there is one thread, or on a GPU.
+    """
+    most = torch.get_num_threads()
+    if bench.device.type != "cpu" or most == 1:
+        return []
+    asked = bench.icarl()
+    one_run = partial(images_per_second, asked, 1, _learned(asked, 1), bench.scale.timed_epochs)
+
+    def on_one() -> float:
+        with using_threads(1):
+            return one_run()
+
+    with ProcessPoolExecutor(most, get_context("spawn"), torch.set_num_threads, (1,)) as processes:
+
+        def side_by_side() -> float:
+            return sum(future.result() for future in [processes.submit(one_run) for _ in range(most)])
+
+        together = alternately(side_by_side, one_run, bench.scale.rounds)
+    alone = alternately(one_run, on_one, bench.scale.rounds)
+    return [
+        faster("threads", f"{most} runs of one thread, beside one run on {most}", "images/s", together),
+        faster("threads", f"one run on {most} threads, beside one on one", "images/s", alone),
+    ]
+
+
 def _expanding(bench: Bench, method: str, name: str, *, share_general: bool) -> Row:
     data = made_classes((LATE_TASK + 1) * INC, bench.scale)
     asked = bench.stepping(method, data, LATE_TASK + 1, batch_size=bench.scale.batch)
@@ -297,6 +326,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "herding": herding_rows,
     "nodes": node_rows,
     "counting": counting_rows,
+    "threads": thread_rows,
 }
 
 
