@@ -8,6 +8,7 @@ The same results give the same bytes.
 
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -57,7 +58,8 @@ of memory is held against their mean task by task as well.
 **Port**: we ran it, and nothing is published to hold it against. A method that no budget binds has none."""
 
 COLUMNS = ["Method", "Budget", "Head", "Published avg / last", "Ours avg / last"]
-COLUMNS += ["Difference avg / last", "Furthest task", "Seeds", "Command", "Status"]
+COLUMNS += ["Difference avg / last", "Furthest task", "Seeds", "Status"]
+WIDE = 88  # columns of a command: what a page of the documentation has room for
 
 
 @dataclass(frozen=True)
@@ -111,8 +113,9 @@ def document(book: Book) -> str:
     places = sorted({**book.numbers, **book.found}, key=_order)
     parts = [HEAD.replace("LINK", book.link), _counts(book)]
     for protocol in dict.fromkeys(place.protocol for place in places):
-        lines = [line for place in places if place.protocol == protocol for line in _lines(book, place)]
-        parts.append(f"## {_protocol_text(protocol)}\n\n" + _table(COLUMNS, lines))
+        own = [place for place in places if place.protocol == protocol]
+        lines = [line for place in own for line in _lines(book, place)]
+        parts += [f"## {_protocol_text(protocol)}\n\n" + _table(COLUMNS, lines), _commands(book, own)]
     parts += [_tasks_part(book), _shortened_part(book), _other_part(book)]
     sources = enumerate(book.sources.items(), 1)
     parts.append("## Sources\n\n" + "\n".join(f"{i}. {s} ({trust.replace('-', ' ')})" for i, (s, trust) in sources))
@@ -136,7 +139,6 @@ def _counts(book: Book) -> str:
 def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
     numbers = book.numbers.get(place, ())
     lines: list[tuple[str, ...]] = []
-    command = _command(place, numbers)
     for entry, compared in book.rows(place):
         head, mine, gap, furthest, seeds = "–", "–", "–", "–", "–"
         if entry is not None and entry.seeds:
@@ -147,7 +149,7 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
             seeds = ", ".join(map(str, entry.seeds))
         theirs = _theirs(book, numbers if entry is None else printed(entry, numbers))
         start = (place.method, _budget_text(place.budget), head, theirs, mine)
-        lines.append((*start, gap, furthest, seeds, command, verdict(place, entry, compared)))
+        lines.append((*start, gap, furthest, seeds, verdict(place, entry, compared)))
     return lines
 
 
@@ -164,14 +166,35 @@ def _printed(entry: Ours) -> bool:
     return entry.published_head and entry.fill == "published"
 
 
-def _command(place: Place, numbers: Sequence[Published]) -> str:
-    """What runs a place; a dash where no budget is known."""
+def _commands(book: Book, places: Sequence[Place]) -> str:
+    """What runs the places of a protocol, a command a budget; nothing runs a place of which no budget is known."""
+    asked: dict[str, list[str]] = {}
+    for place in places:
+        asked.setdefault(_ask(place, book.numbers.get(place, ())), []).append(place.method)
+    dataset, base, inc = places[0].protocol
+    protocol = f"--dataset {dataset} --base {base} --inc {inc}"
+    return "\n".join(
+        _block(f"cilbench run {protocol} {ask} --methods {','.join(names)}") for ask, names in asked.items() if ask
+    )
+
+
+def _ask(place: Place, numbers: Sequence[Published]) -> str:
+    """How the budget of a place is asked for."""
     usual = "" if place.budget == ANY else f"--budget{'' if place.in_bytes else '-mb'} {place.budget}"
-    ask = next((number.ask for number in numbers if number.ask), usual)
     if place.method in UNBOUND:
-        ask = "--align-to der"  # binds nothing, but a budget has to be given
-    protocol = f"--dataset {place.dataset} --base {place.base} --inc {place.inc}"
-    return f"`cilbench run {protocol} {ask} --methods {place.method}`" if ask else "–"
+        return "--align-to der"  # binds nothing, but a budget has to be given
+    return next((number.ask for number in numbers if number.ask), usual)
+
+
+def _block(command: str) -> str:
+    """A command as a block of code, folded between its options; behind the name of one that is too long."""
+    options = re.split(r" (?=--)", command)
+    lines = [""]
+    for part in (part for option in options for part in ([option] if len(option) < WIDE else option.split(" ", 1))):
+        if len(lines[-1]) + len(part) > WIDE and lines[-1]:
+            lines.append("")
+        lines[-1] += f"{part} "
+    return "    " + "\\\n      ".join(lines).rstrip()
 
 
 def _tasks_part(book: Book) -> str:
@@ -213,7 +236,7 @@ def _shortened_part(book: Book) -> str:
         about, machine = folder.about, folder.about.get("machine", {})
         cores = f", {machine['cores']} cores" if "cores" in machine else ""
         made = f"{about.get('date', '')}; {machine.get('device', '')}{cores}; torch {machine.get('torch', '')}"
-        commands = "\n".join(f"    {command}" for command in about.get("commands", []))
+        commands = "\n".join(map(_block, about.get("commands", [])))
         texts = [f"### [{folder.title}]({book.link}/{folder.path.name})", about.get("purpose", ""), one_line(made)]
         texts += [commands, _table(SHORT_COLUMNS, _shortened_lines(folder, rows)), about.get("notes", "")]
         text = "\n\n".join(text for text in texts if text)

@@ -24,6 +24,7 @@ FOLDERS = {"benchmark": "", "methods": "methods", "budgets": "budgets", "reports
 PUBLISHED = ROOT / "results" / "published"
 NOTEBOOKS = sorted((ROOT / "docs" / "notebooks").glob("*.ipynb"))
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```\n", re.M | re.S)
+PAGE_OF_DOCS = re.compile(r"docs/([\w/-]+\.md)")  # as a help text names it
 OPTION = re.compile(r"(?<=[ >])(--[a-z][a-z-]*)(?=[^<>]*</code>)")  # in a line of code
 
 Made = dict[str, str | bytes]  # path in the site → content
@@ -96,7 +97,8 @@ def commands() -> str:
 def _cell(parameter: Any) -> str:
     default = parameter.default if isinstance(parameter.default, str | int) and parameter.default != "" else None
     said = f" (default: {default})" if default is not None and default is not False else ""
-    return f"{parameter.help}{said}".replace("|", "\\|").replace("<", "&lt;").replace("**", r"\*\*")
+    text = f"{parameter.help}{said}".replace("|", "\\|").replace("<", "&lt;").replace("**", r"\*\*")
+    return PAGE_OF_DOCS.sub(r"[\1](../\1)", text)
 
 
 def _described(text: str) -> str:
@@ -197,4 +199,4 @@ def notebook(path: Path) -> Made:
 
 
 def _said(text: str) -> str:
-    return f"```text\n{text.rstrip()}\n```"
+    return f"``` {{.text .said}}\n{text.rstrip()}\n```"

@@ -8,7 +8,7 @@ from make_runs import METHODS, Grid, make_runs
 from tools.reproduction import document, read_book
 from tools.results import collect
 
-METHOD, BUDGET, HEAD, THEIRS, OURS, GAP, FURTHEST, SEEDS, COMMAND_RUN, STATUS = range(10)
+METHOD, BUDGET, HEAD, THEIRS, OURS, GAP, FURTHEST, SEEDS, STATUS = range(9)
 CIFAR = {"7.6": 7_998_016, "23.5": 24_684_160}
 COMMAND = "cilbench run --budget-mb 7.6,23.5 --methods icarl,der"
 
@@ -59,6 +59,6 @@ def rewrite(results: Path, slug: str = "gpu", **values: dict[tuple[str, str], fl
 
 def compared(text: str) -> dict[tuple[str, str, str], list[str]]:
     """Rows of the tables of configurations: (method, budget, head) → row."""
-    text = text.partition("## Shortened runs")[0]
-    rows = [row for row in table_rows(text) if len(row) == 10 and row[STATUS] not in {"Status", "---"}]
+    text = text.partition("## Task by task")[0]
+    rows = [row for row in table_rows(text) if len(row) == 9 and row[STATUS] not in {"Status", "---"}]
     return {(row[METHOD], row[BUDGET], row[HEAD]): row for row in rows}
