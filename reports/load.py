@@ -17,6 +17,7 @@ import pandas as pd
 from cilbench.records.files import BadRecord
 from cilbench.reports import comparability, measures
 from cilbench.reports.names import distinct_names
+from cilbench.reports.output import is_report
 from cilbench.reports.run_folder import BOUNDARY_COLUMNS, CELL_COLUMNS, LEDGER_COLUMNS, TEST_COLUMNS, read_folder
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
@@ -115,8 +116,8 @@ def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
             candidates.append(folder)
             continue
         for path in sorted(folder.iterdir()):
-            # Of runs that go on, and sweep files.
-            if path.name.startswith(".") or path.name.endswith((".lock", ".locked", ".toml")):
+            # Of runs that go on, sweep files, and reports and analyses that were written among the runs.
+            if path.name.startswith(".") or path.name.endswith((".lock", ".locked", ".toml")) or is_report(path):
                 continue
             if not path.is_dir():
                 left_out.append(LeftOut(path, "a file, not a run folder"))

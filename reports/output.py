@@ -18,6 +18,11 @@ class ForeignFolderError(ValueError):
     """A file of the report would replace one that no report wrote; the message is one line and names it."""
 
 
+def is_report(folder: Path) -> bool:
+    """A report, or analyses, and no run that brings a file of that name."""
+    return (folder / PROVENANCE).is_file() and not (folder / "cell.json").exists()
+
+
 def require_ours(out: Path) -> None:
     """Raises ForeignFolderError where `out` holds files and no earlier report, whole or killed while it was made."""
     there = sorted(path.name for path in out.glob("*") if not path.name.startswith(".")) if out.is_dir() else []

@@ -21,6 +21,7 @@ from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
 
 GAIN = "Average accuracy gained over the base at equal bytes, a marker a run of the same seed and order"
+GAIN_AXIS = "Average accuracy gained (points)"
 COUNTS, BOXES = "labels/images_per_class", "boxes/exemplars"
 
 
@@ -56,19 +57,28 @@ def of_run(run: Run) -> Tables:
 
 
 def together(tables: Tables, group: Group) -> Tables:
-    """Adds `gains`: run, name, base, image_shape, budget_bytes, seed, order, avg_gain, last_gain (points)."""
-    rows = []
+    """Adds `base_exemplars` (a class) to `phases` and `gains`: run, name, base, image_shape, budget_bytes, seed, order,
+    avg_gain, last_gain (points); both where the base ran at the same budget, seed and class order.
+    """
+    rows, kept = [], []
     reached = {str(run): accuracies(part) for run, part in group.frame.groupby("run")}
     at = ["budget_bytes", "seed", "order"]
     cells = group.cells[group.cells["status"] == "done"]
     for mine in cells[cells["run"].isin(tables["phases"]["run"])].to_dict("records"):
         base = {"cim": "foster"}.get(mine["method"], mine["method"].removesuffix("+cim"))
         same = cells[(cells["method"] == base) & (cells[at] == [mine[column] for column in at]).all(axis=1)]
-        for other in same["run"]:
-            gain = [now - then for now, then in zip(reached[mine["run"]], reached[other], strict=True)]
+        for other in same.to_dict("records"):
+            of_base = reached[other["run"]]
+            gain = [now - then for now, then in zip(reached[mine["run"]], of_base, strict=True)]
             rows.append((mine["run"], mine["name"], base, mine["image_shape"], *(mine[column] for column in at), *gain))
+            stages = group.frame[(group.frame["run"] == other["run"]) & group.frame["published_head"]]
+            held = {"task": stages["task"], "base_exemplars": stages["exemplars"] / stages["seen"]}
+            kept.append(pd.DataFrame({"run": mine["run"], "_base": other["name"], **held}))
+    if not rows:
+        return tables
     columns = ["run", "name", "base", "image_shape", *at, "avg_gain", "last_gain"]
-    return {**tables, "gains": pd.DataFrame(rows, columns=columns)} if rows else tables
+    phases = tables["phases"].merge(pd.concat(kept), on=["run", "task"], how="left")
+    return {**tables, "phases": phases, "gains": pd.DataFrame(rows, columns=columns)}
 
 
 def accuracies(stages: pd.DataFrame) -> tuple[float, float]:
@@ -78,24 +88,29 @@ def accuracies(stages: pd.DataFrame) -> tuple[float, float]:
 
 
 def drawings(found: Found) -> list[Drawing]:
-    """Exemplars over box share, and both over the phases where more than the last state was kept."""
+    """Exemplars over box share, and both over the phases where more than the last state was kept; the base beside."""
     table = found.close_up("classes")
     last = table[table["task"] == table.groupby("run")["task"].transform("max")]
     styles, phases = found.group.styles, found.close_up("phases")
     shown = {"box_share": "Mean box share (%)", "exemplars": "Exemplars a class", "tau": "Threshold τ"}
-    long = phases.assign(task=phases["task"] + 1).melt(
-        id_vars=["name", "task"], value_vars=list(shown), var_name="what"
-    )
-    long = long.dropna(subset="value").assign(what=lambda frame: frame["what"].map(shown))
+    long = phases.melt(id_vars=["name", "task"], value_vars=list(shown), var_name="what").dropna(subset="value")
+    long["what"] = long["what"].map(shown)
+    levels: dict[str, float] = {}
+    if "base_exemplars" in phases:
+        bases = phases.dropna(subset="base_exemplars").sort_values("task")
+        levels = dict(zip(bases["_base"], bases["base_exemplars"], strict=True))
+        beside = {"name": bases["_base"], "task": bases["task"], "value": bases["base_exemplars"]}
+        long = pd.concat([long, pd.DataFrame({**beside, "what": shown["exemplars"]})])
+    long = long.assign(task=long["task"] + 1)
     labels = ("Mean box share (%)", "Exemplars of a class")
-    scatter = partial(plots.points, last, "box_share", "exemplars", labels, styles, named="class_name")
+    scatter = partial(plots.points, last, "box_share", "exemplars", labels, styles, named="class_name", levels=levels)
     over = partial(
         plots.by_method, long, "task", "value", ("Tasks learned", ""), styles, panel="what", share_y=False, least=0
     )
     made = [
         found.drawing(
             "classes",
-            "Exemplars of each class over the mean share of its boxes, after the last task",
+            "Exemplars of each class over the mean share of its boxes, after the last task; dashed: of the base",
             scatter,
             "classes",
         ),
@@ -106,7 +121,7 @@ def drawings(found: Found) -> list[Drawing]:
     if "gains" in found.tables:
         gains, known = found.tables["gains"].sort_values("budget_bytes"), dict(budgets_of(found.group.cells))
         gains = gains.assign(budget=[budget_text(size, known.get(size)) for size in gains["budget_bytes"]])
-        axis = ("Budget", "Gain over the base (points)")
+        axis = ("Budget", GAIN_AXIS)
         gained = partial(plots.points, gains, "budget", "avg_gain", axis, styles, zero=True)
         made.append(found.drawing("gains", GAIN, gained))
     return made
@@ -121,7 +136,7 @@ def across(several: Sequence[Found]) -> list[Drawing]:
     gains = pd.concat(tables).assign(pixels=sides).sort_values("pixels", kind="stable")
     gains = gains.assign(side=[f"{pixels} px" for pixels in gains["pixels"]])
     styles = {name: style for found in several for name, style in found.group.styles.items()}
-    axis = ("Side of the images", "Gain over the base (points)")
+    axis = ("Side of the images", GAIN_AXIS)
     make = partial(plots.points, gains, "side", "avg_gain", axis, styles, zero=True)
     about = f"{GAIN}, by resolution. Data, budgets and networks are each resolution's own: objects-gains.csv."
     return [Drawing("objects-resolutions", about, make)]

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from cilbench.cli.report import Told
+from cilbench.cli.report import REPORT, Told
 from cilbench.cli.terminal import say, working, writing
 from cilbench.cli.verify import Runs, run_folders
 from cilbench.errors import RequestError
@@ -35,7 +35,7 @@ def analyse(
 
         analyses = analyses_named(what)
         from cilbench.analyses.rebuilt import opener
-        from cilbench.reports.analyses.write import NothingToAnalyseError, write_analyses
+        from cilbench.reports.analyses.write import NothingToAnalyseError, places, write_analyses
         from cilbench.reports.output import ForeignFolderError
 
     command = " ".join(["cilbench", "analyse", *map(str, runs), *([f"--what {what}"] if what else [])])
@@ -58,5 +58,7 @@ def analyse(
         say(f"not made: {line}", err=True)
     for item in result.damaged:
         say(f"left out: {item.folder}: {item.reason}", err=True)
-    say(f"{', '.join(result.made)} of {result.runs} runs: {result.index}")
+    linked = out.resolve().parent in places(runs, REPORT)
+    after = f". Next: cilbench report {runs[0] if len(runs) == 1 else 'RUNS'}, which links it" if linked else ""
+    say(f"{', '.join(result.made)} of {result.runs} runs: {result.index}{after}")
     raise typer.Exit(1 if result.damaged else 0)

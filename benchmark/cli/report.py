@@ -10,6 +10,8 @@ from cilbench.cli.terminal import console, say, writing
 from cilbench.errors import RequestError
 from cilbench.options import a_path
 
+REPORT = Path("report")
+
 
 def report(
     runs: Annotated[
@@ -17,7 +19,7 @@ def report(
     ] = None,
     out: Annotated[
         Path, typer.Option("--out", metavar="DIR", help="Where tables, figures and the page go.", parser=a_path)
-    ] = Path("report"),
+    ] = REPORT,
     published: Annotated[bool, typer.Option("--published", help="Overlay published points of the protocol.")] = False,
     strict: Annotated[
         bool,

@@ -49,11 +49,16 @@ def run_folders(given: list[Path]) -> list[Path]:
     """Run folders, named or in the folders named. Raises RequestError for a folder that holds none."""
     folders: list[Path] = []
     for path in given:
-        found = [path] if (path / "cell.json").exists() else sorted(path.glob("*/"))
+        found = [path] if (path / "cell.json").exists() else [p for p in sorted(path.glob("*/")) if not _is_report(p)]
         if not found:
             raise RequestError(f"RUN {path}: no run folder there")
         folders += found
     return folders
+
+
+def _is_report(folder: Path) -> bool:
+    """A report, or analyses, written among the runs."""
+    return (folder / "provenance.json").exists() and not (folder / "cell.json").exists()
 
 
 def _show(folder: Path, compared: str, problems: list[str]) -> None:

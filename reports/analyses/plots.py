@@ -202,18 +202,23 @@ def points(
     *,
     zero: bool = False,
     named: str = "",
+    levels: Mapping[str, float] | None = None,
 ) -> Figure:
     """A marker a row, by method; where the table has `y`_low and `y`_high, with its interval. Texts on x are drawn in
     the order in which they come, methods at one of them beside each other. `named`: a column of names, written beside
-    the markers where there are few.
+    the markers where there are few. `levels`: dashed lines across at the value of methods that have one alone.
     """
+    levels = levels or {}
     given, names = list(dict.fromkeys(table[x])), sorted(table["name"].unique(), key=str.casefold)
     texts = [str(value) for value in given] if isinstance(given[0], str) else []
     reach = min(0.3, 0.06 * (len(names) - 1))
     beside = dict(zip(names, np.linspace(-reach, reach, len(names)), strict=True))
     labelled = list(table[named]) if named and len(table) <= _MOST_NAMES else []
-    with paper_style([*names, *texts, *labelled]):
+    with paper_style([*names, *texts, *labelled, *levels]):
         figure, (axes,), _ = layout.panel_grid(1, paper_columns, 2.4)
+        dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "zorder": 0}
+        for name, level in levels.items():
+            axes.axhline(level, color=styles[name].colour, **dashed)
         for name in names:
             part, style = table[table["name"] == name], styles[name]
             at = np.array([given.index(value) + beside[name] for value in part[x]]) if texts else part[x].to_numpy()
@@ -234,7 +239,9 @@ def points(
         if texts:
             axes.set_xlim(-0.6, len(texts) - 0.4)
             _ticks(axes, texts, len(texts))
-        layout.finish(figure, layout.handles_of(names, styles, linestyle="None"))
+        handles = layout.handles_of(names, styles, linestyle="None")
+        handles += [Line2D([], [], color=styles[name].colour, label=name, **dashed) for name in levels]
+        layout.finish(figure, handles)
     return figure
 
 

@@ -96,7 +96,7 @@ def write_analyses(
         if found:
             made.append(_Made(analysis, tuple(found)))
         else:
-            skipped.append(f"{analysis.name}: {reasons[0] if reasons else 'no finished run'}")
+            skipped.append(f"{analysis.name}: {reasons[0] if reasons else _unfinished(runs)}")
     if skipped and (asked or not made):
         first = "".join(f"{item.folder}: {item.reason}; " for item in damaged[:1] if not asked)
         raise NothingToAnalyseError(f"{first}{skipped[0]}")
@@ -141,9 +141,17 @@ def _found(
     try:
         together = analysis.together(tables_of, group)
     except (NotOfThisRunError, NotRecordedError) as error:
-        reasons.append(str(error))
+        reasons.insert(0, str(error))  # of the runs that had it, before those of another kind
         return None
     return Found(analysis.name, group, together)
+
+
+def _unfinished(runs: Runs) -> str:
+    """Why there is no finished run."""
+    if runs.cells.empty:
+        return "no finished run"
+    first = runs.cells.iloc[0]
+    return f"no finished run; {first['run']} is {str(first['status']).replace('_', ' ')}: {first['reason']}"
 
 
 def _runs_of(group: Group, runs: Runs, rebuild: Callable[[Path], Any]) -> Iterator[Run]:
@@ -200,17 +208,23 @@ def _write(
 
 @dataclass(frozen=True)
 class Link:
-    """Analyses that lie beside runs: the address of their page, seen from a report, and what is on it."""
+    """Analyses of runs: the name of their folder, the address of their page seen from a report, and what is on it."""
 
+    folder: str
     address: str
     titles: tuple[tuple[str, str], ...]
 
 
+def places(run_dirs: Sequence[Path], report: Path) -> set[Path]:
+    """Folders in which a report looks for folders of analyses: those of the runs, what they lie in, what it lies in."""
+    given = [folder.resolve() for folder in run_dirs]
+    return {*given, *(folder.parent for folder in given), report.resolve().parent}
+
+
 def links_to_analyses(run_dirs: Sequence[Path], known_runs: Sequence[str], out: Path) -> list[Link]:
-    """What `cilbench analyse` wrote of any of these runs, in folders beside those of the runs."""
-    beside = dict.fromkeys(folder.resolve().parent for folder in run_dirs)
+    """What `cilbench analyse` wrote of any of these runs, in a folder in one of the `places`."""
     found = []
-    for path in sorted(path for folder in beside for path in folder.glob(f"*/{PROVENANCE}")):
+    for path in sorted({path for place in places(run_dirs, out) for path in place.glob(f"*/{PROVENANCE}")}):
         try:
             content = read_json(path) if path.stat().st_size < JSON_BYTES else {}
             titles = tuple((str(item["name"]), str(item["title"])) for item in content.get(KEY, []))
@@ -219,5 +233,5 @@ def links_to_analyses(run_dirs: Sequence[Path], known_runs: Sequence[str], out: 
             continue
         if titles and shared and path.with_name("index.html").is_file():
             address = os.path.relpath(path.with_name("index.html"), out.resolve())
-            found.append(Link(Path(address).as_posix(), titles))
+            found.append(Link(path.parent.name, Path(address).as_posix(), titles))
     return found

@@ -3,11 +3,13 @@
 import hashlib
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 import torch
+from make_runs import METHODS, Grid, make_run
 from nursery import nursery
 from safetensors.torch import load_file
 
@@ -45,7 +47,8 @@ def test_the_command_writes_tables_figures_captions_and_a_page_and_leaves_the_ru
     before = contents(runs)
     asked = ("analyse", str(runs), "--what", "shift,cka", "--device", "cpu", "--out", "found")
     done = nursery().command(*asked, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (0, "shift, cka of 3 runs: found/index.html\n"), done.stderr
+    said = f"shift, cka of 3 runs: found/index.html. Next: cilbench report {runs}, which links it"
+    assert (done.returncode, " ".join(done.stdout.split())) == (0, said), done.stderr
     assert contents(runs) == before
     out = tmp_path / "found"
     named = {path.name for path in out.iterdir()}
@@ -85,6 +88,12 @@ def test_a_method_without_what_is_asked_for_says_so(runs: Path, tmp_path: Path) 
     assert (code, said) == (2, [line])
 
 
+def test_runs_of_the_kind_asked_for_say_what_they_lack_before_those_of_another(runs: Path, tmp_path: Path) -> None:
+    code, said = analysed(runs, "--what", "specialise", "--out", "out", at=tmp_path)
+    lacks, option = "all runs of MEMO specialise from one stage", "--set memo.specialise_from=1"
+    assert (code, said) == (2, [f"cilbench: --what specialise: {lacks}; `cilbench run {option}` records it"])
+
+
 LACKS = {
     "gradients": "--record gradients",
     "shift": "--keep all",
@@ -113,6 +122,15 @@ def test_every_analysis_says_in_one_line_what_to_record(runs: Path, tmp_path: Pa
         assert said[0].startswith(f"cilbench: --what {name}: ")
         assert f"; `cilbench run {option}` " in said[0]
     assert not (tmp_path / "out").exists()
+
+
+def test_runs_that_were_refused_alone_are_named_with_their_reason(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs", Grid(), replace(METHODS[0], smallest_budget_bytes=60_000), 49_152, 1)
+    (folder,) = (tmp_path / "runs").iterdir()
+    code, said = analysed("runs", "--what", "forgotten", "--out", "out", at=tmp_path)
+    reason = json.loads((folder / "cell.json").read_text())["reason"]
+    line = f"cilbench: --what forgotten: no finished run; {folder.name} is refused: {reason}"
+    assert (code, " ".join(said)) == (2, line)
 
 
 def test_a_name_that_is_none_lists_those_there_are(runs: Path, tmp_path: Path) -> None:
@@ -152,13 +170,41 @@ def test_a_folder_of_somebody_elses_files_is_refused(runs: Path, tmp_path: Path)
     assert "is not a report and not empty (thesis.txt)" in line
 
 
-def test_a_report_links_the_analyses_that_lie_beside_its_runs(runs: Path, tmp_path: Path) -> None:
-    beside = shutil.copytree(of(runs, "icarl"), tmp_path / "runs" / of(runs, "icarl").name).parent
-    assert analysed(beside, "--what", "shift", "--out", "found", at=tmp_path)[0] == 0
-    assert nursery().run(("report", str(beside), "--out", "report"), tmp_path)[0] == 0
+SHIFT = '<a href="{}#shift">How far a task moves each block</a>'
+
+
+@pytest.mark.parametrize("out", ["found", "runs/found", "reports/found"])
+def test_a_report_links_the_analyses_beside_or_among_its_runs_and_beside_itself(
+    runs: Path, tmp_path: Path, out: str
+) -> None:
+    shutil.copytree(of(runs, "icarl"), tmp_path / "runs" / of(runs, "icarl").name)
+    assert analysed("runs", "--what", "shift", "--out", out, at=tmp_path)[0] == 0
+    code, said = nursery().run(("report", "runs", "--out", "reports/mine"), tmp_path)
+    assert code == 0
+    assert "left out" not in said
+    page = (tmp_path / "reports" / "mine" / "index.html").read_text()
+    assert SHIFT.format(Path("../..", out, "index.html").as_posix().replace("../../reports", "..")) in page
+    assert "<code>cilbench analyse RUNS</code>" not in page
+    assert analysed("runs", "--what", "shift", "--out", out, at=tmp_path)[0] == 0  # once more: no run is there but one
+    assert json.loads((tmp_path / out / "provenance.json").read_text())["analyses"][0]["name"] == "shift"
+
+
+def test_a_report_without_analyses_says_what_makes_them_and_links_none_of_other_runs(
+    runs: Path, tmp_path: Path
+) -> None:
+    assert analysed(of(runs, "memo"), "--what", "shift", "--out", "found", at=tmp_path)[0] == 0
+    assert nursery().run(("report", str(of(runs, "icarl")), "--out", "report"), tmp_path)[0] == 0
     page = (tmp_path / "report" / "index.html").read_text()
-    assert '<a href="../found/index.html#shift">How far a task moves each block</a>' in page
-    assert json.loads((tmp_path / "found" / "provenance.json").read_text())["analyses"][0]["name"] == "shift"
+    assert "<code>cilbench analyse RUNS</code>" in page
+    assert "#shift" not in page
+
+
+def test_two_folders_of_analyses_are_told_apart_by_name(runs: Path, tmp_path: Path) -> None:
+    for out in ("one", "two"):
+        assert analysed(of(runs, "icarl"), "--what", "shift", "--out", out, at=tmp_path)[0] == 0
+    assert nursery().run(("report", str(of(runs, "icarl")), "--out", "report"), tmp_path)[0] == 0
+    page = (tmp_path / "report" / "index.html").read_text()
+    assert all(SHIFT.format(f"../{out}/index.html") + f" ({out})" in page for out in ("one", "two"))
 
 
 def test_without_names_all_that_can_be_is_made_and_the_rest_says_what_to_record(runs: Path, tmp_path: Path) -> None:
@@ -167,8 +213,8 @@ def test_without_names_all_that_can_be_is_made_and_the_rest_says_what_to_record(
     line = "not made: {}: {} were not logged; `cilbench run --record {}` records it"
     assert line.format("gradients", "gradients of the blocks", "gradients") in said
     assert line.format("masks", "values of the masks", "masks") in said
-    made = "shift, cka, growth, storage, grids, forgotten, calibration of 3 runs: out/index.html"
-    assert said[-1] == made
+    made = "shift, cka, growth, storage, grids, forgotten, calibration of 3 runs: out/index.html. Next: "
+    assert made in " ".join(said)
     tasks = pd.read_csv(tmp_path / "out" / "forgotten-tasks.csv")
     recorded = pd.read_csv(of(runs, "icarl") / "metrics.csv").query("head == 'nme'")
     recorded = recorded.sort_values(["task", "tested_task"])

@@ -65,6 +65,9 @@ def test_box_shares_are_those_that_the_bytes_of_the_exemplars_tell(found: Path) 
         assert phases.loc[task, "box_share"] == pytest.approx(100 * (4 * weight - 1) / 3, rel=1e-4)
         assert phases.loc[task, "exemplars"] == pytest.approx(counts.sum() / len(counts), rel=1e-4)
         assert phases.loc[task, "tau"] == 0.6
+        base = state(run_of(found, "icarl"), task)
+        classes = len(base["labels/images_per_class"])
+        assert phases.loc[task, "base_exemplars"] == pytest.approx(base["exemplars/payload"].size / SIDE**2 / classes)
 
 
 def test_exemplars_and_boxes_of_a_class_are_those_of_its_rows_of_the_state(found: Path) -> None:

@@ -40,6 +40,15 @@ def test_classes_are_named_where_there_are_few(classes: int, written: int) -> No
     assert all(tick == round(tick) for tick in make.axes[0].get_yticks())
 
 
+def test_a_method_of_one_value_alone_is_a_dashed_line_named_in_the_legend() -> None:
+    rows = pd.DataFrame({"name": ["CIM"], "share": [40.0], "exemplars": [3]})
+    styles = {**STYLES, "iCaRL": Style("#0072B2", "o")}
+    figure = plots.points(rows, "share", "exemplars", ("", ""), styles, levels={"iCaRL": 6.0})
+    (line,) = (line for line in figure.axes[0].lines if line.get_linestyle() == "--")
+    assert set(line.get_ydata()) == {6.0}  # type: ignore[arg-type]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["CIM", "iCaRL"]
+
+
 @pytest.mark.parametrize(("tasks", "figures"), [([4], ["classes"]), ([0, 4], ["classes", "phases"])])
 def test_phases_of_boxes_are_drawn_where_several_states_were_kept(tasks: list[int], figures: list[str]) -> None:
     rows = {"run": "r", "name": "CIM", "task": tasks, "tau": 0.6, "exemplars": 3.0, "box_share": 50.0}
