@@ -13,7 +13,9 @@ Deviations  The student starts from the old backbone and head, as in the authors
             default is PyCIL's recipe, as in the survey's comparison (arXiv 2302.03648). The authors' own on CIFAR-100
             B0-Inc10: --set foster.autoaugment=cifar10 --set foster.cutout=16
             --set foster.beta1_by_task=0.98,0.975,0.97,0.965,0.96,0.955,0.95,0.945,0.94
-            (B0-Inc20: 0.97,0.96,0.95,0.94; B0-Inc5: beta1 0.96; B50: beta1 0.94 or 0.95, and --fill fixed).
+            (B0-Inc20: 0.97,0.96,0.95,0.94; B0-Inc5: beta1 0.96; B50: --fill fixed, beta1 0.94 for Inc5 and Inc10, 0.95
+            for Inc2 and Inc1, Inc1 with beta2 0.98 and batches of 64). On ImageNet-100 B50-Inc10: --fill fixed, beta1
+            0.97, batches of 256, autoaugment=imagenet, brightness=0.247.
 With CIM    the mask is learned on the two-branch model, which also draws the boxes; the student is shown the same
             compressed images; of φ the rows of the backbone that goes on, the old one's, are carried.
 """

@@ -46,7 +46,7 @@ class MEMO(DER):
         train_general: Literal["auto", "yes", "no"] = "auto"
         # the stage from which on layers are a task's own (the paper's §4 asks which); none: the last one alone
         specialise_from: Count | None = None
-        added: ClassVar[tuple[str, ...]] = ("specialise_from",)
+        added: ClassVar[tuple[str, ...]] = (*DER.Config.added, "specialise_from")
 
     growth = NetworkGrowth(expanding=True, share_general=True)
     card = MethodCard(

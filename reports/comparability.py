@@ -59,8 +59,7 @@ ASPECTS: Mapping[str, tuple[str, ...]] = {
 }
 _WITHIN = ("backbone", "head")  # what may differ within a group, and every run has
 _IF_KNOWN = (*_WITHIN, "dtypes", "device", "torch", "cilbench")  # a run that does not say counts for none
-PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023memo)
-    "recipe": "published",
+PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023memo), beside a published recipe
     "accounting": "published",
     "storage": "fp32",
     "fill": "published",
@@ -72,6 +71,7 @@ PUBLISHED = {  # conditions of the published points (zhou2024survey, zhou2023mem
     "order": 1993,
     "settings": "",
 }
+RECIPES = ("published", "survey")  # PyCIL's schedules, and those that the points are of
 # How "" is called; "the data set's own" elsewhere. Runs of older releases do not record all.
 _NONE = {"settings": "the recipe's own", "validation": "test images", "weights": "every backbone charged"}
 _NONE |= dict.fromkeys(("images", "plug-in", "isolation"), "not recorded")
@@ -150,7 +150,8 @@ def _repetitions(cells: pd.DataFrame) -> pd.DataFrame:
 
 def unlike_published(cells: pd.DataFrame) -> list[str]:
     """In what runs differ from the conditions of the published points (`PUBLISHED`), and `budgets` of no label."""
-    found = [column for column, value in PUBLISHED.items() if (cells[column] != value).any()]
+    found = ["recipe"] * bool((~cells["recipe"].isin(RECIPES)).any())
+    found += [column for column, value in PUBLISHED.items() if (cells[column] != value).any()]
     names = {"requested_backbone": "backbone", "order": "class order"}
     return [names.get(column, column) for column in found] + ["budgets"] * bool(cells["budget_label"].isna().any())
 

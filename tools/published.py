@@ -60,6 +60,7 @@ VARIANTS = (BENCHMARK, ALIGNED, PRINTED, SWEEP)
 # PyCIL draws its first weights with torch's seed 1, whatever seed a run has: all public runs of it start from these.
 # Start of the SHA-256 of the file that `python -m tools.parity.initial` writes.
 PYCIL_WEIGHTS = "36e6ea61"
+SURVEY = "zhou2024survey"  # scripts/ and the shared first checkpoint of zhoudw-zdw/CIL_Survey: --recipe survey
 FIXED = "20 exemplars a class"  # from the first task on: --fill fixed
 
 
@@ -96,6 +97,11 @@ class Published:
     source: str
     variant: str
     head: str = ""
+
+    @property
+    def recipe(self) -> str:
+        """That of the runs it is of: the survey's scripts have schedules of their own."""
+        return "survey" if self.source.startswith(SURVEY) else "published"
 
     def of(self, head: str, is_first: bool) -> bool:
         """May it stand beside what is predicted by `head`? Numbers of two heads are never compared."""

@@ -51,8 +51,10 @@ Accuracies are top-1 in %: *avg* is the mean over all stages, *last* is after th
 the seeds, with the published recipe (PyCIL's; `survey` where it says so), class order 1993, accounting `published`,
 nothing set otherwise. It is held against the published number of the same kind of experiment: the table of
 {BENCHMARK} where it has the configuration, else the memory-aligned ones, else the figure. What the others say stands
-behind it in brackets. Where runs of the unmodified published code are public, ours with their recipe, network and kind
-of memory is held against their mean task by task as well.
+behind it in brackets. The survey's numbers are of its own schedules, a cosine in every first task and in all of
+MEMO's: their commands say `--recipe survey`, and beside ours of another recipe both are named. Where runs of the
+unmodified published code are public, ours with their recipe, network and kind of memory is held against their mean task
+by task as well.
 **Reproduced**: avg within {TOLERANCE} points (last, where no avg is printed) and no task further than
 {TASK_TOLERANCE:g}; published repeats of one configuration differ by 1.7 themselves. **Differs**: not so, and why.
 **Port**: we ran it, and nothing is published to hold it against. A method that no budget binds has none."""
@@ -143,7 +145,8 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
         head, mine, gap, furthest, seeds = "–", "–", "–", "–", "–"
         if entry is not None and entry.seeds:
             slug, head = entry.folder.path.name, entry.head
-            mine = f"{_pair(entry.avg, entry.last)}, {entry.conditions}, [{slug}]({book.link}/{slug})"
+            unlike = _unlike(entry, printed(entry, numbers))
+            mine = f"{_pair(entry.avg, entry.last)}, {entry.conditions}{unlike}, [{slug}]({book.link}/{slug})"
             gap = f"{signed(compared.avg)} / {signed(compared.last)}" if compared.known else "–"
             furthest = f"{signed(compared.furthest)} at {compared.task}" if compared.task else "–"
             seeds = ", ".join(map(str, entry.seeds))
@@ -159,6 +162,12 @@ def _theirs(book: Book, numbers: Sequence[Published]) -> str:
         f"{_pair(n.avg, n.last)}{f' by {n.head}' if n.head else ''} {book.cite(n.source)}" for n in numbers
     ] or ["–"]
     return f"{own} ({'; '.join(others)})" if others else own
+
+
+def _unlike(entry: Ours, numbers: Sequence[Published]) -> str:
+    """The two recipes, where the number beside ours is of another one."""
+    other = numbers and numbers[0].recipe != entry.recipe
+    return f" (recipe {entry.recipe}, theirs {numbers[0].recipe})" if other else ""
 
 
 def _printed(entry: Ours) -> bool:
@@ -179,11 +188,14 @@ def _commands(book: Book, places: Sequence[Place]) -> str:
 
 
 def _ask(place: Place, numbers: Sequence[Published]) -> str:
-    """How the budget of a place is asked for."""
+    """How the budget of a place is asked for, and the recipe of its number."""
     usual = "" if place.budget == ANY else f"--budget{'' if place.in_bytes else '-mb'} {place.budget}"
     if place.method in UNBOUND:
-        return "--align-to der"  # binds nothing, but a budget has to be given
-    return next((number.ask for number in numbers if number.ask), usual)
+        usual = "--align-to der"  # binds nothing, but a budget has to be given
+    else:
+        usual = next((number.ask for number in numbers if number.ask), usual)
+    recipe = f" --recipe {numbers[0].recipe}" if numbers and numbers[0].recipe != "published" else ""
+    return usual and usual + recipe
 
 
 def _block(command: str) -> str:

@@ -147,8 +147,12 @@ def builtin_cards() -> dict[str, DatasetCard]:
         overrides=dgm_svhn | of_generators(lr=2e-3, epochs=101) | {"dgm.sparsity": 0.08},
         fetch="MNIST",
     )
-    # CIM's cim-imagenet100.json, cim-imagenet1000.json, utils/data.py; its brightness jitter is the card's.
-    cim: dict[str, object] = {f"{base}+cim.autoaugment": "imagenet" for base in ("foster", "der", "icarl", "memo")}
+    # CIM's cim-imagenet100.json, cim-imagenet1000.json, utils/data.py: a policy and, on both, jitter
+    cim: dict[str, object] = {
+        f"{base}+cim.{name}": value
+        for base in ("foster", "der", "icarl", "memo")
+        for name, value in {"autoaugment": "imagenet", "brightness": 63 / 255}.items()
+    }
     cim["foster+cim.batch_size"] = 256
     imagenet100 = DatasetCard(
         name="imagenet100",

@@ -70,17 +70,18 @@ class FirstTaskConfig(_FirstTask):
     first_cosine: bool = False  # a half cosine in place of the milestones, in the first task alone
     autoaugment: Policy | None = None  # None: as the data set's card has it
     cutout: Side | None = None
+    brightness: Rate | None = None  # b of a factor 1 ± b; PyCIL utils/data.py has 63/255 where it has any
     max_steps: Count | None = None  # at most so many batches an epoch; None is all. Only the smoke recipe sets it
 
     # What else a named recipe sets. The survey (arXiv 2302.03648) starts every method from one checkpoint that was
     # trained down a cosine (T_max 200); PyCIL's steps are "published".
     recipes: ClassVar[Mapping[str, Mapping[str, Any]]] = {"survey": {"first_cosine": True}}
+    added: ClassVar[tuple[str, ...]] = ("brightness",)  # see MethodSpec.settings
 
     def augmentation(self, scenario: Scenario) -> Augmentation:
         """The data set's, changed where the settings say so."""
-        given = scenario.augmentation
-        policy = given.policy if self.autoaugment is None else self.autoaugment
-        return replace(given, policy=policy, cutout=given.cutout if self.cutout is None else self.cutout)
+        asked: dict[str, Any] = {"policy": self.autoaugment, "cutout": self.cutout, "brightness": self.brightness}
+        return replace(scenario.augmentation, **{name: value for name, value in asked.items() if value is not None})
 
     def schedule(self, task: int) -> "Schedule":
         """That of the first task."""

@@ -29,7 +29,7 @@ def drawing(group: Group) -> Drawing:
     notes += ["×: no result"] if (summary["competes"] & (summary["n"] == 0)).any() else []
     if group.published is not None:
         sources = "; ".join(sorted(set(group.published["source"])))
-        notes.append(f"Open markers: published values, read off figures ({sources})")
+        notes.append(f"Open markers: published values, read off figures ({sources}); of recipe survey")
     make = partial(accuracy_over_memory, group.comparison, styles=group.styles, published=group.published)
     return group.drawing("memory", group.caption(about), make, *notes, group.without_published)
 

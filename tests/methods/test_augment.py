@@ -98,7 +98,10 @@ def test_data_are_augmented_as_published():
     # PyCIL utils/data.py: no jitter on ImageNet-100, jitter on ImageNet-1000
     assert transform_of("icarl", "imagenet100") == Augmentation(flip=True, brightness=0.0, resized_crop=True)
     assert transform_of("icarl", "imagenet1000") == Augmentation(flip=True, brightness=63 / 255, resized_crop=True)
-    assert transform_of("foster+cim", "imagenet100").policy == "imagenet"
+    # CIM utils/data.py: jitter and the policy on ImageNet-100 as on ImageNet-1000 and Food-101
+    of_cim = Augmentation(flip=True, brightness=63 / 255, resized_crop=True, policy="imagenet")
+    assert all(transform_of("foster+cim", name) == of_cim for name in ("imagenet100", "imagenet1000", "food101"))
+    assert transform_of("icarl", "imagenet100", brightness="0.5").brightness == 0.5
     assert transform_of("foster", "imagenet100").policy == "off"
     assert transform_of("foster", "food101").policy == "imagenet"
     own = transform_of("foster", autoaugment="cifar10", cutout="16")

@@ -18,6 +18,7 @@ from cilbench.methods.cim.method import CIM, TaskMasks
 from cilbench.methods.cim.rational import RELU, Rational, activations
 from cilbench.methods.registry import resolve
 from cilbench.methods.training.config import RECIPES, apply_recipe
+from cilbench.methods.training.loop import fit
 from cilbench.protocol.evaluate import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
@@ -190,6 +191,28 @@ def test_phi_learns_after_the_epoch_of_theta_at_a_share_of_its_rate() -> None:
     assert bench.masking.phi_lr.item() == pytest.approx(0.0025)
     assert bench.masking.rate.item() == pytest.approx(0.0025)
     assert not torch.equal(bench.masking.phi.detach(), phi)
+
+
+def test_an_epoch_is_thetas_steps_then_phis(monkeypatch: pytest.MonkeyPatch) -> None:
+    """models/foster.py: an epoch's batches move θ, then as many upper-level steps as there are move φ."""
+    bench = Bench(config=Config(steps_per_class=1.0))  # 30 images in batches of 8, two new classes
+    events: list[str] = []
+    upper = TaskMasks.upper_level
+
+    def noted(masking: TaskMasks) -> dict[str, float]:
+        events.append("upper")
+        found = upper(masking)
+        events.append("over")
+        return found
+
+    def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
+        events.append("step" if events.count("upper") == events.count("over") else "inner")
+        return bench.loss(x_BCHW, labels_B)
+
+    monkeypatch.setattr(TaskMasks, "upper_level", noted)
+    schedule = replace(bench.schedule, epochs=2)
+    fit(loss, [bench.net], bench.task_data, schedule, bench.masking.transform, bench.masking.context, 1, bench.masking)
+    assert events == (["step"] * 4 + ["upper", "inner", "inner", "over"]) * 2
 
 
 def test_on_der_the_settings_are_those_of_the_authors_der() -> None:

@@ -251,6 +251,8 @@ def test_the_generator_classifies_where_a_task_has_several_classes() -> None:
         ("mnist", "dgmw", {"batch_size": 64, "lr": 2e-3, "sparsity": 0.08, "gradient_penalty": 1, "s_max": 1e4}),
         ("mnist", "dgma", {"batch_size": 64, "lr": 2e-3, "sparsity": 0.01, "gradient_penalty": 1, "s_max": 1e5}),
         ("svhn", "dgmw", {"batch_size": 64, "lr": 5e-4, "sparsity": 1e-3, "gradient_penalty": 1, "s_max": 1e4}),
+        ("cifar10", "dgmw", {"batch_size": 64, "lr": 5e-4, "sparsity": 1e-3, "gradient_penalty": 1}),  # SVHN's
+        ("imagenet50", "dgmw", {"batch_size": 70, "residual_side": 32, "s_max": 1e4}),
         ("imagenet100", "dgmw", {"batch_size": 70, "lr": 2e-4, "sparsity": 1e-3, "gradient_penalty": 0.6}),
     ],
 )
@@ -258,6 +260,7 @@ def test_settings_are_the_authors(dataset: str, name: str, settings: dict[str, f
     card = builtin_cards()[dataset]
     config = resolve(name, "published", card.overrides, {}).configs["dgm"]
     assert {key: getattr(config, key) for key in settings} == settings
-    assert (config.epochs, config.beta1, config.z_dim, config.d) == (151 if dataset == "svhn" else 101, 0.5, 128, 32)
-    if dataset != "imagenet100":
+    epochs = 151 if dataset in ("svhn", "cifar10") else 101
+    assert (config.epochs, config.beta1, config.z_dim, config.d) == (epochs, 0.5, 128, 32)
+    if not dataset.startswith("imagenet"):
         assert (card.base, card.inc, card.recipe) == (0, 1, "published")

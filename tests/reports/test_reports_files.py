@@ -102,6 +102,7 @@ def test_a_report_draws_every_figure_at_both_widths(written: tuple[reports.Repor
     ("change", "why"),
     [
         ({}, ""),
+        ({"recipe": "survey"}, ""),
         ({"recipe": "fast"}, "recipe"),
         ({"accounting": "strict"}, "accounting"),
         ({"dataset": "digits"}, "none of this"),
@@ -115,8 +116,9 @@ def test_published_points_are_overlaid_on_their_own_terms_only(
     make_runs(tmp_path, Grid(METHODS[:2], tuple(labels), labels, inc=10, tasks=10, **terms))  # type: ignore[arg-type]
     (group,) = groups_of(reports.read_runs([tmp_path]), reports.load_published())
     notes = " ".join(drawings_of(group)[0].notes)
-    assert (group.published is None) == bool(change)
-    assert ("Open markers" in notes) != bool(change)
+    assert (group.published is None) == bool(why)
+    assert ("Open markers" in notes) != bool(why)
+    assert ("of recipe survey" in notes) != bool(why)  # whatever ours is
     assert why in notes
 
 

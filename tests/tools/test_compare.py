@@ -36,9 +36,21 @@ def test_ours_is_held_against_its_own_kind_of_experiment_and_never_the_nearest(t
     assert rows["der", "7.6 MB", "head"][STATUS] == "reproduced"  # in the figure alone, +1.50
     assert rows["memo", "7.6 MB", "–"][STATUS] == "not run yet"
     assert "[gpu](results/gpu)" in der[OURS]
-    methods = "gem,replay,icarl,eeil,podnet,coil,bic,wa,foster,der,memo"
-    command = f"    cilbench run --dataset cifar100 --base 0 --inc 10 --budget-mb 7.6 \\\n      --methods {methods}\n"
-    assert command in text
+    asked = "    cilbench run --dataset cifar100 --base 0 --inc 10 --budget-mb 7.6 "
+    methods = "gem,replay,icarl,podnet,coil,bic,wa,foster,der,memo"  # numbers of the survey, which has no EEIL
+    assert f"{asked}--recipe survey \\\n      --methods {methods}\n{asked}--methods eeil\n" in text
+
+
+def test_a_number_of_the_survey_beside_ours_of_another_recipe_is_said_to_be_one(tmp_path):
+    """Its scripts go down a cosine in the first task, and in all of MEMO's: PyCIL's steps are another experiment."""
+    results = collected(tmp_path)
+    as_the_public_runs(results, "head", {})
+    rows = compared(text_of(results))
+    assert "fp32 (recipe published, theirs survey), [gpu]" in rows["icarl", "7.6 MB", "nme"][OURS]
+    assert "fp32, [gpu]" in rows["icarl", "7.6 MB", "head"][OURS]  # held against PyCIL's own runs alone
+    runs = pd.read_csv(results / "gpu" / "runs.csv", dtype=str, keep_default_na=False)
+    runs.assign(recipe="survey").to_csv(results / "gpu" / "runs.csv", index=False)
+    assert "fp32, recipe survey, [gpu]" in compared(text_of(results))["icarl", "7.6 MB", "nme"][OURS]
 
 
 def as_the_public_runs(results: Path, head: str, off: dict[int, float]) -> None:
