@@ -77,11 +77,21 @@ class Group:
         return len(self.comparison.ranks) > 0
 
     def drawing(
-        self, name: str, caption: str, make: Callable[..., Figure], *notes: str, cells: pd.DataFrame | None = None
+        self,
+        name: str,
+        caption: str,
+        make: Callable[..., Figure],
+        *notes: str,
+        cells: pd.DataFrame | None = None,
+        references: bool = False,
     ) -> Drawing:
-        """A figure of this group; to its notes comes in what the methods of `cells` differ besides the method."""
-        differ = comparability.within(self.cells if cells is None else cells)
-        return Drawing(f"{self.slug}-{name}", caption, make, tuple(filter(None, [*notes, *differ])))
+        """A figure of this group. To its notes comes in what the methods of `cells` differ besides the method, which of
+        them have no result, and what does not compete: `references` says whether the figure shows it.
+        """
+        shown = self.cells if cells is None else cells
+        told = [*notes, *comparability.within(shown), wording.absences(shown)]
+        told.append(wording.references_text(self.cells, references))
+        return Drawing(f"{self.slug}-{name}", caption, make, tuple(filter(None, told)))
 
     def close_up_drawing(self, name: str, about: str, make: Callable[..., Figure], *notes: str) -> Drawing | None:
         """A figure of one run per method; None where no run has the data (`Evidence.<name>`)."""
@@ -95,7 +105,13 @@ class Group:
             f"class order {wording.listed(item.cell['order'] for item in found)}."
         )
         shown = self.cells[self.cells["run"].isin([item.cell["run"] for item in found])]
-        return self.drawing(name, self.words(about, where), make, *notes, cells=shown)
+        absent = self.absent_at(int(first["budget_bytes"]))
+        return self.drawing(name, self.words(about, where), make, *notes, absent, cells=shown)
+
+    def absent_at(self, budget_bytes: int) -> str:
+        """What has no result at the budget of a figure that shows one alone, and why."""
+        told = wording.without_result(self.cells, budget_bytes)
+        return f"No result there: {', '.join(f'{name} ({why})' for name, why in told.items())}" if told else ""
 
     def words(self, about: str, over: str = "") -> str:
         """A caption of two sentences at most: `about`, which has no full stop, with the conditions, and `over` what."""

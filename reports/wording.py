@@ -81,6 +81,39 @@ def status_text(status: str) -> str:
     return status
 
 
+def without_result(rows: pd.DataFrame, budget_bytes: int) -> dict[str, str]:
+    """Name → `refused`, `not run`, …: what competes and has no result at a budget. `rows`: runs or stages."""
+    competing = rows[rows["competes"].astype(bool)]
+    own = competing[competing["budget_bytes"] == budget_bytes].groupby("name")["status"].agg(set)
+    found = {str(name): own.get(name, {"not run"}) for name in sorted(set(competing["name"]), key=str.casefold)}
+    return {name: status_text(", ".join(sorted(how))) for name, how in found.items() if "done" not in how}
+
+
+def absences(rows: pd.DataFrame) -> str:
+    """`No result: DGM at 48 KiB (refused); DER at 96 KiB (not run)`; empty where nothing is missing."""
+    where: dict[tuple[str, str], list[str]] = {}
+    for size, label in budgets_of(rows[rows["competes"].astype(bool)]):
+        for named in without_result(rows, size).items():
+            where.setdefault(named, []).append(budget_text(size, label))
+    told = [f"{name} at {listed_words(budgets)} ({why})" for (name, why), budgets in where.items()]
+    more = f"; … ({len(told)} in all)" if len(told) > _MOST_ABSENT else ""
+    return f"No result: {'; '.join(told[:_MOST_ABSENT])}{more}" if told else ""
+
+
+_MOST_ABSENT = 8
+
+
+def references_text(rows: pd.DataFrame, shown: bool) -> str:
+    """What does not compete: that one run of it stands for all budgets, or that a figure does not show it."""
+    names = sorted(set(rows.loc[~rows["competes"].astype(bool), "name"]), key=str.casefold)
+    if not names:
+        return ""
+    return f"{listed_words(names)}: {FLOOR_NOTE if shown else 'not shown, as a floor or a ceiling'}"
+
+
+FLOOR_NOTE = "a floor or a ceiling, not ranked; one run stands for all budgets"
+
+
 def repetitions_text(counts: Iterable[int]) -> str:
     """`n = 3`, or the range where methods differ: `n = 2–3`."""
     known = sorted(set(counts))

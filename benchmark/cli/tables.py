@@ -96,6 +96,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
     heading = f"Budget in {records[0]['accounting']} bytes; sizes after the last task; †: strict is over it"
     unfit = [r for r in records if r["status"] == "refused" and r["smallest_budget_bytes"] is None]
     told = "".join(f"\nrefused: {refusal}" for refusal in by_reason((r["method"], r["reason"]) for r in unfit))
+    told += _run_once((r["method"], r["budget"]) for r in records)
     return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}), *([Text(told)] if told else []))
 
 
@@ -117,7 +118,20 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
             cells = [_mean(averages), _mean(lasts), f"{max(exemplars):,}", f"{100 * max(shares):.1f} %"]
         status = ", ".join(f"{n} {s}" if len(specs_of_it) > 1 else s for s, n in counts.items())
         groups.setdefault(title, []).append([method, *cells, status])
-    return Group(*_tables(columns, groups, left={"method", "status"}), *_heads_that_differ(asked))
+    once = _run_once((spec.name, spec.budget_text) for spec in asked)
+    told = [*_heads_that_differ(asked), *([Text(once)] if once else [])]
+    return Group(*_tables(columns, groups, left={"method", "status"}), *told)
+
+
+def _run_once(asked: Iterable[tuple[str, str]]) -> str:
+    """Of (method, budget), smallest budget first: why floors and ceilings stand at the largest alone."""
+    at: dict[str, list[str]] = {}
+    for method, budget in asked:
+        at.setdefault(method, []).append(budget)
+    largest = [*at.values()][-1][-1]
+    once = [method for method, budgets in at.items() if set(budgets) == {largest}]
+    told = f"\n{', '.join(once)}: a floor or a ceiling, run once, at the largest budget: none changes it"
+    return told if 0 < len(once) < len(at) else ""
 
 
 def _heads_that_differ(asked: Sequence[RunSpec]) -> list[Text]:

@@ -20,7 +20,7 @@ def drawing(group: Group) -> Drawing:
     """Of every group."""
     about = "Accuracy on all classes seen, after each task, one panel per budget"
     make = partial(accuracy_over_classes, group.comparison, styles=group.styles)
-    return group.drawing("classes", group.caption(about), make)
+    return group.drawing("classes", group.caption(about), make, references=True)
 
 
 def accuracy_over_classes(

@@ -19,7 +19,7 @@ from cilbench.reports.figures.layout import budgets_of, finish, fitted, panel_gr
 from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, PaperColumns, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.spending import CONVENTIONS, spending
-from cilbench.reports.wording import budget_text, status_text, unit_of
+from cilbench.reports.wording import budget_text, status_text, unit_of, without_result
 
 _HEIGHTS = {True: 0.46, False: 0.2}  # rows; of the bar that the budget binds, and of the other
 
@@ -74,7 +74,7 @@ def bytes_by_kind(
         present = [kind for kind in kinds if kind in set(spent["kind"])]
         handles: list[Artist] = [Patch(color=KIND_COLOURS[kind], label=kind) for kind in present]
         handles.append(Line2D([], [], color=INK, linewidth=1, label="budget"))
-        if spent["kind"].isna().any():
+        if spent["kind"].isna().any() or any(without_result(spent, size) for size, _ in budgets):
             handles.append(Patch(facecolor="none", edgecolor=FAINT, hatch="////", label="no result"))
         finish(figure, handles, place)
     return figure
@@ -82,8 +82,6 @@ def bytes_by_kind(
 
 def _bars(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: int, binding: str) -> None:
     """A stacked bar per convention, or the outline of one with the status where there is no ledger."""
-    if own.empty:
-        return
     for convention, side in zip(CONVENTIONS, (1, -1), strict=True):
         height, start = _HEIGHTS[convention == binding], 0.0
         y = position + side * height / 2
@@ -93,7 +91,7 @@ def _bars(axes: Axes, position: int, own: pd.DataFrame, budget: float, scale: in
             edge: dict[str, Any] = {"edgecolor": "white", "linewidth": 0.3 if charged[kind] > budget / 200 else 0}
             axes.barh(y, charged[kind], left=start, height=height, color=KIND_COLOURS[kind], label=kind, **edge)
             start += float(charged[kind])
-    status = str(own["status"].iloc[0])
+    status = str(own["status"].iloc[0]) if len(own) else "not run"
     if own["kind"].isna().all():
         axes.barh(position, budget, height=0.66, facecolor="none", edgecolor=FAINT, hatch="////", linewidth=0.6)
     if own["kind"].isna().all() or status != "done":

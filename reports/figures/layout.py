@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from cilbench.reports import wording
 from cilbench.reports.comparability import parts
 from cilbench.reports.figures.styles import FAINT, INK, WIDTH_INCHES, PaperColumns, Style
-from cilbench.reports.wording import axis_texts, budget_heading, repetitions_text, status_text, unit_of
+from cilbench.reports.wording import axis_texts, budget_heading, repetitions_text, unit_of, without_result
 
 POINT = 1 / 72  # inch
 ROW = 8.6  # points from one line of text to the next
@@ -269,11 +269,9 @@ def say_n(axes: Axes, counts: "pd.Series[int]") -> None:
 
 def absent(frame: pd.DataFrame, budget_bytes: int) -> dict[str, list[str]]:
     """`refused` → names: methods that should have a line at a budget and have none, by status."""
-    own = frame[(frame["budget_bytes"] == budget_bytes) & frame["competes"]].groupby("name")["status"]
     absent: dict[str, list[str]] = {}
-    for name, found in sorted(((str(name), set(found)) for name, found in own), key=lambda item: item[0].casefold()):
-        if "done" not in found:
-            absent.setdefault(status_text(", ".join(sorted(found))), []).append(name)
+    for name, why in without_result(frame, budget_bytes).items():
+        absent.setdefault(why, []).append(name)
     return dict(sorted(absent.items()))
 
 

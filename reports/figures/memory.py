@@ -31,7 +31,7 @@ def drawing(group: Group) -> Drawing:
         sources = "; ".join(sorted(set(group.published["source"])))
         notes.append(f"Open markers: published values, read off figures ({sources}); of recipe survey")
     make = partial(accuracy_over_memory, group.comparison, styles=group.styles, published=group.published)
-    return group.drawing("memory", group.caption(about), make, *notes, group.without_published)
+    return group.drawing("memory", group.caption(about), make, *notes, group.without_published, references=True)
 
 
 def accuracy_over_memory(

@@ -48,8 +48,9 @@ def drawing(group: Group) -> Drawing | None:
         "Peak memory is the device's on CUDA, else the process's, libraries and training images included; copies of "
         "old networks (teachers) are in it and in nothing else here"
     )
+    absent = group.absent_at(int(first["budget_bytes"]))
     make = partial(kept_and_transient, group.slim_cells, group.ledger)
-    return group.drawing("transient", group.caption(about, bands=False), make, note, cells=weighed)
+    return group.drawing("transient", group.caption(about, bands=False), make, note, absent, cells=weighed)
 
 
 def kept_and_transient(cells: pd.DataFrame, ledger: pd.DataFrame, paper_columns: PaperColumns = 2) -> Figure:

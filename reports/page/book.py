@@ -130,11 +130,12 @@ def _section(section: Section, book: Book) -> dict[str, Any]:
     ]
     places = {size: place for place, (size, _) in enumerate(section.budgets)}
     cells = book.cells[book.cells["run"].isin(runs_of(section.summary))]
+    absent = [text for text in (wording.absences(cells), wording.references_text(cells, shown=True)) if text]
     return {
         "label": wording.budget_heading(unit),
         "budgets": budgets,
-        "differ": _sentences(comparability.within(cells)),
-        "differ_by_one_head": _sentences(comparability.within(cells.assign(head=""))),
+        "differ": _sentences([*comparability.within(cells), *absent]),
+        "differ_by_one_head": _sentences([*comparability.within(cells.assign(head="")), *absent]),
         "points": [_point(row, places, book) for row in section.summary.to_dict("records")],
         "curves": [] if section.stages is None else _curves(section.stages, section.summary, places, book),
         "published": [] if section.published is None else _published(section.published, section.summary, book),

@@ -130,13 +130,15 @@ def verdicts(summary: pd.DataFrame) -> list[tuple[str, str, str, list[str]]]:
     runs behind it. Of competing methods, by their published heads.
     """
     shown = summary[summary["published_head"] & summary["competes"]]
-    return [_verdict(part) for _, part in shown.groupby("budget_bytes")]
+    names = set(shown["name"])
+    return [_verdict(part, names - set(part["name"])) for _, part in shown.groupby("budget_bytes")]
 
 
-def _verdict(part: pd.DataFrame) -> tuple[str, str, str, list[str]]:
+def _verdict(part: pd.DataFrame, not_run: set[str]) -> tuple[str, str, str, list[str]]:
     budget = budget_text(int(part["budget_bytes"].iloc[0]), part["budget_label"].iloc[0])
     done = by_best(part[part["n"] > 0])
     absent = [f"{row['name']} ({status_text(row['status'])})" for row in part[part["n"] == 0].to_dict("records")]
+    absent += [f"{name} (not run)" for name in sorted(not_run, key=str.casefold)]
     without = f" No result: {', '.join(absent)}." if absent else ""
     if not done:
         return budget, "no result", without.strip(), []

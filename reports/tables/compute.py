@@ -43,6 +43,7 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
         )
         section = f"Budget {budget.text}" if item["competes"] else "Floor and ceiling"
         rows.append(table.method_row(item, entries, cells, section))
+    without = [reference for reference in REFERENCES if costs[f"over_{reference}"].isna().all()]
     devices = listed_words(sorted({device for device in costs["device"] if device}))
     text = table.caption(group, "Arithmetic, time and memory", table.repetition_sentence(costs, bold=False))
     said = table.remarks(
@@ -54,6 +55,7 @@ def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataF
         "any task boundary",
         f"Energy: what the machine's counters measured while the run went on ({counters}); none is estimated"
         * bool(counters),
+        f"No run here of {listed_words(without)}, which others would be multiples of" * bool(without),
     )
     train, per_image, memory, energy, kept = (unit for unit, _ in units.values())
     columns = ("Budget", "Method", f"Train ({train})", *(f"× {reference}" for reference in REFERENCES))

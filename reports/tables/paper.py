@@ -24,10 +24,10 @@ def paper_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.DataF
         for name, part in sorted(shown.groupby("name"), key=_place):
             competes = bool(part["competes"].iloc[0])
             at = {item["budget_bytes"]: item for item in part.to_dict("records")}
-            # floors and ceilings are bound by no budget: what they reach at one of them stands at all
             other = None if competes else next(iter(at.values()))
             entries = (_cell(at.get(size, other), measure, best.get(size, ""), notes) for size, _ in budgets)
-            named = (TableCell(str(name)), TableCell(_SHORT[measure]), *entries)
+            marks = () if competes else (notes.mark(wording.FLOOR_NOTE, "‡"),)
+            named = (TableCell(str(name), marks=marks), TableCell(_SHORT[measure]), *entries)
             runs = tuple(run for item in at.values() for run in table.run_ids(item))
             rows.append(TableRow(section, named, competes, table.cite_keys(cells[cells["name"] == name]), runs))
     done = shown[shown["n"] > 0]
@@ -63,7 +63,7 @@ def _place(named: tuple[Any, pd.DataFrame]) -> tuple[bool, float, str]:
 
 def _cell(item: Mapping[Any, Any] | None, measure: str, best: str, notes: Notes) -> TableCell:
     if item is None:
-        return TableCell("–")
+        return TableCell("not run")
     if not item["n"]:
         return TableCell(wording.status_text(item["status"]))
     value, low, high = item[measure], item[f"{measure}_low"], item[f"{measure}_high"]

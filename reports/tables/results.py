@@ -8,10 +8,9 @@ import pandas as pd
 from cilbench.reports import comparability as lint
 from cilbench.reports.tables import table
 from cilbench.reports.tables.table import Notes, Table, TableCell, TableRow
-from cilbench.reports.wording import exemplars_text, status_text
+from cilbench.reports.wording import FLOOR_NOTE, exemplars_text, status_text
 
 MEASURES = {"avg": "Avg (%)", "last": "Last (%)", "forgetting": "Forgetting"}
-FLOOR_NOTE = "a floor or a ceiling, not ranked"
 # Heads, running statistics, labels and boxes of the rehearsal methods make 4.2 % at most on the published protocols:
 # above this there is more in what `published` leaves free than a head.
 STRICT_MARK_PERCENT = 10
@@ -96,7 +95,8 @@ def _remarks(item: Mapping[Any, Any], group: pd.DataFrame, budget: str) -> list[
         return [*found, FLOOR_NOTE]
     found += lint.marks(group, name, item["budget_bytes"])
     if clipped := int(cells.loc[cells["budget_bytes"] == item["budget_bytes"], "growth_clipped"].sum()):
-        found.append(f"{name} at {budget}: its growth was clipped at the budget, {clipped} times")
+        times = "once" if clipped == 1 else f"{clipped} times"
+        found.append(f"{name} at {budget}: its growth was clipped at the budget, {times}")
     if item["status"] != "done":
         reason = f": {item['reason']}" if item["reason"] else ""
         found.append(f"{name} at {budget}, {status_text(item['status'])}{reason}")

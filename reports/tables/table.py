@@ -177,8 +177,10 @@ def caption(group: Mapping[str, Any], about: str, over: str = "") -> str:
 
 
 def remarks(cells: pd.DataFrame, *texts: str) -> tuple[tuple[str, str], ...]:
-    """Notes on a whole table, without a mark: the texts, and in what the rows differ besides the method."""
-    return tuple(("", text) for text in (*texts, *lint.within(cells)) if text)
+    """Notes on a whole table, without a mark: the texts, in what the rows differ besides the method, and what has no
+    result, and why.
+    """
+    return tuple(("", text) for text in (*texts, *lint.within(cells), wording.absences(cells)) if text)
 
 
 def each_note_once(tables: Iterable[Table]) -> list[Table]:

@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -339,6 +340,18 @@ def test_a_plan_promises_no_more_exemplars_than_there_are_images(method):
         assert record["published_bytes"] <= record["budget_bytes"]
     assert record["exemplars"] == 50_000
     assert record["published_bytes"] < record["budget_bytes"] // 2
+
+
+def test_a_floor_that_stands_at_one_budget_of_several_says_why(tmp_path):
+    told = "finetune, joint: a floor or a ceiling, run once, at the largest budget"
+    request = RunOptions(methods="finetune,icarl,joint", budget="24KiB,44KiB", dataset="digits", seeds="1,2")
+    for asked, says in (
+        (request, True),
+        (replace(request, budget="24KiB"), False),
+        (replace(request, methods="icarl"), False),
+    ):
+        assert (told in " ".join(drawn(plan_table(api.plan(asked), width=80)).split())) == says
+        assert (told in " ".join(drawn(result_table(specs(asked), {}, tmp_path)).split())) == says
 
 
 def test_a_sweep_ends_with_its_results(tmp_path):

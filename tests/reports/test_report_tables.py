@@ -55,7 +55,7 @@ def test_results_table_sets_references_apart_and_marks_the_best(tmp_path: Path) 
     assert averages == sorted(averages, reverse=True)
     assert [row.cells[3].bold for row in table.rows] == [True, False, False, False, False]
     assert "n = 1" in table.caption
-    assert ("‡", "a floor or a ceiling, not ranked") in table.notes
+    assert ("‡", "a floor or a ceiling, not ranked; one run stands for all budgets") in table.notes
     assert any("exemplars are stored compressed" in text for _, text in table.notes)
 
 
@@ -78,13 +78,14 @@ def test_a_method_far_over_budget_under_strict_is_marked(tmp_path: Path, extra_b
     assert (("†", STRICT_NOTE) in table.notes) == bool(marks)
 
 
-def test_growth_that_was_clipped_is_a_note(tmp_path: Path) -> None:
+@pytest.mark.parametrize(("clipped", "times"), [(1, "once"), (3, "3 times")])
+def test_growth_that_was_clipped_is_a_note(tmp_path: Path, clipped: int, times: str) -> None:
     path = make_run(tmp_path, Grid(), METHODS[0], 49_152, 1)
-    edit(path, lambda cell: cell.update(events={"growth_clipped": 3}))
+    edit(path, lambda cell: cell.update(events={"growth_clipped": clipped}))
     runs = reports.read_runs([tmp_path])
     ((group, frame),) = comparability.groups(runs.stages)
     table = results.results_table(group, aggregate.summary(frame), runs.cells)
-    assert any("growth was clipped at the budget, 3 times" in note for _, note in table.notes)
+    assert any(f"growth was clipped at the budget, {times}" in note for _, note in table.notes)
 
 
 def test_runs_stored_or_filled_differently_are_groups_apart(tmp_path: Path) -> None:
