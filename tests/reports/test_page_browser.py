@@ -340,6 +340,14 @@ def test_nothing_is_wider_than_the_window(visit: Any, written: Path, width: int,
     assert view.locator(".plot svg").count() == 2
 
 
+def test_a_comparison_is_no_wider_than_the_window(visit: Any, tmp_path: Path) -> None:
+    for folder in ("before", "after"):
+        make_runs(tmp_path / folder, Grid(METHODS[:2], BUDGETS[:1]))
+    reports.write_comparison(tmp_path / "before", tmp_path / "after", tmp_path / "out", command="cilbench report")
+    view = visit(tmp_path / "out" / "comparison.html", 390)
+    assert view.evaluate("document.documentElement.scrollWidth") == 390
+
+
 def test_the_theme_is_chosen_and_remembered(visit: Any, written: Path) -> None:
     view = visit(written, color_scheme="light")
     ink = "getComputedStyle(document.querySelector('.plot svg text')).fill"
