@@ -16,7 +16,7 @@ CEILING = "joint"  # key of the method that learns from all data seen so far: in
 
 def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -> pd.DataFrame:
     """A row per run, stage and head: the columns of `cells`, then task, seen, head, published_head, images, top1, top5,
-    old_top1, new_top1, forgetting, backward_transfer, intransigence, and those of `boundaries`.
+    old_top1, new_top1, over_tasks, forgetting, backward_transfer, intransigence, and those of `boundaries`.
 
     `old_top1` is over the classes of earlier tasks (none at the first stage), `new_top1` over those of the stage's own.
     A run without accuracies keeps one row, for its status.
@@ -30,7 +30,7 @@ def stages(cells: pd.DataFrame, boundaries: pd.DataFrame, tests: pd.DataFrame) -
     )
     accuracy = accuracy.rename(columns={"top1_old": "old_top1"})
     new = tests.loc[tests["tested_task"] == tests["task"], [*keys, "top1"]].rename(columns={"top1": "new_top1"})
-    for part in (new, forgetting(tests), backward_transfer(tests)):
+    for part in (new, over_tasks(tests), forgetting(tests), backward_transfer(tests)):
         accuracy = accuracy.merge(part, on=keys, how="left")
     accuracy = accuracy.merge(boundaries, on=["run", "task"], how="left")
     frame = cells.rename(columns={"head": "first_head"}).merge(accuracy, on="run", how="left")
@@ -56,6 +56,14 @@ def _pooled(tests: pd.DataFrame) -> pd.DataFrame:
     weighted = tests.assign(top1=tests["top1"] * tests["images"], top5=tests["top5"] * tests["images"])
     sums = weighted.groupby(["run", "task", "head"], sort=False)[["images", "top1", "top5"]].sum().reset_index()
     return sums.assign(top1=sums["top1"] / sums["images"], top5=sums["top5"] / sums["images"])
+
+
+def over_tasks(tests: pd.DataFrame) -> pd.DataFrame:
+    """Mean of the accuracies on each task so far, which all count alike however many images they have (columns run,
+    task, head, over_tasks): what DGM's authors print (Ostapenko et al. 2019, arXiv 1904.03137).
+    """
+    keys = ["run", "task", "head"]
+    return tests.groupby(keys, sort=False)["top1"].mean().rename("over_tasks").reset_index()
 
 
 def forgetting(tests: pd.DataFrame) -> pd.DataFrame:
@@ -110,16 +118,23 @@ _OF_STAGES = {
     "intransigence": ("intransigence", "mean"),
     "old": ("old_top1", "last"),
     "new": ("new_top1", "last"),
+    "over_tasks": ("over_tasks", "last"),
 }
 MEASURES = tuple(_OF_STAGES)
 JUDGED = ("avg", "last")  # what is ranked and tested
-SHARES = ("avg", "last", "old", "new")  # in %, from 0 to 100; the other measures are differences of shares
+SHARES = (
+    "avg",
+    "last",
+    "old",
+    "new",
+    "over_tasks",
+)  # in %, from 0 to 100; the other measures are differences of shares
 
 
 def measures(frame: pd.DataFrame) -> pd.DataFrame:
     """A row per finished run and head: avg (mean of top1 over all stages), last, forgetting and backward_transfer,
-    old and new (top1 on the classes of earlier tasks and of the last one): all after the last stage; intransigence
-    (mean over all stages); last_step, avg_step.
+    old and new (top1 on the classes of earlier tasks and of the last one), over_tasks: all after the last stage;
+    intransigence (mean over all stages); last_step, avg_step.
 
     `last_step` is the step in which `last` can differ, one test image in points; `avg_step` the root of the mean square
     of the stages' steps over the root of their number, as steps of independent parts add up.

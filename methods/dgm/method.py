@@ -30,8 +30,8 @@ Where this departs from the authors' code, and why:
 - The result is that of the last epoch, learned from all training images, and accuracy is over images. The authors
   report the mean of per-task accuracies at the epoch that is best on a validation split (MNIST 15 %, SVHN and CIFAR-10
   10 %), which holds real images of old classes. `dgm+validation` (`validation`; 10 %, on MNIST take
-  --set dgm.validation=0.15) chooses the epoch so, and is charged for those images; its accuracy is over images all the
-  same, that of each class is recorded.
+  --set dgm.validation=0.15) chooses the epoch so, and is charged for those images; a report has the mean of per-task
+  accuracies beside the accuracy over images ("By task").
 - Images are resized (bilinear, antialiased, to a square) to 8, 16 or 32 pixels a side, for the discriminator as well.
   At 8 and 16, not in the paper, the generator lacks its first layers (a width of g is always the last shared layer's);
   the discriminator keeps at least two convolutions.

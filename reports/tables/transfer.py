@@ -1,4 +1,4 @@
-"""Forgetting, backward transfer, intransigence, and accuracy on old and new classes."""
+"""Forgetting, backward transfer, intransigence, accuracy on old and new classes, and by task."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -14,6 +14,7 @@ _MEASURES = {
     "intransigence": "Intransigence",
     "old": "Old (%)",
     "new": "New (%)",
+    "over_tasks": "By task (%)",
 }
 
 
@@ -40,7 +41,8 @@ def transfer_table(group: Mapping[str, Any], summary: pd.DataFrame, cells: pd.Da
         cells,
         "Forgetting (Chaudhry et al., 2018) and backward transfer (BWT, Lopez-Paz and Ranzato, 2017) after the last "
         "task; intransigence (Chaudhry et al., 2018) as a mean over stages",
-        "Old, new: accuracy on the classes of all earlier tasks and of the last one, after it",
+        "Old, new: accuracy on the classes of all earlier tasks and of the last one, after it; by task: the mean of "
+        "the accuracies on each task (Ostapenko et al., 2019)",
         without,
     )
     columns = ("Budget", "Method", *_MEASURES.values(), "n")

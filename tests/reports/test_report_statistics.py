@@ -322,6 +322,11 @@ def test_backward_transfer_by_hand() -> None:
     assert found["backward_transfer"].tolist() == [60 - 90, ((70 - 90) + (50 - 80)) / 2]
 
 
+def test_by_task_every_task_counts_alike_however_many_images_it_has() -> None:
+    tests = accuracies([[90], [60, 80], [70, 50, 100]]).assign(images=[10, 10, 30, 10, 30, 60])
+    assert measures.over_tasks(tests)["over_tasks"].tolist() == [90, (60 + 80) / 2, (70 + 50 + 100) / 3]
+
+
 def test_old_and_new_classes_by_hand(three_seeds: comparison.Comparison) -> None:
     last = three_seeds.frame[(three_seeds.frame["task"] == 4) & (three_seeds.frame["name"] == "DER")].iloc[0]
     assert last["top1"] == pytest.approx(0.8 * last["old_top1"] + 0.2 * last["new_top1"])
