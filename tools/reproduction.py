@@ -61,6 +61,7 @@ by task as well.
 
 COLUMNS = ["Method", "Budget", "Head", "Published avg / last", "Ours avg / last"]
 COLUMNS += ["Difference avg / last", "Furthest task", "Seeds", "Status"]
+LONG_REASON = 160  # letters, which a column of the table still has room for
 WIDE = 88  # columns of a command: what a page of the documentation has room for
 
 
@@ -116,8 +117,8 @@ def document(book: Book) -> str:
     parts = [HEAD.replace("LINK", book.link), _counts(book)]
     for protocol in dict.fromkeys(place.protocol for place in places):
         own = [place for place in places if place.protocol == protocol]
-        lines = [line for place in own for line in _lines(book, place)]
-        parts += [f"## {_protocol_text(protocol)}\n\n" + _table(COLUMNS, lines), _commands(book, own)]
+        lines, reasons = _reasons_below([line for place in own for line in _lines(book, place)])
+        parts += [f"## {_protocol_text(protocol)}\n\n" + _table(COLUMNS, lines), reasons, _commands(book, own)]
     parts += [_tasks_part(book), _shortened_part(book), _other_part(book)]
     sources = enumerate(book.sources.items(), 1)
     parts.append("## Sources\n\n" + "\n".join(f"{i}. {s} ({trust.replace('-', ' ')})" for i, (s, trust) in sources))
@@ -154,6 +155,18 @@ def _lines(book: Book, place: Place) -> list[tuple[str, ...]]:
         start = (place.method, _budget_text(place.budget), head, theirs, mine)
         lines.append((*start, gap, furthest, seeds, verdict(place, entry, compared)))
     return lines
+
+
+def _reasons_below(lines: Iterable[tuple[str, ...]]) -> tuple[list[tuple[str, ...]], str]:
+    """A reason that would make its row a page high is set below the table."""
+    kept, below = list[tuple[str, ...]](), list[str]()
+    for *cells, status in lines:
+        verdict_, _, why = status.partition(": ")
+        if len(why) > LONG_REASON:
+            below.append(f"**{cells[0]}**, budget {cells[1]}, {cells[2]}: {verdict_}. {why[0].upper()}{why[1:]}")
+            status = f"{verdict_}: below"
+        kept.append((*cells, status))
+    return kept, "\n\n".join(below)  # no list: it would take the indented commands below it
 
 
 def _theirs(book: Book, numbers: Sequence[Published]) -> str:

@@ -153,3 +153,15 @@ def test_the_figure_and_the_table_have_theirs_and_ours_task_by_task(tmp_path):
     before = (results / name).read_bytes()
     write(results, tmp_path / "R.md")
     assert (results / name).read_bytes() == before
+
+
+def test_a_long_reason_stands_below_its_table(tmp_path):
+    results = collected(tmp_path)
+    rewrite(results, avg={("icarl", "7.6"): 40.0})
+    about, why = results / "gpu" / "about.toml", "because " * 30 + "of that"
+    about.write_text(about.read_text() + f'\n[why]\n"icarl/7.6" = "{why}"\n')
+    text = text_of(results)
+    status = compared(text)["icarl", "7.6 MB", "nme"][STATUS]
+    assert status.startswith("differs (")
+    assert status.endswith(": below")
+    assert f"\n\n**icarl**, budget 7.6 MB, nme: {status.removesuffix(': below')}. B{why[1:]}\n\n" in text
