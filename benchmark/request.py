@@ -83,6 +83,7 @@ class RunSpec:
             **self._arithmetic(),
             **({} if self.split is None else {"split": self.split}),
             **({} if self.weights is None else {"weights": self.weights.model_dump()}),
+            **({"source": self.method.source} if self.method.source else {}),
         }
 
     @cached_property

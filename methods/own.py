@@ -4,6 +4,7 @@ A file that is named once is known to this process and to those it starts by $CI
 well: `verify` then knows the method too.
 """
 
+import hashlib
 import importlib
 import os
 import re
@@ -42,8 +43,28 @@ def known() -> dict[str, str]:
     return {str(load(where).card.key): where for where in _listed()}
 
 
+def source_of(name: str) -> str:
+    """The start of the SHA-256 of the file that a method is in, as it was read; "" of a method that is in none.
+
+    It is part of a run's id: after a change of the file its runs are others. What the file imports is not looked at.
+    """
+    where = known().get(name)
+    return _sha256(where) if where else ""
+
+
+def check_unchanged(name: str, source: str) -> None:
+    """Raises BadFile where a process that was started later has read another file than the one that was asked for."""
+    if source_of(name) != source:
+        raise BadFile(f"{Path(known()[name]).name}: the file has changed since this command began; give it again")
+
+
 def _listed() -> list[str]:
     return [part for part in os.environ.get(VARIABLE, "").split(",") if part]
+
+
+@cache
+def _sha256(where: str) -> str:
+    return hashlib.sha256(Path(where.rpartition(":")[0]).read_bytes()).hexdigest()[:16]
 
 
 @cache
@@ -55,6 +76,7 @@ def load(where: str) -> Any:
     path, name = Path(match["file"]).resolve(), match["name"]
     if not path.is_file():
         raise BadFile(f"{where}: there is no such file")
+    _sha256(where)
     if str(path.parent) not in sys.path:
         sys.path.insert(0, str(path.parent))  # processes of ours get it, and find the class by its module's name
     try:

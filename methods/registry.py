@@ -44,7 +44,7 @@ class BadSetting(ValueError):
 class MethodSpec:
     """A method as asked for: `icarl+cim` is base `icarl`, compression `cim`; `configs` by component, in that order.
 
-    `compression` is a learned one, `codec` a fixed one; never both.
+    `compression` is a learned one, `codec` a fixed one; never both. `source` is the checksum of a file of one's own.
     """
 
     name: str
@@ -52,6 +52,7 @@ class MethodSpec:
     compression: type[LearnedCompression] | None
     codec: Codec | None
     configs: Mapping[str, Any]
+    source: str = ""
 
     @property
     def card(self) -> MethodCard:
@@ -109,6 +110,8 @@ class MethodSpec:
 
     def build(self, plan: Plan, scenario: Scenario, device: torch.device) -> Method:
         """A fresh learner that knows nothing, and shares no object in which something could be handed on."""
+        if self.source:
+            own.check_unchanged(self.base.card.key, self.source)
         plan, config, scenario = copy.deepcopy((plan, self.config, scenario))
         if self._rehearsing is None:
             return self.base(plan, config, scenario, device)
@@ -223,7 +226,7 @@ def resolve(name: str, recipe: str, overrides: Mapping[str, object], settings: M
         wished = {key.partition(".")[2]: text for key, text in settings.items() if key.partition(".")[0] == component}
         parsed = {f: parse_setting(f"{component}.{f}", shortened, f, text) for f, text in wished.items()}
         configs[component] = replace(shortened, **parsed)
-    return MethodSpec(name, base, compression, codec, configs)
+    return MethodSpec(name, base, compression, codec, configs, own.source_of(base_name))
 
 
 def _compression_of(text: str) -> tuple[str, Codec | None]:

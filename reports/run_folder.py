@@ -167,11 +167,12 @@ def _isolation(environment: Mapping[str, Any]) -> str:
 def _plug_in(record: CellRecord) -> str:
     """`built in`, or who brings the method and how long its own defaults train it; empty where an older run is silent.
 
-    Nobody holds the defaults of a plug-in against a recipe: a report says which they are.
+    Nobody holds the defaults of a plug-in against a recipe: a report says which they are, and of which state of a file.
     """
     brought_by = record.environment.get("plug_in")
     if not isinstance(brought_by, str):
         return ""
+    brought_by = " ".join(filter(None, [brought_by, record.request.source]))
     base = record.request.method.partition("+")[0]
     config = record.request.config.get(base)
     settings = config.items() if isinstance(config, Mapping) else ()

@@ -119,6 +119,10 @@ class Recorded:
                 (spec,) = within_flops([spec], str(spec.train_flops), data_dir)
         now = json.loads(json.dumps(spec.request))
         differ = [key for key in _leaves(r) if key != (LABEL,) and _leaves(r)[key] != _leaves(now).get(key)]
+        if ("source",) in differ:
+            which = self.environment.get("plug_in", "the file of its method")
+            since = f"its SHA-256 began with {r['source']}, now with {now.get('source', 'none')}"
+            raise RequestError(printable(f"{self.option} {self.path}: {which} has changed since: {since}"))
         if differ:
             raise RequestError(
                 printable(f"{self.option} {self.path}: this version cannot run {_named(differ, _leaves(r))}")

@@ -229,6 +229,7 @@ class Request(_Record):
     weights: Weights | None = None  # that `--weights` brought
     train_flops: Operations | None = None  # that bound the training
     epochs_share: Number = 1.0  # of the recipe's: what epochs were scaled by to stay within `train_flops`
+    source: str = ""  # of a method in a file of somebody's own: the start of the file's SHA-256
 
 
 class Card(_Record):

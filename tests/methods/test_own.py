@@ -1,9 +1,13 @@
 """A method in a file of one's own, named on the command line: found, run, checked, and its errors shown as its own."""
 
+import hashlib
+import json
+import os
 import sys
 
 import pytest
 from nursery import nursery
+from toy import CPU
 
 from cilbench.errors import RequestError
 from cilbench.methods import own
@@ -50,6 +54,39 @@ def test_it_is_named_by_its_file(file, monkeypatch, tmp_path):
     assert [spec.method.name for spec in asked] == ["icarl", "mine-own_sound+jpeg:50"]
     assert "mine-own_sound" in known_methods()
     assert plug_in_of("mine-own_sound").startswith("own_sound.py:Mine")
+
+
+def test_a_changed_file_is_another_method_and_runs_again(file, tmp_path):
+    """`cilbench run` said of a changed loss that it was done already, and gave the old numbers."""
+    asked = ["run", "--methods", "./own_changed.py:Mine", "--dataset", "digits", "--budget", "24KiB"]
+    asked += ["--recipe", "smoke", "--out", "runs", "--jobs", "1"]
+    file("own_changed")
+    for scores in (SOUND["scores"], "{h: -s for h, s in super().scores(images).items()}"):
+        path = file("own_changed", scores=scores)
+        found, said = nursery().run(asked, tmp_path)
+        assert found == 0, said
+        assert "1 done" in said
+        found, said = nursery().run(asked, tmp_path)
+        assert "1 done already" in said
+    first, second = sorted((tmp_path / "runs").glob("*/cell.json"), key=lambda cell: cell.stat().st_mtime)
+    now = hashlib.sha256(path.read_bytes()).hexdigest()
+    assert json.loads(second.read_text())["request"]["source"] == now[:16]
+    known = {**os.environ, own.VARIABLE: f"{path}:Mine"}
+    done = nursery().command("run", "--from", str(first), "--out", "again", cwd=tmp_path, env=known)
+    assert done.returncode == 2
+    assert "own_changed.py:Mine has changed since: its SHA-256 began with" in done.stderr
+
+
+def test_a_file_that_changes_while_its_runs_begin_ends_them(file, monkeypatch, tmp_path):
+    path = file("own_late")
+    monkeypatch.chdir(tmp_path)
+    (spec,) = specs(RunOptions(methods="./own_late.py:Mine", budget="24KiB", dataset="digits"))
+    plan = spec.plan()
+    assert spec.method.build(plan, spec.scenario, CPU)
+    path.write_text(path.read_text() + "\n# and so on\n")
+    own._sha256.cache_clear()  # as in a process that is started now
+    with pytest.raises(own.BadFile, match=r"own_late.py:Mine: the file has changed since this command began"):
+        spec.method.build(plan, spec.scenario, CPU)
 
 
 @pytest.mark.parametrize(
