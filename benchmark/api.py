@@ -130,6 +130,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         "base": spec.scenario.base,
         "inc": spec.scenario.inc,
         "tasks": spec.scenario.tasks,
+        "classes": spec.scenario.classes,
         "recipe": spec.recipe,
         "budget": spec.budget_text,
         "budget_bytes": spec.budget.bytes,
@@ -137,6 +138,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
         "accounting": spec.budget.accounting,
         "backbone": None,
         "exemplars": None,
+        "exemplars_per_class": None,
         "exemplar_bytes": None,
         "model_bytes": None,
         "published_bytes": None,
@@ -163,6 +165,7 @@ def _record(spec: RunSpec, device: torch.device | None, flops: bool) -> dict[str
     return record | {
         "backbone": planned.backbone,
         "exemplars": planned.exemplars,
+        "exemplars_per_class": planned.exemplars // spec.scenario.classes if spec.method.card.rehearsal else None,
         "exemplar_bytes": planned.exemplar_bytes[-1],
         "model_bytes": planned.model_bytes,
         "published_bytes": planned.published_bytes[-1],

@@ -4,11 +4,13 @@ import re
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from math import isnan
 from pathlib import Path
-from statistics import fmean, stdev
+from statistics import fmean
 from textwrap import fill
 from typing import Any
 
+import numpy as np
 import torch
 from rich import box
 from rich.console import Group
@@ -68,7 +70,7 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         if r["status"] == "refused" and r["smallest_budget_bytes"] is None:
             cells |= {"backbone": "refused"}
         elif r["status"] == "refused":
-            cells |= {"backbone": "refused: needs", "published B": f"{r['smallest_budget_bytes']:,}"}
+            cells |= {"backbone": "refused", f"{r['accounting']} B": f"≥ {r['smallest_budget_bytes']:,}"}
         else:
             over = "†" if r["strict_bytes"] > r["budget_bytes"] else " "
             seconds = r["train_seconds"]
@@ -95,13 +97,29 @@ def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 
         columns = _without(model, columns)
     heading = f"Budget in {records[0]['accounting']} bytes; sizes after the last task; †: strict is over it"
     unfit = [r for r in records if r["status"] == "refused" and r["smallest_budget_bytes"] is None]
-    told = "".join(f"\nrefused: {refusal}" for refusal in by_reason((r["method"], r["reason"]) for r in unfit))
+    told = _of_each_class(records)
+    told += f"\n{TOO_SMALL}" if any(r["smallest_budget_bytes"] for r in records) else ""
+    told += "".join(f"\nrefused: {refusal}" for refusal in by_reason((r["method"], r["reason"]) for r in unfit))
     told += _run_once((r["method"], r["budget"]) for r in records)
     return Group(Text(heading), *_tables(columns, groups, left={"method", "backbone"}), *([Text(told)] if told else []))
 
 
+TOO_SMALL = (
+    "refused with ≥: the smallest budget that would do, for the smallest network and one exemplar a class if any"
+)
+
+
+def _of_each_class(records: Iterable[dict[str, Any]]) -> str:
+    """Why the bytes that are planned are those of fewer exemplars than fit, where they are."""
+    classes = {r["classes"] for r in records if r["exemplars_per_class"] and r["exemplars"] % r["classes"]}
+    whole = " or ".join(f"⌊exemplars / {number}⌋" for number in sorted(classes))
+    of_those = "published and strict B are of what it keeps"
+    kept = f"a run keeps {whole} of every class, more where they are encoded; {of_those}"
+    return f"\nexemplars: as many as fit as they are; {kept}" if classes else ""
+
+
 def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out: Path) -> Group:
-    """What a sweep came to, a table a budget: means over runs, ± their standard deviation where there are several."""
+    """What a sweep came to, a table a budget: means over runs, with the report's interval where there are several."""
     split = " (validation)" if asked[0].validation else ""
     columns = ["method", f"avg %{split}", f"last %{split}", "exemplars", "of budget", "status"]
     groups: dict[str, list[list[str]]] = {}
@@ -111,16 +129,25 @@ def result_table(asked: Sequence[RunSpec], outcomes: Mapping[str, Outcome], out:
     for (title, method), specs_of_it in by_cell.items():
         counts = Counter(outcomes[spec.id].status for spec in specs_of_it if spec.id in outcomes)
         done = [spec for spec in specs_of_it if spec.id in outcomes and outcomes[spec.id].status == "done"]
-        results = [result for spec in done if (result := result_of(spec, out)) is not None]
+        known = [(spec, result) for spec in done if (result := result_of(spec, out)) is not None]
         cells = ["–"] * 4
-        if results:
+        if known:
+            runs, results = zip(*known, strict=True)
             averages, lasts, exemplars, shares = zip(*results, strict=True)
-            cells = [_mean(averages), _mean(lasts), f"{max(exemplars):,}", f"{100 * max(shares):.1f} %"]
+            cells = [_mean(averages, runs), _mean(lasts, runs), f"{max(exemplars):,}", f"{100 * max(shares):.1f} %"]
         status = ", ".join(f"{n} {s}" if len(specs_of_it) > 1 else s for s, n in counts.items())
         groups.setdefault(title, []).append([method, *cells, status])
     once = _run_once((spec.name, spec.budget_text) for spec in asked)
-    told = [*_heads_that_differ(asked), *([Text(once)] if once else [])]
+    foot = [Text(f"\n{_what_numbers_are(groups)}")]
+    told = [*foot, *_heads_that_differ(asked), *([Text(once)] if once else [])]
     return Group(*_tables(columns, groups, left={"method", "status"}), *told)
+
+
+def _what_numbers_are(groups: Mapping[str, list[list[str]]]) -> str:
+    """Of which moment, and what stands after ±."""
+    several = any("±" in cell for rows in groups.values() for row in rows for cell in row)
+    told = "±: half-width of a 95 % t interval of the mean, as the report has it. " if several else ""
+    return f"{told}exemplars: after the last task; of budget: the most after any task"
 
 
 def _run_once(asked: Iterable[tuple[str, str]]) -> str:
@@ -143,9 +170,16 @@ def _heads_that_differ(asked: Sequence[RunSpec]) -> list[Text]:
     return [Text(f"\nAccuracy is of each method's published head: {told}")] if len(by_head) > 1 else []
 
 
-def _mean(values: Sequence[float]) -> str:
-    spread = f" ± {stdev(values):.2f}" if len(values) > 1 else ""
-    return f"{fmean(values):.2f}{spread}"
+def _mean(values: Sequence[float], runs: Sequence[RunSpec]) -> str:
+    """A mean with the half-width that the report's tables have."""
+    if len(values) == 1:
+        return f"{values[0]:.2f}"
+    from cilbench.reports.statistics import interval  # slow to import, and only needed at the end
+
+    low, high = interval(np.array(values), [spec.seed for spec in runs], [spec.order for spec in runs]).clip(-100, 100)
+    mean = fmean(values)
+    spread = "" if isnan(low) else f" ± {max(mean - low, high - mean):.2f}"  # none where all are equal
+    return f"{mean:.2f}{spread}"
 
 
 def _tables(columns: Sequence[str], groups: Mapping[str, list[list[str]]], left: Set[str]) -> Iterator[Text | Table]:
