@@ -33,12 +33,12 @@ def check_layout(ledger: Ledger, layout: Sequence[Sequence[str]], task: int) -> 
     by_task = [set(new) for new in layout[: task + 1]]
     if extra := sorted(ledger.layout.difference(*by_task)):
         raise LedgerError(
-            f"{len(extra)} tensors that the plan does not declare after task {task}, such as {extra[0]}: names, dtypes"
-            " and ranks are declared before data is seen (Plan.layout)"
+            f"{len(extra)} tensors that the plan does not declare after task {task + 1}, such as {extra[0]}: names,"
+            " dtypes and ranks are declared before data is seen (Plan.layout)"
         )
     grown = max((t for t, new in enumerate(by_task) if new & ledger.layout), default=0)
     if len(absent := sorted(set().union(*by_task[: grown + 1]) - ledger.layout)) > ABSENT_LIMIT:
         raise LedgerError(
-            f"{len(absent)} tensors that the plan declares are not there after task {task}, such as {absent[0]};"
+            f"{len(absent)} tensors that the plan declares are not there after task {task + 1}, such as {absent[0]};"
             f" at most {ABSENT_LIMIT} may be absent"
         )

@@ -261,7 +261,7 @@ def _check_complete(
     }
     for item in boundaries:
         if sums.get(item["task"]) != (item["published_bytes"], item["strict_bytes"]):
-            raise BadRecord(f"ledger.csv and cell.json disagree about the bytes of task {item['task']}")
+            raise BadRecord(f"ledger.csv and cell.json disagree about the bytes of task {item['task'] + 1}")
 
 
 # ------------------------------------------------------------------------------------------------ text for people

@@ -42,7 +42,7 @@ def of_run(run: Run) -> Tables:
             shares = state[BOXES][:, 2:].double().prod(1).numpy() / cells
             of_class = np.split(shares, np.cumsum(counts)[:-1])
         except (Differs, RequestError, KeyError, ValueError) as error:
-            raise UnusableError(f"task {record.task}: {error}") from None
+            raise UnusableError(f"task {record.task + 1}: {error}") from None
         for label, (count, boxes) in enumerate(zip(counts.tolist(), of_class, strict=True)):
             name = kept.dataset.class_names[scenario.class_order[label]]
             share = 100 * float(boxes.mean()) if count else float("nan")

@@ -45,7 +45,7 @@ def learners(kept: KeptRun) -> Iterator[tuple[int, Method]]:
         try:
             yield record.task, kept.learner(record)
         except (Differs, RequestError) as error:
-            raise UnusableError(f"task {record.task}: {error}") from None
+            raise UnusableError(f"task {record.task + 1}: {error}") from None
 
 
 def network(learner: Method) -> IncrementalNet:

@@ -94,10 +94,10 @@ def _weighs(learnt: Learnt) -> None:
         ledger = Ledger.of_sealed(sealed, learnt.spec.scenario.allowance)
         for kind, planned in (("published", learnt.plan.published_bytes), ("strict", learnt.plan.strict_bytes)):
             total = ledger.total(kind)  # type: ignore[arg-type]
-            _require(total <= planned[task], f"task {task}: {total:,} {kind} B, {planned[task]:,} planned")
+            _require(total <= planned[task], f"task {task + 1}: {total:,} {kind} B, {planned[task]:,} planned")
         _require(
             not learnt.spec.method.card.bounded or ledger.published <= learnt.spec.budget.bytes,
-            f"task {task}: {ledger.published:,} B of {learnt.spec.budget.bytes:,}",
+            f"task {task + 1}: {ledger.published:,} B of {learnt.spec.budget.bytes:,}",
         )
 
 
@@ -105,7 +105,7 @@ def _seals(learnt: Learnt) -> None:
     for task, sealed in enumerate(learnt.sealed):
         state = restore_learner(learnt.spec, learnt.plan, sealed, CPU).state()
         _require(
-            seal(state, learnt.spec.budget.storage) == sealed, f"after task {task} they differ: look at state, load"
+            seal(state, learnt.spec.budget.storage) == sealed, f"after task {task + 1} they differ: look at state, load"
         )
 
 

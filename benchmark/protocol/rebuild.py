@@ -94,7 +94,7 @@ class KeptRun:
             return work()
         except Exception as error:  # a method may raise anything over bytes that are not its own
             if is_out_of_memory(error):
-                raise RequestError(f"--device {self.device}: not enough memory for task {record.task}") from None
+                raise RequestError(f"--device {self.device}: not enough memory for task {record.task + 1}") from None
             raise Differs(f"no learner can be rebuilt from its state ({type(error).__name__}: {error})") from None
 
     @contextmanager

@@ -65,7 +65,7 @@ class OverBudget(RuntimeError):
         total = ledger.total(budget.accounting)
         items = ", ".join(f"{kind} {size:,}" for kind, size in ledger.by_kind(budget.accounting).items())
         super().__init__(
-            f"over budget after task {task}: {format_bytes(total)} of {format_bytes(budget.bytes)}"
+            f"over budget after task {task + 1}: {format_bytes(total)} of {format_bytes(budget.bytes)}"
             f" ({budget.accounting}: {items})"
         )
         self.task, self.ledger = task, ledger

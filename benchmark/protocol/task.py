@@ -45,7 +45,7 @@ class OverFlops(RuntimeError):
     """A run that computes more than it may (`--train-flops`)."""
 
     def __init__(self, task: int) -> None:
-        super().__init__(f"over budget in task {task}: more operations of training than --train-flops allows")
+        super().__init__(f"over budget in task {task + 1}: more operations of training than --train-flops allows")
         self.task = task
 
 

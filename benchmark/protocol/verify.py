@@ -57,13 +57,13 @@ def verify(folder: Path, data_dir: Path | None, device: str) -> Verdict:
             try:
                 again = _evaluated_again(run, record)
             except Differs as difference:
-                problems.append(f"task {record.task}: {difference}")
+                problems.append(f"task {record.task + 1}: {difference}")
                 continue
             found = list(_differences(record.task, stored, again))
             right = accuracies(again, run.spec.scenario, record.task)
             heads = {(row["task"], row["head"]) for row in right}  # of the sealed ones alone
             if not found and [row.model_dump() for row in rows if (row.task, row.head) in heads] != right:
-                found = [f"task {record.task}: {schema.METRICS} is not what the predictions give"]
+                found = [f"task {record.task + 1}: {schema.METRICS} is not what the predictions give"]
             problems += found
     missing = len(cell.tasks) - len(kept)
     compared = f"{_listed(kept)} of {len(cell.tasks)} on {here['device']}"
@@ -89,15 +89,15 @@ def _differences(task: int, stored: Predictions, again: Predictions) -> Iterator
     for name, now in again.items():
         then = stored.get(f"task{task}/{name}")
         if then is None or then.shape != now.shape:
-            yield f"task {task}, {name}: {schema.PREDICTIONS} has none of {len(now):,} images"
+            yield f"task {task + 1}, {name}: {schema.PREDICTIONS} has none of {len(now):,} images"
         elif name == "labels" and not np.array_equal(then, now):
-            yield f"task {task}: the labels in {schema.PREDICTIONS} are not those of the test images"
+            yield f"task {task + 1}: the labels in {schema.PREDICTIONS} are not those of the test images"
         elif name != "labels" and (images := int((then != now).any(1).sum())):
             first = int((then[:, 0] != now[:, 0]).sum())
             share = f"{images:,} of {len(now):,} images differ ({images / len(now):.2%})"
-            yield f"task {task}, {name}: {share}, {first:,} in the top 1"
+            yield f"task {task + 1}, {name}: {share}, {first:,} in the top 1"
 
 
 def _listed(records: list[TaskRecord]) -> str:
-    numbers = ", ".join(str(record.task) for record in records)
+    numbers = ", ".join(str(record.task + 1) for record in records)
     return f"task{'s' if len(records) > 1 else ''} {numbers}"

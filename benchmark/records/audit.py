@@ -69,7 +69,7 @@ class _Recorded:
             yield f"the run says that it is {cell.id!r}"
         extra = sorted(set(self.rows) - set(range(len(cell.tasks))))
         if extra and (cell.status != "over_budget" or extra != [len(cell.tasks)]):
-            yield f"{schema.LEDGER} lists tasks that the record does not have: {extra}"
+            yield f"{schema.LEDGER} lists tasks that the record does not have: {[task + 1 for task in extra]}"
         if cell.status == "done" and len(cell.tasks) != cell.request.tasks:
             yield f"a finished run of {cell.request.tasks} tasks has records of {len(cell.tasks)}"
         for record in cell.tasks:
@@ -77,10 +77,10 @@ class _Recorded:
                 told = getattr(record, column)
                 listed = sum(getattr(row, column) for row in self.rows.get(record.task, []))
                 if listed != told:
-                    yield f"task {record.task}: {column} are {told} in {schema.CELL}, {listed} in {schema.LEDGER}"
+                    yield f"task {record.task + 1}: {column} are {told} in {schema.CELL}, {listed} in {schema.LEDGER}"
             spent = record.published_bytes if cell.request.accounting == "published" else record.strict_bytes
             if spent > cell.request.budget_bytes and (cell.card.competes or cell.card.bounded):
-                yield f"task {record.task}: {spent} B of a budget of {cell.request.budget_bytes} B"
+                yield f"task {record.task + 1}: {spent} B of a budget of {cell.request.budget_bytes} B"
 
     def differences(self, path: Path) -> list[str]:
         """Where a sealed file is not what was recorded of it."""

@@ -324,7 +324,7 @@ def _task_file(folder: Path, task: int) -> TaskFile:
     content = disk.read_json(folder / schema.TASK_RECORD, audited=True)
     file = schema.validated(TaskFile, content, schema.TASK_RECORD)
     if file.record.task != task:
-        raise BadRecord(f"{schema.TASK_RECORD}: task {task} says that it is task {file.record.task}")
+        raise BadRecord(f"{schema.TASK_RECORD}: task {task + 1} says that it is task {file.record.task + 1}")
     data = disk.read_bytes(folder / schema.PREDICTIONS, schema.LIMITS[schema.PREDICTIONS])
     if sha256(data).hexdigest() != file.predictions_sha256:
         raise BadRecord(f"{schema.PREDICTIONS}: its checksum differs")

@@ -293,7 +293,7 @@ class CellRecord(Ending):
     def _in_order(self) -> "CellRecord":
         for number, record in enumerate(self.tasks):
             if record.task != number:
-                raise ValueError(f"task {number} says that it is task {record.task}")
+                raise ValueError(f"task {number + 1} says that it is task {record.task + 1}")
         return self
 
 

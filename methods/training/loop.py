@@ -32,11 +32,12 @@ Loss = Callable[[Tensor, Tensor], Tensor]  # normalised images [B, C, H, W] and 
 
 
 class Diverged(RuntimeError):
-    """The loss, or what was learned from it, is no longer a number. All counts from 0, `step` within the epoch."""
+    """The loss, or what was learned from it, is no longer a number. All counts from 0, and are told from 1."""
 
     def __init__(self, task: int, epoch: int, step: int, lr: float, what: str = "the loss is") -> None:
         self.where = task, epoch, step, lr, what
-        super().__init__(f"{what} not finite in task {task}, epoch {epoch}, step {step}, learning rate {lr:g}")
+        place = f"task {task + 1}, epoch {epoch + 1}, step {step + 1}, learning rate {lr:g}"
+        super().__init__(f"{what} not finite in {place}")
 
 
 @dataclass

@@ -159,7 +159,7 @@ def test_a_state_that_is_not_the_recorded_one_is_left_out(runs: Path, tmp_path: 
     path = folder / "tasks" / "3" / "state.safetensors"
     path.write_bytes(path.read_bytes()[:-1] + b"?")
     code, said = analysed(folder, "--what", "shift", "--out", "out", at=tmp_path)
-    assert (code, said) == (2, ["cilbench: --what shift: task 3: its sealed state is not the one that was recorded"])
+    assert (code, said) == (2, ["cilbench: --what shift: task 4: its sealed state is not the one that was recorded"])
 
 
 def test_a_folder_of_somebody_elses_files_is_refused(runs: Path, tmp_path: Path) -> None:

@@ -104,7 +104,7 @@ def test_one_operation_more_is_over_budget(toy, tmp_path, isolate):
     planned = counted(spec, toy)
     outcome, folder = run(replace(spec, train_flops=planned - 1), toy, tmp_path, isolate=isolate)
     assert outcome.status == "over_budget"
-    assert outcome.reason == "over budget in task 1: more operations of training than --train-flops allows"
+    assert outcome.reason == "over budget in task 2: more operations of training than --train-flops allows"
     assert len(read_json(folder / "cell.json")["tasks"]) == 1
     assert isolate or run(replace(spec, train_flops=planned), toy, tmp_path)[0].status == "done"
 

@@ -51,7 +51,7 @@ class InNames(Replay):
 def test_names_of_tensors_hold_no_images(accounting, toy, tmp_path):
     outcome, folder = run(with_class(toy_spec("replay", toy, accounting=accounting), InNames), toy, tmp_path)
     assert outcome.status == "failed"
-    assert "56 tensors that the plan does not declare after task 0" in outcome.reason
+    assert "56 tensors that the plan does not declare after task 1" in outcome.reason
     assert json.loads((folder / "cell.json").read_text())["tasks"] == []
 
 
@@ -65,7 +65,7 @@ class InTheNamesOfTheLarger(FOSTER):
 def test_names_of_what_is_judged_and_not_sealed_hold_nothing(toy, tmp_path):
     outcome, _ = run(with_class(toy_spec("foster", toy), InTheNamesOfTheLarger), toy, tmp_path)
     assert outcome.status == "failed"
-    assert "tensors that the plan does not declare after task 0" in outcome.reason
+    assert "tensors that the plan does not declare after task 1" in outcome.reason
 
 
 def changed(change) -> type:
@@ -108,7 +108,7 @@ class AVocabulary(Replay):
 def test_which_of_the_planned_tensors_there_are_says_nothing(toy, tmp_path):
     outcome, _ = run(with_class(toy_spec("replay", toy), AVocabulary), toy, tmp_path)
     assert outcome.status == "failed"
-    assert "980 tensors that the plan declares are not there after task 0" in outcome.reason
+    assert "980 tensors that the plan declares are not there after task 1" in outcome.reason
 
 
 def choosing(*there: str) -> type:
@@ -139,11 +139,11 @@ FIRST, SECOND, THIRD = ([f"{task}.{n}" for n in range(10)] for task in range(3))
         ([*FIRST, *SECOND], None),  # it has grown once less
         (FIRST, None),
         ([*FIRST, *SECOND, *THIRD[:6]], None),  # four are missing, as everywhere
-        ([*FIRST, *SECOND, *THIRD[:5]], "5 tensors that the plan declares are not there after task 2"),
-        ([*FIRST, *SECOND[::2]], "5 tensors that the plan declares are not there after task 1"),
-        ([*FIRST, *THIRD], "10 tensors that the plan declares are not there after task 2"),
-        (FIRST[:5], "5 tensors that the plan declares are not there after task 0"),
-        ([*FIRST, *THIRD[:1]], "19 tensors that the plan declares are not there after task 2"),
+        ([*FIRST, *SECOND, *THIRD[:5]], "5 tensors that the plan declares are not there after task 3"),
+        ([*FIRST, *SECOND[::2]], "5 tensors that the plan declares are not there after task 2"),
+        ([*FIRST, *THIRD], "10 tensors that the plan declares are not there after task 3"),
+        (FIRST[:5], "5 tensors that the plan declares are not there after task 1"),
+        ([*FIRST, *THIRD[:1]], "19 tensors that the plan declares are not there after task 3"),
     ],
     ids=["all", "two", "one", "all but four", "half of the last", "half of one", "a gap", "half of the first", "a bit"],
 )
@@ -156,7 +156,7 @@ def test_a_network_may_grow_less_often_than_planned_and_say_nothing_else_by_it(t
 
 
 def test_nothing_of_what_was_planned_is_not_a_network_that_has_not_grown():
-    with pytest.raises(LedgerError, match="9 tensors that the plan declares are not there after task 1"):
+    with pytest.raises(LedgerError, match="9 tensors that the plan declares are not there after task 2"):
         check_layout(Ledger(()), [[f"other/{n} U8 1" for n in range(9)], ["other/9 U8 1"]], 1)
 
 

@@ -26,7 +26,7 @@ def test_one_cell_diverges_the_others_go_on(tmp_path: Path) -> None:
     (record,) = (tmp_path / "runs").glob("der-*/cell.json")
     spec = json.loads(record.read_text())
     assert spec["status"] == "diverged"
-    assert re.fullmatch(r".* in task 0, epoch \d+, step \d+, learning rate 1e\+\d+", spec["reason"])
+    assert re.fullmatch(r".* in task 1, epoch \d+, step \d+, learning rate 1e\+\d+", spec["reason"])
     assert spec["reason"] in said
     assert audit(record.parent) == []
 
@@ -113,4 +113,4 @@ def test_weights_that_go_at_the_last_step_are_a_divergence(toy, tmp_path: Path, 
     outcome, _ = run(spec, toy, tmp_path)
     assert outcome.status == "diverged"
     rate = spec.method.config.lr
-    assert outcome.reason == f"the weights are not finite in task 0, epoch 0, step 0, learning rate {rate:g}"
+    assert outcome.reason == f"the weights are not finite in task 1, epoch 1, step 1, learning rate {rate:g}"

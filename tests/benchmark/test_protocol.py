@@ -254,7 +254,7 @@ def test_a_crash_is_a_failed_cell_that_keeps_what_it_had(toy, tmp_path):
 def test_divergence_is_a_status_of_its_own(toy, tmp_path):
     outcome, _ = run(with_class(toy_spec("icarl", toy), Diverging), toy, tmp_path)
     assert outcome.status == "diverged"
-    assert "task 0, epoch 3, step 17, learning rate 0.1" in outcome.reason
+    assert "task 1, epoch 4, step 18, learning rate 0.1" in outcome.reason
 
 
 def as_json(path: Path, change) -> None:

@@ -96,7 +96,7 @@ def test_a_run_that_computes_more_is_over_budget(tmp_path):
     over = cilbench(tmp_path, *asked)
     assert over.returncode == 1, over.stderr
     (cell,) = cells(tmp_path / "runs").values()
-    said = "over budget in task 0: more operations of training than --train-flops allows"
+    said = "over budget in task 1: more operations of training than --train-flops allows"
     assert (cell["status"], cell["reason"]) == ("over_budget", said)
     assert said in " ".join(over.stdout.split())
 

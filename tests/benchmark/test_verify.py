@@ -51,7 +51,7 @@ def signed(folder: Path, **changes: Any) -> None:
 def test_a_run_agrees_with_its_sealed_states(made: Path, tmp_path: Path) -> None:
     code, lines = verified(made, at=tmp_path)
     assert (code, len(lines)) == (0, 1)
-    assert lines[0].startswith(f"agrees   {made}: tasks 0, 1, 2, 3, 4 of 5 on cpu")
+    assert lines[0].startswith(f"agrees   {made}: tasks 1, 2, 3, 4, 5 of 5 on cpu")
 
 
 def test_a_run_that_keeps_the_last_state_is_verified_there_and_says_so(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_a_run_that_keeps_the_last_state_is_verified_there_and_says_so(tmp_path:
     folder = run_once(tmp_path, *DIGITS, "--methods", "der", "--isolate")
     code, (line,) = verified(folder, at=tmp_path)
     assert code == 0
-    assert "task 4 of 5 on cpu" in line
+    assert "task 5 of 5 on cpu" in line
     assert line.endswith("; of 4 other tasks no state was kept")
 
 
@@ -109,13 +109,13 @@ def no_state_at_all(folder: Path) -> None:
 
 
 CHANGES: dict[str, tuple[Callable[[Path], None], str]] = {
-    "a byte of a state": (flipped_byte, "task 3: its sealed state is not the one that was recorded"),
-    "three predictions": (other_prediction, "task 2, nme: 3 of "),
-    "a label": (other_labels, "task 1: the labels in predictions.npz are not those of the test images"),
-    "a head": (missing_head, "task 4, head: predictions.npz has none of "),
-    "an accuracy": (better_metrics, "task 4: metrics.csv is not what the predictions give"),
-    "weights, with their checksums": (other_weights, "task 0, head: "),
-    "a whole state": (no_state_at_all, "task 1: its sealed state is not the one that was recorded"),
+    "a byte of a state": (flipped_byte, "task 4: its sealed state is not the one that was recorded"),
+    "three predictions": (other_prediction, "task 3, nme: 3 of "),
+    "a label": (other_labels, "task 2: the labels in predictions.npz are not those of the test images"),
+    "a head": (missing_head, "task 5, head: predictions.npz has none of "),
+    "an accuracy": (better_metrics, "task 5: metrics.csv is not what the predictions give"),
+    "weights, with their checksums": (other_weights, "task 1, head: "),
+    "a whole state": (no_state_at_all, "task 2: its sealed state is not the one that was recorded"),
 }
 
 

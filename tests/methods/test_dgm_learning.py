@@ -213,14 +213,14 @@ def test_weights_that_are_no_numbers_after_the_last_step_end_the_task(monkeypatc
     monkeypatch.setattr("cilbench.methods.dgm.steps.compensation", lambda e, s, s_epoch: torch.full_like(e, torch.nan))
     config = replace(TINY, width=1, epochs=1, max_steps=1)
     learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
-    with pytest.raises(Diverged, match="the weights are not finite in task 0, epoch 0, step 0"):
+    with pytest.raises(Diverged, match="the weights are not finite in task 1, epoch 1, step 1"):
         learner.learn(toy_task(TOY, 0), context())
 
 
 def test_a_loss_that_is_no_number_ends_the_task() -> None:
     config = replace(TINY, width=1, lr=1e30)
     learner = DGM(DGM.plan(PLENTY, TOY, config), config, TOY, CPU)
-    with pytest.raises(Diverged, match=r"task 0, epoch \d+, step \d+, learning rate 1e\+30"):
+    with pytest.raises(Diverged, match=r"task 1, epoch \d+, step \d+, learning rate 1e\+30"):
         learner.learn(toy_task(TOY, 0), context())
 
 

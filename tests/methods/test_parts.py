@@ -209,7 +209,7 @@ def test_fit_learns_and_a_loss_that_is_no_number_ends_it():
         steps.append(x)
         return model(x).sum() * (torch.inf if len(steps) == 9 else torch.nan if len(steps) > 9 else 0.0)
 
-    with pytest.raises(Diverged, match=r"task 4, epoch 1, step 3, learning rate 0.01"):  # of five steps an epoch
+    with pytest.raises(Diverged, match=r"task 5, epoch 2, step 4, learning rate 0.01"):  # of five steps an epoch
         fit(bad_from_the_fourth_step_on, [model], task_data, schedule, transform, silent(), 4)
 
 

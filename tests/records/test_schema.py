@@ -136,7 +136,7 @@ def test_what_is_wrong_is_said_in_a_line(path: tuple[str, ...], to: Any, says: s
 
 def test_tasks_in_another_order_are_refused(written: Path) -> None:
     tasks = read_json(written / "cell.json")["tasks"]
-    with pytest.raises(BadRecord, match="task 0 says that it is task 2"):
+    with pytest.raises(BadRecord, match="task 1 says that it is task 3"):
         parse_cell(changed(written, "tasks", to=tasks[::-1]))
 
 

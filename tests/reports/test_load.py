@@ -63,7 +63,7 @@ BROKEN: dict[str, tuple[Callable[[Path], object], str]] = {
     "an unknown kind": (append("ledger.csv", "4,free,all,1,U8,1,0,0\n"), "unknown kind"),
     "bytes nobody weighed": (
         append("ledger.csv", "4,backbone,more,1,U8,9,9,9\n"),
-        "disagree about the bytes of task 4",
+        "disagree about the bytes of task 5",
     ),
 }
 
