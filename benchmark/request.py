@@ -20,7 +20,7 @@ from cilbench.data.weights import Cost, check_weights, pretrained
 from cilbench.errors import RequestError
 from cilbench.methods import own
 from cilbench.methods.contract import Plan, Recording, Scenario
-from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, parse_setting, resolve
+from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, named, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.numerics import MemoryFormat, Precision
 from cilbench.options import RunOptions
@@ -257,8 +257,8 @@ def _fits_alike(spec: RunSpec) -> tuple[str, int]:
 
 def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
     try:
-        names = [own.add(name) if own.IN_A_FILE.fullmatch(name) else name.lower() for name in _split(request.methods)]
-    except own.BadFile as error:
+        names = [named(text) for text in _split(request.methods)]
+    except (UnknownMethod, own.BadFile) as error:
         raise RequestError(f"--methods {error}") from None
     if not names:
         raise RequestError("--methods is empty: name at least one, e.g. icarl,der (`cilbench methods` lists them)")

@@ -4,6 +4,7 @@ A file that is named once is known to this process and to those it starts by $CI
 well: `verify` then knows the method too.
 """
 
+import ast
 import hashlib
 import importlib
 import os
@@ -36,6 +37,28 @@ def add(text: str) -> str:
     if where not in _listed():
         os.environ[VARIABLE] = ",".join([*_listed(), where])
     return key + (match["rest"] or "")
+
+
+def check_names_class(text: str) -> None:
+    """Raises BadFile for FILE.py without a class, and says which there are."""
+    file, plus, rest = text.partition("+")
+    if not file.endswith(".py"):
+        return
+    path = Path(os.path.expanduser(file))
+    if not path.is_file():
+        raise BadFile(f"{file}: there is no such file")
+    classes = classes_in(path)
+    those = ", ".join(classes) or "no class"
+    raise BadFile(f"{file}: write {file}:{classes[0] if classes else 'CLASS'}{plus}{rest}; the file has {those}")
+
+
+def classes_in(path: Path) -> list[str]:
+    """Names of the classes of a file, which is not run; none of a file that Python cannot read."""
+    try:
+        tree = ast.parse(path.read_bytes())
+    except (OSError, SyntaxError, ValueError):
+        return []
+    return [node.name for node in tree.body if isinstance(node, ast.ClassDef)]
 
 
 def known() -> dict[str, str]:
@@ -86,7 +109,7 @@ def load(where: str) -> Any:
     if Path(str(getattr(module, "__file__", ""))).resolve() != path:
         raise BadFile(f"{where}: Python has another module of the name {path.stem}: rename the file")
     if not hasattr(module, name):
-        raise BadFile(f"{where}: the file has no {name}")
+        raise BadFile(f"{where}: the file has no {name}; it has {', '.join(classes_in(path)) or 'no class'}")
     missing = [part for part in NEEDED if not hasattr(getattr(module, name), part)]
     if missing:
         raise BadFile(f"{where}: a method needs {', '.join(missing)} as well (cilbench.methods.contract)")

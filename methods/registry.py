@@ -178,6 +178,18 @@ def known_methods() -> dict[str, str]:
     return table
 
 
+def named(text: str) -> str:
+    """A method's name of what was typed, in lower case; what is none stays as it was typed, for the message.
+
+    Raises UnknownMethod, BadFile.
+    """
+    if own.IN_A_FILE.fullmatch(text):
+        return own.add(text)
+    own.check_names_class(text)
+    lower = text.lower()
+    return lower if lower.partition("+")[0] in {*known_methods(), *ALIASES} else text
+
+
 def those_that(flag: str) -> str:
     """Methods of which the card says so: `frozen`, `freezes_branches`, `latents`."""
     return ", ".join(name for name in known_methods() if getattr(load_class(name).card, flag))
@@ -259,9 +271,11 @@ def load_class(name: str) -> Any:
     table = known_methods()
     if name not in table:
         every = [*table, *ALIASES]
-        near = difflib.get_close_matches(name, every, n=3) or sorted(every)
+        near = difflib.get_close_matches(name.lower(), every, n=3) or sorted(every)
+        own_file = "one of your own is named ./FILE.py:CLASS; " if ":" in name else ""
         raise UnknownMethod(
-            f"unknown method {name!r}; {'nearest' if len(near) < len(every) else 'there is'}: {', '.join(near)}"
+            f"unknown method {name!r}; {own_file}"
+            f"{'nearest' if len(near) < len(every) else 'there is'}: {', '.join(near)}"
         )
     return _import(table[name])
 

@@ -4,6 +4,7 @@ cell.json may be somebody else's: what it asks for is checked as a command line 
 """
 
 import json
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -17,6 +18,8 @@ from cilbench.data.cache import fingerprint
 from cilbench.device.choose import MOST_THREADS, laid_out, pick_device
 from cilbench.device.environment import environment
 from cilbench.errors import RequestError
+from cilbench.methods import own
+from cilbench.methods.registry import known_methods
 from cilbench.options import HowToRun
 from cilbench.protocol.arithmetic import within_flops
 from cilbench.protocol.context import Screen
@@ -109,7 +112,7 @@ class Recorded:
         try:
             asked = specs(request)
         except RequestError as error:
-            raise RequestError(printable(f"{self.option} {self.path}: {error}", 1000)) from None
+            raise RequestError(printable(f"{self.option} {self.path}: {self._file_to_name() or error}", 1000)) from None
         if len(asked) != 1:
             raise RequestError(printable(f"{self.option} {self.path}: not the request of one cell"))
         spec = asked[0]
@@ -128,6 +131,17 @@ class Recorded:
                 printable(f"{self.option} {self.path}: this version cannot run {_named(differ, _leaves(r))}")
             )
         return spec
+
+    def _file_to_name(self) -> str:
+        """What to set where the method is in a file that nobody has named here; "" where that is not the reason."""
+        method = str(self.request["method"])
+        made = re.match(r"([\w.-]+\.py):([A-Za-z_]\w*)", str(self.environment.get("plug_in", "")))
+        try:
+            unknown = made is not None and method.partition("+")[0] not in known_methods()
+        except ValueError:  # a file that is named holds no method, which is said
+            return ""
+        way_out = f"set {own.VARIABLE}=./{made[0]}, with the path where you have it" if made else ""
+        return f"its method {method} is in a file: {way_out}" if unknown else ""
 
     def not_said(self, spec: RunSpec) -> Iterator[str]:
         """Settings that have come since, a line each: the cell runs with their defaults, under another name."""

@@ -13,6 +13,7 @@ from cilbench.errors import RequestError
 from cilbench.methods import own
 from cilbench.methods.registry import known_methods, plug_in_of
 from cilbench.options import RunOptions
+from cilbench.protocol.rerun import Recorded
 from cilbench.request import specs
 
 MINE = """
@@ -69,6 +70,10 @@ def test_a_changed_file_is_another_method_and_runs_again(file, tmp_path):
         found, said = nursery().run(asked, tmp_path)
         assert "1 done already" in said
     first, second = sorted((tmp_path / "runs").glob("*/cell.json"), key=lambda cell: cell.stat().st_mtime)
+    with pytest.raises(RequestError) as unnamed:
+        Recorded.read(second, option="RUN").spec(nursery().data_dir)
+    way_out = "its method mine-own_changed is in a file: set CILBENCH_METHODS=./own_changed.py:Mine, with the path"
+    assert str(unnamed.value).startswith(f"RUN {second}: {way_out}")
     now = hashlib.sha256(path.read_bytes()).hexdigest()
     assert json.loads(second.read_text())["request"]["source"] == now[:16]
     known = {**os.environ, own.VARIABLE: f"{path}:Mine"}
@@ -93,7 +98,10 @@ def test_a_file_that_changes_while_its_runs_begin_ends_them(file, monkeypatch, t
     ("text", "says"),
     [
         ("./nowhere.py:Mine", "there is no such file"),
-        ("./own_part.py:Nobody", "the file has no Nobody"),
+        ("./own_part.py:mine", "the file has no mine; it has Mine"),
+        ("./own_part.py", "--methods ./own_part.py: write ./own_part.py:Mine; the file has Mine"),
+        ("./own_part.py+jpeg:50", "write ./own_part.py:Mine+jpeg:50; the file has Mine"),
+        ("./nowhere.py", "there is no such file"),
         ("./own_part.py:replace", "a method needs card, Config"),
         ("./own_wrong.py:Mine", "own_wrong.py, line 1, in <module>: 1 / 0 ZeroDivisionError"),
         ("./own_syntax.py:Mine", "own_syntax.py, line 1: "),
@@ -110,6 +118,12 @@ def test_a_file_that_holds_no_method_is_refused_in_one_line(text, says, file, mo
         specs(RunOptions(methods=text, budget="24KiB", dataset="digits"))
     assert says in str(refusal.value)
     assert "\n" not in str(refusal.value)
+
+
+def test_an_unknown_name_is_repeated_as_it_was_typed():
+    says = "^--methods: unknown method 'Part:Mine'; one of your own is named ./FILE.py:CLASS; there is: abd, "
+    with pytest.raises(RequestError, match=says):
+        specs(RunOptions(methods="iCaRL,Part:Mine", budget="24KiB", dataset="digits"))
 
 
 def test_it_cannot_take_a_name_that_is_there(tmp_path, file, monkeypatch):
@@ -144,3 +158,4 @@ def test_check_says_what_of_the_contract_is_kept(parts, code, says, file, tmp_pa
     assert found == code, said
     assert says in said
     assert ("fails" in said) == bool(code)
+    assert ("whether its loss is the one that was meant is not tested" in said) == (not code)
