@@ -220,6 +220,7 @@ def open_tree(source: Path, size: int | None) -> Iterator[Tree]:
         notes += [
             *opened_source.notes,
             *_of_classes(class_names),
+            *_of_balance(labels["test"]),
             *_of_headers(images.values(), target),
             *_of_files(aside),
         ]
@@ -324,6 +325,13 @@ def _of_classes(class_names: tuple[str, ...]) -> Iterator[str]:
             "classes are numbered by the order of their names as text, as torchvision does: "
             f"{', '.join(class_names[max(0, first - 1) : first + 3])}, …; write 02 for 2 to have them by number"
         )
+
+
+def _of_balance(labels: Int64) -> Iterator[str]:
+    fewest, most = min(counts := np.bincount(labels).tolist()), max(counts)
+    if most > 2 * fewest:
+        told = "accuracy counts images alike, so large classes count for more"
+        yield f"{fewest:,} to {most:,} test images a class: {told}"
 
 
 def _by_number(name: str) -> list[str | int]:

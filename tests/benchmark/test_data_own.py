@@ -60,6 +60,13 @@ def test_a_tree_of_images_alone_is_imported_without_a_word(tmp_path: Path) -> No
     assert imported(small_tree(), tmp_path)[1] == ""
 
 
+@pytest.mark.parametrize(("more", "said"), [(1, False), (2, True)])
+def test_classes_of_unlike_numbers_of_test_images_are_said(more: int, said: bool, tmp_path: Path) -> None:
+    beside: Tree = {f"test/b/{number}.png": picture(90 + number) for number in range(1, 1 + more)}
+    _, notes = imported(small_tree(**beside), tmp_path)
+    assert notes == ("1 to 3 test images a class: accuracy counts images alike, so large classes count for more" * said)
+
+
 def test_a_class_of_other_files_alone_is_empty(tmp_path: Path) -> None:
     tree = small_tree(**{"train/c/notes.txt": b"x", "test/c/0.png": GOOD})
     source = write_folder(tmp_path / "in", tree)
