@@ -99,12 +99,22 @@ class RunOptions:
     seeds: str = option("1993", "Seeds of everything random but the class order.", COMPARED, "N,N,…")
     orders: str = option("1993", "Seeds of the class order; every pair with --seeds is a run.", COMPARED, "N,N,…")
     base: int | None = option(
-        None, "Classes of the first task; 0: as many as in the others.", TRAINING, "N", parser=a_whole_number
+        None,
+        "Classes of the first task (default: the data set's); 0: as many as in the others, as imported sets have it.",
+        TRAINING,
+        "N",
+        parser=a_whole_number,
     )
-    inc: int | None = option(None, "Classes of every later task.", TRAINING, "N", parser=a_whole_number)
+    inc: int | None = option(
+        None,
+        "Classes of every later task (default: the data set's; of an imported one what makes five to ten tasks).",
+        TRAINING,
+        "N",
+        parser=a_whole_number,
+    )
     recipe: str | None = option(
         None,
-        "published, survey, fast (a tenth of the epochs), a share of them such as 0.3, or smoke.",
+        "published, survey, fast (a tenth of the epochs), a share such as 0.3, or smoke (an epoch of four batches).",
         TRAINING,
         "NAME",
     )
