@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 
 from cilbench.reports.comparability import parts
 from cilbench.reports.figures import layout
-from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, Style, paper_style
+from cilbench.reports.figures.styles import FAINT, SMALL, STRESS, PaperColumns, Style, fitted, paper_style
 
 _MOST_TICKS = 8
 _MOST_NAMES = 12
@@ -226,8 +226,8 @@ def points(
             if f"{y}_low" in part:
                 axes.vlines(at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
             for n, (x_of, y_of, text) in enumerate(zip(at, part[y], part[named], strict=True) if labelled else ()):
-                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": layout.SMALL, "color": FAINT}
-                axes.annotate(layout.fitted(figure, str(text)), (x_of, y_of), (4, 3 if n % 2 else -8), **look)
+                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "color": FAINT}
+                axes.annotate(fitted(figure, str(text)), (x_of, y_of), (4, 3 if n % 2 else -8), **look)
         if table[y].dtype.kind == "i":
             axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.margins(*((0.08, 0.12) if labelled else (0.05, 0.05)))
@@ -255,8 +255,8 @@ def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Fi
         for row, (value, relation) in enumerate(zip(table["value"], table["relation"], strict=True)):
             axes.barh(row, value, height=0.65, color=STRESS, alpha=1 if relation == "equal" else 0.45)
             text = f"{signs[relation]}{value:.3g}"
-            axes.annotate(text, (value, row), (3, 0), textcoords="offset points", va="center", fontsize=layout.SMALL)
-        axes.set_yticks(range(len(table)), [layout.fitted(figure, label, room_inches=1.9) for label in table["label"]])
+            axes.annotate(text, (value, row), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
+        axes.set_yticks(range(len(table)), [fitted(figure, label, room_inches=1.9) for label in table["label"]])
         axes.set_ylim(len(table) - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.set(xlabel=label, ylabel="")

@@ -7,8 +7,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from cilbench.reports import comparability
-from cilbench.reports.figures.layout import ACCURACIES, finish, fitted, ink_line, left_panels, panel_grid
-from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, paper_style
+from cilbench.reports.figures.layout import ACCURACIES, finish, ink_line, left_panels, panel_grid
+from cilbench.reports.figures.styles import FAINT, STRESS, PaperColumns, fitted, paper_style
 from cilbench.reports.wording import budget_text
 
 

@@ -11,7 +11,16 @@ from cilbench.reports.comparability import parts
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style, styles_by_name
+from cilbench.reports.figures.styles import (
+    FAINT,
+    POINT,
+    SMALL,
+    PaperColumns,
+    Style,
+    paper_style,
+    styles_by_name,
+    wrapped,
+)
 from cilbench.reports.group import Group
 from cilbench.reports.wording import budget_text
 
@@ -52,17 +61,17 @@ def accuracy_over_classes(
             layout.say_n(axes, own["n"])
             layout.class_ticks(axes, sorted(set(curves["seen"])))
             words = [word for status, names in by_status.items() for word in (f"{status}:", *_listed(names))]
-            told = layout.wrapped(figure, words, room)
+            told = wrapped(figure, words, room)
             rows = max(rows, len(told))
             axes.set_xlabel("Classes seen")
             if told:
                 under: dict[str, Any] = {"xycoords": axes.xaxis.label, "textcoords": "offset points"}
-                under |= {"ha": "center", "va": "top", "color": FAINT, "fontsize": layout.SMALL}
+                under |= {"ha": "center", "va": "top", "color": FAINT, "fontsize": SMALL}
                 axes.annotate("\n".join(told), (0.5, 0), xytext=(0, -2), annotation_clip=False, **under)
         layout.label_rows(panels, "Top-1 accuracy (%)")
         layout.limit(panels[0], competing, "top1", also=_near(references["top1"], competing["top1"]))
         handles = layout.handles_of(competing["name"], styles) + layout.dashed_handles(references)
-        layout.finish(figure, handles, place, below=rows * layout.ROW * layout.POINT)
+        layout.finish(figure, handles, place, below=rows * layout.ROW * POINT)
     return figure
 
 

@@ -15,8 +15,8 @@ from matplotlib.ticker import MaxNLocator
 from cilbench.records.schema import KINDS
 from cilbench.reports import comparability
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import budgets_of, finish, fitted, panel_grid, say_n
-from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, PaperColumns, paper_style
+from cilbench.reports.figures.layout import budgets_of, finish, panel_grid, say_n
+from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, PaperColumns, fitted, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.spending import CONVENTIONS, spending
 from cilbench.reports.wording import budget_text, status_text, unit_of, without_result

@@ -18,14 +18,24 @@ from numpy.typing import NDArray
 
 from cilbench.reports import wording
 from cilbench.reports.comparability import parts
-from cilbench.reports.figures.styles import FAINT, INK, WIDTH_INCHES, PaperColumns, Style
+from cilbench.reports.figures.styles import (
+    FAINT,
+    INK,
+    LABEL,
+    POINT,
+    SMALL,
+    WIDTH_INCHES,
+    PaperColumns,
+    Style,
+    fitted,
+    text_inches,
+)
 from cilbench.reports.wording import axis_texts, budget_heading, repetitions_text, unit_of, without_result
 
-POINT = 1 / 72  # inch
 ROW = 8.6  # points from one line of text to the next
-LABEL, SMALL = 7.0, 6.0  # points: letters of labels, of remarks
 
 _EDGE = 1  # pixels between two images
+_ROUNDS = 3  # of layout, where one place depends on another
 
 ACCURACIES = {"avg": "Average accuracy", "last": "Last accuracy"}
 
@@ -96,7 +106,35 @@ def finish(figure: Figure, handles: Sequence[Artist], place: Axes | None = None,
         below += (1.5 * rows * LABEL + 4) * POINT
         figure.legend(list(handles), texts, loc="outside lower center", ncols=columns, borderaxespad=0.2, **look)
     figure.set_figheight(figure.get_figheight() + below)
-    ConstrainedLayoutEngine(h_pad=0.025, w_pad=0.04).execute(figure)
+    _lay_out(figure)
+    for legend in figure.legends:  # where it is now, also in a file that has a caption below the figure
+        legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
+
+
+def _lay_out(figure: Figure) -> None:
+    """Fix every place. Panels that keep their proportions leave some of theirs empty, which is known when they have
+    been placed: places are computed until they stay, and height that no panel needs is taken from the figure.
+    """
+    engine = ConstrainedLayoutEngine(h_pad=0.025, w_pad=0.04)
+    engine.execute(figure)
+    panels = [axes for axes in figure.axes if axes.axison and axes.get_subplotspec() is not None]
+    if all(axes.get_aspect() == "auto" for axes in panels):
+        return
+    for _ in range(_ROUNDS):
+        engine.execute(figure)
+    rows = len({round(axes.get_position(original=True).y0, 3) for axes in panels})
+    empty = min(_empty_inches(figure, axes) for axes in panels)
+    figure.set_figheight(figure.get_figheight() - rows * empty)
+    for _ in range(_ROUNDS):
+        engine.execute(figure)
+
+
+def _empty_inches(figure: Figure, axes: Axes) -> float:
+    """Height of a panel's place that neither it nor its texts fill."""
+    filled = axes.get_tightbbox()
+    assert filled is not None  # a panel is drawn
+    place = axes.get_position(original=True).transformed(figure.transFigure)
+    return float(max(place.y1, filled.y1) - min(place.y0, filled.y0) - filled.height) / figure.dpi
 
 
 def handles_of(names: Iterable[str], styles: Mapping[str, Style], **look: Any) -> list[Artist]:
@@ -281,35 +319,6 @@ def name_panel(axes: Axes, name: str, **look: Any) -> None:
     assert figure is not None  # made by `panel_grid`
     room = axes.get_position().width * figure.get_figwidth() - 0.3
     axes.set_title(fitted(figure, name, room), **look)
-
-
-def wrapped(figure: Figure, words: Sequence[str], room_inches: float, size: float = SMALL) -> list[str]:
-    """Words in lines that are no wider than the room; a word that is wider by itself is cut."""
-    found: list[str] = []
-    for word in (fitted(figure, word, room_inches, size) for word in words):
-        if found and text_inches(figure, [longer := f"{found[-1]} {word}"], size) <= room_inches:
-            found[-1] = longer
-        else:
-            found.append(word)
-    return found
-
-
-def fitted(figure: Figure, name: str, room_inches: float = 1.3, size: float = LABEL) -> str:
-    """The name, cut where it would take too much of a figure's width."""
-    if text_inches(figure, [name], size) <= room_inches:
-        return name
-    kept = next(n for n in range(len(name) - 1, -1, -1) if text_inches(figure, [f"{name[:n]}…"], size) <= room_inches)
-    return f"{name[:kept]}…"
-
-
-def text_inches(figure: Figure, texts: Sequence[str], size: float = LABEL) -> float:
-    """Width of the longest text, whose letters are `size` points high."""
-    widest = 0.0
-    for text in texts:
-        probe = figure.text(0, 0, text, fontsize=size)
-        widest = max(widest, probe.get_window_extent().width / figure.dpi)
-        probe.remove()
-    return widest
 
 
 def grid_of_images(axes: Axes, rows: Sequence[NDArray[np.uint8]], labels: Sequence[str], columns: int) -> None:

@@ -15,7 +15,16 @@ from cilbench.reports.comparability import parts
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.styles import FAINT, WIDTH_INCHES, PaperColumns, Style, paper_style, styles_by_name
+from cilbench.reports.figures.styles import (
+    FAINT,
+    POINT,
+    SMALL,
+    WIDTH_INCHES,
+    PaperColumns,
+    Style,
+    paper_style,
+    styles_by_name,
+)
 from cilbench.reports.group import Group
 
 _MOST_LINES = 6  # of more every method has a panel of its own
@@ -164,7 +173,7 @@ def _references(axes: Axes, references: pd.DataFrame, measure: str) -> set[str]:
     ):
         texts = [f"{arrow} {name} {value:.1f}" for name, value in outside.items() if name not in inside.index]
         x, ha = (0.02, "left") if side == "top" else (0.98, "right")  # where lines are seldom: they rise
-        look: dict[str, Any] = {"color": FAINT, "fontsize": layout.SMALL, "va": side, "ha": ha}
+        look: dict[str, Any] = {"color": FAINT, "fontsize": SMALL, "va": side, "ha": ha}
         axes.text(x, edge, "\n".join(texts), transform=axes.transAxes, **look)
     return set(map(str, inside.index))
 
@@ -172,7 +181,7 @@ def _references(axes: Axes, references: pd.DataFrame, measure: str) -> set[str]:
 def _crosses(axes: Axes, missing: pd.DataFrame, xs: Mapping[int, float], styles: Mapping[str, Style]) -> None:
     """A row of × above the foot for each method that lacks a result, in its colour."""
     for number, ((name,), cells) in enumerate(parts(missing, ["name"])):
-        offset = ScaledTranslation(0, (3 + 0.6 * layout.ROW * number) * layout.POINT, axes.figure.dpi_scale_trans)
+        offset = ScaledTranslation(0, (3 + 0.6 * layout.ROW * number) * POINT, axes.figure.dpi_scale_trans)
         look: dict[str, Any] = {"marker": "x", "linestyle": "none", "markersize": 3.5, "clip_on": False}
         look |= {"color": styles[name].colour, "transform": axes.get_xaxis_transform() + offset, "gid": "absent"}
         axes.plot(cells["budget_bytes"].map(xs), [0] * len(cells), **look)

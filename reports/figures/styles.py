@@ -3,6 +3,7 @@
 Every colour has a contrast of 3:1 at least (WCAG 2.2, 1.4.11) on a white and on a dark page: a test holds it.
 """
 
+import math
 import re
 import warnings
 from collections.abc import Iterable, Iterator, Sequence
@@ -21,6 +22,7 @@ from matplotlib import font_manager
 from matplotlib.figure import Figure
 from matplotlib.ft2font import FT2Font
 from matplotlib.markers import MarkerStyle
+from matplotlib.transforms import Bbox
 
 PaperColumns = Literal[1, 2]
 WIDTH_INCHES: dict[PaperColumns, float] = {1: 3.3, 2: 6.9}
@@ -28,6 +30,9 @@ WIDTH_INCHES: dict[PaperColumns, float] = {1: 3.3, 2: 6.9}
 INK = "#1b1b1f"  # text and axes; the page replaces it by the colour of its own text
 FAINT = "#7d7d85"
 STRESS = "#0072B2"  # what a figure without methods points at
+
+POINT = 1 / 72  # inch
+LABEL, SMALL = 7.0, 6.0  # points: letters of labels, of remarks
 
 
 @dataclass(frozen=True)
@@ -200,6 +205,38 @@ def _fallbacks(letters: frozenset[str]) -> tuple[tuple[str, ...], frozenset[str]
     return tuple(families), letters
 
 
+# ------------------------------------------------------------------------------------------------ text
+
+
+def wrapped(figure: Figure, words: Sequence[str], room_inches: float, size: float = SMALL) -> list[str]:
+    """Words in lines that are no wider than the room; a word that is wider by itself is cut."""
+    found: list[str] = []
+    for word in (fitted(figure, word, room_inches, size) for word in words):
+        if found and text_inches(figure, [longer := f"{found[-1]} {word}"], size) <= room_inches:
+            found[-1] = longer
+        else:
+            found.append(word)
+    return found
+
+
+def fitted(figure: Figure, name: str, room_inches: float = 1.3, size: float = LABEL) -> str:
+    """The name, cut where it would take too much of a figure's width."""
+    if text_inches(figure, [name], size) <= room_inches:
+        return name
+    kept = next(n for n in range(len(name) - 1, -1, -1) if text_inches(figure, [f"{name[:n]}…"], size) <= room_inches)
+    return f"{name[:kept]}…"
+
+
+def text_inches(figure: Figure, texts: Sequence[str], size: float = LABEL) -> float:
+    """Width of the longest text, whose letters are `size` points high."""
+    widest = 0.0
+    for text in texts:
+        probe = figure.text(0, 0, text, fontsize=size)
+        widest = max(widest, probe.get_window_extent().width / figure.dpi)
+        probe.remove()
+    return widest
+
+
 # ------------------------------------------------------------------------------------------------ files
 
 
@@ -217,12 +254,22 @@ def save(
     }
     paths = [stem.with_name(f"{stem.name}.{suffix}") for suffix in formats]
     with paper_style():
-        below: dict[str, Any] = {"bbox_inches": "tight", "pad_inches": 0.05} if caption else {}
-        if caption:
-            figure.text(0, -0.02, caption, va="top", color=FAINT, wrap=True)
+        page = _with_caption(figure, caption) if caption else None
         for path in paths:
-            figure.savefig(path, metadata=metadata.get(path.suffix[1:]), **below)
+            figure.savefig(path, metadata=metadata.get(path.suffix[1:]), bbox_inches=page)
     return paths
+
+
+def _with_caption(figure: Figure, caption: str) -> Bbox:
+    """Write the caption below the figure; the page, in inches, that both take. Its lines are broken here: matplotlib
+    would break them anew for every page.
+    """
+    width, height = figure.get_size_inches()
+    margin = 0.06
+    text = "\n".join(wrapped(figure, caption.split(), width - 2 * margin, LABEL))
+    drawn = figure.text(margin / width, -margin / height, text, va="top", color=FAINT, fontsize=LABEL)
+    foot = math.floor(drawn.get_window_extent().y0) / figure.dpi  # whole pixels: the figure is what it is without
+    return Bbox.from_extents(0, foot - margin, width, height)
 
 
 _URL = re.compile(r"url\(#([^)]+)\)")

@@ -14,7 +14,7 @@ from cilbench.records.schema import KINDS
 from cilbench.reports import comparability
 from cilbench.reports.figures import layout
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, STRESS, PaperColumns, paper_style
+from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, STRESS, PaperColumns, fitted, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.spending import spending
 from cilbench.reports.wording import budget_text, number_text, unit_of
@@ -87,7 +87,7 @@ def kept_and_transient(cells: pd.DataFrame, ledger: pd.DataFrame, paper_columns:
         layout.say_n(left, weighed.groupby("name")["run"].nunique())
         for axes in (left, right):
             axes.set_ylim(-0.6, len(names) - 0.4)
-            axes.set_yticks(range(len(names)), [layout.fitted(figure, name) for name in names])
+            axes.set_yticks(range(len(names)), [fitted(figure, name) for name in names])
             axes.grid(visible=True, axis="x")
             axes.grid(visible=False, axis="y")
             axes.tick_params(axis="y", length=0)

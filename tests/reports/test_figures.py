@@ -240,6 +240,23 @@ def test_nothing_is_cut_at_the_edge_of_a_figure_of_twenty_methods(
         assert edges.min() > 0.9, drawing.stem
 
 
+@pytest.mark.parametrize("paper_columns", [1, 2])
+@pytest.mark.parametrize("methods", [1, 2, 3, 5])
+def test_pictures_have_their_titles_whole_and_no_empty_band(
+    three_seeds: reports.Runs, methods: int, paper_columns: styles.PaperColumns
+) -> None:
+    found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
+    shown = [item for item in found if item.remembered is not None][:methods]
+    for figure in (
+        reports.confusion_matrices(found[:methods], paper_columns),
+        reports.remembered_images(shown, paper_columns),
+    ):
+        figure.draw_without_rendering()
+        boxes = [axes.get_tightbbox() for axes in panels(figure)]
+        assert figure.bbox.y0 <= min(box.y0 for box in boxes) < figure.bbox.y0 + 15  # pixels: 0.15 inch
+        assert figure.bbox.y1 - 15 < max(box.y1 for box in boxes) <= figure.bbox.y1
+
+
 # ------------------------------------------------------------------------------------------------ published points
 
 
@@ -285,6 +302,22 @@ def test_a_caption_is_drawn_on_request_alone(three_seeds: reports.Runs, tmp_path
         figure = reports.accuracy_over_memory(three_seeds.stages)
         (path,) = reports.save(figure, tmp_path / name, ("svg",), caption=caption)
         assert ("What is seen here." in path.read_text(encoding="utf-8")) == bool(caption)
+
+
+@pytest.mark.parametrize("name", ["memory", "balance", "ranks", "confusion"])
+def test_a_caption_is_below_the_figure_and_moves_nothing_of_it(
+    three_seeds: reports.Runs, tmp_path: Path, name: str
+) -> None:
+    (group,) = groups_of(three_seeds, None)
+    (drawing,) = (drawing for drawing in drawings_of(group) if drawing.stem.endswith(f"-{name}"))
+    figure = drawing.make(paper_columns=2)
+    reports.save(figure, tmp_path / "without", ("png",))
+    reports.save(figure, tmp_path / "with", ("png",), caption=drawing.caption)
+    without, both = (mpl.image.imread(tmp_path / f"{which}.png")[..., :3] for which in ("without", "with"))
+    np.testing.assert_array_equal(both[: len(without)], without)
+    below = both[len(without) :]
+    assert below.min() < 0.7
+    assert min(below[-1].min(), below[:, 0].min(), below[:, -1].min()) == 1
 
 
 def test_inline_svg_is_text_in_the_colour_of_the_page_with_names_of_its_own(three_seeds: reports.Runs) -> None:
