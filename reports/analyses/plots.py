@@ -224,7 +224,9 @@ def points(
             at = np.array([given.index(value) + beside[name] for value in part[x]]) if texts else part[x].to_numpy()
             axes.plot(at, part[y], style.marker, color=style.colour, markersize=4, linestyle="None")
             if f"{y}_low" in part:
-                axes.vlines(at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8)
+                axes.vlines(
+                    at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8, gid=layout.INTERVAL
+                )
             for n, (x_of, y_of, text) in enumerate(zip(at, part[y], part[named], strict=True) if labelled else ()):
                 look: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "color": FAINT}
                 axes.annotate(fitted(figure, str(text)), (x_of, y_of), (4, 3 if n % 2 else -8), **look)

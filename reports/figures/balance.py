@@ -25,7 +25,7 @@ def drawing(group: Group) -> Drawing | None:
     about = "Accuracy on the classes of earlier tasks and on those of the latest, after each"
     not_shown = f"Budgets that are not shown: {', '.join(left_out)}" if left_out else ""
     make = partial(old_and_new_classes, group.comparison, styles=group.styles)
-    return group.drawing("balance", group.caption(about), make, not_shown)
+    return group.drawing("balance", group.caption(about), make, layout.MARKERS_NOTE, not_shown)
 
 
 def old_and_new_classes(

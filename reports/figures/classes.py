@@ -29,7 +29,9 @@ def drawing(group: Group) -> Drawing:
     """Of every group."""
     about = "Accuracy on all classes seen, after each task, one panel per budget"
     make = partial(accuracy_over_classes, group.comparison, styles=group.styles)
-    return group.drawing("classes", group.caption(about), make, references=True)
+    repeated = bool(group.comparison.reference_curves["top1_low"].notna().any())
+    note = "Floors and ceilings are drawn without their intervals" if repeated else ""
+    return group.drawing("classes", group.caption(about), make, layout.MARKERS_NOTE, note, references=True)
 
 
 def accuracy_over_classes(

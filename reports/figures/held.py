@@ -28,7 +28,7 @@ def drawing(group: Group) -> Drawing | None:
         f"binds, dotted in {other_convention(accounting)}"
     )
     make = partial(held_over_classes, group.comparison, styles=group.styles)
-    return group.drawing("held", group.caption(about, bands=False), make)
+    return group.drawing("held", group.caption(about, bands=False), make, layout.MARKERS_NOTE)
 
 
 def held_over_classes(

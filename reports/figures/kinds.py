@@ -18,7 +18,7 @@ from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import budgets_of, finish, panel_grid, say_n
 from cilbench.reports.figures.styles import FAINT, INK, KIND_COLOURS, PaperColumns, fitted, paper_style
 from cilbench.reports.group import Group
-from cilbench.reports.spending import CONVENTIONS, spending
+from cilbench.reports.spending import CONVENTIONS, other_convention, spending
 from cilbench.reports.wording import budget_text, status_text, unit_of, without_result
 
 _HEIGHTS = {True: 0.46, False: 0.2}  # rows; of the bar that the budget binds, and of the other
@@ -27,13 +27,13 @@ _HEIGHTS = {True: 0.46, False: 0.2}  # rows; of the bar that the budget binds, a
 def drawing(group: Group) -> Drawing:
     """Of every group."""
     accounting = group.group["accounting"]
-    other = "strict" if accounting == "published" else "published"
     about = (
         f"Bytes kept after the last task, by kind, against the budget (line): thick bars in {accounting} accounting, "
-        f"which it binds, thin bars in {other}"
+        f"which it binds, thin bars in {other_convention(accounting)}"
     )
+    note = "Bytes are those after the last task; tables of results have the most at any boundary"
     return group.drawing(
-        "bytes", group.caption(about, bands=False), partial(bytes_by_kind, group.slim_cells, group.ledger)
+        "bytes", group.caption(about, bands=False), partial(bytes_by_kind, group.slim_cells, group.ledger), note
     )
 
 
@@ -64,7 +64,7 @@ def bytes_by_kind(
             say_n(axes, own["n"])
             most = max([budget, *(own.groupby(["name", "convention"])["charged_bytes"].sum() / scale)])
             axes.set_xlim(0, most * 1.06)
-            axes.set_xlabel(f"{unit} kept")
+            axes.set_xlabel(f"{unit} kept after the last task")
             axes.set_ylim(-0.6, len(names) - 0.4)
             axes.set_yticks(range(len(names)), [fitted(figure, name) for name in names])
             axes.xaxis.set_major_locator(MaxNLocator(4))
@@ -73,6 +73,9 @@ def bytes_by_kind(
             axes.tick_params(axis="y", length=0)
         present = [kind for kind in kinds if kind in set(spent["kind"])]
         handles: list[Artist] = [Patch(color=KIND_COLOURS[kind], label=kind) for kind in present]
+        other = other_convention(binding)
+        handles.append(Line2D([], [], color=FAINT, linewidth=7, label=f"thick: {binding}"))
+        handles.append(Line2D([], [], color=FAINT, linewidth=3, label=f"thin: {other}"))
         handles.append(Line2D([], [], color=INK, linewidth=1, label="budget"))
         if spent["kind"].isna().any() or any(without_result(spent, size) for size, _ in budgets):
             handles.append(Patch(facecolor="none", edgecolor=FAINT, hatch="////", label="no result"))

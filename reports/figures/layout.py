@@ -10,6 +10,7 @@ import seaborn as sns
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.lines import Line2D
@@ -34,9 +35,11 @@ from cilbench.reports.wording import axis_texts, budget_heading, repetitions_tex
 
 ROW = 8.6  # points from one line of text to the next
 
+INTERVAL = "interval"  # gid of bars
 _EDGE = 1  # pixels between two images
 _ROUNDS = 3  # of layout, where one place depends on another
 
+MARKERS_NOTE = "Markers tell lines apart and stand at some values alone: a line has one after every task"
 ACCURACIES = {"avg": "Average accuracy", "last": "Last accuracy"}
 
 
@@ -106,6 +109,8 @@ def finish(figure: Figure, handles: Sequence[Artist], place: Axes | None = None,
         below += (1.5 * rows * LABEL + 4) * POINT
         figure.legend(list(handles), texts, loc="outside lower center", ncols=columns, borderaxespad=0.2, **look)
     figure.set_figheight(figure.get_figheight() + below)
+    for axes in figure.axes:
+        _point_beyond(axes)
     _lay_out(figure)
     for legend in figure.legends:  # where it is now, also in a file that has a caption below the figure
         legend.set_bbox_to_anchor((0, 0, 1, 1), figure.transFigure)
@@ -202,6 +207,34 @@ def bands(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping
         ends = line[f"{measure}_low"], line[f"{measure}_high"]
         alpha = 0.18 if means["name"].nunique() <= 5 else 0.1
         axes.fill_between(line[x], *ends, color=styles[name].colour, alpha=alpha, linewidth=0)
+
+
+def interval_bars(axes: Axes, points: pd.DataFrame, x: str, measure: str, colour: str, **look: Any) -> None:
+    """The interval of every point, a thin bar; where it goes on beyond the panel, `finish` says so."""
+    ends = points[f"{measure}_low"], points[f"{measure}_high"]
+    axes.vlines(points[x], *ends, colour, **({"linewidth": 0.9, "gid": INTERVAL} | look))
+
+
+def edge_bar(axes: Axes, low: float, high: float, number: int) -> None:
+    """The interval of a line that goes through all budgets, at the right edge of a panel."""
+    x = 0.995 - 0.012 * number
+    look: dict[str, Any] = {"colors": FAINT, "linewidths": 0.9, "gid": INTERVAL}
+    bar = LineCollection([[(x, low), (x, high)]], transform=axes.get_yaxis_transform(), **look)
+    axes.add_collection(bar, autolim=False)
+
+
+def _point_beyond(axes: Axes) -> None:
+    """A head of an arrow where an interval goes on beyond its panel."""
+    axes.get_xlim()  # limits that are not set follow the data now
+    bottom, top = axes.get_ylim()
+    for bar in [item for item in axes.collections if item.get_gid() == INTERVAL]:
+        assert isinstance(bar, LineCollection)
+        look: dict[str, Any] = {"color": bar.get_color()[0], "markersize": 3.5, "clip_on": False, "gid": "beyond"}
+        for ends in [np.asarray(ends) for ends in bar.get_segments() if len(ends)]:  # none where one run was made
+            x = axes.transAxes.inverted().transform(bar.get_transform().transform(ends))[0, 0]
+            for beyond, edge, head in ((ends[0, 1] < bottom, 0, "v"), (ends[-1, 1] > top, 1, "^")):
+                if beyond:
+                    axes.plot(x, edge, head, transform=axes.transAxes, **look)
 
 
 def limit(

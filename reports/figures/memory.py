@@ -35,6 +35,8 @@ def drawing(group: Group) -> Drawing:
     summary = group.comparison.summary
     about = "Accuracy against the memory budget" + ": solid average, dotted last" * _many(summary)
     notes = [] if _many(summary) else ["Methods are set a little apart at each budget"]
+    if summary.loc[~summary["competes"], "avg_low"].notna().any() and not _many(summary):
+        notes.append("Grey bars at the right edge: intervals of floors and ceilings")
     notes += ["×: no result"] if (summary["competes"] & (summary["n"] == 0)).any() else []
     if group.published is not None:
         sources = "; ".join(sorted(set(group.published["source"])))
@@ -106,7 +108,7 @@ def _panel_for_each_measure(
         done = layout.on_axis(competing, xs, measure)
         axes.set_title(title)
         for (name,), own in parts(done, ["name"]):
-            axes.vlines(own["x"], own[f"{measure}_low"], own[f"{measure}_high"], styles[name].colour, linewidth=0.9)
+            layout.interval_bars(axes, own, "x", measure, styles[name].colour)
         layout.lines(axes, done, "x", measure, styles)
         for (name,), own in parts(points, ["method"]):
             look: dict[str, Any] = {"color": styles[name].colour, "marker": styles[name].marker, "linestyle": ":"}
@@ -161,11 +163,14 @@ def _references(axes: Axes, references: pd.DataFrame, measure: str) -> set[str]:
     """
     low, high = axes.get_ylim()
     reach, pad = 0.25 * (high - low), 0.03 * (high - low)
-    means = references.groupby("name")[measure].mean().dropna()
+    columns = [measure, f"{measure}_low", f"{measure}_high"]
+    found = references.groupby("name")[columns].mean().dropna(subset=measure)
+    means = found[measure]
     inside = means[(means >= low - reach) & (means <= high + reach)]
-    for name, value in inside.items():
+    for number, (name, value) in enumerate(inside.items()):
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, value - pad), max(top, value + pad))
+        layout.edge_bar(axes, *found.loc[name, columns[1:]], number)
         axes.axhline(value, color=FAINT, dashes=layout.dashes(str(name), sorted(means.index)), linewidth=1, zorder=1)
     for edge, side, arrow, outside in (
         (0.99, "top", "↑", means[means > high]),

@@ -15,7 +15,16 @@ from matplotlib.ticker import LogLocator, NullFormatter
 from cilbench.reports.comparison import Comparison
 from cilbench.reports.compute import SPENT
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import dashed_handles, dashes, finish, handles_of, limit, panel_grid, say_n
+from cilbench.reports.figures.layout import (
+    dashed_handles,
+    dashes,
+    finish,
+    handles_of,
+    interval_bars,
+    limit,
+    panel_grid,
+    say_n,
+)
 from cilbench.reports.figures.styles import FAINT, INK, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 from cilbench.reports.wording import flops_unit_of, unit_of
@@ -100,12 +109,20 @@ def _draw(axes: Axes, points: pd.DataFrame, cost: str, styles: Mapping[str, Styl
     points = points.assign(size=sizes)
     for item in points.sort_values(f"on_{cost}").to_dict("records"):
         on_front, style = bool(item[f"on_{cost}"]), styles[str(item["name"])]
-        look: dict[str, Any] = {"color": style.colour, "alpha": 1.0 if on_front else _FADED, "zorder": 3 + on_front}
+        faded: dict[str, Any] = {"alpha": 1.0 if on_front else _FADED, "zorder": 3 + on_front}
         if cost != "both" and not pd.isna(item["avg_low"]):
-            axes.vlines(item[x], item["avg_low"], item["avg_high"], linewidth=0.9, **look)
+            interval_bars(axes, pd.DataFrame([item]), x, "avg", style.colour, **faded)
         edge: dict[str, Any] = dict(zip(("markeredgecolor", "markeredgewidth"), _EDGES[on_front], strict=True))
         axes.plot(
-            item[x], item[y], marker=style.marker, markersize=item["size"], linestyle="none", gid=cost, **look, **edge
+            item[x],
+            item[y],
+            marker=style.marker,
+            markersize=item["size"],
+            linestyle="none",
+            gid=cost,
+            color=style.colour,
+            **faded,
+            **edge,
         )
     if cost != "both":
         front = points[points[f"on_{cost}"]].sort_values(x)

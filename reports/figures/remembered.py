@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from cilbench.reports.evidence import Evidence, Remembered
 from cilbench.reports.figures.drawing import Drawing
 from cilbench.reports.figures.layout import finish, grid_of_images, name_panel, panel_grid
-from cilbench.reports.figures.styles import PaperColumns, paper_style
+from cilbench.reports.figures.styles import FAINT, SMALL, PaperColumns, paper_style
 from cilbench.reports.group import Group
 from cilbench.reports.wording import listed_words
 
@@ -22,7 +22,7 @@ def drawing(group: Group) -> Drawing | None:
     """Where a run has images."""
     about = (
         f"What is carried after the last task, decoded from the stored bytes: up to {_MOST_IMAGES} exemplars of each "
-        "class, or images that the generator makes"
+        f"of at most {_MOST_CLASSES} classes, or images that the generator makes"
     )
     found = group.close_up.evidence
     generated = [item.name for item in found if item.remembered is not None and item.remembered.kind == "generated"]
@@ -54,3 +54,5 @@ def _image_grid(axes: Axes, remembered: Remembered, class_names: Sequence[str]) 
     rows = [remembered.images[remembered.labels == label][:_MOST_IMAGES] for label in chosen]
     names = [name if len(name) <= 12 else f"{name[:11]}…" for name in (class_names[label] for label in chosen)]
     grid_of_images(axes, rows, names, _MOST_IMAGES)
+    if len(chosen) < len(known):
+        axes.set_xlabel(f"{len(chosen)} of {len(known)} classes", fontsize=SMALL, color=FAINT)

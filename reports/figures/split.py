@@ -48,9 +48,7 @@ def accuracy_over_split(
                 style = by_curve[curve]
                 ring: dict[str, Any] = {"marker": "o", "markersize": 7, "markerfacecolor": "none", "gid": "own"}
                 published = own[~own["chosen"]]
-                axes.vlines(
-                    published["share"], published["avg_low"], published["avg_high"], style.colour, linewidth=0.9
-                )
+                layout.interval_bars(axes, published, "share", "avg", style.colour)
                 axes.plot(published["share"], published["avg"], linestyle="none", color=style.colour, **ring)
             chosen = here[here["chosen"]].assign(name=here["curve"])
             layout.bands(axes, chosen, "share", "avg", by_curve)

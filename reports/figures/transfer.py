@@ -46,8 +46,7 @@ def forgetting_and_transfer(
         for axes, (measure, title) in zip(panels, shown.items(), strict=True):
             done = layout.on_axis(means, xs, measure)
             for (name,), own in parts(done, ["name"]):
-                ends = own[f"{measure}_low"], own[f"{measure}_high"]
-                axes.vlines(own["x"], *ends, styles[name].colour, linewidth=0.9)
+                layout.interval_bars(axes, own, "x", measure, styles[name].colour)
             layout.lines(axes, done, "x", measure, styles)
             layout.limit(axes, means, measure, least=-100)
             axes.set_title(title)

@@ -19,7 +19,7 @@ from matplotlib.figure import Figure
 
 from cilbench import reports
 from cilbench.reports import aggregate
-from cilbench.reports.figures import ranks, styles
+from cilbench.reports.figures import layout, ranks, styles
 from cilbench.reports.figures.registry import drawings_of
 from cilbench.reports.group import Group, groups_of
 
@@ -238,6 +238,29 @@ def test_nothing_is_cut_at_the_edge_of_a_figure_of_twenty_methods(
         pixels = np.asarray(mpl.image.imread(tmp_path / "x.png"))[..., :3].mean(axis=2)
         edges = np.concatenate([pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1]])
         assert edges.min() > 0.9, drawing.stem
+
+
+def test_an_interval_that_goes_on_beyond_its_panel_has_an_arrow_there() -> None:
+    with styles.paper_style():
+        figure, (axes,), _ = layout.panel_grid(1, 1, 2.0)
+        points = pd.DataFrame({"x": [1, 2, 3], "avg_low": [-5.0, 2.0, np.nan], "avg_high": [8.0, 20.0, np.nan]})
+        layout.interval_bars(axes, points, "x", "avg", "#0072B2")
+        axes.set_ylim(0, 10)
+        layout.finish(figure, [])
+    heads = [line for line in axes.get_lines() if line.get_gid() == "beyond"]
+    to_data = axes.transAxes + axes.transData.inverted()
+    where = [(line.get_marker(), *to_data.transform(line.get_xydata())[0]) for line in heads]
+    assert where == [("v", pytest.approx(1), pytest.approx(0)), ("^", pytest.approx(2), pytest.approx(10))]
+
+
+def test_a_floor_of_several_runs_has_its_interval(three_seeds: reports.Runs) -> None:
+    one = reports.Comparison(three_seeds.stages)
+    floors = one.summary[~one.summary["competes"] & one.summary["published_head"]].set_index("name")
+    known = {(round(low, 6), round(high, 6)) for low, high in zip(floors["last_low"], floors["last_high"], strict=True)}
+    axes = panels(reports.accuracy_over_memory(one))[1]
+    edges = [item for item in axes.collections if item.get_gid() == "interval" and len(item.get_paths()) == 1]
+    drawn = {tuple(np.round(item.get_paths()[0].vertices[:, 1], 6)) for item in edges}
+    assert len(legend(axes.get_figure(root=True)) & set(floors.index)) == len(drawn & known)
 
 
 @pytest.mark.parametrize("paper_columns", [1, 2])
