@@ -23,6 +23,12 @@ class Drawing:
     caption: str
     make: Callable[..., Figure]
     notes: tuple[str, ...] = ()
+    earlier: tuple[str, ...] = ()  # notes that an earlier figure of the page has
+
+    @property
+    def alone(self) -> str:
+        """What is said under the figure where it stands by itself: heads that differ, what has no result, …"""
+        return " ".join([self.caption, *(f"{note}." for note in (*self.notes, *self.earlier))])
 
 
 @dataclass(frozen=True)
@@ -37,7 +43,8 @@ class Drawn:
 
 
 def draw(drawings: Sequence[Drawing], folder: Path, stamp: str, captions: bool = False) -> Iterator[Drawn]:
-    """Draw into `folder`; the figures in their order. `captions` writes each caption under its PNG as well, for slides.
+    """Draw into `folder`; the figures in their order. `captions` writes each caption and its notes under its PNG as
+    well, for slides.
 
     Processes begin at once. On one core there are none: a figure is drawn when it is asked for.
     """
@@ -67,5 +74,5 @@ def _draw(drawing: Drawing, folder: Path, stamp: str, captions: bool) -> Drawn:
     svgs = inline_svg(wide, f"{drawing.stem}-w"), inline_svg(narrow, f"{drawing.stem}-n")
     save(narrow, folder / f"{drawing.stem}-1col", ("pdf",), stamp)
     save(wide, folder / drawing.stem, ("pdf",), stamp)
-    save(wide, folder / drawing.stem, ("png",), stamp, drawing.caption if captions else "")
+    save(wide, folder / drawing.stem, ("png",), stamp, drawing.alone if captions else "")
     return Drawn(*svgs, drawing.caption, drawing.stem, drawing.notes)

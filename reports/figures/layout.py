@@ -212,7 +212,8 @@ def bands(axes: Axes, means: pd.DataFrame, x: str, measure: str, styles: Mapping
 def interval_bars(axes: Axes, points: pd.DataFrame, x: str, measure: str, colour: str, **look: Any) -> None:
     """The interval of every point, a thin bar; where it goes on beyond the panel, `finish` says so."""
     ends = points[f"{measure}_low"], points[f"{measure}_high"]
-    axes.vlines(points[x], *ends, colour, **({"linewidth": 0.9, "gid": INTERVAL} | look))
+    look = {"linewidth": 0.9, "gid": INTERVAL, **look}
+    axes.vlines(points[x], *ends, colour, **look)
 
 
 def edge_bar(axes: Axes, low: float, high: float, number: int) -> None:

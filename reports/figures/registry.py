@@ -43,11 +43,13 @@ FIGURES: tuple[Callable[[Group], Drawing | None], ...] = (
 
 
 def drawings_of(group: Group) -> list[Drawing]:
-    """The figures of a group, in their order; what an earlier one has noted is not repeated."""
+    """The figures of a group, in their order; what an earlier one has noted is repeated only
+    where a figure stands alone."""
     seen: set[str] = set()
     found = []
     for drawing in filter(None, (figure(group) for figure in FIGURES)):
         notes = tuple(note for note in drawing.notes if note not in seen)
+        earlier = tuple(note for note in drawing.notes if note in seen)
         seen |= set(notes)
-        found.append(replace(drawing, notes=notes))
+        found.append(replace(drawing, notes=notes, earlier=earlier))
     return found
