@@ -163,15 +163,15 @@ def _references(axes: Axes, references: pd.DataFrame, measure: str) -> set[str]:
     """
     low, high = axes.get_ylim()
     reach, pad = 0.25 * (high - low), 0.03 * (high - low)
-    columns = [measure, f"{measure}_low", f"{measure}_high"]
-    found = references.groupby("name")[columns].mean().dropna(subset=[measure])
+    ends = [f"{measure}_low", f"{measure}_high"]
+    found = references.groupby("name")[[measure, *ends]].mean().dropna(subset=[measure])
     means = found[measure]
-    ends = dict(zip(found.index, zip(*(found[end] for end in columns[1:]), strict=True), strict=True))
     inside = means[(means >= low - reach) & (means <= high + reach)]
     for number, (name, value) in enumerate(inside.items()):
         bottom, top = axes.get_ylim()
         axes.set_ylim(min(bottom, value - pad), max(top, value + pad))
-        layout.edge_bar(axes, *ends[name], number)
+        interval = found.loc[found.index == name, ends].to_numpy()[0]
+        layout.edge_bar(axes, float(interval[0]), float(interval[1]), number)
         axes.axhline(value, color=FAINT, dashes=layout.dashes(str(name), sorted(means.index)), linewidth=1, zorder=1)
     for edge, side, arrow, outside in (
         (0.99, "top", "↑", means[means > high]),
