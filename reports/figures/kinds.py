@@ -64,7 +64,7 @@ def bytes_by_kind(
             say_n(axes, own["n"])
             most = max([budget, *(own.groupby(["name", "convention"])["charged_bytes"].sum() / scale)])
             axes.set_xlim(0, most * 1.06)
-            axes.set_xlabel(f"{unit} kept after the last task")
+            axes.set_xlabel(f"{unit} kept")
             axes.set_ylim(-0.6, len(names) - 0.4)
             axes.set_yticks(range(len(names)), [fitted(figure, name) for name in names])
             axes.xaxis.set_major_locator(MaxNLocator(4))
