@@ -78,7 +78,9 @@ def source_of(name: str) -> str:
 def check_unchanged(name: str, source: str) -> None:
     """Raises BadFile where a process that was started later has read another file than the one that was asked for."""
     if source_of(name) != source:
-        raise BadFile(f"{Path(known()[name]).name}: the file has changed since this command began; give it again")
+        raise BadFile(
+            f"{Path(known().get(name, name)).name}: the file has changed since this command began; give it again"
+        )
 
 
 def _listed() -> list[str]:

@@ -14,10 +14,9 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.records.files import BadRecord
+from cilbench.records.files import BadRecord, is_report
 from cilbench.reports import comparability, measures
 from cilbench.reports.names import distinct_names
-from cilbench.reports.output import is_report
 from cilbench.reports.run_folder import BOUNDARY_COLUMNS, CELL_COLUMNS, LEDGER_COLUMNS, TEST_COLUMNS, read_folder
 
 # With the columns of GROUP: what makes two runs the same cell, which must count once.

@@ -10,17 +10,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-PROVENANCE = "provenance.json"
+from cilbench.records.files import PROVENANCE
+
 _STAGE = ".cilbench-report-"
 
 
 class ForeignFolderError(ValueError):
     """A file of the report would replace one that no report wrote; the message is one line and names it."""
-
-
-def is_report(folder: Path) -> bool:
-    """A report, or analyses, and no run that brings a file of that name."""
-    return (folder / PROVENANCE).is_file() and not (folder / "cell.json").exists()
 
 
 def require_ours(out: Path) -> None:

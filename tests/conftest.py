@@ -1,7 +1,10 @@
+import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from contextlib import suppress
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,6 +17,9 @@ from cilbench.methods import dfkd, inversion
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by every command that a test starts
+
+PATIENCE_MS = 300_000  # a busy machine is no failure
+CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 
 Count = Callable[[str, int], None]
 COUNTED = (
@@ -37,6 +43,51 @@ def short_inversions(monkeypatch: pytest.MonkeyPatch) -> None:
     """An epoch of making images is 8 steps in place of 100, where no test looks at the images."""
     for module in (inversion, dfkd):
         monkeypatch.setattr(module, "STEPS_AN_EPOCH", 8)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Any]:
+    """Chromium, headless; the test is skipped where there is none."""
+    playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
+    if CHROMIUM is None:
+        pytest.skip("no chromium is installed")
+    with playwright.sync_playwright() as starter:
+        running = starter.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_MS)
+        yield running
+        running.close()
+
+
+@pytest.fixture
+def new_context(browser: Any) -> Iterator[Any]:
+    """Makes contexts of the browser, as `browser.new_context` does; they end with the test."""
+    contexts = []
+
+    def made(**options: Any) -> Any:
+        contexts.append(browser.new_context(**options))
+        contexts[-1].set_default_timeout(PATIENCE_MS)
+        return contexts[-1]
+
+    yield made
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def visit(new_context: Any) -> Iterator[Any]:
+    """Opens a page; at the end of the test nothing was said on its console and nothing asked of anybody."""
+    complaints: list[str] = []
+
+    def opened(path: Path, width: int = 1200, **options: Any) -> Any:
+        view = new_context(viewport={"width": width, "height": 900}, **options).new_page()
+        view.on("console", lambda message: complaints.append(message.text))
+        view.on("pageerror", lambda error: complaints.append(str(error)))
+        view.on("dialog", lambda dialog: complaints.append(dialog.message))
+        view.on("request", lambda request: complaints.append(request.url) if request.url != path.as_uri() else None)
+        view.goto(path.as_uri())
+        return view
+
+    yield opened
+    assert [text for text in complaints if not text.startswith("data:")] == []
 
 
 @pytest.fixture

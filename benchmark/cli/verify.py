@@ -8,6 +8,7 @@ import typer
 from cilbench.cli.terminal import say
 from cilbench.errors import RequestError
 from cilbench.options import DataDir, Device, a_path
+from cilbench.records.files import is_report
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of them.", parser=a_path)]
 
@@ -49,16 +50,11 @@ def run_folders(given: list[Path]) -> list[Path]:
     """Run folders, named or in the folders named. Raises RequestError for a folder that holds none."""
     folders: list[Path] = []
     for path in given:
-        found = [path] if (path / "cell.json").exists() else [p for p in sorted(path.glob("*/")) if not _is_report(p)]
+        found = [path] if (path / "cell.json").exists() else [p for p in sorted(path.glob("*/")) if not is_report(p)]
         if not found:
             raise RequestError(f"RUN {path}: no run folder there")
         folders += found
     return folders
-
-
-def _is_report(folder: Path) -> bool:
-    """A report, or analyses, written among the runs."""
-    return (folder / "provenance.json").exists() and not (folder / "cell.json").exists()
 
 
 def _show(folder: Path, compared: str, problems: list[str]) -> None:

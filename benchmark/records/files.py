@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 MIB = 2**20
 JSON_BYTES, ARRAY_BYTES = 16 * MIB, 256 * MIB  # of a .json; of an .npz, packed or unpacked: no larger one is written
 
+PROVENANCE = "provenance.json"  # of a report, or of analyses
 LISTS_CHECKSUMS = {"files", "predictions_sha256"}  # keys of cell.json and record.json
 
 ArrayType = tuple[str, int]  # NumPy's name of a type (`U`: text of any length), number of dimensions
@@ -33,6 +34,11 @@ ArrayType = tuple[str, int]  # NumPy's name of a type (`U`: text of any length),
 
 class BadRecord(ValueError):
     """A file is not what the harness writes; the message is one line and says why."""
+
+
+def is_report(folder: Path) -> bool:
+    """A report, or analyses, and no run that brings a file of that name: what may lie among runs and is none."""
+    return (folder / PROVENANCE).is_file() and not (folder / "cell.json").exists()
 
 
 # What reading raises for a file that is missing or not what was written. Any other OSError, and a MemoryError, says

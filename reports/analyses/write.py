@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.records.files import JSON_BYTES, read_json
+from cilbench.records.files import JSON_BYTES, PROVENANCE, read_json
 from cilbench.reports.analyses.analysis import (
     OF_RUN,
     Analysis,
@@ -23,7 +23,7 @@ from cilbench.reports.analyses.analysis import (
 from cilbench.reports.figures.drawing import Drawn, draw
 from cilbench.reports.group import Group, groups_of
 from cilbench.reports.load import LeftOut, Runs, read_runs
-from cilbench.reports.output import PROVENANCE, require_ours, settle, stage_in
+from cilbench.reports.output import require_ours, settle, stage_in
 from cilbench.reports.page.page import rendered
 from cilbench.reports.provenance import printed, provenance_of
 from cilbench.reports.tables.render import write_csv

@@ -74,8 +74,8 @@ def bytes_by_kind(
         present = [kind for kind in kinds if kind in set(spent["kind"])]
         handles: list[Artist] = [Patch(color=KIND_COLOURS[kind], label=kind) for kind in present]
         other = other_convention(binding)
-        handles.append(Line2D([], [], color=FAINT, linewidth=7, label=f"thick: {binding}"))
-        handles.append(Line2D([], [], color=FAINT, linewidth=3, label=f"thin: {other}"))
+        bars = ((f"thick: {binding}", 7), (f"thin: {other}", 3))
+        handles += [Line2D([], [], color=FAINT, linewidth=w, solid_capstyle="butt", label=text) for text, w in bars]
         handles.append(Line2D([], [], color=INK, linewidth=1, label="budget"))
         if spent["kind"].isna().any() or any(without_result(spent, size) for size, _ in budgets):
             handles.append(Patch(facecolor="none", edgecolor=FAINT, hatch="////", label="no result"))

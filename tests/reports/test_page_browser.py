@@ -1,8 +1,6 @@
 """The HTML page in a browser: Chromium, headless, from disk, as somebody would open it."""
 
 import re
-import shutil
-from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
@@ -14,11 +12,6 @@ from test_page import BUDGETS, HOSTILE, SEEDS, hostile_page, write_page
 
 from cilbench import reports
 from cilbench.reports import aggregate
-
-playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-PATIENCE_MS = 300_000  # a busy machine is no failure
-CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium is installed")
 
 RESULTS = "table:has(button:text-is('Avg (%)')):not(:has(tr[id^=run-]))"
 # A point of a chart as the library has it, and where it is in the window.
@@ -49,38 +42,6 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("browser")
     make_runs(folder / "runs", Grid(METHODS + REFERENCES, BUDGETS, seeds=SEEDS))
     return write_page(folder / "runs", folder / "out")
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    with playwright.sync_playwright() as starter:
-        running = starter.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"], timeout=PATIENCE_MS)
-        yield running
-        running.close()
-
-
-@pytest.fixture
-def visit(browser: Any) -> Iterator[Any]:
-    """Opens a page; at the end of the test nothing was said on its console and nothing asked of anybody."""
-    complaints: list[str] = []
-    contexts = []
-
-    def opened(path: Path, width: int = 1200, **options: Any) -> Any:
-        context = browser.new_context(viewport={"width": width, "height": 900}, **options)
-        contexts.append(context)
-        context.set_default_timeout(PATIENCE_MS)
-        view = context.new_page()
-        view.on("console", lambda message: complaints.append(message.text))
-        view.on("pageerror", lambda error: complaints.append(str(error)))
-        view.on("dialog", lambda dialog: complaints.append(dialog.message))
-        view.on("request", lambda request: complaints.append(request.url) if request.url != path.as_uri() else None)
-        view.goto(path.as_uri())
-        return view
-
-    yield opened
-    for context in contexts:
-        context.close()
-    assert [text for text in complaints if not text.startswith("data:")] == []
 
 
 def shown(view: Any, selector: str) -> list[str]:
@@ -386,7 +347,6 @@ def test_a_hostile_run_folder_stays_text(visit: Any, tmp_path: Path) -> None:
     view = visit(hostile_page(tmp_path))
     assert view.evaluate("typeof pwned") == "undefined"
     assert view.locator("img").count() == 0
-    point = view.locator(".plot").first.evaluate(POINTS)[0]
     view.locator(".plot").first.scroll_into_view_if_needed()
     point = view.locator(".plot").first.evaluate(POINTS)[0]
     view.mouse.move(point["x"], point["y"])
@@ -395,14 +355,11 @@ def test_a_hostile_run_folder_stays_text(visit: Any, tmp_path: Path) -> None:
     assert view.evaluate("typeof pwned") == "undefined"
 
 
-def test_a_script_that_got_in_would_not_run(browser: Any, written: Path, tmp_path: Path) -> None:
+def test_a_script_that_got_in_would_not_run(new_context: Any, written: Path, tmp_path: Path) -> None:
     """The policy is what stands when escaping fails."""
     text = written.read_text(encoding="utf-8").replace("<main>", "<main><script>window.pwned = 1</script>")
     (tmp_path / "index.html").write_text(text, encoding="utf-8")
-    context = browser.new_context()
-    context.set_default_timeout(PATIENCE_MS)
-    view = context.new_page()
+    view = new_context().new_page()
     view.goto((tmp_path / "index.html").as_uri())
     assert view.evaluate("typeof pwned") == "undefined"
     assert view.locator(".plot svg").count() == 2  # the page's own scripts run
-    context.close()
