@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from cilbench.reports.evidence import Evidence
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import finish, label_rows, name_panel, panel_grid
+from cilbench.reports.figures.layout import CLASSES_NOTE, finish, label_rows, name_classes, name_panel, panel_grid
 from cilbench.reports.figures.styles import FAINT, PaperColumns, paper_style
 from cilbench.reports.group import Group
 
@@ -22,7 +22,9 @@ _TICKS = (0, 2, 10, 25, 50, 100)
 def drawing(group: Group) -> Drawing | None:
     """Where a run has predictions."""
     about = "Share of each class's test images by predicted class, after the last task"
-    return group.close_up_drawing("confusion", about, partial(confusion_matrices, group.close_up.evidence))
+    return group.close_up_drawing(
+        "confusion", about, partial(confusion_matrices, group.close_up.evidence), CLASSES_NOTE
+    )
 
 
 def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns = 2) -> Figure:
@@ -36,7 +38,7 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
         raise ValueError("none of these runs has predictions")
     norm = PowerNorm(0.4, 0, 100)
     with paper_style(item.name for item, _ in shown):
-        figure, panels, place = panel_grid(len(shown), paper_columns, 2.15 if paper_columns == 2 else 1.85)
+        figure, panels, place = panel_grid(len(shown), paper_columns, 2.7 if paper_columns == 2 else 2.4)
         for axes, (item, counts) in zip(panels, shown, strict=True):
             shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             sns.heatmap(shares, norm=norm, cmap="rocket_r", cbar=False, square=True, rasterized=True, ax=axes)
@@ -49,6 +51,7 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
             for axis in (axes.xaxis, axes.yaxis):  # a class is in the middle of its cells
                 axis.set_ticks([n + 0.5 for n in ticked], [f"{n:.0f}" for n in ticked])
             axes.tick_params(rotation=0)
+            name_classes(axes, item.class_names, 0.5)
             axes.spines[:].set_visible(True)
         label_rows(panels, "True class, by arrival")
         if place is not None:

@@ -40,6 +40,9 @@ _EDGE = 1  # pixels between two images
 _ROUNDS = 3  # of layout, where one place depends on another
 
 MARKERS_NOTE = "Markers tell lines apart and stand at some values alone: a line has one after every task"
+MOST_NAMED_CLASSES = 20  # of more, figures have numbers alone
+CLASSES_NOTE = "Classes are numbered by arrival: class_names in cell.json of each run lists them in this order"
+
 ACCURACIES = {"avg": "Average accuracy", "last": "Last accuracy"}
 
 
@@ -328,6 +331,23 @@ def class_ticks(axes: Axes, seen: Sequence[int]) -> None:
     """Ticks at stages, every second or third where there are many."""
     step = max(1, math.ceil(len(seen) / 6))
     axes.set_xticks(list(seen)[::-1][::step][::-1])
+
+
+def name_classes(axes: Axes, class_names: Sequence[str], at: float = 0) -> bool:
+    """`3 barrel` under every class, where there is room for it; whether there is."""
+    figure = axes.get_figure(root=True)
+    assert figure is not None  # made by `panel_grid`
+    room = axes.get_position().width * figure.get_figwidth() / len(class_names)
+    if len(class_names) > MOST_NAMED_CLASSES or room < (SMALL + 0.5) * POINT or not _told(class_names):
+        return False
+    texts = [fitted(figure, f"{number} {name}", 0.7, SMALL) for number, name in enumerate(class_names)]
+    axes.set_xticks([number + at for number in range(len(texts))], texts, rotation=90, fontsize=SMALL)
+    return True
+
+
+def _told(class_names: Sequence[str]) -> bool:
+    """Whether classes have names: numbers say nothing more."""
+    return list(class_names) != [str(number) for number in range(len(class_names))]
 
 
 # ------------------------------------------------------------------------------------------------ text

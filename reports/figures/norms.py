@@ -10,7 +10,17 @@ from matplotlib.ticker import MaxNLocator
 
 from cilbench.reports.evidence import Evidence
 from cilbench.reports.figures.drawing import Drawing
-from cilbench.reports.figures.layout import finish, handles_of, ink_line, lines, panel_grid, say_n, staggered
+from cilbench.reports.figures.layout import (
+    CLASSES_NOTE,
+    finish,
+    handles_of,
+    ink_line,
+    lines,
+    name_classes,
+    panel_grid,
+    say_n,
+    staggered,
+)
 from cilbench.reports.figures.styles import FAINT, PaperColumns, Style, paper_style, styles_by_name
 from cilbench.reports.group import Group
 
@@ -19,7 +29,7 @@ def drawing(group: Group) -> Drawing | None:
     """Where a run has norms."""
     about = "L2 norm of the classifier's weights of each class after the last task, divided by its mean over classes"
     make = partial(weight_norms, group.close_up.evidence, styles=group.styles)
-    return group.close_up_drawing("norms", about, make)
+    return group.close_up_drawing("norms", about, make, CLASSES_NOTE)
 
 
 def weight_norms(
@@ -50,5 +60,7 @@ def weight_norms(
         say_n(axes, pd.Series([1]))  # a line is a run
         axes.set(xlabel="Class, by arrival", ylabel="Weight norm / its mean")
         axes.xaxis.set_major_locator(MaxNLocator(10, steps=[1, 2, 5, 10], integer=True))
+        if len({tuple(item.class_names) for item, _ in shown}) == 1:  # one class order
+            name_classes(axes, shown[0][0].class_names)
         finish(figure, handles_of(names["name"], styles))
     return figure

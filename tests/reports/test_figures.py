@@ -205,6 +205,19 @@ def test_ticks_of_a_confusion_matrix_are_classes_in_the_middle_of_their_cells(th
         assert [label.get_text() for label in axis.get_ticklabels()] == ["0", "2", "4", "6", "8"]
 
 
+@pytest.mark.parametrize("paper_columns", [1, 2])
+def test_classes_have_their_names_where_there_is_room(three_seeds: reports.Runs, paper_columns: styles.PaperColumns):
+    names = [f"kind {n}" for n in range(10)]
+    found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
+    named = [replace(item, cell={**item.cell, "class_names": names}) for item in found]
+    expected = [f"{n} {name}" for n, name in enumerate(names)]
+    for figure in (reports.confusion_matrices(named[:2], paper_columns), reports.weight_norms(named, paper_columns)):
+        for axes in (axes for axes in panels(figure) if axes.get_label() != "<colorbar>"):
+            assert [label.get_text() for label in axes.get_xticklabels()] == expected
+    (crowded_out, *_) = panels(reports.confusion_matrices(named * 4, paper_columns))
+    assert len(crowded_out.get_xticklabels()) == 5
+
+
 def test_norms_share_a_panel_and_are_shares_of_their_mean(three_seeds: reports.Runs) -> None:
     found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
     (axes,) = panels(reports.weight_norms(found))
@@ -334,6 +347,22 @@ def test_a_figure_by_itself_says_that_heads_differ(three_seeds: reports.Runs) ->
         True
     }
     assert sum("Heads differ" in note for item in drawings for note in item.notes) == 1
+
+
+@pytest.mark.parametrize("name", ["memory", "balance", "ranks", "confusion"])
+def test_a_caption_is_below_the_figure_and_moves_nothing_of_it(
+    three_seeds: reports.Runs, tmp_path: Path, name: str
+) -> None:
+    (group,) = groups_of(three_seeds, None)
+    (drawing,) = (drawing for drawing in drawings_of(group) if drawing.stem.endswith(f"-{name}"))
+    figure = drawing.make(paper_columns=2)
+    reports.save(figure, tmp_path / "without", ("png",))
+    reports.save(figure, tmp_path / "with", ("png",), caption=drawing.alone)
+    without, both = (mpl.image.imread(tmp_path / f"{which}.png")[..., :3] for which in ("without", "with"))
+    np.testing.assert_array_equal(both[: len(without)], without)
+    below = both[len(without) :]
+    assert below.min() < 0.7
+    assert min(below[-1].min(), below[:, 0].min(), below[:, -1].min()) == 1
 
 
 def test_inline_svg_is_text_in_the_colour_of_the_page_with_names_of_its_own(three_seeds: reports.Runs) -> None:
