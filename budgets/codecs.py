@@ -58,7 +58,7 @@ class Codec(Protocol):
     """An exemplar encoding. `image_shape` is (C, H, W) everywhere."""
 
     side_info: SideInfo  # what is stored beside the payload, for each image
-    fixed_length: bool  # every image costs `least_bytes`
+    fixed_length: bool  # every image costs `min_bytes`
 
     def min_bytes(self, image_shape: Shape) -> int:
         """The least bytes an image can cost."""
@@ -177,8 +177,8 @@ def _inside(image_CHW: NDArray[np.uint8], box: list[int]) -> NDArray[np.uint8]:
 def _around(cells_Chw: NDArray[np.uint8], box: list[int]) -> tuple[NDArray[np.uint8], ...]:
     """The cells above, left of, right of and below a box: views that cover the rest."""
     top, left, height, width = box
-    side_info = cells_Chw[:, top : top + height]
-    return cells_Chw[:, :top], side_info[:, :, :left], side_info[:, :, left + width :], cells_Chw[:, top + height :]
+    middle = cells_Chw[:, top : top + height]
+    return cells_Chw[:, :top], middle[:, :, :left], middle[:, :, left + width :], cells_Chw[:, top + height :]
 
 
 class LowRes:

@@ -21,7 +21,7 @@ _UNITS = {
 }
 
 # (data set, base classes, increment) → label in MB → bytes. MEMO (arXiv 2205.13218) Tables 2-12: a number of backbones
-# plus 2000 images; tests/test_published_sizes.py rebuilds every count from the networks.
+# plus 2000 images; tests/budgets/test_published_sizes.py rebuilds every count from the networks.
 PUBLISHED_BYTES: dict[tuple[str, int, int], dict[str, int]] = {
     ("cifar100", 0, 10): {
         "7.6": 7_998_016,

@@ -173,3 +173,16 @@ def test_help_is_quick_to_import():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env={**os.environ})
     assert done.returncode == 0, done.stderr
     assert "cilbench" in done.stdout
+
+
+def test_every_path_of_ours_that_a_text_names_is_there():
+    """In docstrings, comments and pages: from the root, or from a package of ours. `methods/mine.py` is an example."""
+    tops = [ROOT / name for name in (*FOLDERS, "tools", "tests", "docs")]
+    inside = [path for top in tops for path in top.iterdir() if path.is_dir() and top.name in FOLDERS]
+    begins = "|".join(path.name for path in (*tops, *inside))
+    named = re.compile(rf"(?<![\w./~$*-])(?:{begins})/[\w/.-]+\.(?:py|md|toml|bib)\b")
+    pages = [path for top in tops for path in top.rglob("*") if path.suffix in (".py", ".md", ".toml")]
+    pages += [*ROOT.glob("*.md"), ROOT / "Makefile", ROOT / "pyproject.toml"]
+    found = {(page, name) for page in pages for name in named.findall(page.read_text()) if "/mine.py" not in name}
+    assert len(found) > 100
+    assert [pair for pair in found if not any((folder / pair[1]).is_file() for folder in (ROOT, *tops))] == []

@@ -159,8 +159,8 @@ class TaskRecord(_Record):
     """One boundary: what was weighed, and what it took. `exemplars` counts images.
 
     `judge_seconds` are part of `wall_seconds`, `seal_seconds` (loading included) of `train_seconds`; `unsealed_…_bytes`
-    are those of a larger learner that is judged and not sealed (`Card.unsealed`). `flops` are floating-point operations
-    by what they were for (`methods/training/flops.py`): all but `LATER_PHASES` while the task was learned.
+    are those of a larger learner that is evaluated and not carried on (`Card.unsealed`). `flops` are floating-point
+    operations by what they were for (`methods/training/flops.py`): all but `LATER_PHASES` while the task was learned.
     `flops_per_image`: to predict one test image. `energy_joules` by counter, where counters were read (`--energy`) and
     the task was learned in one go. What older runs do not say is 0, or empty.
     """
@@ -245,7 +245,7 @@ class Card(_Record):
     port: str = ""
     competes: bool = True
     bounded: bool = True
-    unsealed: dict[str, str] = {}  # head of a learner that is judged and not sealed → its name there
+    unsealed: dict[str, str] = {}  # head of a learner that is evaluated and not carried on → its name there
 
 
 class PlanRecord(_Record):

@@ -84,7 +84,7 @@ class NetworkGrowth:
 
 
 class Rehearsal:
-    """A network, an exemplar memory, a compression. Subclasses bring `card`, `layout`, `Config` and `learn`."""
+    """A network, an exemplar memory, a compression. Subclasses bring `card`, `growth`, `Config` and `learn`."""
 
     card: ClassVar[MethodCard]
     Config: ClassVar[type]
@@ -230,13 +230,13 @@ def plan_rehearsal(
     stages = growth.stages(scenario)
     for backbone in _candidates(growth, budget, scenario):
         shape = shape_of(backbone) if shape_of else scenario.image_shape
-        min_bytes = scenario.classes * (codec.enough_bytes(shape) + overhead_bytes)
+        one_each_bytes = scenario.classes * (codec.enough_bytes(shape) + overhead_bytes)
         models = _weighed(_model_states(growth, scenario, backbone, compression, stages), budget, scenario)
         model_bytes = models[-1].total(budget.accounting)
-        if model_bytes + min_bytes <= budget.bytes:
+        if model_bytes + one_each_bytes <= budget.bytes:
             break
     else:
-        raise BudgetTooSmall(method, budget.bytes, model_bytes + min_bytes, f"{backbone} and one exemplar a class")
+        raise BudgetTooSmall(method, budget.bytes, model_bytes + one_each_bytes, f"{backbone} and one exemplar a class")
     spent = [m.total(budget.accounting) if budget.fill == "adaptive" else model_bytes for m in models]
     exemplar_bytes = tuple(budget.bytes - model for model in spent)
     if budget.fill == "fixed":

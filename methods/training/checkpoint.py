@@ -41,7 +41,7 @@ class Unrestorable(ValueError):
 class Checkpoint:
     """A task's file of checkpoints: SHA-256 of the rest, then safetensors. Without a path nothing is ever kept.
 
-    `stop` says whether the process is to end; `side_info` gives what else the harness wants back, as JSON, in `found`;
+    `stop` says whether the process is to end; `beside` gives what else the harness wants back, as JSON, in `found`;
     `unwritten` is told why there is none where it could not be written. `agreed`: is it so in any of the processes that
     do the task together?
     """
