@@ -1,4 +1,4 @@
-"""How fast this machine is, in the one harness that times it. What is measured decides how runs are done, never what they learn.
+"""How fast this machine is. What is measured here decides how runs are done, never what they learn.
 
 Every measurement takes seconds, is announced before it begins, and is kept for later processes (`machine_cache`).
 """

@@ -1,6 +1,7 @@
 """Two toy tasks of every method against the numbers of the day they were written down.
 
-A change that moves them changes results somebody may have: say so in CHANGELOG.md, then `python tests/benchmark/test_golden.py`.
+A change that moves them changes results somebody may have: say so in CHANGELOG.md, then
+`python tests/benchmark/test_golden.py`.
 """
 
 import json
