@@ -23,13 +23,13 @@ def groups_of(runs: Runs, published: pd.DataFrame | None) -> list["Group"]:
     """Every group of the runs, each with a file name of its own. `published` as of `load_published`."""
     methods, slugs = sorted(set(runs.cells["method"])), _Slugs()
     return [
-        Group(group, frame, runs, slugs.of(group), styles_by_name(frame, methods), published)
-        for group, frame in (comparability.groups(runs.stages) if len(runs.cells) else ())
+        Group(conditions, frame, runs, slugs.of(conditions), styles_by_name(frame, methods), published)
+        for conditions, frame in (comparability.groups(runs.stages) if len(runs.cells) else ())
     ]
 
 
 class Group:
-    """`group` are the conditions its runs share, `frame` its rows of `Runs.stages`, `slug` the start of its file names.
+    """`conditions` are those its runs share, `frame` its rows of `Runs.stages`, `slug` the start of its file names.
 
     `published` are published points of this very protocol and its conditions; None where there are none, and
     `without_published` is then a note that says why. `published_aucs` are the areas, where the runs have the
@@ -38,15 +38,15 @@ class Group:
 
     def __init__(
         self,
-        group: Mapping[str, Any],
+        conditions: Mapping[str, Any],
         frame: pd.DataFrame,
         runs: Runs,
         slug: str,
         styles: Mapping[str, Style],
         published: pd.DataFrame | None,
     ) -> None:
-        self.group, self.frame, self.slug, self.styles = group, frame, slug, styles
-        self.title = f"{wording.protocol_text(group)}; {wording.conditions_text(group)}"
+        self.conditions, self.frame, self.slug, self.styles = conditions, frame, slug, styles
+        self.title = f"{wording.protocol_text(conditions)}; {wording.conditions_text(conditions)}"
         self.cells = runs.cells[runs.cells["run"].isin(frame["run"])]
         self.ledger = runs.ledger[runs.ledger["run"].isin(frame["run"])]
         self.spending = spending(self.cells, self.ledger)
@@ -133,24 +133,24 @@ class Group:
     @property
     def wanted(self) -> str:
         """What should be repeated; nothing where published numbers, of one order, are what runs are held against."""
-        return "" if self.group["recipe"] == "published" else wording.repetitions_wanted(self.done, self.title)
+        return "" if self.conditions["recipe"] == "published" else wording.repetitions_wanted(self.done, self.title)
 
     def facts(self) -> tuple[tuple[str, str], ...]:
         """What stands above its section of the page: (what, value)."""
         sizes = wording.budgets_of(self.cells)
-        counts = self.cells["status"].value_counts().sort_index()
+        conditions, counts = self.conditions, self.cells["status"].value_counts().sort_index()
         return (
-            ("protocol", f"Base-{self.group['base']} Inc-{self.group['inc']}, {self.cells['tasks'].max()} tasks"),
+            ("protocol", f"Base-{conditions['base']} Inc-{conditions['inc']}, {self.cells['tasks'].max()} tasks"),
             *(
                 (("free", f"the frozen backbone: SHA-256 {weights}, not charged"),)
-                if (weights := self.group["weights"])
+                if (weights := conditions["weights"])
                 else ()
             ),
-            ("recipe", str(self.group["recipe"])),
-            ("accounting", str(self.group["accounting"])),
-            ("precision", str(self.group["precision"])),
-            ("stored as", str(self.group["storage"])),
-            ("fill", str(self.group["fill"])),
+            ("recipe", str(conditions["recipe"])),
+            ("accounting", str(conditions["accounting"])),
+            ("precision", str(conditions["precision"])),
+            ("stored as", str(conditions["storage"])),
+            ("fill", str(conditions["fill"])),
             ("budgets", ", ".join(f"{wording.budget_text(size, label)} ({size:,} B)" for size, label in sizes)),
             ("seeds", wording.listed(self.cells["seed"])),
             ("class orders", wording.listed(self.cells["order"])),
@@ -167,8 +167,8 @@ class Group:
     def _published(self, published: pd.DataFrame | None) -> tuple[pd.DataFrame | None, str]:
         if published is None:
             return None, ""
-        same = (published["dataset"] == self.group["dataset"]) & (published["base"] == self.group["base"])
-        same &= published["inc"] == self.group["inc"]
+        same = (published["dataset"] == self.conditions["dataset"]) & (published["base"] == self.conditions["base"])
+        same &= published["inc"] == self.conditions["inc"]
         if not same.any():
             return None, "No published points: none of this protocol are known"
         if differ := comparability.unlike_published(self.cells):
@@ -189,14 +189,13 @@ class _Slugs:
     def __init__(self) -> None:
         self.used: set[str] = set()
 
-    def of(self, group: Mapping[str, Any]) -> str:
+    def of(self, conditions: Mapping[str, Any]) -> str:
         usual = {"storage": "fp32", "fill": "published", "augmentation": "", "validation": "", "weights": ""}
         prefixes = {"validation": "validation ", "weights": "free weights "}
         named: Iterable[str] = ("recipe", "accounting", "precision", *usual)
-        conditions = "-".join(
-            f"{prefixes.get(column, '')}{group[column]}" for column in named if group[column] != usual.get(column)
-        )
-        text = f"{group['dataset']}-b{group['base']}-inc{group['inc']}-{conditions}"
+        unusual = (column for column in named if conditions[column] != usual.get(column))
+        told = "-".join(f"{prefixes.get(column, '')}{conditions[column]}" for column in unusual)
+        text = f"{conditions['dataset']}-b{conditions['base']}-inc{conditions['inc']}-{told}"
         slug = wanted = re.sub(r"[^a-z0-9]+", "-", text.lower()).strip("-")[:80] or "group"
         number = 1
         while slug in self.used:

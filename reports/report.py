@@ -87,76 +87,75 @@ def write_report(
     left_out = (*runs.left_out, *(item for close_up in close_ups for item in close_up.left_out))
     inputs = [runs.inputs_sha256, *(close_up.inputs_sha256 for close_up in close_ups)]
     provenance = provenance_of(runs, left_out, command, hashlib.sha256("\n".join(inputs).encode()).hexdigest())
-    beside = links_to_analyses(run_dirs, list(runs.cells["run"]), out)
+    analyses = links_to_analyses(run_dirs, list(runs.cells["run"]), out)
     with stage_in(out) as stage:
-        _write(stage, out, runs, groups, left_out, printed(provenance), captions, progress, beside)
+        _write(stage, runs, groups, left_out, printed(provenance), captions, progress, analyses)
         paths = settle(stage, out, provenance)
     return ReportResult(out / "index.html", paths, len(runs.cells), left_out)
 
 
 def _write(
     stage: Path,
-    out: Path,
     runs: Runs,
     groups: Sequence[Group],
     left_out: Sequence[LeftOut],
-    made: Mapping[str, str],
+    provenance: Mapping[str, str],
     captions: bool,
     progress: Progress | None,
-    beside: Sequence[Link],
+    analyses: Sequence[Link],
 ) -> None:
-    """Everything but provenance.json, into `stage`; it will lie in `out`. `made` says how, `beside` which analyses of
-    these runs there are.
+    """Everything but provenance.json, into `stage`. `provenance` says what made it, `analyses` which of these runs lie
+    beside them.
     """
-    stamp = "; ".join(f"{key}: {value}" for key, value in made.items())
+    stamp = "; ".join(f"{key}: {value}" for key, value in provenance.items())
     (stage / "figures").mkdir()
-    wanted = [drawing for group in groups for drawing in drawings_of(group)]
-    drawing = draw(wanted, stage / "figures", stamp, captions)
+    drawings = [drawing for group in groups for drawing in drawings_of(group)]
+    drawing = draw(drawings, stage / "figures", stamp, captions)  # other processes begin; this one writes meanwhile
     for name, frame in _csv(runs, groups).items():
         render.write_csv(frame, stage / f"{name}.csv")
     overlaid = published_bibtex() if any(group.published is not None for group in groups) else []
     bibtex = render.bib_text(*bibliography([TOOL, *(text for text in runs.cells["bibtex"] if text), *overlaid]))
-    boxes = missing_letters(text for group in groups for text in group.texts())
+    letters = missing_letters(text for group in groups for text in group.texts())
     remarks = [group.wanted for group in groups if group.wanted]
-    remarks += [f"No font here has these letters of names: {boxes} Figures show boxes for them."] if boxes else []
-    drawn = list(_told(drawing, len(wanted), progress))
+    remarks += [f"No font here has these letters of names: {letters} Figures show boxes for them."] if letters else []
+    drawn = list(_with_progress(drawing, len(drawings), progress))
     sections = [section_of(group, drawn) for group in groups]
-    page = render_page(sections, runs.cells, left_out, bibtex, made, remarks, beside)
+    page = render_page(sections, runs.cells, left_out, bibtex, provenance, remarks, analyses)
     for name, text in {"index.html": page, **_texts(sections, left_out, bibtex, stamp, remarks)}.items():
         (stage / name).write_text(text, encoding="utf-8", newline="\n")
 
 
 def tables_of(group: Group) -> list[Table]:
     """Every table that has a row, the paper's first."""
-    one, given = group.comparison, group.group
-    made = [paper_table(given, one.summary, group.cells)]
-    if len(one.aucs):
-        made.append(auc_table(given, one.aucs, group.cells, group.published_aucs))
-    made.append(results_table(given, one.summary, group.cells))
-    if one.ranks["name"].nunique() > 1:
-        made.append(rank_table(given, one.ranks, group.cells))
-    if one.comparisons["p"].notna().any():
-        made.append(pair_table(given, one.comparisons, group.cells))
-    if len(one.variances):
-        made.append(variance_table(given, one.variances, group.cells))
-    if len(one.interquartile_means):
-        made.append(iqm_table(given, one.interquartile_means, group.cells))
-    if (one.crossings["measure"] == "avg").any():
-        made.append(crossing_table(given, one.crossings, group.cells))
+    computed, conditions = group.comparison, group.conditions
+    tables = [paper_table(conditions, computed.summary, group.cells)]
+    if len(computed.aucs):
+        tables.append(auc_table(conditions, computed.aucs, group.cells, group.published_aucs))
+    tables.append(results_table(conditions, computed.summary, group.cells))
+    if computed.ranks["name"].nunique() > 1:
+        tables.append(rank_table(conditions, computed.ranks, group.cells))
+    if computed.comparisons["p"].notna().any():
+        tables.append(pair_table(conditions, computed.comparisons, group.cells))
+    if len(computed.variances):
+        tables.append(variance_table(conditions, computed.variances, group.cells))
+    if len(computed.interquartile_means):
+        tables.append(iqm_table(conditions, computed.interquartile_means, group.cells))
+    if (computed.crossings["measure"] == "avg").any():
+        tables.append(crossing_table(conditions, computed.crossings, group.cells))
     if group.anything_finished:
-        made.append(transfer_table(given, one.summary, group.cells))
-    if len(one.costs):
-        made.append(compute_table(given, one.costs, group.cells))
-    if len(one.frontiers):
-        made.append(frontier_table(given, one.frontiers, group.cells))
-    return each_note_once(made)
+        tables.append(transfer_table(conditions, computed.summary, group.cells))
+    if len(computed.costs):
+        tables.append(compute_table(conditions, computed.costs, group.cells))
+    if len(computed.frontiers):
+        tables.append(frontier_table(conditions, computed.frontiers, group.cells))
+    return each_note_once(tables)
 
 
 def section_of(group: Group, drawn: Iterable[Drawn]) -> Section:
     """The group as a section of the page; `drawn` may hold figures of other groups as well."""
     return Section(
         anchor=group.slug,
-        group=group.group,
+        conditions=group.conditions,
         chips=group.facts(),
         summary=group.comparison.summary,
         figures={
@@ -173,7 +172,7 @@ def _texts(
 ) -> dict[str, str]:
     """File name → content of what goes into papers."""
     head = f"% {render.one_line(stamp)}\n"
-    named = [(f"{section.title}; {section.conditions}", section.tables) for section in sections]
+    named = [(f"{section.title}; {section.conditions_text}", section.tables) for section in sections]
     latex: dict[bool, list[str]] = {False: [], True: []}
     for section in sections:
         for table in section.tables:
@@ -191,30 +190,31 @@ def _texts(
     }
 
 
-def _told(drawing: Iterable[Drawn], number: int, progress: Progress | None) -> Iterator[Drawn]:
-    for done, item in enumerate(drawing, 1):
+def _with_progress(drawing: Iterable[Drawn], number: int, progress: Progress | None) -> Iterator[Drawn]:
+    """The figures as they come, each of them said to `progress`."""
+    for done, figure in enumerate(drawing, 1):
         if progress:
             progress("figures drawn", done, number)
-        yield item
+        yield figure
 
 
 def _csv(runs: Runs, groups: Sequence[Group]) -> dict[str, pd.DataFrame]:
     """Every number of every table and figure, tidy; the columns `run` and `runs` say where it comes from."""
     found = [item for group in groups for item in group.close_up.evidence]
-    ones = [group.comparison for group in groups]
+    computed = [group.comparison for group in groups]
     of_all = {
-        "results": [one.summary for one in ones],
-        "auc": [one.aucs for one in ones],
-        "curves": [one.curves for one in ones],
-        "comparisons": [one.comparisons for one in ones],
-        "variance": [one.variances for one in ones],
-        "iqm": [one.interquartile_means for one in ones],
-        "ranks": [one.ranks for one in ones],
-        "crossings": [one.crossings for one in ones],
+        "results": [each.summary for each in computed],
+        "auc": [each.aucs for each in computed],
+        "curves": [each.curves for each in computed],
+        "comparisons": [each.comparisons for each in computed],
+        "variance": [each.variances for each in computed],
+        "iqm": [each.interquartile_means for each in computed],
+        "ranks": [each.ranks for each in computed],
+        "crossings": [each.crossings for each in computed],
         "spending": [group.spending for group in groups],
-        "compute": [one.costs for one in ones],
-        "frontiers": [one.frontiers for one in ones],
-        "held": [one.held for one in ones],
+        "compute": [each.costs for each in computed],
+        "frontiers": [each.frontiers for each in computed],
+        "held": [each.held for each in computed],
         "splits": [group.splits for group in groups],
     }
     return {name: pd.concat(frames, ignore_index=True) for name, frames in of_all.items()} | {

@@ -56,7 +56,7 @@ def together(tables: Tables, group: Group) -> Tables:
     summary = group.comparison.summary
     done = summary[summary["competes"] & summary["published_head"] & (summary["n"] > 0)]
     generators = set(tables["images"]["name"])
-    charged = group.spending[group.spending["convention"] == group.group["accounting"]]
+    charged = group.spending[group.spending["convention"] == group.conditions["accounting"]]
     held = charged.set_index(["name", "budget_bytes", "kind"])["charged_bytes"]
     rows = []
     for mine in done[done["name"].isin(generators)].to_dict("records"):

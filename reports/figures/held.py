@@ -22,7 +22,7 @@ def drawing(group: Group) -> Drawing | None:
     """Where something finished."""
     if not group.anything_finished:
         return None
-    accounting = str(group.group["accounting"])
+    accounting = str(group.conditions["accounting"])
     about = (
         f"Share of the budget that is held after each task: solid in {accounting} accounting, which the budget (line) "
         f"binds, dotted in {other_convention(accounting)}"

@@ -26,7 +26,7 @@ _HEIGHTS = {True: 0.46, False: 0.2}  # rows; of the bar that the budget binds, a
 
 def drawing(group: Group) -> Drawing:
     """Of every group."""
-    accounting = group.group["accounting"]
+    accounting = group.conditions["accounting"]
     about = (
         f"Bytes kept after the last task, by kind, against the budget (line): thick bars in {accounting} accounting, "
         f"which it binds, thin bars in {other_convention(accounting)}"

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
 from io import StringIO
-from itertools import chain
+from itertools import chain, repeat
 from pathlib import Path
 from typing import Any, Literal
 from xml.etree import ElementTree
@@ -88,8 +88,7 @@ def styles_by_name(frame: pd.DataFrame, methods: Iterable[str] = ()) -> dict[str
     all of the report, so that a method looks the same in every section.
     """
     keys = sorted({*methods, *frame["method"]}, key=lambda key: ("+" in key, key))
-    steps = range(len(_COLOURS) * len(_MARKERS))
-    spare = chain((Style(_COLOURS[n % 10], _MARKERS[(n + n // 30) % 15]) for n in steps), [Style(FAINT, "o")] * 999)
+    spare = chain(_pairs(), repeat(Style(FAINT, "o")))
     by_key: dict[str, Style] = {}
     for key in keys:
         own = _FIXED.get(key.partition("+")[2] or key)
@@ -101,6 +100,15 @@ def styles_by_name(frame: pd.DataFrame, methods: Iterable[str] = ()) -> dict[str
         styles[str(name)] = next(spare) if method in seen else by_key[str(method)]
         seen.add(method)
     return styles
+
+
+def _pairs() -> Iterator[Style]:
+    """Every colour with every marker, each pair once. Both lists are gone through side by side; where they are at their
+    beginnings again, the markers are shifted by one.
+    """
+    colours, markers = len(_COLOURS), len(_MARKERS)
+    for n in range(colours * markers):
+        yield Style(_COLOURS[n % colours], _MARKERS[(n + n // math.lcm(colours, markers)) % markers])
 
 
 @cache

@@ -15,13 +15,13 @@ from cilbench.reports.tables.table import Table
 
 @dataclass(frozen=True)
 class Section:
-    """One group of comparable runs. `group` are its conditions; `figures` by kind (`memory`, …); `stages`, its rows of
-    `load`, is what curves over classes are drawn from; `published`, rows of `load_published`, is laid over accuracy
-    against the budget.
+    """One group of comparable runs. `conditions` are those they share; `figures` by kind (`memory`, …); `stages`, its
+    rows of `load`, is what curves over classes are drawn from; `published`, rows of `load_published`, is laid over
+    accuracy against the budget.
     """
 
     anchor: str
-    group: Mapping[str, Any]
+    conditions: Mapping[str, Any]
     chips: tuple[tuple[str, str], ...]
     summary: pd.DataFrame
     figures: Mapping[str, Drawn]
@@ -32,12 +32,12 @@ class Section:
     @property
     def title(self) -> str:
         """`digits, Base-0 Inc-2, 10 classes`."""
-        return wording.protocol_text(self.group)
+        return wording.protocol_text(self.conditions)
 
     @property
-    def conditions(self) -> str:
+    def conditions_text(self) -> str:
         """`recipe fast, accounting strict, fp32`."""
-        return wording.conditions_text(self.group)
+        return wording.conditions_text(self.conditions)
 
     @property
     def budgets(self) -> list[tuple[int, object]]:

@@ -36,8 +36,13 @@ def write_leaderboard(repository: Path) -> Path:
     runs = read_runs(list(accepted))
     verified = {folder.name for folder, agreed in accepted.items() if agreed}
     boards = [
-        Board(protocol_text(g.group), str(g.group["recipe"]), conditions_text(g.group), tuple(_rows(g, verified)))
-        for g in groups_of(runs, None)
+        Board(
+            protocol_text(group.conditions),
+            str(group.conditions["recipe"]),
+            conditions_text(group.conditions),
+            tuple(_rows(group, verified)),
+        )
+        for group in groups_of(runs, None)
     ]
     text = rendered(
         "leaderboard",

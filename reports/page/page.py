@@ -229,7 +229,7 @@ def _run_columns(book: Book, sections: Sequence[Section]) -> dict[str, list[Tabl
     """Columns of the list of runs: heading → a cell per run."""
     cells = book.cells
     found = reached(sections)
-    titles = {run: f"{s.title}; {s.conditions}" for s in sections for run in runs_of(s.summary)}
+    titles = {run: f"{s.title}; {s.conditions_text}" for s in sections for run in runs_of(s.summary)}
     section = {"Section": [_text(titles.get(run, "")) for run in cells["run"]]} if len(sections) > 1 else {}
     ends = [found.get(run, (None, None)) for run in cells["run"]]
     sizes = zip(cells["budget_bytes"], cells["budget_label"], strict=True)

@@ -60,7 +60,7 @@ def test_shares_over_stages_and_the_area_under_them(runs: reports.Runs) -> None:
 
 def test_the_area_stands_beside_auc_and_the_figure_draws_the_shares(runs: reports.Runs) -> None:
     (group,) = groups_of(runs, None)
-    table = auc_table(group.group, group.comparison.aucs, group.cells)
+    table = auc_table(group.conditions, group.comparison.aucs, group.cells)
     at = table.columns.index("Held publ. (%)")
     shown = {row.cells[0].text: [cell.text for cell in row.cells[at : at + 2]] for row in table.rows}
     assert shown == {"iCaRL": ["87.00", "97.00"], "DER": ["60.00", "70.00"]}

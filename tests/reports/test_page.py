@@ -35,7 +35,7 @@ def write_page(runs_folder: Path, out: Path, *, stages: bool = True) -> Path:
     sections = [
         book.Section(
             anchor=f"group-{number}",
-            group=group,
+            conditions=conditions,
             chips=(("recipe", "fast"),),
             summary=aggregate.summary(frame),
             figures={
@@ -45,7 +45,7 @@ def write_page(runs_folder: Path, out: Path, *, stages: bool = True) -> Path:
             tables=(results(aggregate.summary(frame)),),
             stages=frame if stages else None,
         )
-        for number, (group, frame) in enumerate(comparability.groups(runs.stages))
+        for number, (conditions, frame) in enumerate(comparability.groups(runs.stages))
     ]
     text = page.render_page(sections, runs.cells, runs.left_out, "@misc{x}", {"Command": "cilbench report"})
     out.mkdir(parents=True, exist_ok=True)

@@ -108,7 +108,7 @@ def test_weights_that_are_charged_are_said_and_free_ones_named_in_every_caption(
     assert len(list(lint.groups(runs.stages))) == 1
     assert any("of weights 1a2b1a2b (MEMO)" in said for said in lint.within(runs.cells))
     runs = reports.read_runs([two_runs(tmp_path / "free", weights=charged | {"cost": "free"})])
-    free = [group for group in groups_of(runs, None) if group.group["weights"]]
+    free = [group for group in groups_of(runs, None) if group.conditions["weights"]]
     assert [set(group.frame["name"]) for group in free] == [{"MEMO (free weights 1a2b1a2b)"}]
     said = "FREE frozen backbone (not charged, SHA-256 1a2b1a2b1a2b)"
     assert said in memory.drawing(free[0]).caption

@@ -58,6 +58,17 @@ def test_a_hundred_methods_look_like_a_hundred() -> None:
     assert len(set(chosen.values())) == 100
 
 
+@pytest.mark.parametrize("colours", [9, 10, 11])
+def test_every_colour_is_used_with_every_marker_before_a_pair_comes_again(
+    colours: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(styles, "_COLOURS", tuple(f"#{n:06x}" for n in range(colours)))
+    number = colours * len(styles._MARKERS)
+    chosen = of_keys(*(f"m{n}" for n in range(number)), "z")
+    assert len(set(chosen.values())) == number + 1
+    assert chosen["z"] == styles.Style(styles.FAINT, "o")
+
+
 @pytest.mark.parametrize("key", ["cim", "foster+cim", "icarl+cim", "memo+cim"])
 def test_the_only_cim_of_a_report_looks_like_cim_beside_its_base(key: str) -> None:
     chosen = of_keys(*{key, "icarl", "memo", "foster", "der"})
