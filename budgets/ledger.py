@@ -57,8 +57,6 @@ MAP_POSITIONS = 16  # 4×4: the discriminator beside a generator (DCGAN) hands i
 SIDES_LIMIT = 64  # of a shape, as NumPy and PyTorch have it
 SHOWN = 80  # characters of a name that a message repeats
 
-COLUMNS = ("kind", "item", "shape", "dtype", "bytes", "published_bytes", "strict_bytes")
-
 
 class LedgerError(ValueError):
     """The bytes are no sealed state: the message is one line and says what is wrong."""
@@ -75,8 +73,9 @@ class Allowance:
     image_bytes: int
 
     def is_plain(self, entry: "Entry") -> bool:
-        """A head is floating, a matrix at most, a row a class (and one); labels are whole numbers; boxes int16 [N,
-        4]."""
+        """A head is floating, a matrix at most, a row a class (and one); labels are whole numbers; boxes are int16
+        [N, 4].
+        """
         if entry.kind == "head":
             return entry.dtype in FLOATS and len(entry.shape) <= 2 and entry.shape[:1] <= (self.classes + 1,)
         if entry.kind == "labels":
@@ -115,6 +114,7 @@ class Entry:
 
     @property
     def strict_bytes(self) -> int:
+        """All of it, always: a name for the second sum, so that both are read alike."""
         return self.bytes
 
 
@@ -149,7 +149,7 @@ class Ledger:
         return {kind: size for kind, size in sums.most_common() if size}
 
     def rows(self) -> Iterator[dict[str, Any]]:
-        """One mapping per entry with the columns of ledger.csv (`COLUMNS`)."""
+        """One mapping per entry with the columns of ledger.csv, but for the task."""
         for e in self.entries:
             yield {
                 "kind": e.kind,
@@ -179,8 +179,7 @@ class Ledger:
         """Ledger of a sealed state (bytes, or a file of which only the header is read).
 
         Raises LedgerError where the container's header and length do not agree, and where the header, which is not
-        charged,
-        could carry more than names and shapes.
+        charged, could carry more than names and shapes.
         """
         header = read_header(sealed)
         header.check_bare()

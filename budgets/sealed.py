@@ -49,7 +49,7 @@ def unseal(sealed: bytes) -> dict[str, Tensor]:
     """The state that was sealed, on the CPU, sharing no memory with anything; parameters are float32 again."""
     stored, state = load(sealed), dict[str, Tensor]()
     for key, value in stored.items():
-        owner = key.removesuffix(SCALE)
+        owner = key.removesuffix(SCALE)  # of a scale the tensor it belongs to, which it is read with; else the key
         if kind_of(key) not in STORED_KINDS:
             state[key] = value.clone()
         elif f"{key}{SCALE}" in stored:

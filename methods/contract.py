@@ -146,8 +146,8 @@ class Plan:
     `rehearsal.base.freed_bytes`), `exemplars` how many images as they are that makes after the last; `model_bytes` is
     everything else that is charged then. `published_bytes` and `strict_bytes` are upper bounds on the sealed state
     after each task. `layout` declares every tensor of those states (`cilbench.budgets.layout_of`), `unsealed_layout`
-    those of a larger learner (`MethodCard.unsealed`) where they are
-    others. `details` are a method's own numbers (a generator's width).
+    those of a larger learner (`MethodCard.unsealed`) where they are others. `details` are a method's own numbers (a
+    generator's width).
     """
 
     budget: Budget

@@ -26,6 +26,7 @@ class ICaRL(Rehearsal):
 
     @dataclass(frozen=True)
     class Config(SgdConfig):
+        epochs: Count = in_epochs(170)  # PyCIL models/icarl.py
         milestones: tuple[Count, ...] = in_epochs((80, 120))  # PyCIL models/icarl.py
         temperature: Positive = 2.0  # PyCIL models/icarl.py
         distillation: Weight = 1.0  # weight of the distillation loss, PyCIL models/icarl.py

@@ -78,7 +78,7 @@ def predict(method: Method, images: Images, heads: tuple[str, ...]) -> Predictio
         return found
 
     found_NH5 = in_batches(top5, images).cpu()
-    with uncounted():  # it is our doing
+    with uncounted():  # the harness's check, not the method's cost
         for number, head in enumerate(heads):
             _check_company(scores_of, images, found_NH5[:, number, 0], head)
     return {head: found_NH5[:, number].numpy() for number, head in enumerate(heads)}
@@ -86,6 +86,7 @@ def predict(method: Method, images: Images, heads: tuple[str, ...]) -> Predictio
 
 CHECKED_IMAGES = 128  # per head and task, scored once more among images of one predicted class
 NOISE = 0.05  # of the range of an image's scores: bf16 in batches of other sizes stays well below it
+NOISY_LIMIT = 1 / 20  # share of images whose class may be beaten by more than noise
 CHANGED_LIMITS = {False: 1 / 32, True: 1 / 8}  # share of images whose class may change at all, in float32 and bf16
 
 
@@ -95,7 +96,7 @@ def _check_company(
     """Score some images again in skewed company; the class found before must still be best, but for noise.
 
     `best_N`: the class of every image found in the whole. Which images is drawn afresh, so that no method can spare
-    them. Raises ValueError where the best of more than one image in twenty is now beyond noise, or of more than
+    them. Raises ValueError where the best of more than NOISY_LIMIT of them is now beyond noise, or of more than
     CHANGED_LIMITS is another at all: noise is told by the range of scores, and what that is a method can choose.
     """
     drawn = random.SystemRandom().sample(range(len(images)), min(CHECKED_IMAGES, len(images)))
@@ -109,7 +110,7 @@ def _check_company(
         moved += int((behind_B > NOISE * (high_B - low_B)).sum())
         changed += int((behind_B > 0).sum())
     limit = CHANGED_LIMITS[torch.is_autocast_enabled(images.device.type)]
-    if moved > len(some) / 20 or changed > len(some) * limit:
+    if moved > len(some) * NOISY_LIMIT or changed > len(some) * limit:
         raise ValueError(
             f"scores of head {head} depend on the other images of a batch: {changed} of {len(some)} images change class"
         )

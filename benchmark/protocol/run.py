@@ -109,7 +109,7 @@ def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
     sealed = run.folder.sealed(done - 1) if done else None
     with Meter(counters(run.device) if run.energy else ()) as meter:
         sealed = _learn_tasks(run, plan, sealed, range(done, run.spec.scenario.tasks), meter)
-    if sealed is not None:  # once more where the process was killed while it was written
+    if sealed is not None:  # also when no task was left: a kill may have hit this write
         _show_stored_samples(run, plan, sealed)
 
 
@@ -127,7 +127,7 @@ def _learn_tasks(run: RunContext, plan: Plan, sealed: bytes | None, tasks: range
         clock.lap("train")
         sealed = learned.sealed
         ledger, state = _weigh(run.spec, plan, sealed, index), unseal(sealed)
-        clock.lap("weigh")
+        clock.lap("weigh")  # read by nobody: so that it is not counted with what comes next
         found = _restore_and_evaluate(run, plan, learned, state, index)
         clock.lap("evaluate")
         record = _task_record(run.spec, learned, ledger, found, index, clock)
@@ -246,7 +246,10 @@ def _weigh(spec: RunSpec, plan: Plan, sealed: bytes, task: int) -> Ledger:
 
 
 def _restore_and_evaluate(run: RunContext, plan: Plan, learned: Learned, state: State, task: int) -> _Found:
-    """Of the learner that is carried on, and of a larger one where there is one. `state`: of `learned.sealed`."""
+    """What the learner that is carried on holds and predicts, and a larger one where there is one.
+
+    `state` is that of `learned.sealed`.
+    """
     exemplars, norms = exemplar_count(state), head_norms(state)
     with counting("evaluation") as evaluated:
         given = SealedTask(run.spec, plan, run.device, learned.sealed)
