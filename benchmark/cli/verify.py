@@ -8,7 +8,6 @@ import typer
 from cilbench.cli.terminal import say
 from cilbench.errors import RequestError
 from cilbench.options import DataDir, Device, a_path
-from cilbench.records.files import is_report
 
 Runs = Annotated[list[Path], typer.Argument(metavar="RUNS...", help="Run folders, or folders of them.", parser=a_path)]
 
@@ -48,6 +47,8 @@ def verify(runs: Runs, data_dir: DataDir = None, device: Device = "auto") -> Non
 
 def run_folders(given: list[Path]) -> list[Path]:
     """Run folders, named or in the folders named. Raises RequestError for a folder that holds none."""
+    from cilbench.records.files import is_report  # here: NumPy comes with it
+
     folders: list[Path] = []
     for path in given:
         found = [path] if (path / "cell.json").exists() else [p for p in sorted(path.glob("*/")) if not is_report(p)]
