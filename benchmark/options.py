@@ -29,6 +29,11 @@ def a_whole_number(text: str) -> int:
         raise typer.BadParameter(f"{text!r} is not a whole number") from None
 
 
+def comma_list(text: str) -> list[str]:
+    """The parts of `a, b,c`; empty ones are none."""
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
 # Panels of `--help`, in the order in which a person asks.
 COMPARED = "What is compared"
 TRAINING = "Protocol and training"

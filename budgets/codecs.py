@@ -94,7 +94,7 @@ class Raw:
         return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
-        return Encoded(images_NCHW.reshape(-1).clone(), self.lengths(len(images_NCHW), None, image_shape(images_NCHW)))
+        return Encoded(images_NCHW.reshape(-1).clone(), self.lengths(len(images_NCHW), None, shape_of(images_NCHW)))
 
     def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         return encoded.payload.reshape(len(encoded), *image_shape)
@@ -126,7 +126,7 @@ class Box:
         if boxes_N4 is None:
             raise ValueError("the box codec needs a box for every image")
         images = images_NCHW.numpy()
-        lengths = self.lengths(len(images), boxes_N4, image_shape(images_NCHW))
+        lengths = self.lengths(len(images), boxes_N4, shape_of(images_NCHW))
         payload, start = np.empty(int(lengths.sum()), dtype=np.uint8), 0
         for image, box in zip(images, boxes_N4.tolist(), strict=True):
             for part in (_inside(image, box), *_around(image[:, ::2, ::2], box)):
@@ -205,7 +205,7 @@ class LowRes:
             return Encoded(torch.empty(0, dtype=torch.uint8), torch.empty(0, dtype=torch.int64))
         means = F.avg_pool2d(images_NCHW.float(), self.factor, ceil_mode=True, count_include_pad=False)
         small = means.round().to(torch.uint8)
-        return Encoded(small.reshape(-1), self.lengths(len(small), None, image_shape(images_NCHW)))
+        return Encoded(small.reshape(-1), self.lengths(len(small), None, shape_of(images_NCHW)))
 
     def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         channels, height, width = image_shape
@@ -298,7 +298,7 @@ class Latent:
             bytes_NB = numbers_ND.clamp(-most, most).half().view(torch.uint8)
         else:
             bytes_NB = numbers_ND.view(torch.uint8)
-        return Encoded(bytes_NB.reshape(-1).clone(), self.lengths(len(images_NCHW), None, image_shape(images_NCHW)))
+        return Encoded(bytes_NB.reshape(-1).clone(), self.lengths(len(images_NCHW), None, shape_of(images_NCHW)))
 
     def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         """Payload → float32 [N, C, H, W]."""
@@ -334,7 +334,7 @@ def fixed_codec(name: str, argument: str) -> Codec:
     raise ValueError(f"{name}{':' if argument else ''}{argument}: codecs are raw, jpeg:QUALITY and lowres:FACTOR")
 
 
-def image_shape(images_NCHW: Tensor) -> Shape:
+def shape_of(images_NCHW: Tensor) -> Shape:
     """(C, H, W) of a batch."""
     _, channels, height, width = images_NCHW.shape
     return channels, height, width

@@ -46,11 +46,6 @@ class BudgetTooSmall(DoesNotFit):
         )
 
 
-def exemplar_count(budget_bytes: int, model_bytes: int, exemplar_bytes: int) -> int:
-    """⌊(budget − model after the last task) / one exemplar⌋; negative where not even the model fits."""
-    return (budget_bytes - model_bytes) // exemplar_bytes
-
-
 def whole_fitting(sizes: Iterable[tuple[str, int]], copies: int, budget_bytes: int, base_bytes: int) -> list[str]:
     """Names of the backbones an expanding method may take by default, best first. `sizes`: (name, bytes of one).
 

@@ -19,7 +19,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import nn
 
-from cilbench.budgets.codecs import Codec, Latent, Shape, image_shape
+from cilbench.budgets.codecs import Codec, Latent, Shape, shape_of
 from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
@@ -74,7 +74,7 @@ class MEMO(DER):
         meta = torch.device("meta")
         with meta:
             net = cls.growth_of(config).net(scenario, backbone, meta, head_bias=True)
-            return image_shape(net.general_maps(torch.empty(1, *scenario.image_shape)))
+            return shape_of(net.general_maps(torch.empty(1, *scenario.image_shape)))
 
     @classmethod
     def plan(cls, budget: Budget, scenario: Scenario, config: Config, compression: Compression | None = None) -> Plan:

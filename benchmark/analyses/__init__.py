@@ -10,6 +10,7 @@ import importlib
 from importlib.metadata import entry_points
 
 from cilbench.errors import RequestError
+from cilbench.options import comma_list
 from cilbench.reports.analyses.analysis import Analysis
 
 # In the order of the page.
@@ -42,7 +43,7 @@ def known_analyses() -> dict[str, str]:
 def analyses_named(what: str | None) -> list[Analysis]:
     """Those of a comma-separated list; all where there is none. Raises RequestError."""
     table = known_analyses()
-    names = list(table) if what is None else list(dict.fromkeys(n.strip() for n in what.split(",") if n.strip()))
+    names = list(table) if what is None else list(dict.fromkeys(comma_list(what)))
     if unknown := [name for name in names if name not in table]:
         raise RequestError(f"--what {unknown[0]}: allowed are {', '.join(table)}")
     if not names:

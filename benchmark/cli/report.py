@@ -8,7 +8,7 @@ import typer
 
 from cilbench.cli.terminal import console, say, writing
 from cilbench.errors import RequestError
-from cilbench.options import a_path
+from cilbench.options import a_path, comma_list
 
 REPORT = Path("report")
 
@@ -59,7 +59,7 @@ def report(
     options += [*([f"--allow {allow}"] if allow else []), *(["--captions"] if captions else [])]
     # --out is where it lies, not what is in it: the same runs give the same bytes anywhere
     command = " ".join(["cilbench", "report", *map(str, folders), *options])
-    allowed = tuple(filter(None, (aspect.strip() for aspect in allow.split(","))))
+    allowed = tuple(comma_list(allow))
     try:
         with writing(out), Told() as told:
             result = write_report(

@@ -25,7 +25,7 @@ from cilbench.methods.contract import Plan, Recording
 from cilbench.methods.training.checkpoint import Interrupted
 from cilbench.methods.training.numerics import works
 from cilbench.methods.training.ranks import RankLost, Ranks
-from cilbench.options import HowToRun
+from cilbench.options import HowToRun, comma_list
 from cilbench.processes import Stop, end_with_parent, run_workers, stoppable
 from cilbench.protocol import estimate
 from cilbench.protocol.context import Reporter, RunContext, Screen
@@ -172,7 +172,7 @@ def _alone(jobs: str, device: torch.device) -> str:
 
 def _recorded(names: str) -> frozenset[Recording]:
     """What `--record` names. Raises RequestError."""
-    asked = [name.strip() for name in names.split(",") if name.strip()]
+    asked = comma_list(names)
     known: tuple[Recording, ...] = get_args(Recording)
     if unknown := [name for name in asked if name not in known]:
         raise RequestError(f"--record {unknown[0]}: allowed are {', '.join(known)}")

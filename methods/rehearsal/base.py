@@ -14,7 +14,7 @@ from torch import Tensor
 from cilbench.budgets.codecs import SIDE_INFO_BYTES, Codec, Raw, Shape
 from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
-from cilbench.budgets.planning import Budget, BudgetTooSmall, exemplar_count, whole_fitting
+from cilbench.budgets.planning import Budget, BudgetTooSmall, whole_fitting
 from cilbench.budgets.sealed import STORAGE_BITS, State, ledger_of_state
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
@@ -251,13 +251,11 @@ def plan_rehearsal(
         for task, spent_bytes in enumerate(most_bytes)
     ]
     bounds = [_bounds(budget, model, memory) for model, memory in zip(models, memories, strict=True)]
-    as_it_is = codec.min_bytes(shape) if codec.fixed_length else scenario.image_bytes
+    as_it_is = (codec.min_bytes(shape) if codec.fixed_length else scenario.image_bytes) + overhead_bytes
     return Plan(
         budget=budget,
         backbone=backbone,
-        exemplars=min(
-            exemplar_count(budget.bytes, model_bytes, as_it_is + overhead_bytes), scenario.train_images or budget.bytes
-        ),
+        exemplars=min((budget.bytes - model_bytes) // as_it_is, scenario.train_images or budget.bytes),
         exemplar_bytes=exemplar_bytes,
         model_bytes=model_bytes,
         published_bytes=tuple(published for published, _ in bounds),

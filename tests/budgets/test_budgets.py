@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from cilbench.budgets import Allowance, Ledger, format_bytes, human_bytes, parse_budget_mb, parse_bytes, seal, unseal
 from cilbench.budgets.ledger import KINDS, LedgerError, feature_width
-from cilbench.budgets.planning import exemplar_count, whole_fitting
+from cilbench.budgets.planning import whole_fitting
 from cilbench.budgets.sealed import DTYPE_NAMES, STORED_KINDS, ledger_of_state, pack_bits, unpack_bits
 from cilbench.budgets.weighing import Weight, weigh
 
@@ -248,12 +248,6 @@ def test_masks_cost_one_bit_an_entry(case):
     packed = pack_bits(mask)
     assert packed.numel() == -(-mask.numel() // 8)
     assert torch.equal(unpack_bits(packed, tuple(shape)), mask)
-
-
-@given(st.integers(1, 10**9), st.integers(0, 10**9), st.integers(1, 10**5))
-def test_one_exemplar_more_would_not_fit(budget_bytes, model_bytes, exemplar_bytes):
-    count = exemplar_count(budget_bytes, model_bytes, exemplar_bytes)
-    assert model_bytes + count * exemplar_bytes <= budget_bytes < model_bytes + (count + 1) * exemplar_bytes
 
 
 def test_whole_fitting_backbones_largest_first():

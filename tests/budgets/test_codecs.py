@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from cilbench.budgets.codecs import Box, Encoded, Jpeg, Latent, LowRes, Raw, fixed_codec, image_shape
+from cilbench.budgets.codecs import Box, Encoded, Jpeg, Latent, LowRes, Raw, fixed_codec, shape_of
 
 
 def pictures(count: int, channels: int, height: int, width: int, seed: int = 0) -> Tensor:
@@ -46,12 +46,12 @@ def boxed_images(draw: st.DrawFn) -> tuple[Tensor, Tensor]:
 def test_box_shows_the_inside_exactly_and_the_rest_at_a_quarter(case: tuple[Tensor, Tensor]) -> None:
     images, boxes = case
     encoded = Box().encode(images, boxes)
-    shown = Box().decode(encoded, image_shape(images))
+    shown = Box().decode(encoded, shape_of(images))
     for image, box, picture in zip(images, boxes.tolist(), shown, strict=True):
         assert torch.equal(picture, decoded_by_hand(image, tuple(box)))
     assert int(encoded.lengths.sum()) == len(encoded.payload)
-    assert torch.equal(encoded.lengths, Box().lengths(len(images), boxes, image_shape(images)))
-    assert (encoded.lengths >= Box().min_bytes(image_shape(images))).all()
+    assert torch.equal(encoded.lengths, Box().lengths(len(images), boxes, shape_of(images)))
+    assert (encoded.lengths >= Box().min_bytes(shape_of(images))).all()
 
 
 @settings(max_examples=60, deadline=None)
