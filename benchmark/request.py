@@ -1,4 +1,4 @@
-"""What was asked for → the cells to run. Everything wrong with a request is found here, before any training."""
+"""What was asked for → the runs to do. Everything wrong with a request is found here, before any training."""
 
 import hashlib
 import json
@@ -23,7 +23,7 @@ from cilbench.methods.contract import Plan, Recording, Scenario
 from cilbench.methods.registry import BadSetting, MethodSpec, UnknownMethod, components, named, parse_setting, resolve
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.numerics import MemoryFormat, Precision
-from cilbench.options import RunOptions
+from cilbench.options import RunOptions, comma_list
 from cilbench.records.weights import Weights
 from cilbench.scenario import make_scenario
 
@@ -220,7 +220,7 @@ def chosen_settings(spec: RunSpec, overrides: Mapping[str, object]) -> dict[str,
 
 
 def check_feasible(asked: Sequence[RunSpec]) -> dict[str, Plan | DoesNotFit]:
-    """The plan, or the refusal, of every cell by id.
+    """The plan, or the refusal, of every run by id.
 
     A method that does not fit a budget, the data set, the backbone or an option is refused there, and recorded so.
     Raises RequestError where none fits any: that request is wrong.
@@ -251,13 +251,13 @@ def by_reason(refusals: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _fits_alike(spec: RunSpec) -> tuple[str, int]:
-    """Cells of one request that differ in seed and class order alone have one plan."""
+    """Runs of one request that differ in seed and class order alone have one plan."""
     return spec.name, spec.budget.bytes
 
 
 def _methods(request: RunOptions, recipe: str, overrides: Mapping[str, object]) -> list[MethodSpec]:
     try:
-        names = [named(text) for text in _split(request.methods)]
+        names = [named(text) for text in comma_list(request.methods)]
     except (UnknownMethod, own.BadFile) as error:
         raise RequestError(f"--methods {error}") from None
     if not names:
@@ -347,7 +347,7 @@ def _one_of(option: str, text: str, choice: Any) -> Any:
 
 def _seeds(option: str, text: str) -> list[int]:
     try:
-        seeds = [int(part) for part in _split(text)]
+        seeds = [int(part) for part in comma_list(text)]
     except ValueError:
         seeds = []
     if not seeds or min(seeds) < 0 or max(seeds) >= 2**32 or len(set(seeds)) < len(seeds):
@@ -362,7 +362,7 @@ def _splits(request: RunOptions) -> list[float | None]:
     if request.backbone != "auto":
         raise RequestError(f"--split beside --backbone {request.backbone}: the largest backbone that fits is taken")
     try:
-        shares = [float(part) for part in _split(request.split)]
+        shares = [float(part) for part in comma_list(request.split)]
     except ValueError:
         shares = []
     if not shares or not all(0 < share < 1 for share in shares) or len(set(shares)) < len(shares):
@@ -378,7 +378,3 @@ def _share(option: str, text: str) -> float:
     if not 0 < share <= 0.5:
         raise RequestError(f"{option} {text}: write a share of the training images, above 0 and up to 0.5, e.g. 0.1")
     return share
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]

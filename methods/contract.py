@@ -204,8 +204,8 @@ class MethodCard:
 class Context:
     """What the harness gives a method while it learns.
 
-    `generator` is the cell's own random source, on the device; module initialisation uses torch's global one, which the
-    harness has seeded for this cell and task. `log` takes one flat record for log.jsonl; `progress` takes the share
+    `generator` is the run's own random source, on the device; module initialisation uses torch's global one, which the
+    harness has seeded for this run and task. `log` takes one flat record for log.jsonl; `progress` takes the share
     done in [0, 1] and the images trained on since the last call. Long loops keep where they are in `checkpoint`.
     `record` names what is logged for `cilbench analyse` besides (`--record`); it changes nothing that is learned.
     """

@@ -1,4 +1,4 @@
-"""`cilbench run --from runs/<cell>/cell.json`: the very same cell once more, and whether the same came out.
+"""`cilbench run --from runs/<run>/cell.json`: the very same run once more, and whether the same came out.
 
 cell.json may be somebody else's: what it asks for is checked as a command line is, by the same code.
 """
@@ -38,7 +38,7 @@ def rerun(
     how: HowToRun,
     screen: Screen,
 ) -> int:
-    """Run the cell of a cell.json once more; the exit code of `sweep`, which does it. `--threads auto` is as recorded.
+    """The run of a cell.json once more; the exit code of `sweep`, which does it. `--threads auto` is as recorded.
 
     Says what differs from the first time (versions, hardware, memory layout, data) before, and how the predictions
     compare after. Raises RequestError.
@@ -108,13 +108,13 @@ class Recorded:
                 data_dir=data_dir,
             )
         except (KeyError, TypeError, AttributeError, ValueError) as error:
-            raise RequestError(printable(f"{self.option} {self.path}: not the request of a cell ({error!r})")) from None
+            raise RequestError(printable(f"{self.option} {self.path}: not the request of a run ({error!r})")) from None
         try:
             asked = specs(request)
         except RequestError as error:
             raise RequestError(printable(f"{self.option} {self.path}: {self._file_to_name() or error}", 1000)) from None
         if len(asked) != 1:
-            raise RequestError(printable(f"{self.option} {self.path}: not the request of one cell"))
+            raise RequestError(printable(f"{self.option} {self.path}: not the request of one run"))
         spec = asked[0]
         if "train_flops" in r:  # its epochs are scaled already
             spec = replace(spec, train_flops=r["train_flops"], epochs_share=r.get("epochs_share", 1.0))
@@ -144,7 +144,7 @@ class Recorded:
         return f"its method {method} is in a file: {way_out}" if unknown else ""
 
     def not_said(self, spec: RunSpec) -> Iterator[str]:
-        """Settings that have come since, a line each: the cell runs with their defaults, under another name."""
+        """Settings that have come since, a line each: it runs with their defaults, under another name."""
         now = _leaves(json.loads(json.dumps(spec.request)))
         for key in now.keys() - _leaves(self.request).keys():
             yield f"not in cell.json: {_named([key], now)}"

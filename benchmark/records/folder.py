@@ -1,7 +1,7 @@
 """Run folders: evidence, written once.
 
-    <out>/<cell>.partial/   while the cell runs: a folder per finished task, written under another name and renamed
-    <out>/<cell>/           when it is over, however it ended; never written to again
+    <out>/<run>.partial/   while the run goes on: a folder per finished task, written under another name and renamed
+    <out>/<run>/           when it is over, however it ended; never written to again
 
 The same command goes on from a partial folder. Every file in either has its checksum in record.json or cell.json, and
 these two carry their own. `schema` describes the files.
@@ -35,7 +35,7 @@ Keep = Literal["last", "all"]
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a cell ended, and why if not well."""
+    """How a run ended, and why if not well."""
 
     status: Status | Literal["running"]  # running: by another process
     reason: str | None = None
@@ -51,20 +51,20 @@ class Resumed:
 
 
 class RunFolder:
-    """The folder of one cell."""
+    """The folder of one run."""
 
-    def __init__(self, out: Path, cell_id: str) -> None:
-        self.final, self.partial = out / cell_id, out / f"{cell_id}.partial"
-        self.lock = out / f"{cell_id}.lock"
+    def __init__(self, out: Path, run_id: str) -> None:
+        self.final, self.partial = out / run_id, out / f"{run_id}.partial"
+        self.lock = out / f"{run_id}.lock"
         self.log = Log(self.partial)
 
     def claimed(self) -> AbstractContextManager[bool]:
-        """Hold the cell for this process; yields False where another process holds it. Raises OSError."""
+        """Hold the run for this process; yields False where another process holds it. Raises OSError."""
         self.lock.parent.mkdir(parents=True, exist_ok=True)
         return locked(self.lock, wait=False)
 
     def outcome(self) -> Outcome | None:
-        """How the cell ended; None where it has not.
+        """How the run ended; None where it has not.
 
         Raises RequestError for what is not a run folder in its place, OSError for a disk that cannot be read.
         """
@@ -79,14 +79,14 @@ class RunFolder:
         if not self.final.exists():
             return None
         try:
-            ending = schema.validated(Ending, self._cell(), schema.CELL)
+            ending = schema.validated(Ending, self._record(), schema.CELL)
         except (*disk.DAMAGED, MemoryError):
             raise RequestError(
                 f"--out: {self.final} has no readable cell.json and is in the way: move it, or run with --fresh"
             ) from None
         return Outcome(ending.status, None if ending.reason is None else printable(ending.reason))
 
-    def _cell(self) -> dict[str, Any]:
+    def _record(self) -> dict[str, Any]:
         """cell.json, of whatever format: how a run ended is known before its format is read."""
         return disk.read_json(self.final / schema.CELL)
 
@@ -101,12 +101,12 @@ class RunFolder:
 
     def ended_on(self) -> str | None:
         """Fingerprint of the images that a finished run was made of; None where it does not say."""
-        environment = self._cell().get("environment")
+        environment = self._record().get("environment")
         digest = environment.get("data_sha256") if isinstance(environment, dict) else None
         return digest if isinstance(digest, str) else None
 
     def stamp(self) -> tuple[int, int] | None:
-        """Tells one end of a cell from another, by this process or any other; None where it has not ended."""
+        """Tells one end of a run from another, by this process or any other; None where it has not ended."""
         try:
             status = (self.final / schema.CELL).stat()
         except (FileNotFoundError, NotADirectoryError):
@@ -135,7 +135,7 @@ class RunFolder:
         return Resumed(done, damaged, (why,) if damaged else ())
 
     def discard(self) -> None:
-        """Remove everything of this cell (`--fresh`)."""
+        """Remove everything of this run (`--fresh`)."""
         for path in (self.final, self.partial):
             if os.path.lexists(path):
                 disk.remove(path)
@@ -187,20 +187,21 @@ class RunFolder:
         """Every finished task of a partial folder, up to one that is not whole."""
         return [file.record for file in self._files()]
 
-    def finish(self, spec: Mapping[str, Any], breach: "tuple[int, Ledger] | None" = None) -> None:
+    def finish(self, record: Mapping[str, Any], breach: "tuple[int, Ledger] | None" = None) -> None:
         """Bring the tasks together, write cell.json, rename. `breach`: the boundary that was over budget.
 
         Raises OSError where the folder no longer holds what was written to it.
         """
         files = self._files()
-        if len(files) != len(spec["tasks"]) or (spec["status"] == "done" and len(files) < spec["request"]["tasks"]):
-            raise OSError(f"{self._task(len(files))} was damaged while the cell ran")
+        done, tasks = record["status"] == "done", record["request"]["tasks"]
+        if len(files) != len(record["tasks"]) or (done and len(files) < tasks):
+            raise OSError(f"{self._task(len(files))} was damaged while the run went on")
         rows = [{"task": file.record.task, **item.model_dump()} for file in files for item in file.ledger]
         if breach:
             rows += [{"task": breach[0], **row} for row in breach[1].rows()]
         disk.write_csv(self.partial / schema.LEDGER, schema.LEDGER_COLUMNS, rows)
         for path in self.partial.glob("checkpoint-*"):
-            if spec["status"] != "failed" or path.suffix == ".writing":
+            if record["status"] != "failed" or path.suffix == ".writing":
                 path.unlink()
         metrics = [row.model_dump() for file in files for row in file.metrics]
         disk.write_csv(self.partial / schema.METRICS, schema.METRICS_COLUMNS, metrics)
@@ -218,11 +219,11 @@ class RunFolder:
         disk.write(self.partial / schema.PREDICTIONS, disk.npz(arrays))
         paths = [self.partial / name for name in sorted((schema.LOG, schema.REMEMBERED, *schema.TABLES))]
         sums = {path.name: disk.sha256_of(path) for path in paths if path.is_file()}
-        disk.write(self.partial / schema.CELL, disk.json_with_checksum({**spec, "files": sums}, indent=2))
-        if spec["status"] != "failed":  # which may be taken up again
+        disk.write(self.partial / schema.CELL, disk.json_with_checksum({**record, "files": sums}, indent=2))
+        if record["status"] != "failed":  # which may be taken up again
             (self.partial / schema.IMAGES).unlink(missing_ok=True)
         os.rename(self.partial, self.final)
-        if spec["status"] == "failed":
+        if record["status"] == "failed":
             return
         for folder in (self.final / "tasks").iterdir():
             for name in (schema.TASK_RECORD, schema.PREDICTIONS):

@@ -1,4 +1,4 @@
-"""log.jsonl: a JSON object a line, appended while a cell runs."""
+"""log.jsonl: a JSON object a line, appended while a run goes on."""
 
 import json
 import os

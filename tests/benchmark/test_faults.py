@@ -192,7 +192,7 @@ def test_damage_while_a_cell_runs_is_no_finished_run(toy, tmp_path: Path) -> Non
     _, expected = run(spec, toy, tmp_path / "whole")
     outcome, folder = run(spec, toy, tmp_path, reporter=Spoiling())
     assert outcome.status == "failed"
-    assert "tasks/1 was damaged while the cell ran" in str(outcome.reason)
+    assert "tasks/1 was damaged while the run went on" in str(outcome.reason)
     assert not folder.exists()
     watch = Silent()
     assert run(spec, toy, tmp_path, reporter=watch)[0] == Outcome("done")

@@ -27,7 +27,7 @@ def with_a_fault(kind: Kind, at: int, folder: Path, says: str) -> None:
 FAULTS: dict[Kind, str] = {  # → what a run says that met it
     "full": "No space left",
     "read-only": "Read-only",
-    "vanish": "No such file or directory|was damaged while the cell ran",
+    "vanish": "No such file or directory|was damaged while the run went on",
 }
 
 
