@@ -56,7 +56,7 @@ class Ours:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Gap:
     """Ours less theirs, in points; NaN where theirs is not known. `task`, from 1, is where `furthest` is."""
 
     avg: float = math.nan
@@ -81,7 +81,7 @@ def printed(found: Ours, numbers: Sequence[Published]) -> list[Published]:
     return [n for n in numbers if found.fill == "published" and n.of(found.head, found.published_head)]
 
 
-def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) -> Comparison:
+def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) -> Gap:
     """With the number of the same kind of experiment, never the nearest, and with the mean of the public runs of it.
 
     A head that papers print no number of is held against the public runs alone, and so is a memory of another kind.
@@ -93,13 +93,13 @@ def compare(found: Ours, numbers: Sequence[Published], curves: Sequence[Curve]) 
     theirs = np.mean([curve.top1 for curve in alike], axis=0) if alike else np.array([math.nan])
     avg, last = (numbers[0].avg, numbers[0].last) if numbers else (float(theirs.mean()), float(theirs[-1]))
     if not alike or len(theirs) != len(found.top1):
-        return Comparison(found.avg - avg, found.last - last)
+        return Gap(found.avg - avg, found.last - last)
     gaps = np.array(found.top1) - theirs
     task = int(np.abs(gaps).argmax())
-    return Comparison(found.avg - avg, found.last - last, float(gaps[task]), task + 1)
+    return Gap(found.avg - avg, found.last - last, float(gaps[task]), task + 1)
 
 
-def verdict(place: Place, found: Ours | None, compared: Comparison) -> str:
+def verdict(place: Place, found: Ours | None, compared: Gap) -> str:
     """`reproduced`, `differs (where): why`, `port` (nothing is published to compare with), `not run yet`, or how it
     ended.
     """

@@ -27,7 +27,7 @@ from tools import published
 from tools.compare import (
     TASK_TOLERANCE,
     TOLERANCE,
-    Comparison,
+    Gap,
     Ours,
     as_published,
     by_place,
@@ -79,10 +79,10 @@ class Book:
     def cite(self, source: str) -> str:
         return f"[{list(self.sources).index(source) + 1}]"
 
-    def rows(self, place: Place) -> list[tuple[Ours | None, Comparison]]:
+    def rows(self, place: Place) -> list[tuple[Ours | None, Gap]]:
         """A row per head of ours, one where there is none."""
         numbers, curves = self.numbers.get(place, ()), self.curves.get(place, ())
-        return [(o, compare(o, numbers, curves)) for o in self.found.get(place, ())] or [(None, Comparison())]
+        return [(o, compare(o, numbers, curves)) for o in self.found.get(place, ())] or [(None, Gap())]
 
     def figure(self, place: Place) -> str | None:
         """Where the figure of a place lies in results/: beside the first of ours."""

@@ -130,7 +130,7 @@ def leaderboard(repository: Path) -> str:
     its record.
     """
     from cilbench.records.audit import audit
-    from cilbench.records.published import runs_in
+    from cilbench.records.repository import runs_in
     from cilbench.reports.page.leaderboard import write_leaderboard
 
     for run, accepted in runs_in(repository):

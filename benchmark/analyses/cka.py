@@ -20,7 +20,7 @@ from cilbench.methods.networks.blocks import block_maps
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.numerics import evaluation_batch
-from cilbench.protocol.rebuild import KeptRun
+from cilbench.protocol.kept_run import KeptRun
 from cilbench.reports.analyses import plots
 from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables, by_name
 from cilbench.reports.figures.drawing import Drawing

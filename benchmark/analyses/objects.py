@@ -12,7 +12,7 @@ import pandas as pd
 
 from cilbench.analyses.rebuilt import rebuilt
 from cilbench.errors import RequestError
-from cilbench.protocol.rebuild import Differs
+from cilbench.protocol.kept_run import Differs
 from cilbench.reports.analyses import plots
 from cilbench.reports.analyses.analysis import Analysis, Found, NotOfThisRunError, Run, Tables, UnusableError
 from cilbench.reports.figures.drawing import Drawing

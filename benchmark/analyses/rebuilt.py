@@ -7,7 +7,7 @@ from pathlib import Path
 from cilbench.errors import RequestError
 from cilbench.methods.contract import Method
 from cilbench.methods.networks.incremental import IncrementalNet
-from cilbench.protocol.rebuild import Differs, KeptRun
+from cilbench.protocol.kept_run import Differs, KeptRun
 from cilbench.records.files import UNREADABLE, printable
 from cilbench.records.schema import CELL, read_cell
 from cilbench.reports.analyses.analysis import NotOfThisRunError, NotRecordedError, Run, UnusableError

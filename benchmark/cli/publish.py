@@ -32,7 +32,7 @@ def publish(
     """
     from cilbench.protocol.hub import uploader
     from cilbench.protocol.publish import publish as publish_run
-    from cilbench.records.published import write_schemas
+    from cilbench.records.repository import write_schemas
     from cilbench.reports.page.leaderboard import write_leaderboard
 
     upload = None if hub is None else uploader(hub)

@@ -11,7 +11,8 @@ from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.budgets.sealed import seal, unseal
 from cilbench.data.download import Dataset, load
 from cilbench.methods.contract import Plan
-from cilbench.protocol.evaluate import evaluate, restore_learner
+from cilbench.protocol.evaluate import evaluate
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.request import RunSpec
 from cilbench.scenario import seen_test_images, stream

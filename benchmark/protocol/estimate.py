@@ -24,7 +24,8 @@ from cilbench.methods.registry import MethodSpec
 from cilbench.methods.training.config import epoch_counts, recipe_named
 from cilbench.methods.training.flops import counting, flops_so_far
 from cilbench.methods.training.numerics import numerics, wait_for
-from cilbench.protocol.evaluate import CHECKED_IMAGES, restore_learner
+from cilbench.protocol.evaluate import CHECKED_IMAGES
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.request import RunSpec
 

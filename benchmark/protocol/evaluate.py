@@ -1,4 +1,4 @@
-"""What a sealed state is worth: the learner restored from it, its predictions, their accuracy.
+"""What a sealed state is worth: predictions of the learner restored from it, their accuracy.
 
 The harness compares predictions with labels; a method never scores itself.
 """
@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from cilbench.budgets.sealed import State, unseal
+from cilbench.budgets.sealed import State
 from cilbench.data.download import Dataset
 from cilbench.methods.contract import Method, Plan, Scenario
 from cilbench.methods.training.flops import uncounted
@@ -20,28 +20,11 @@ from cilbench.methods.training.images import Images, reordered
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
 from cilbench.methods.training.ranks import of_first
+from cilbench.protocol.restore import learner_of, restore_learner  # noqa: F401  # results/engine-accuracy takes it here
 from cilbench.request import RunSpec
 from cilbench.scenario import seen_test_images
 
 Predictions = dict[str, NDArray[np.int16]]  # head → [N, 5]
-
-
-def restore_learner(spec: RunSpec, plan: Plan, sealed: bytes, device: torch.device) -> Method:
-    """A new learner from sealed bytes alone."""
-    return learner_of(spec, plan, unseal(sealed), device)
-
-
-def learner_of(spec: RunSpec, plan: Plan, state: State, device: torch.device) -> Method:
-    """A new learner from an unsealed state, which is the learner's from then on."""
-    with numerics(device, spec.precision, spec.layout, low_memory=spec.low_memory):
-        method = spec.method.build(plan, spec.scenario, device)
-    method.load({key: tensor.to(device) if _lives_on_device(key) else tensor for key, tensor in state.items()})
-    return method
-
-
-def _lives_on_device(key: str) -> bool:
-    """Exemplars stay encoded in main memory; they are decoded to the device when they are needed."""
-    return key.partition("/")[0] not in {"exemplars", "boxes", "labels"}
 
 
 def evaluate(spec: RunSpec, plan: Plan, state: State, images: Images, device: torch.device) -> Predictions:

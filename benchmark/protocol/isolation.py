@@ -64,7 +64,7 @@ def learn_in_subprocess(
         learned = Learned((Path(folder) / "state").read_bytes(), **said["learned"])
         if not given.spec.method.card.unsealed:
             return learned
-        return replace(learned, unsealed=(Path(folder) / "unsealed").read_bytes())
+        return replace(learned, larger=(Path(folder) / "larger").read_bytes())
 
 
 def evaluate_in_subprocess(given: SealedTask, images: Images) -> Predictions:
@@ -211,8 +211,8 @@ def _learn(
                 raise
             raise ChildOutOfMemory(str(error), peak_memory_bytes(device)) from None
     (folder / "state").write_bytes(learned.sealed)
-    if learned.unsealed is not None:
-        (folder / "unsealed").write_bytes(learned.unsealed)
+    if learned.larger is not None:
+        (folder / "larger").write_bytes(learned.larger)
     figures = {
         "seal_seconds": learned.seal_seconds,
         "images": learned.images,

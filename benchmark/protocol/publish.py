@@ -10,7 +10,7 @@ from cilbench.errors import RequestError
 from cilbench.protocol.verify import verify
 from cilbench.records.audit import audit
 from cilbench.records.files import UNREADABLE, read_bytes, sha256_of
-from cilbench.records.published import ACCEPTED, Accepted, place
+from cilbench.records.repository import ACCEPTED, Accepted, place
 from cilbench.records.schema import CELL, LIMITS, STATE, parse_cell
 
 

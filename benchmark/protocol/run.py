@@ -44,10 +44,10 @@ from cilbench.protocol.evaluate import (
     head_norms,
     on_test_images,
     overall_top1,
-    restore_learner,
 )
 from cilbench.protocol.isolation import ChildOutOfMemory, evaluate_in_subprocess, learn_in_subprocess
 from cilbench.protocol.ranks import evaluate_over_ranks, learn_over_ranks
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import Learned, OverFlops, SealedTask, TaskLog, learn_resumably, task_seed
 from cilbench.records.files import printable
 from cilbench.records.folder import Outcome
@@ -105,49 +105,41 @@ def execute(run: RunContext) -> Outcome:
 
 
 def _learn_all_tasks(run: RunContext, plan: Plan) -> None:
+    """Learn → seal → weigh → restore → evaluate → record, every task that is not done yet."""
     done = len(run.folder.records())
     sealed = run.folder.sealed(done - 1) if done else None
     with Meter(counters(run.device) if run.energy else ()) as meter:
-        sealed = _learn_tasks(run, plan, sealed, range(done, run.spec.scenario.tasks), meter)
+        for index in range(done, run.spec.scenario.tasks):
+            if run.reporter.stopping():
+                raise Interrupted
+            clock = _Clock(run.device, meter)
+            given = SealedTask(run.spec, plan, run.device, sealed, _flops_left(run))
+            learned = _learn_again_if_memory_is_short(run, given, index)
+            clock.lap("train")
+            sealed = learned.sealed
+            ledger, state = _weigh(run.spec, plan, sealed, index), unseal(sealed)
+            clock.lap("weigh")  # read by nobody: so that it is not counted with what comes next
+            found = _restore_and_evaluate(run, plan, learned, state, index)
+            clock.lap("evaluate")
+            record = _task_record(run.spec, learned, ledger, found, index, clock)
+            metrics = accuracies(found.predictions, run.spec.scenario, index)
+            run.folder.add_task(record, ledger, sealed, found.predictions, metrics, found.head_norms, run.keep)
+            run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in found.heads})
     if sealed is not None:  # also when no task was left: a kill may have hit this write
         _show_stored_samples(run, plan, sealed)
-
-
-def _learn_tasks(run: RunContext, plan: Plan, sealed: bytes | None, tasks: range, meter: Meter) -> bytes | None:
-    """Learn → seal → weigh → restore → evaluate → record, task by task.
-
-    The state after the last of `tasks`; `sealed` is the one before the first.
-    """
-    for index in tasks:
-        if run.reporter.stopping():
-            raise Interrupted
-        clock = _Clock(run.device, meter)
-        given = SealedTask(run.spec, plan, run.device, sealed, _flops_left(run))
-        learned = _learn_and_seal(run, given, index)
-        clock.lap("train")
-        sealed = learned.sealed
-        ledger, state = _weigh(run.spec, plan, sealed, index), unseal(sealed)
-        clock.lap("weigh")  # read by nobody: so that it is not counted with what comes next
-        found = _restore_and_evaluate(run, plan, learned, state, index)
-        clock.lap("evaluate")
-        record = _task_record(run.spec, learned, ledger, found, index, clock)
-        metrics = accuracies(found.predictions, run.spec.scenario, index)
-        run.folder.add_task(record, ledger, sealed, found.predictions, metrics, found.head_norms, run.keep)
-        run.reporter.task_done(record, {head: overall_top1(metrics, head) for head in found.heads})
-    return sealed
 
 
 @dataclass(frozen=True)
 class _Found:
     """What a restored learner holds and predicts.
 
-    `unsealed` is the ledger of a larger learner that is evaluated and not carried on; `flops`, by phase, are of both.
+    `larger` is the ledger of a larger learner that is evaluated and not carried on; `flops`, by phase, are of both.
     """
 
     predictions: Predictions
     exemplars: int
     head_norms: list[float]
-    unsealed: Ledger
+    larger: Ledger
     flops: Mapping[str, int]
 
     @property
@@ -182,7 +174,7 @@ class _Clock:
         return {name: joules - self.joules_before[name] for name, joules in self.meter.read().items()}
 
 
-def _learn_and_seal(run: RunContext, given: SealedTask, index: int) -> Learned:
+def _learn_again_if_memory_is_short(run: RunContext, given: SealedTask, index: int) -> Learned:
     """Learn one task; once more with less memory where the device's was not enough."""
     try:
         return _learn_once(run, given, index)
@@ -254,10 +246,10 @@ def _restore_and_evaluate(run: RunContext, plan: Plan, learned: Learned, state: 
     with counting("evaluation") as evaluated:
         given = SealedTask(run.spec, plan, run.device, learned.sealed)
         predictions = _restore_and_predict(run, given, state, task)
-    with counting("evaluation") as larger:
-        unsealed = _evaluate_unsealed(run, plan, learned, predictions, task)
-    flops = {**evaluated.by_phase, **({"unsealed": larger.total} if larger.total else {})}
-    return _Found(predictions, exemplars, norms, unsealed, flops)
+    with counting("evaluation") as besides:
+        larger = _evaluate_larger(run, plan, learned, predictions, task)
+    flops = {**evaluated.by_phase, **({"unsealed": besides.total} if besides.total else {})}
+    return _Found(predictions, exemplars, norms, larger, flops)
 
 
 def _restore_and_predict(run: RunContext, given: SealedTask, state: State, task: int) -> Predictions:
@@ -274,16 +266,16 @@ def _restore_and_predict(run: RunContext, given: SealedTask, state: State, task:
     return on_test_images(run.dataset, run.spec.scenario, task, run.device, seed, predictions_of)
 
 
-def _evaluate_unsealed(run: RunContext, plan: Plan, learned: Learned, predictions: Predictions, task: int) -> Ledger:
+def _evaluate_larger(run: RunContext, plan: Plan, learned: Learned, predictions: Predictions, task: int) -> Ledger:
     """Weigh and evaluate a larger learner that is not carried on, if there is one; its heads join `predictions`."""
-    if learned.unsealed is None:
+    if learned.larger is None:
         return Ledger(())
-    larger = predictions
-    if learned.unsealed != learned.sealed:
-        given = SealedTask(run.spec, plan, run.device, learned.unsealed)
-        larger = _restore_and_predict(run, given, unseal(learned.unsealed), task)
-    predictions |= {name: larger[head] for name, head in run.spec.method.card.unsealed.items()}
-    ledger = Ledger.of_sealed(learned.unsealed, run.spec.scenario.allowance)
+    its_own = predictions
+    if learned.larger != learned.sealed:
+        given = SealedTask(run.spec, plan, run.device, learned.larger)
+        its_own = _restore_and_predict(run, given, unseal(learned.larger), task)
+    predictions |= {name: its_own[head] for name, head in run.spec.method.card.unsealed.items()}
+    ledger = Ledger.of_sealed(learned.larger, run.spec.scenario.allowance)
     check_layout(ledger, plan.unsealed_layout or plan.layout, task)
     return ledger
 
@@ -305,8 +297,8 @@ def _task_record(
         peak_memory_bytes=max(learned.peak_memory_bytes, peak_memory_bytes(clock.device)),
         judge_seconds=clock.seconds["evaluate"],
         seal_seconds=learned.seal_seconds,
-        unsealed_published_bytes=found.unsealed.published,
-        unsealed_strict_bytes=found.unsealed.strict,
+        unsealed_published_bytes=found.larger.published,
+        unsealed_strict_bytes=found.larger.strict,
         flops={**learned.flops, **found.flops},
         flops_per_image=found.flops.get("evaluation", 0) // len(found.predictions["labels"]),
         energy_joules={} if learned.earlier_seconds else clock.joules(),  # nobody has read what was spent before

@@ -19,7 +19,7 @@ from cilbench.methods.training.checkpoint import Checkpoint, Unrestorable
 from cilbench.methods.training.flops import counting, flops_so_far
 from cilbench.methods.training.numerics import numerics
 from cilbench.methods.training.ranks import agreed
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.request import RunSpec
 
 Log = Callable[[Mapping[str, Any]], None]
@@ -54,7 +54,7 @@ class Learned:
     """What comes out of a task: sealed bytes, seconds of loading and sealing together, images trained on.
 
     `peak_memory_bytes` is that of an isolated process. `earlier_seconds` were spent on the task before the process was
-    last interrupted. `unsealed` are the bytes of a larger learner that is evaluated and not carried on
+    last interrupted. `larger` is sealed from a larger learner that is evaluated and not carried on
     (`MethodCard.unsealed`). `flops` were counted while the task was learned, by phase.
     """
 
@@ -63,7 +63,7 @@ class Learned:
     images: int = 0
     peak_memory_bytes: int = 0
     earlier_seconds: float = 0.0
-    unsealed: bytes | None = None
+    larger: bytes | None = None
     flops: Mapping[str, int] = field(default_factory=dict)
 
 
@@ -138,8 +138,8 @@ def learn_task(
         sealing = time.perf_counter()
         result = seal(method.state(), spec.budget.storage)
         seconds = learning - loading + time.perf_counter() - sealing
-        unsealed = seal(method.unsealed_state(), spec.budget.storage) if spec.method.card.unsealed else None
-        return Learned(result, seconds, unsealed=unsealed, flops=+flops.by_phase)
+        larger = seal(method.unsealed_state(), spec.budget.storage) if spec.method.card.unsealed else None
+        return Learned(result, seconds, larger=larger, flops=+flops.by_phase)
 
 
 def learn_resumably(

@@ -14,7 +14,7 @@ from cilbench.device.measure import using_threads
 from cilbench.errors import RequestError
 from cilbench.methods.training.images import Images
 from cilbench.protocol.evaluate import Predictions, accuracies, evaluate, on_test_images
-from cilbench.protocol.rebuild import Differs, KeptRun, kept_tasks
+from cilbench.protocol.kept_run import Differs, KeptRun, kept_tasks
 from cilbench.protocol.task import task_seed
 from cilbench.records import schema
 from cilbench.records.files import UNREADABLE, printable

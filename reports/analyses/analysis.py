@@ -40,7 +40,7 @@ class UnusableError(ValueError):
 class Run:
     """One finished run. `cell` is its row of `Runs.cells`; `tests`, `boundaries` and `ledger` are its rows of those.
 
-    `rebuild` gives the run as `cilbench.protocol.rebuild.KeptRun`, for analyses that may import torch.
+    `rebuild` gives the run as `cilbench.protocol.kept_run.KeptRun`, for analyses that may import torch.
     """
 
     cell: Mapping[str, Any]

@@ -1,4 +1,4 @@
-"""The leaderboard of a results repository (`cilbench.records.published`): one self-contained page, best first.
+"""The leaderboard of a results repository (`cilbench.records.repository`): one self-contained page, best first.
 
 Runs under different conditions are not compared: a table for each set of conditions, as in the report.
 """
@@ -10,7 +10,7 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.records.published import runs_in
+from cilbench.records.repository import runs_in
 from cilbench.reports.group import Group, groups_of
 from cilbench.reports.load import read_runs
 from cilbench.reports.page.page import rendered

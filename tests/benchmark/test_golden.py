@@ -15,7 +15,8 @@ from toy import CPU, toy_dataset, toy_spec
 from cilbench.budgets import Ledger
 from cilbench.methods import METHODS
 from cilbench.methods.registry import components
-from cilbench.protocol.evaluate import predict, restore_learner
+from cilbench.protocol.evaluate import predict
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import seen_test_images, stream
 

@@ -14,7 +14,7 @@ from nursery import nursery
 from cilbench.errors import RequestError
 from cilbench.protocol.hub import uploader
 from cilbench.protocol.verify import Verdict
-from cilbench.records.published import SCHEMAS, place, runs_in
+from cilbench.records.repository import SCHEMAS, place, runs_in
 from cilbench.records.schema import read_cell
 
 OPTIONS = ["--dataset", "tiny", "--recipe", "smoke", "--device", "cpu", "--precision", "fp32", "--jobs", "1"]

@@ -26,7 +26,8 @@ from cilbench.methods.training.loop import TaskData, fit
 from cilbench.methods.training.numerics import numerics
 from cilbench.options import HowToRun
 from cilbench.protocol.context import RunContext
-from cilbench.protocol.evaluate import predict, restore_learner
+from cilbench.protocol.evaluate import predict
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.run import execute
 from cilbench.protocol.sweep import sweep
 from cilbench.protocol.task import learn_and_seal

@@ -9,7 +9,7 @@ import torch
 from toy import CPU, toy_spec
 
 from cilbench.methods.contract import Context
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 

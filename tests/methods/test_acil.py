@@ -14,7 +14,7 @@ from cilbench.data.cards import builtin_cards
 from cilbench.methods.contract import Plan
 from cilbench.methods.networks.ridge import ROWS, Ridge
 from cilbench.methods.registry import resolve
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import make_scenario, stream
 

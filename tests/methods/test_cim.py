@@ -19,7 +19,7 @@ from cilbench.methods.cim.rational import RELU, Rational, activations
 from cilbench.methods.registry import resolve
 from cilbench.methods.training.config import RECIPES, apply_recipe
 from cilbench.methods.training.loop import fit
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 

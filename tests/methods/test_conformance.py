@@ -14,7 +14,7 @@ from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
 from cilbench.methods.contract import Context
 from cilbench.methods.registry import components, known_methods, load_class, resolve
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.records.files import read_json
 from cilbench.scenario import make_scenario, seen_test_images, stream

@@ -12,7 +12,7 @@ from cilbench.budgets import Ledger, unseal
 from cilbench.methods.networks.pruned import ChannelMasks, PrunedNet, masked_convolutions
 from cilbench.methods.registry import components, resolve
 from cilbench.methods.training.loop import batch_count, batches
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import make_scenario, stream
 

@@ -12,7 +12,7 @@ from cilbench.budgets import Ledger, unseal
 from cilbench.methods.feature_replay import adaptation_network
 from cilbench.methods.networks.heads import CosineHead
 from cilbench.methods.registry import UnknownMethod, resolve
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 

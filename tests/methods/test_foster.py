@@ -11,7 +11,8 @@ from cilbench.budgets import Ledger, unseal
 from cilbench.methods.contract import Context
 from cilbench.methods.foster import FOSTER, effective_number_weights
 from cilbench.methods.training.loop import TaskData
-from cilbench.protocol.evaluate import predict, restore_learner
+from cilbench.protocol.evaluate import predict
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_task
 from cilbench.scenario import seen_test_images, stream
 
@@ -21,32 +22,32 @@ def ignore(*_):
 
 
 def learned(name, toy, tasks, **terms):
-    """The specification, its plan, and after the last of `tasks` tasks the sealed bytes and the unsealed ones."""
+    """The specification, its plan, and after the last of `tasks` tasks the sealed bytes and the larger learner's."""
     spec = toy_spec(name, toy, **terms)
-    plan, sealed, unsealed = spec.plan(), None, None
+    plan, sealed, larger = spec.plan(), None, None
     for task in stream(toy, spec.scenario, CPU):
         if task.index == tasks:
             break
         learned = learn_task(spec, plan, task, sealed, CPU, ignore, ignore)
-        sealed, unsealed = learned.sealed, learned.unsealed
-    return spec, plan, sealed, unsealed
+        sealed, larger = learned.sealed, learned.larger
+    return spec, plan, sealed, larger
 
 
 @pytest.mark.parametrize("name", ["foster", "foster+cim", "foster+lowres:2"])
 def test_the_two_branches_are_charged_one_backbone_more_than_is_kept(name, toy):
-    spec, _, sealed, unsealed = learned(name, toy, 2)
-    kept, larger = (Ledger.of_sealed(state, spec.scenario.allowance) for state in (sealed, unsealed))
+    spec, _, sealed, of_both = learned(name, toy, 2)
+    kept, larger = (Ledger.of_sealed(state, spec.scenario.allowance) for state in (sealed, of_both))
     # tinyconv6: 6·9 weights and 6·2 affine, then 12·6·9 and 12·2
     backbone_bytes = 4 * (6 * 9 + 12 + 12 * 6 * 9 + 24)
     assert larger.by_kind("published")["backbone"] == 2 * kept.by_kind("published")["backbone"] == 2 * backbone_bytes
     rationals = 2 * 10 * 4 if name == "foster+cim" else 0
     assert larger.published - kept.published == backbone_bytes + rationals
-    assert unseal(unsealed)["exemplars/payload"].equal(unseal(sealed)["exemplars/payload"])
+    assert unseal(of_both)["exemplars/payload"].equal(unseal(sealed)["exemplars/payload"])
 
 
 def test_after_a_first_task_there_is_one_branch_and_both_are_the_same(toy):
-    _, _, sealed, unsealed = learned("foster", toy, 1)
-    assert sealed == unsealed
+    _, _, sealed, larger = learned("foster", toy, 1)
+    assert sealed == larger
 
 
 def test_a_run_judges_both_and_says_that_one_is_not_sealed(toy, tmp_path):
@@ -80,7 +81,7 @@ def test_in_processes_of_their_own_the_same_is_judged(toy, tmp_path):
 
 
 def test_the_two_branch_head_is_the_boosted_network_before_compression(toy):
-    """The predictions of the unsealed bytes are those of the live network with both branches."""
+    """The predictions of the larger learner's bytes are those of the live network with both branches."""
     spec, plan, sealed, _ = learned("foster", toy, 1)
     task = next(stream(toy, spec.scenario, CPU, 1))
     method = restore_learner(spec, plan, sealed, CPU)

@@ -8,7 +8,7 @@ from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import BudgetTooSmall, unseal
 from cilbench.methods.fecam import normalised, shrunk
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.scenario import seen_test_images
 
 FEATURES = 12  # of tinyconv6

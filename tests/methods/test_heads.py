@@ -6,7 +6,7 @@ import torch
 from toy import CPU, toy_spec
 
 from cilbench.methods.registry import known_methods, load_class
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import seen_test_images, stream
 

@@ -17,7 +17,7 @@ from cilbench.methods.contract import Context
 from cilbench.methods.memo import MEMO
 from cilbench.methods.registry import UnknownMethod, resolve
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import make_scenario, stream
 

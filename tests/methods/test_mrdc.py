@@ -14,7 +14,7 @@ from cilbench.methods.contract import Context
 from cilbench.methods.mrdc import MRDC, TaskQuality, log_volume, volume_ratio
 from cilbench.methods.registry import resolve
 from cilbench.methods.training.loop import TaskData
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
 

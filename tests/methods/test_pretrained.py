@@ -20,7 +20,7 @@ from cilbench.methods.contract import Plan, Pretrained
 from cilbench.methods.networks.timm_models import downloaded
 from cilbench.options import RunOptions
 from cilbench.protocol import estimate
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.request import check_feasible, specs
 
 METHODS = ("simplecil", "ranpac", "fecam")

@@ -38,7 +38,7 @@ from cilbench.methods.rehearsal.memory import Plain
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.scenario import stream
 from tools.speed import reference
 from tools.speed.engine import (

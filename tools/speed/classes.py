@@ -21,7 +21,8 @@ from cilbench.methods.contract import Task
 from cilbench.methods.registry import resolve
 from cilbench.methods.rehearsal.base import Rehearsal
 from cilbench.methods.rehearsal.herding import herd
-from cilbench.protocol.evaluate import accuracies, predict, restore_learner
+from cilbench.protocol.evaluate import accuracies, predict
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.run import _weigh
 from cilbench.request import RunSpec
 from cilbench.scenario import make_scenario
