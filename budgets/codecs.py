@@ -6,6 +6,7 @@ from the shape or the boxes.
 
 import io
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -81,26 +82,33 @@ class Codec(Protocol):
         ...
 
 
-class Raw:
-    """The pixels as they are: C·H·W bytes an image."""
+class FixedLength(ABC):
+    """Every image of a shape costs the same: nothing need be stored beside the payload."""
 
     side_info: SideInfo = "nothing"
     fixed_length = True
 
-    def min_bytes(self, image_shape: Shape) -> int:
-        return math.prod(image_shape)
+    @abstractmethod
+    def min_bytes(self, image_shape: Shape) -> int: ...
 
     def enough_bytes(self, image_shape: Shape) -> int:
         return self.min_bytes(image_shape)
+
+    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
+        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
+
+
+class Raw(FixedLength):
+    """The pixels as they are: C·H·W bytes an image."""
+
+    def min_bytes(self, image_shape: Shape) -> int:
+        return math.prod(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         return Encoded(images_NCHW.reshape(-1).clone(), self.lengths(len(images_NCHW), None, shape_of(images_NCHW)))
 
     def decode(self, encoded: Encoded, image_shape: Shape) -> Tensor:
         return encoded.payload.reshape(len(encoded), *image_shape)
-
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
-        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
 class Box:
@@ -181,12 +189,9 @@ def _around(cells_Chw: NDArray[np.uint8], box: list[int]) -> tuple[NDArray[np.ui
     return cells_Chw[:, :top], middle[:, :, :left], middle[:, :, left + width :], cells_Chw[:, top + height :]
 
 
-class LowRes:
+class LowRes(FixedLength):
     """Every image averaged over F×F pixels, C·⌈H/F⌉·⌈W/F⌉ bytes; decoded bilinearly (low-fidelity exemplars, Zhao
     2021)."""
-
-    side_info: SideInfo = "nothing"
-    fixed_length = True
 
     def __init__(self, factor: int) -> None:
         if not 2 <= factor <= 64:
@@ -196,9 +201,6 @@ class LowRes:
     def min_bytes(self, image_shape: Shape) -> int:
         channels, height, width = image_shape
         return channels * math.ceil(height / self.factor) * math.ceil(width / self.factor)
-
-    def enough_bytes(self, image_shape: Shape) -> int:
-        return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         if not len(images_NCHW):
@@ -214,9 +216,6 @@ class LowRes:
         if not len(encoded):
             return torch.empty(0, *image_shape, dtype=torch.uint8)
         return F.interpolate(small, size=(height, width), mode="bilinear", align_corners=False)
-
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
-        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
 class Jpeg:
@@ -268,15 +267,12 @@ class Jpeg:
         return side_info.to(torch.int64)
 
 
-class Latent:
+class Latent(FixedLength):
     """Features or feature maps, float [N, C, H, W], as numbers of 32, 16 or 8 bits: 4, 2 or 1 bytes a number.
 
     8 bits: symmetric whole numbers, and behind those of a sample their scale, 2 bytes (`quantised`). What was decoded
     is encoded to the same bytes again.
     """
-
-    side_info: SideInfo = "nothing"
-    fixed_length = True
 
     def __init__(self, stored_as: StoredAs) -> None:
         self.stored_as = stored_as
@@ -284,9 +280,6 @@ class Latent:
     def min_bytes(self, image_shape: Shape) -> int:
         count = math.prod(image_shape)
         return {"fp32": 4 * count, "fp16": 2 * count, "int8": count + 2}[self.stored_as]
-
-    def enough_bytes(self, image_shape: Shape) -> int:
-        return self.min_bytes(image_shape)
 
     def encode(self, images_NCHW: Tensor, boxes_N4: Tensor | None = None) -> Encoded:
         numbers_ND = images_NCHW.detach().float().flatten(1).contiguous()
@@ -309,9 +302,6 @@ class Latent:
         else:
             numbers_ND = bytes_NB.view(torch.float16 if self.stored_as == "fp16" else torch.float32).float()
         return numbers_ND.reshape(len(encoded), *image_shape)
-
-    def lengths(self, count: int, side_info: Tensor | None, image_shape: Shape) -> Tensor:
-        return torch.full((count,), self.min_bytes(image_shape), dtype=torch.int64)
 
 
 def latent_codec(argument: str) -> Latent:

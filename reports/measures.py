@@ -8,9 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import pandas as pd
 
+from cilbench.records.files import MIB
 from cilbench.reports.comparability import GROUP, METHOD, REPETITION
 
-MB = 2**20
 CEILING = "joint"  # key of the method that learns from all data seen so far: intransigence is measured against it
 
 
@@ -162,4 +162,4 @@ def budget_mb(budget_bytes: pd.Series, budget_label: pd.Series) -> pd.Series:
     """Budgets in MB as AUC and APM count them: published labels where every budget has one, else bytes / 2**20."""
     if budget_label.notna().all():
         return budget_label.astype(float)
-    return budget_bytes.astype(float) / MB
+    return budget_bytes.astype(float) / MIB

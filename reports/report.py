@@ -162,6 +162,7 @@ def section_of(group: Group, drawn: Iterable[Drawn]) -> Section:
             item.stem.removeprefix(f"{group.slug}-"): item for item in drawn if item.stem.startswith(f"{group.slug}-")
         },
         tables=tuple(tables_of(group)),
+        finished=group.comparison.finished,
         stages=group.frame,
         published=group.published,
     )

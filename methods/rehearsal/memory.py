@@ -59,8 +59,24 @@ class LearnedCompression(Compression, Protocol):
     def __init__(self, config: Any, scenario: Scenario) -> None: ...
 
 
-class Plain:
-    """A fixed codec: nothing to learn."""
+class _NothingToLearn:
+    """What a compression says of itself that does not learn, or no longer."""
+
+    def before_epoch(self, epoch: int) -> None:
+        return None
+
+    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
+        return None
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        return None
+
+
+class Plain(_NothingToLearn):
+    """A fixed codec."""
 
     head_bias: ClassVar[bool] = True
 
@@ -81,23 +97,11 @@ class Plain:
     def show(self, batch: Tensor, positions: Tensor) -> Tensor:
         return batch
 
-    def before_epoch(self, epoch: int) -> None:
-        return None
-
-    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
-        return None
-
     def herded(self, images: Tensor, labels: Tensor) -> Tensor:
         return images
 
     def encode(self, images: Tensor, labels: Tensor, limit_bytes: int = 0) -> Encoded:
         return self.codec.encode(images.cpu())
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        return None
 
     def export(self, net: IncrementalNet) -> dict[str, Tensor]:
         return {}
@@ -106,23 +110,11 @@ class Plain:
         return None
 
 
-class ShowOnly:
+class ShowOnly(_NothingToLearn):
     """A compression that is no longer learned: images are shown as it made them, for the network that will be kept."""
 
     def __init__(self, compressor: TaskCompression) -> None:
         self.show, self.encode, self.herded = compressor.show, compressor.encode, compressor.herded
-
-    def before_epoch(self, epoch: int) -> None:
-        return None
-
-    def after_epoch(self, epoch: int, lr: float, loss: Loss) -> None:
-        return None
-
-    def state_dict(self) -> dict[str, Tensor]:
-        return {}
-
-    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
-        return None
 
 
 class TellLoss:
@@ -159,11 +151,15 @@ class ExemplarMemory:
 
     def decoded(self, device: torch.device) -> tuple[Tensor, Tensor]:
         """All exemplars: uint8 [N, C, H, W] and their classes int64 [N]."""
-        counts = torch.tensor([len(c) for c in self.classes], dtype=torch.int64)
-        images = [self.codec.decode(c, self.image_shape) for c in self.classes]
+        images, labels = self._decode(self.classes)
+        return images.to(device), labels.to(device)
+
+    def _decode(self, classes: Sequence[Encoded]) -> tuple[Tensor, Tensor]:
+        """Of every class what is given of it, and the classes."""
+        counts = torch.tensor([len(held) for held in classes], dtype=torch.int64)
+        images = [self.codec.decode(held, self.image_shape) for held in classes]
         empty = torch.empty(0, *self.image_shape, dtype=torch.uint8)
-        labels = torch.arange(len(counts)).repeat_interleave(counts)
-        return torch.cat([empty, *images]).to(device), labels.to(device)
+        return torch.cat([empty, *images]), torch.arange(len(counts)).repeat_interleave(counts)
 
     @counted_as("exemplars")
     def keep(
@@ -211,11 +207,7 @@ class ExemplarMemory:
 
     def first(self, per_class: int) -> tuple[Tensor, Tensor]:
         """Up to so many of each class, best herded first, decoded: uint8 [N, C, H, W] and their classes int64 [N]."""
-        heads = [c.first(per_class) for c in self.classes]
-        images = [self.codec.decode(head, self.image_shape) for head in heads]
-        counts = torch.tensor([len(head) for head in heads], dtype=torch.int64)
-        empty = torch.empty(0, *self.image_shape, dtype=torch.uint8)
-        return torch.cat([empty, *images]), torch.arange(len(counts)).repeat_interleave(counts)
+        return self._decode([held.first(per_class) for held in self.classes])
 
     @property
     def min_bytes(self) -> int:

@@ -10,6 +10,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter
 
+from cilbench.records.files import MIB
 from cilbench.records.schema import KINDS
 from cilbench.reports import comparability
 from cilbench.reports.figures import layout
@@ -19,7 +20,6 @@ from cilbench.reports.group import Group
 from cilbench.reports.spending import spending
 from cilbench.reports.wording import budget_text, number_text, unit_of
 
-MIB = 2**20
 _MARKS: dict[str, dict[str, Any]] = {  # column of what is drawn → its marker
     "kept": {"marker": "|", "color": INK, "markersize": 9, "markeredgewidth": 1.5, "label": "kept"},
     "transient_bytes": {"marker": "D", "color": STRESS, "markersize": 5, "label": "for one task alone"},

@@ -7,7 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from cilbench.reports import aggregate, comparability, measures, wording
+from cilbench.records.files import MIB
+from cilbench.reports import aggregate, comparability, wording
 from cilbench.reports.figures.drawing import Drawn
 from cilbench.reports.figures.styles import Style, marker_path, styles_by_name
 from cilbench.reports.tables.table import Table
@@ -15,9 +16,9 @@ from cilbench.reports.tables.table import Table
 
 @dataclass(frozen=True)
 class Section:
-    """One group of comparable runs. `conditions` are those they share; `figures` by kind (`memory`, …); `stages`, its
-    rows of `load`, is what curves over classes are drawn from; `published`, rows of `load_published`, is laid over
-    accuracy against the budget.
+    """One group of comparable runs. `conditions` are those they share; `figures` by kind (`memory`, …);
+    `finished`, rows of `measures`, has what each run reached; `stages`, its rows of `load`, is what curves over classes
+    are drawn from; `published`, rows of `load_published`, is laid over accuracy against the budget.
     """
 
     anchor: str
@@ -26,6 +27,7 @@ class Section:
     summary: pd.DataFrame
     figures: Mapping[str, Drawn]
     tables: tuple[Table, ...]
+    finished: pd.DataFrame | None = None
     stages: pd.DataFrame | None = None
     published: pd.DataFrame | None = None
 
@@ -96,8 +98,8 @@ def runs_of(summary: pd.DataFrame) -> list[str]:
 
 def reached(sections: Sequence[Section]) -> dict[str, tuple[float, float]]:
     """avg and last (%) of every finished run, from its published head."""
-    measured = [measures.measures(section.stages) for section in sections if section.stages is not None]
-    own = [frame[frame["published_head"]] for frame in measured]
+    finished = [section.finished for section in sections if section.finished is not None]
+    own = [frame[frame["published_head"]] for frame in finished]
     return {run: (avg, last) for frame in own for run, avg, last in frame[["run", "avg", "last"]].to_numpy()}
 
 
@@ -123,7 +125,7 @@ def _section(section: Section, book: Book) -> dict[str, Any]:
             "text": wording.budget_text(size, label),
             "tick": tick,
             "bytes": size,
-            "mb": wording.number_text(size / measures.MB),
+            "mb": wording.number_text(size / MIB),
             "x": float(str(label)) if labelled else size / scale,
         }
         for (size, label), tick in zip(section.budgets, ticks, strict=True)

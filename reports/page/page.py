@@ -17,6 +17,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
+from cilbench.records.files import MIB
 from cilbench.reports.load import LeftOut
 from cilbench.reports.page.book import Book, Section, book_of, reached, runs_of, script_data
 from cilbench.reports.statistics import TIED, UNTESTED
@@ -244,7 +245,7 @@ def _run_columns(book: Book, sections: Sequence[Section]) -> dict[str, list[Tabl
         "Reason": [_text(reason) for reason in cells["reason"]],
         "Minutes": [_number(value, 60) for value in cells["wall_seconds"]],
         "Images/s": [_number(value) for value in cells["images_per_second"]],
-        "Peak memory (MB)": [_number(value, 2**20) for value in cells["peak_memory_bytes"]],
+        "Peak memory (MB)": [_number(value, MIB) for value in cells["peak_memory_bytes"]],
         "Device": [_text(device) for device in cells["device"]],
         "torch": [_text(version) for version in cells["torch"]],
         "cilbench": [_text(version) for version in cells["cilbench"]],

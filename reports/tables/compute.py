@@ -6,20 +6,20 @@ from typing import Any
 
 import pandas as pd
 
+from cilbench.records.files import MIB
 from cilbench.reports.compute import REFERENCES
 from cilbench.reports.tables import table
 from cilbench.reports.tables.table import Notes, Table, TableCell
 from cilbench.reports.wording import flops_unit_of, listed_words, unit_of
 
 OLD_NOTE = "a run of an earlier version, which did not count operations"
-_MB = 2**20
 
 
 def compute_table(group: Mapping[str, Any], costs: pd.DataFrame, cells: pd.DataFrame) -> Table:
     """A row per method and budget that finished; floor and ceiling, which others are multiples of, last."""
     notes, rows, competing = Notes(), [], costs[costs["competes"].astype(bool)]
     units = {column: flops_unit_of(competing[column].min()) for column in ("train_flops", "flops_per_image")}
-    units |= {"peak_memory_bytes": ("MB", _MB), "energy_joules": ("kJ", 1000.0)}
+    units |= {"peak_memory_bytes": ("MB", MIB), "energy_joules": ("kJ", 1000.0)}
     units |= {"kept_bytes": unit_of(competing["kept_bytes"].max())}
     counters = "; ".join(sorted(set(costs["counters"]) - {""}))
     ordered = costs.assign(fold=costs["name"].str.casefold())

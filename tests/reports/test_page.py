@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from make_runs import METHODS, REFERENCES, Grid, make_runs
 
 from cilbench import reports
-from cilbench.reports import aggregate, comparability
+from cilbench.reports import aggregate, comparability, measures
 from cilbench.reports.figures.drawing import Drawn
 from cilbench.reports.page import book, page
 from cilbench.reports.tables.table import Table, TableCell, TableRow
@@ -43,6 +43,7 @@ def write_page(runs_folder: Path, out: Path, *, stages: bool = True) -> Path:
                 for kind in ("memory", "classes", "bytes")
             },
             tables=(results(aggregate.summary(frame)),),
+            finished=measures.measures(frame) if stages else None,
             stages=frame if stages else None,
         )
         for number, (conditions, frame) in enumerate(comparability.groups(runs.stages))
