@@ -11,7 +11,8 @@ import pytest
 import typer
 
 from cilbench.cli.main import app
-from cilbench.request import RunOptions, specs
+from cilbench.options import RunOptions
+from cilbench.request import specs
 
 FROZEN = Path(__file__).with_suffix(".json")
 REQUESTS: tuple[dict[str, Any], ...] = (

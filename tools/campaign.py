@@ -35,11 +35,12 @@ from cilbench.budgets.planning import DoesNotFit
 from cilbench.data.cache import default_data_dir
 from cilbench.device.measure import device_name
 from cilbench.errors import RequestError
+from cilbench.options import RunOptions
 from cilbench.processes import ENDING
 from cilbench.protocol.estimate import duration
 from cilbench.reports.load import read_runs
 from cilbench.reports.measures import measures
-from cilbench.request import RunOptions, RunSpec, specs
+from cilbench.request import RunSpec, specs
 from tools import reproduction
 from tools.results import collect as collect_runs
 

@@ -11,11 +11,12 @@ import torch
 from cilbench import api
 from cilbench.budgets.size import format_bytes
 from cilbench.errors import RequestError, counted
+from cilbench.options import RunOptions
 from cilbench.protocol.arithmetic import within_flops
 from cilbench.protocol.context import Screen
 from cilbench.protocol.sweep import sweep
 from cilbench.records.files import write
-from cilbench.request import RunOptions, RunSpec, check_feasible, specs
+from cilbench.request import RunSpec, check_feasible, specs
 from cilbench.sweepfile import Comparisons, Shard
 
 T = TypeVar("T")

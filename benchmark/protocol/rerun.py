@@ -20,14 +20,14 @@ from cilbench.device.environment import environment
 from cilbench.errors import RequestError
 from cilbench.methods import own
 from cilbench.methods.registry import known_methods
-from cilbench.options import HowToRun
+from cilbench.options import HowToRun, RunOptions
 from cilbench.protocol.arithmetic import within_flops
 from cilbench.protocol.context import Screen
 from cilbench.protocol.sweep import sweep
 from cilbench.records.files import UNREADABLE, printable
 from cilbench.records.folder import RunFolder
 from cilbench.records.schema import read_cell, read_predictions
-from cilbench.request import RunOptions, RunSpec, check_feasible, specs
+from cilbench.request import RunSpec, check_feasible, specs
 
 LABEL = "budget_label"  # in the record beside the request: how a budget was called, which decides nothing
 

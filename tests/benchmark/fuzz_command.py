@@ -157,7 +157,7 @@ def is_short(message: str) -> None:
 def any_setting(draw: st.DataObject) -> None:
     """`--set` of any field of any method: refused, or of the field's type and finite, and in the cell's record."""
     from cilbench.methods.registry import resolve
-    from cilbench.request import RunOptions
+    from cilbench.options import RunOptions
 
     method = draw.draw(st.sampled_from(["icarl", "der", "memo", "foster", "dgm", "replay", "cim"]))
     chosen = resolve(method, "smoke", {}, {})

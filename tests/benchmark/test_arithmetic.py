@@ -11,11 +11,12 @@ from cilbench.budgets.planning import DoesNotFit
 from cilbench.errors import RequestError
 from cilbench.methods import METHODS
 from cilbench.methods.registry import resolve
+from cilbench.options import RunOptions
 from cilbench.protocol.arithmetic import arithmetic, within_flops
 from cilbench.protocol.rerun import Recorded
 from cilbench.protocol.task import learn_task
 from cilbench.records.files import read_json
-from cilbench.request import RunOptions, chosen_settings, specs
+from cilbench.request import chosen_settings, specs
 from cilbench.scenario import stream
 
 NAMES = [name for name in METHODS if name not in ("gem", "grace")]

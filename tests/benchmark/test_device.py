@@ -14,7 +14,8 @@ from cilbench.device import choose, measure
 from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_precision, pick_workers
 from cilbench.device.measure import BareStep, fastest_threads, step_seconds, using_threads
 from cilbench.errors import RequestError
-from cilbench.request import RunOptions, specs
+from cilbench.options import RunOptions
+from cilbench.request import specs
 
 CUDA = torch.device("cuda")
 BF16 = "fpu avx512f avx512_bf16"

@@ -16,8 +16,9 @@ from cilbench.methods.dgm import method as dgm
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.training import loop as training
 from cilbench.methods.training.flops import flops_so_far
+from cilbench.options import RunOptions
 from cilbench.protocol import estimate
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 
 
 class Crashing(ICaRL):

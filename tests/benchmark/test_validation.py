@@ -14,10 +14,11 @@ from cilbench.data.validation import held_out
 from cilbench.errors import RequestError
 from cilbench.methods.replay import Replay
 from cilbench.methods.training.images import DiskImages
+from cilbench.options import RunOptions
 from cilbench.protocol.rerun import Recorded
 from cilbench.records.audit import audit
 from cilbench.records.schema import read_cell, read_predictions
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 from cilbench.scenario import seen_test_images, stream
 
 

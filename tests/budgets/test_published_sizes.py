@@ -10,7 +10,8 @@ from cilbench.budgets.size import PUBLISHED_BYTES
 from cilbench.methods.dgm.planning import Design
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes, build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet
-from cilbench.request import RunOptions, specs
+from cilbench.options import RunOptions
+from cilbench.request import specs
 
 # (family, name) → parameters of the general layers, of the specialised last stage. MEMO (arXiv 2205.13218) Tables 2-12.
 PARAMETERS = {

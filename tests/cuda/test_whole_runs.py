@@ -11,10 +11,10 @@ from watched import Steps, only_pretended, run_whole, watch_steps
 from cilbench.cli.progress import Screen
 from cilbench.methods import ALIASES, COMPRESSIONS
 from cilbench.methods.registry import components, load_class
-from cilbench.options import HowToRun
+from cilbench.options import HowToRun, RunOptions
 from cilbench.protocol.sweep import sweep
 from cilbench.records.files import read_json
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 
 pytestmark = only_pretended
 LATENTS = [f"{name}+latent:int8" for name in METHODS if load_class(name).card.latents]

@@ -24,7 +24,7 @@ from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.loop import TaskData, fit
 from cilbench.methods.training.numerics import numerics
-from cilbench.options import HowToRun
+from cilbench.options import HowToRun, RunOptions
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.evaluate import predict
 from cilbench.protocol.restore import restore_learner
@@ -32,7 +32,7 @@ from cilbench.protocol.run import execute
 from cilbench.protocol.sweep import sweep
 from cilbench.protocol.task import learn_and_seal
 from cilbench.records.folder import RunFolder
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 from cilbench.scenario import make_scenario, seen_test_images, stream
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]

