@@ -8,11 +8,12 @@ Stage 1    (1 − λ)·CE + λ·KD on the rest, λ = known / seen: `balanced_dis
 Stage 2    everything frozen but α and β of the newest task, whose logits become α·o + β: cross-entropy on what
            was held out, down the schedule of stage 1. Corrections of earlier tasks stay.
 Deviations the public implementation (PyCIL; survey arXiv 2302.03648) takes the cross-entropy of softmax(logits) in
-           stage 2, softmax twice: --set bic.softmax_twice=true. Its BatchNorm then goes on averaging over the held-out
-           images; here it is frozen, as the paper says of all layers.
+           stage 2, softmax twice, and its BatchNorm takes the statistics of the batch and goes on averaging them over
+           the held-out images: --set bic.correction=published. Here it is frozen, as the paper says of all layers.
 """
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +41,7 @@ class BiC(Rehearsal):
         milestones: tuple[Count, ...] = in_epochs((60, 100, 140))  # PyCIL models/bic.py
         temperature: Positive = 2.0  # PyCIL models/bic.py
         held_out: Share = 0.1  # exemplars split 9:1; PyCIL models/bic.py
-        softmax_twice: bool = False  # stage 2 as PyCIL has it
+        correction: Literal["paper", "published"] = "paper"  # stage 2; published: as PyCIL has it
 
     growth = NetworkGrowth(head=CorrectedHead)
     card = MethodCard(
@@ -51,7 +52,8 @@ class BiC(Rehearsal):
         bibtex=cite("wu2019bic"),
         heads=("head", "nme"),
         rehearsal=True,
-        port="stage 2 as in the paper: one softmax, BatchNorm frozen; published comparisons took softmax twice",
+        port="stage 2 as in the paper: one softmax, BatchNorm frozen; published comparisons took softmax twice and let "
+        "BatchNorm average",
     )
     config: Config
 
@@ -97,15 +99,19 @@ class BiC(Rehearsal):
             )
             return
         newest = NewestCorrection(known).to(self.device)
+        as_published = self.config.correction == "published"
+        self.net.requires_grad_(False).train(as_published)
+        changed = [newest, self.net] if as_published else [newest]
 
         def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             with torch.no_grad():
                 logits_BK = self.net(x_BCHW)  # of the newest task: as yet 1·o + 0
             corrected_BK = newest(logits_BK)
-            return F.cross_entropy(corrected_BK.softmax(1) if self.config.softmax_twice else corrected_BK, labels_B)
+            return F.cross_entropy(corrected_BK.softmax(1) if as_published else corrected_BK, labels_B)
 
         schedule = self.config.schedule(task)
-        fit(loss, [newest], held, schedule, self.transform, context, task, phase="correction", part=(0.5, 1.0))
+        fit(loss, changed, held, schedule, self.transform, context, task, phase="correction", part=(0.5, 1.0))
+        self.net.eval()
         with torch.no_grad():
             head.correction[-1] = newest.correction
 

@@ -1,14 +1,18 @@
 """BiC's two losses and its split against numpy, in a later task."""
 
+import itertools
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from method_losses import batch, cross_entropy, distillation, later_task, log_softmax, numbers
-from toy import toy_dataset, toy_spec
+from toy import CPU, toy_dataset, toy_spec
 
+from cilbench.methods.contract import Context
 from cilbench.methods.networks.heads import CorrectedHead
 from cilbench.methods.registry import resolve
-from cilbench.scenario import make_scenario
+from cilbench.scenario import make_scenario, stream
 
 
 def test_every_class_is_corrected_by_the_two_numbers_of_its_task(toy):
@@ -34,18 +38,45 @@ def test_stage_1_distils_from_the_corrected_teacher_and_leaves_corrections_alone
     assert not any(p is later.method.net.classifier.correction for p in learned)
 
 
-@pytest.mark.parametrize("twice", [False, True])
-def test_stage_2_learns_two_numbers_by_cross_entropy_on_what_was_held_out(monkeypatch, twice):
-    later = later_task("bic", toy_dataset(), monkeypatch, settings={"bic.softmax_twice": str(twice)})
+@pytest.mark.parametrize("variant", ["paper", "published"])
+def test_stage_2_learns_two_numbers_by_cross_entropy_on_what_was_held_out(monkeypatch, variant):
+    later = later_task("bic", toy_dataset(), monkeypatch, settings={"bic.correction": variant})
     x, labels = batch(9, 4)
-    (newest,) = later.phases[1]["learner"]
+    newest, *others = later.phases[1]["learner"]
     with torch.no_grad():
         newest.correction.copy_(torch.tensor([0.7, -0.3]))
     logits = numbers(later.method.net.eval()(x))
     logits[:, 2:] = 0.7 * logits[:, 2:] - 0.3
-    expected = cross_entropy(np.exp(log_softmax(logits)) if twice else logits, labels.numpy())
+    expected = cross_entropy(np.exp(log_softmax(logits)) if variant == "published" else logits, labels.numpy())
     assert later.loss(x, labels, phase=1) == pytest.approx(expected, rel=1e-5)
-    assert sum(p.numel() for p in newest.parameters()) == 2
+    learned = [p for module in (newest, *others) for p in module.parameters() if p.requires_grad]
+    assert sum(p.numel() for p in learned) == 2
+
+
+@pytest.mark.parametrize("variant", ["paper", "published"])
+def test_stage_2_as_published_goes_on_averaging_in_batchnorm(variant):
+    dataset = toy_dataset(per_class=50)
+    spec = toy_spec("bic", dataset)
+    spec = replace(spec, method=resolve("bic", "0.05", {}, {"bic.correction": variant}))
+    phases, learner = {}, None
+    for task in itertools.islice(stream(dataset, spec.scenario, CPU), 2):
+        sealed = learner.state() if learner else None
+        learner = spec.method.build(spec.plan(), spec.scenario, CPU)
+        if sealed:
+            learner.load(sealed)
+        correct, at_end = learner._correct, {}
+
+        def noted(*given, correct=correct, learner=learner, at_end=at_end):
+            at_end |= {name: value.clone() for name, value in learner.net.state_dict().items()}
+            correct(*given)
+
+        learner._correct = noted
+        learner.learn(task, Context(torch.Generator(), lambda line: None, lambda *_: None))
+        phases[task.index] = at_end
+    moved = {name for name, value in learner.net.state_dict().items() if not torch.equal(value, phases[1][name])}
+    statistics = {name for name in phases[1] if name.endswith(("running_mean", "running_var"))}
+    own = {name for name in phases[1] if name.endswith("correction")}
+    assert moved == own | (statistics if variant == "published" else set())
 
 
 def test_a_tenth_of_the_exemplars_is_held_out_and_as_many_images_of_each_new_class(monkeypatch):

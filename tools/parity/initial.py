@@ -29,7 +29,7 @@ CPU = torch.device("cpu")
 def reference_backbone(folder: Path, seed: int, data: Data) -> list[torch.Tensor]:
     """ResNet-32 as the reference draws it, tensors in order. Raises NotThere."""
     torch.manual_seed(seed)
-    network: Any = Reference(folder, "replay", data, exemplars=0, epochs=1, steps=1).learner._network
+    network: Any = Reference(folder, "replay", data, exemplars=0, epochs=1).learner._network
     return weights(network.convnet)
 
 

@@ -20,7 +20,24 @@ from torch import Tensor, nn
 from torch.utils import data as torch_data
 
 Batch = tuple[Tensor, Tensor]  # normalised and augmented images [B, C, H, W], labels int64 [B]
-CLASSES = {"icarl": "iCaRL", "replay": "Replay", "wa": "WA", "der": "DER", "memo": "MEMO", "foster": "FOSTER"}
+Part = list[Tensor | tuple[Tensor, ...]]  # tensors that train; several that are one of ours, row after row
+CLASSES = {
+    "finetune": "Finetune",
+    "lwf": "LwF",
+    "ewc": "EWC",
+    "replay": "Replay",
+    "icarl": "iCaRL",
+    "gem": "GEM",
+    "wa": "WA",
+    "bic": "BiC",
+    "podnet": "PODNet",
+    "coil": "COIL",
+    "der": "DER",
+    "memo": "MEMO",
+    "foster": "FOSTER",
+}
+RUNS = {"bic", "podnet"}  # train their phases by `_run`, the others theirs by `_train`
+COSINE = {"podnet", "coil"}  # on a ResNet-32 of their own
 # The settings of exps/*.json that a learner reads from its arguments; lengths and learning rates are the caller's.
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "memo": {
@@ -39,6 +56,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "alpha_aux": 1.0,
         "t_max": None,
     },
+    "coil": {"sinkhorn": 0.464, "calibration_term": 1.5, "norm_term": 3.0, "reg_term": 1e-3},
     "foster": {
         "beta1": 0.96,
         "beta2": 0.97,
@@ -64,21 +82,29 @@ class NotThere(RuntimeError):
 class Phase:
     """What one training phase started from and was shown, and what came of it.
 
-    `before`, `after`: tensors of the parts that train (`weights`), in the order of their definition.
+    `before`, `after`: tensors of the parts that train (`weights`), in the order of their definition. `memory`: all
+    exemplars, where every step sees them (GEM).
     """
 
     before: list[list[Tensor]]
+    epochs: int
+    memory: Batch | None = None
     batches: list[Batch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     after: list[list[Tensor]] = field(default_factory=list)
 
+    def by_epoch(self) -> list[list[Batch]]:
+        steps = len(self.batches) // self.epochs
+        return [self.batches[at : at + steps] for at in range(0, len(self.batches), steps)]
+
 
 def weights(module: nn.Module) -> list[Tensor]:
-    """Parameters and running statistics, layer by layer; `fc` of a PyCIL backbone takes part in nothing."""
+    """Parameters and running statistics, layer by layer; `fc` of a PyCIL backbone takes part in nothing, and
+    BiC's correction is a phase's own."""
     return [
         tensor
         for name, tensor in module.state_dict(keep_vars=True).items()
-        if not name.endswith("num_batches_tracked") and not name.startswith("fc.")
+        if not name.endswith(("num_batches_tracked", "correction")) and not name.startswith("fc.")
     ]
 
 
@@ -101,6 +127,13 @@ class Manager:
 
     def get_task_size(self, task: int) -> int:
         return self.data.inc
+
+    def get_total_classnum(self) -> int:
+        return int(self.data.train[1].max()) + 1
+
+    def get_dataset_with_split(self, *_: Any, **__: Any) -> tuple[list[Any], list[Any]]:
+        """BiC's two parts, whose images are those of the recorded batches."""
+        return [], []
 
     def get_dataset(
         self, indices: Sequence[int], source: str, mode: str, appendent: Any = None, ret_data: bool = False
@@ -143,17 +176,18 @@ def _first_channels(appendent: Any) -> Any:
 
 
 class Recorded:
-    """A loader that gives the recorded batches, an epoch at a time."""
+    """A loader that gives the recorded batches, an epoch of a phase at a time."""
 
-    def __init__(self, batches: list[Batch], steps: int) -> None:
-        self.batches, self.steps, self.at = batches, steps, 0
+    def __init__(self, phases: list[Phase]) -> None:
+        self.epochs = iter([chunk for phase in phases for chunk in phase.by_epoch()])
+        self.steps = 0
 
     def __len__(self) -> int:
         return self.steps
 
     def __iter__(self) -> Iterator[tuple[None, Tensor, Tensor]]:
-        chunk = self.batches[self.at : self.at + self.steps]
-        self.at += self.steps
+        chunk = next(self.epochs)
+        self.steps = len(chunk)
         return iter([(None, images, labels) for images, labels in chunk])
 
 
@@ -163,70 +197,85 @@ class Reference:
     Raises NotThere where the folder holds no clone, or one that cannot be imported.
     """
 
-    def __init__(
-        self, folder: Path, method: str, data: Data, exemplars: int, epochs: int, steps: int, lr: float = 0.1
-    ) -> None:
-        self.method, self.data, self.steps, self.epochs = method, data, steps, epochs
-        self.phases: list[Phase] = []
-        self.losses: list[float] = []
+    def __init__(self, folder: Path, method: str, data: Data, exemplars: int, epochs: int, lr: float = 0.1) -> None:
+        self.method, self.data = method, data
         with importable(folder):
             try:
                 self.module = importlib.import_module(f"models.{method}")
                 self.base = importlib.import_module("models.base")
                 self.pipeline = importlib.import_module("utils.data_manager")
+                cosine = importlib.import_module("convs.ucir_cifar_resnet")
                 lengths = dict.fromkeys(("init_epoch", "init_epochs", "epochs", "boosting_epochs"), epochs)
-                lengths["compression_epochs"] = epochs
-                arguments = {"memory_size": exemplars, "device": [torch.device("cpu")], "convnet_type": "resnet32"}
-                rates = dict.fromkeys(("init_lr", "lrate", "lr"), lr)
+                lengths |= {"compression_epochs": epochs, "ft_epochs": epochs}
+                network = "cosine_resnet32" if method in COSINE else "resnet32"
+                arguments = {"memory_size": exemplars, "device": [torch.device("cpu")], "convnet_type": network}
+                rates = dict.fromkeys(("init_lr", "lrate", "lr", "ft_lrate"), lr)
                 arguments |= {"dataset": "cifar100", **ARGUMENTS.get(method, {}), **lengths, **rates}
-                self.learner = getattr(self.module, CLASSES[method])(arguments)
+                with patched(cosine, DownsampleB=cosine.DownsampleA):  # shortcuts without parameters, as ours
+                    self.learner = getattr(self.module, CLASSES[method])(arguments)
             except (ImportError, AttributeError) as error:
                 raise NotThere(f"{folder}: no PyCIL that can be run there ({error})") from None
         if method == "foster":  # which takes a class of CIFAR-100 to have 500 images
             self.learner.samples_new_class = lambda label: int((data.train[1] == label).sum())
-        for name, value in {**lengths, **rates}.items():
+        self.learner._compute_accuracy = lambda model, loader: model.eval() and 0.0  # BiC's would use up the batches
+        for name, value in {**lengths, **rates, "memory_size": exemplars}.items():
             if hasattr(self.module, name):
                 setattr(self.module, name, value)
 
     def learn(self, phases: list[Phase]) -> list[Phase]:
         """One task on the recorded phases; the same phases as this implementation went through them."""
-        batches = [batch for phase in phases for batch in phase.batches]
-        own = [Phase(phase.before) for phase in phases]
+        learner, shown = self.learner, Recorded(phases)
+        own = [Phase(phase.before, phase.epochs) for phase in phases]
+        entry = "_run" if self.method in RUNS else "_train"
+        train, begun = getattr(learner, entry), 0
 
         def loader(dataset: Any, batch_size: int, shuffle: bool, **_: Any) -> Any:
-            return Recorded(batches, self.steps) if shuffle else torch_data.DataLoader(dataset, batch_size=batch_size)
+            return shown if shuffle else torch_data.DataLoader(dataset, batch_size=batch_size)
 
-        train, learner = self.learner._train, self.learner
+        def ended(number: int) -> None:
+            own[number].after, own[number].losses = copied(self.parts(number)), values.copy()
+            values.clear()
 
-        def synchronised(*loaders: Any) -> None:
-            set_weights(self.parts(), phases[0].before)
-            train(*loaders)
+        def synchronised(*given: Any, **more: Any) -> None:
+            nonlocal begun
+            if begun:
+                ended(begun - 1)
+            else:
+                set_weights(self.parts(), phases[0].before)
+                if phases[0].memory is not None:
+                    learner.previous_data, learner.previous_label = phases[0].memory
+            begun += 1
+            train(*given, **more)
 
+        trained = [number for number, phase in enumerate(phases) if phase.losses]
         with (
             patched(self.module, DataLoader=loader),
             patched(self.base, DataLoader=loader),
             patched(torch, FloatTensor=torch.DoubleTensor),  # FOSTER's weights of classes
+            patched(Tensor, float=Tensor.double, cuda=lambda tensor: tensor),  # GEM's gradient, Coil's plan
+            patched(nn.Module, cuda=lambda module: module),
+            patched(learner, **{entry: synchronised}),
             observed() as values,
         ):
-            learner._train = synchronised
             if self.method == "foster" and len(phases) > 1:
-                learner._feature_compression = self._compression(learner._feature_compression, phases, own, values)
+                learner._feature_compression = self._compression(learner._feature_compression, phases, ended)
             learner.incremental_train(Manager(self.data))
-        own[-1].after = copied(self.parts(student=len(phases) > 1))
-        own[-1].losses = values
-        for phase, recorded in zip(own, phases, strict=True):  # the sum comes first, its terms after it
-            phase.losses = phase.losses[:: len(phase.losses) // len(recorded.batches)]
-        learner._train = train
+            ended(trained[-1])
+        for number in trained:
+            own[number].losses = self._by_step(own[number].losses, len(phases[number].losses))
         return own
 
-    def _compression(self, compress: Any, phases: list[Phase], own: list[Phase], values: list[float]) -> Any:
+    def _by_step(self, losses: list[float], steps: int) -> list[float]:
+        """What a step was told of its loss: PODNet its three terms, others the sum first."""
+        told = np.array(losses).reshape(steps, -1)
+        return [float(loss) for loss in (told.sum(1) if self.method == "podnet" else told[:, 0])]
+
+    def _compression(self, compress: Any, phases: list[Phase], ended: Any) -> Any:
         """FOSTER's second phase, whose student starts from our student's head."""
         network = self.module.FOSTERNet
 
         def synchronised(*loaders: Any) -> None:
-            own[0].after = copied(self.parts())
-            own[0].losses = values.copy()
-            values.clear()
+            ended(0)
             copy_fc = network.copy_fc
 
             def start(student: Any, fc: Any) -> None:
@@ -238,10 +287,19 @@ class Reference:
 
         return synchronised
 
-    def parts(self, student: bool = False) -> list[list[Tensor]]:
+    def parts(self, phase: int = 0) -> list[Part]:
         """What trains in a phase, in our order: the network, then the auxiliary head where there is one."""
+        student = self.method == "foster" and phase == 1
         net = self.learner._snet if student else self.learner._network
-        if self.method in {"icarl", "replay", "wa"}:
+        if self.method == "bic" and phase == 1:
+            correction = net.bias_layers[-1]
+            return [[(correction.alpha, correction.beta)]]
+        if self.method == "podnet":
+            return [[*weights(net.convnet), *_proxies(net.fc)]]
+        if self.method == "ewc" and self.learner.fisher is not None:
+            used = [value for name, value in self.learner.fisher.items() if not name.startswith("convnet.fc.")]
+            return [[*weights(net.convnet), *weights(net.fc)], used]
+        if hasattr(net, "convnet"):
             return [[*weights(net.convnet), *weights(net.fc)]]
         if self.method == "memo":
             modules = [net.TaskAgnosticExtractor, *net.AdaptiveExtractors, net.fc]
@@ -263,11 +321,10 @@ class Reference:
 
     def predictions(self) -> dict[str, NDArray[np.int64]]:
         """The best class of every test image seen, by head and by nearest mean; before `after_task`."""
-        (head, _), (nme, _) = (
-            self.learner._eval_cnn(self.learner.test_loader),
-            self.learner._eval_nme(self.learner.test_loader, self.learner._class_means),
-        )
-        return {"head": head[:, 0], "nme": nme[:, 0]}
+        said = {"head": self.learner._eval_cnn(self.learner.test_loader)}
+        if self.learner._targets_memory.size:
+            said["nme"] = self.learner._eval_nme(self.learner.test_loader, self.learner._class_means)
+        return {head: best[:, 0] for head, (best, _) in said.items()}
 
     def student_predictions(self) -> NDArray[np.int64]:
         """The best class of every test image seen by what compression left, of FOSTER's later tasks."""
@@ -283,18 +340,30 @@ class Reference:
         self.learner.after_task()
 
 
-def copied(parts: list[list[Tensor]]) -> list[list[Tensor]]:
-    return [[tensor.detach().clone() for tensor in part] for part in parts]
+def _proxies(head: nn.Module) -> Part:
+    """PODNet's: all proxies of a class are one row, old classes before new ones; then the scale."""
+    kept: list[Any] = [head.fc1, head.fc2] if hasattr(head, "fc1") else [head]
+    return [tuple(rows.weight.view(rows.out_features // 10, -1) for rows in kept), head.sigma]
+
+
+def copied(parts: Sequence[Part]) -> list[list[Tensor]]:
+    return [[_whole(tensor).detach().clone() for tensor in part] for part in parts]
+
+
+def _whole(tensor: Tensor | tuple[Tensor, ...]) -> Tensor:
+    return torch.cat(tensor) if isinstance(tensor, tuple) else tensor
 
 
 @torch.no_grad()
-def set_weights(parts: list[list[Tensor]], values: list[list[Tensor]]) -> None:
+def set_weights(parts: Sequence[Part], values: list[list[Tensor]]) -> None:
     """Raises ValueError where networks are not of one shape."""
     for part, wanted in zip(parts, values, strict=False):
-        if [p.shape for p in part] != [w.shape for w in wanted]:
+        if [_whole(p).shape for p in part] != [w.shape for w in wanted]:
             raise ValueError("the networks differ in their layers")
         for tensor, value in zip(part, wanted, strict=True):
-            tensor.copy_(value)
+            rows = tensor if isinstance(tensor, tuple) else (tensor,)
+            for some, new in zip(rows, value.split([len(some) for some in rows]), strict=True):
+                some.copy_(new)
 
 
 @contextmanager

@@ -86,7 +86,7 @@ def _theirs(method: str, spec: Any, dataset: Any, given: Any, recipe: float, fol
     images, labels = torch.cat([t.images for t in given]), torch.cat([t.labels for t in given])
     test: Any = seen_test_images(dataset, spec.scenario, len(given) - 1, CPU)
     data = Data((images, labels), test, spec.scenario.inc, None)
-    reference = Reference(folder, method, data, spec.plan().exemplars, epochs=1, steps=1)
+    reference = Reference(folder, method, data, spec.plan().exemplars, epochs=1)
     for name, value in PUBLISHED[method].items():
         scaled = [max(1, round(v * recipe)) for v in (value if isinstance(value, list) else [value])]
         setattr(reference.module, name, scaled if isinstance(value, list) else scaled[0])

@@ -28,14 +28,18 @@ from torch.nn import functional as F
 
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
+from cilbench.methods.bic import NewestCorrection
 from cilbench.methods.contract import Context, Task
 from cilbench.methods.training.numerics import numerics
 from cilbench.request import RunOptions, RunSpec, specs
 from cilbench.scenario import seen_test_images, stream
-from tools.parity.reference import Data, NotThere, Phase, Reference, copied, patched, weights
+from tools.parity.reference import CLASSES, Data, NotThere, Phase, Reference, copied, patched, weights
 
-TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch: forty a task
+TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch at the most: forty a task
 LR = 0.001
+WITHOUT_EXEMPLARS = {"finetune", "lwf", "ewc"}
+# Of those whose file names a variant as in PyCIL.
+VARIANTS = {"bic": ("bic.correction=published",), "podnet": (f"podnet.finetuning_lr={LR}",)}
 PER_CLASS, EXEMPLARS = 100, 200
 TIE = 1e-9  # scores that are no further apart are equal
 CPU = torch.device("cpu")
@@ -70,20 +74,25 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
     herded_by: list[Any] = []  # of each task's classes, the network
     torch.manual_seed(spec.seed)
     with numerics(CPU, "fp32", "contiguous"), float64():
-        theirs = Reference(reference, method, data, plan.exemplars, EPOCHS, STEPS, LR)
+        theirs = Reference(reference, method, data, plan.exemplars, EPOCHS, LR)
         for task in tasks:
             learner = _learner(spec, plan, state, data)
-            with recorded(learner, method) as phases:
+            with recorded(learner) as phases:
                 generator = torch.Generator().manual_seed(spec.seed + task.index)
                 learner.learn(task, Context(generator, lambda line: None, lambda share, images: None))
             other = theirs.learn(phases)
             state = {key: tensor.clone() for key, tensor in learner.state().items()}
-            rows += [_row(method, task.index, n, *pair) for n, pair in enumerate(zip(phases, other, strict=True))]
+            pairs = [pair for pair in zip(phases, other, strict=True) if pair[0].losses]
+            rows += [_row(method, task.index, n, *pair) for n, pair in enumerate(pairs)]
             herded_by.append((getattr(learner, "boosted", None) or learner.net).eval())
-            kept = _exemplars_alike(learner.memory.decoded(CPU), theirs.exemplars(), herded_by, data)
+            kept = (
+                _exemplars_alike(learner.memory.decoded(CPU), theirs.exemplars(), herded_by, data)
+                if method not in WITHOUT_EXEMPLARS
+                else None
+            )
             sealed, judged = (_learner(spec, plan, s, data) for s in (state, learner.unsealed_state()))
             said = _predictions_alike(judged, theirs.predictions(), data)
-            if len(phases) > 1:
+            if method == "foster" and len(phases) > 1:
                 student = _predictions_alike(sealed, {"head": theirs.student_predictions()}, data)
                 said["student_alike_percent"] = student["head_alike_percent"]
             rows[-1] = replace(rows[-1], exemplars_alike_percent=kept, **said)
@@ -99,14 +108,19 @@ def _tensor(images: Any) -> Tensor:
 
 def _spec(method: str, data_dir: Path) -> RunSpec:
     """`EXEMPLARS` beside ResNet-32s, as the reference has them."""
-    lengths = ["first_epochs", "epochs", *(["compression_epochs"] if method == "foster" else [])]
+    more = {"foster": ["compression_epochs"], "podnet": ["finetuning_epochs"]}
+    lengths = ["first_epochs", "epochs", *more.get(method, [])]
     settings = [f"{method}.{name}={EPOCHS}" for name in lengths] + [
+        *VARIANTS.get(method, ()),
         f"{method}.max_steps={STEPS}",
         f"{method}.batch_size={BATCH}",
         f"{method}.lr={LR}",
     ]
-    options = RunOptions(methods=method, align_to=method, backbone="resnet32", inc=INC, precision="fp32")
-    (spec,) = specs(replace(options, settings=tuple(settings), data_dir=data_dir))
+    options = RunOptions(methods=method, backbone="resnet32", inc=INC, precision="fp32", data_dir=data_dir)
+    options = replace(options, settings=tuple(settings))
+    if method in WITHOUT_EXEMPLARS:
+        return specs(replace(options, budget_mb="7.6"))[0]
+    (spec,) = specs(replace(options, align_to=method))
     fewer = (spec.scenario.base_exemplars - EXEMPLARS) * spec.scenario.image_bytes
     return replace(spec, budget=replace(spec.budget, bytes=spec.budget.bytes - fewer))
 
@@ -143,12 +157,15 @@ def _data(spec: RunSpec, dataset: Any, tasks: list[Task]) -> Data:
     tested, answers = seen_test_images(dataset, spec.scenario, TASKS - 1, CPU)
     # in float32, as ours is normalised, then widened
     return Data(
-        (images, labels), (_tensor(tested), answers), INC, lambda batch: ((batch.float() / 255 - mean) / std).double()
+        (images, labels),
+        (_tensor(tested), answers),
+        INC,
+        lambda batch: ((batch.to(torch.float32) / 255 - mean) / std).double(),
     )
 
 
 @contextmanager
-def recorded(learner: Any, method: str) -> Iterator[list[Phase]]:
+def recorded(learner: Any) -> Iterator[list[Phase]]:
     """The phases that the learner goes through while the block runs."""
     phases: list[Phase] = []
     modules_of = [importlib.import_module(kind.__module__) for kind in type(learner).__mro__]
@@ -156,14 +173,15 @@ def recorded(learner: Any, method: str) -> Iterator[list[Phase]]:
     fit, train = module.fit, learner.transform.train
     shown: list[Tensor] = []
     trained: list[Any] = []
+    seen_by_every_step: list[Any] = []
 
     def training(images: Tensor, generator: torch.Generator) -> Tensor:
         shown.append(train(images, generator).double())
         return shown[-1]
 
-    def recording(loss: Any, modules: Any, *others: Any, **more: Any) -> None:
+    def recording(loss: Any, modules: Any, task_data: Any, schedule: Any, *others: Any, **more: Any) -> None:
         modules = list(modules)
-        phases.append(Phase(copied([_weights(m) for m in modules])))
+        phases.append(Phase(copied([_weights(m) for m in modules]), schedule.epochs, *seen_by_every_step))
 
         def noted(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             value: Tensor = loss(x_BCHW, labels_B)
@@ -171,17 +189,52 @@ def recorded(learner: Any, method: str) -> Iterator[list[Phase]]:
             phases[-1].losses.append(value.item())
             return value
 
-        fit(noted, modules, *others, **more)
+        fit(noted, modules, task_data, schedule, *others, **more)
         phases[-1].after = copied([_weights(m) for m in modules])
         trained[:] = modules
 
-    with patched(module, fit=recording), patched(learner.transform, train=training):
+    def constraints(*given: Any) -> Any:  # GEM's
+        parts = type(learner)._constraints(learner, *given)
+        if parts:
+            seen_by_every_step.append((torch.cat([x for x, _, _ in parts]), torch.cat([y for _, y, _ in parts])))
+        return parts
+
+    def measured(*given: Any) -> Any:  # EWC's pass over what was learned, which has no loss to compare
+        phases.append(Phase([], 1))
+        cross_entropy = F.cross_entropy
+
+        def noted(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+            phases[-1].batches.append((shown[-1].contiguous().clone(), labels_B.clone()))
+            return cross_entropy(logits_BK, labels_B)
+
+        with patched(F, cross_entropy=noted):
+            return type(learner).measured(learner, *given)
+
+    hooks = {
+        name: hook
+        for name, hook in {"_constraints": constraints, "measured": measured}.items()
+        if hasattr(learner, name)
+    }
+    with patched(module, fit=recording), patched(learner.transform, train=training), patched(learner, **hooks):
         yield phases
-    phases[-1].after = copied([_weights(m) for m in trained])  # the head is aligned once all is learned
+    # The head is aligned once all is learned, and what is important is known then.
+    last = next(phase for phase in reversed(phases) if phase.losses)
+    last.after = copied([*(_weights(m) for m in trained), *_importance(learner)])
+
+
+def _importance(learner: Any) -> list[list[Tensor]]:
+    """EWC's F."""
+    if not hasattr(learner, "importance"):
+        return []
+    return [[share * learner.config.fisher_max for share in learner.importance.values()]]
 
 
 def _weights(module: Any) -> list[Tensor]:
-    """Of a network without its head, then of the head: the reference keeps them apart."""
+    """Of a network without its head, then of the head: the reference keeps them apart. BiC's correction learns by
+    itself.
+    """
+    if isinstance(module, NewestCorrection):
+        return [module.correction]
     if not hasattr(module, "branches"):
         return weights(module)
     parts = [*([module.shared] if module.share_general else []), *module.branches, module.head]
@@ -233,7 +286,7 @@ def _alike(scores_NK: Tensor, said_N: Any) -> float:
 
 def main(
     reference: Annotated[Path, typer.Option("--reference", help="A clone of LAMDA-CL/PyCIL.")],
-    methods: Annotated[str, typer.Option("--methods")] = "icarl,replay,wa,der,memo,foster",
+    methods: Annotated[str, typer.Option("--methods")] = ",".join(CLASSES),
     data_dir: Annotated[Path | None, typer.Option("--data-dir", help="Where CIFAR-100 is kept.")] = None,
     out: Annotated[Path | None, typer.Option("--out", help="A folder for steps.csv and about.toml.")] = None,
 ) -> None:
