@@ -19,6 +19,8 @@ from cilbench.reports import comparability, measures
 from cilbench.reports.names import distinct_names
 from cilbench.reports.run_folder import BOUNDARY_COLUMNS, CELL_COLUMNS, LEDGER_COLUMNS, TEST_COLUMNS, read_folder
 
+UNFINISHED = "still in progress, or interrupted: the same command goes on with it"
+
 # With the columns of GROUP: what makes two runs the same cell, which must count once.
 _SETTING = ("method", "requested_backbone", "config", "split", "budget_bytes", "seed", "order")
 
@@ -111,6 +113,9 @@ def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
         if not folder.is_dir():
             left_out.append(LeftOut(folder, "there is no such folder"))
             continue
+        if folder.name.endswith(".partial"):
+            left_out.append(LeftOut(folder, UNFINISHED))
+            continue
         if (folder / "cell.json").exists():
             candidates.append(folder)
             continue
@@ -121,7 +126,7 @@ def _candidates(folders: Sequence[Path]) -> tuple[list[Path], list[LeftOut]]:
             if not path.is_dir():
                 left_out.append(LeftOut(path, "a file, not a run folder"))
             elif path.name.endswith(".partial"):
-                left_out.append(LeftOut(path, "still in progress, or interrupted: the same command goes on with it"))
+                left_out.append(LeftOut(path, UNFINISHED))
             else:
                 candidates.append(path)
     return candidates, left_out

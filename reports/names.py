@@ -38,7 +38,9 @@ def distinct_names(cells: pd.DataFrame) -> pd.Series:
             keys = sorted({key for setting in settings.values() for key in setting})
             differ = [key for key in keys if len({repr(setting.get(key)) for setting in settings.values()}) > 1]
             for index, setting in settings.items():
-                marks = ([str(method)] if several else []) + [f"{key}={setting.get(key)}" for key in differ]
+                told = {key.removeprefix(f"{method}."): setting.get(key) for key in differ}
+                marks = [str(method)] if several else []
+                marks += [f"{key}={value}" for key, value in told.items() if value is not None]  # None: nothing is set
                 names[index] = f"{name} [{telling(', '.join(marks))}]" if marks else str(name)
     return _untaken(cells.assign(name=pd.Series(names, dtype=object)))
 

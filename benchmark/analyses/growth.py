@@ -106,7 +106,6 @@ def drawings(found: Found) -> list[Drawing]:
     reuse = pd.concat([part.assign(what=what) for what, part in means.items()])
     reuse = reuse[(reuse["layer"] == -1) & (reuse["task"] > 0)]
     reuse = reuse.assign(task=reuse["task"] + 1)
-    styles = found.group.styles
     by_kind = partial(plots.by_level, from_zero=True, kinds=True)
     return [
         found.drawing(
@@ -128,9 +127,7 @@ def drawings(found: Found) -> list[Drawing]:
             "Share of a task's open mask entries that earlier tasks had reserved; of all, and without those of the "
             "code of other tasks' classes, which are never read; by chance it would be the share of all entries that "
             "were reserved when the task began",
-            partial(
-                plots.by_method, reuse, "task", "percent", ("Task", "Reused (%)"), styles, panel="what", limits=(0, 103)
-            ),
+            partial(by_kind, reuse, "task", "percent", "what", ("Task", "Reused (%)", "")),
             "reuse",
             means=True,
         ),

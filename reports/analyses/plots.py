@@ -258,7 +258,7 @@ def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Fi
             axes.barh(row, value, height=0.65, color=STRESS, alpha=1 if relation == "equal" else 0.45)
             text = f"{signs[relation]}{value:.3g}"
             axes.annotate(text, (value, row), (3, 0), textcoords="offset points", va="center", fontsize=SMALL)
-        axes.set_yticks(range(len(table)), [fitted(figure, label, room_inches=1.9) for label in table["label"]])
+        axes.set_yticks(range(len(table)), [fitted(figure, label, room_inches=2.1) for label in table["label"]])
         axes.set_ylim(len(table) - 0.4, -0.6)
         axes.margins(x=0.12)
         axes.set(xlabel=label, ylabel="")

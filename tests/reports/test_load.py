@@ -92,6 +92,8 @@ def test_what_is_no_finished_run_is_named(tmp_path: Path) -> None:
     assert set(found) == {"going.partial", "photos", "notes.txt", "nowhere"}
     assert "in progress" in found["going.partial"]
     assert len(runs.cells) == 1
+    (itself,) = reports.read_runs([tmp_path, tmp_path / "going.partial"]).left_out[:1]
+    assert (itself.folder.name, itself.reason) == ("going.partial", found["going.partial"])
 
 
 def test_a_run_counts_once(tmp_path: Path) -> None:

@@ -169,6 +169,13 @@ def test_configurations_of_one_method_are_told_apart(tmp_path: Path) -> None:
     assert names == {"iCaRL [training.lr=0.1]", "iCaRL [training.lr=0.05]"}
 
 
+def test_a_setting_that_is_left_open_names_nothing_and_a_method_s_own_go_without_its_key(tmp_path: Path) -> None:
+    for stage in (None, 1):
+        make_runs(tmp_path, Grid(METHODS[:1], config={METHODS[0].method: {"specialise_from": stage}}))
+    names = set(reports.load(tmp_path)["name"])
+    assert names == {METHODS[0].name, f"{METHODS[0].name} [specialise_from=1]"}
+
+
 def test_what_differs_in_another_group_is_no_part_of_a_name(tmp_path: Path) -> None:
     for accounting, lr in (("published", 0.1), ("strict", 0.1), ("strict", 0.05)):
         config = {"training": {"lr": lr, "epochs": 30}}
