@@ -110,7 +110,7 @@ def _write(
     stamp = "; ".join(f"{key}: {value}" for key, value in provenance.items())
     (stage / "figures").mkdir()
     drawings = [drawing for group in groups for drawing in drawings_of(group)]
-    drawing = draw(drawings, stage / "figures", stamp, captions)  # other processes begin; this one writes meanwhile
+    drawing = draw(drawings, stage / "figures", stamp, captions)  # lazy: others draw while this process writes tables
     for name, frame in _csv(runs, groups).items():
         render.write_csv(frame, stage / f"{name}.csv")
     overlaid = published_bibtex() if any(group.published is not None for group in groups) else []
