@@ -15,7 +15,8 @@ Deviations as in the published comparisons (PyCIL; survey arXiv 2302.03648), who
            margin is taken off every class and so has no effect, and what is left of the true class in the denominator
            is 1; --set podnet.nca=paper is the paper's, with margin and hinge. The ReLU at the end of other stages
            than the last stays, squares hide its sign only in part; the paper fine-tunes the classifier alone; new
-           proxies start at random, the paper clusters features for them.
+           proxies start at random, the paper clusters features for them. Shortcuts of the CIFAR ResNet have no
+           parameters, as those of all methods here; there they are 1×1 convolutions with BatchNorm (11,008 B more).
 """
 
 import math
@@ -66,7 +67,8 @@ class PODNet(Rehearsal):
         heads=("head", "nme"),
         rehearsal=True,
         port="NCA without an effective margin, λ_c 5 and proxies drawn at random, as in the published comparisons; "
-        "proxies beyond one head are charged, unlike there: 1,925 exemplars at 7.6 MB in place of 2,000",
+        "proxies beyond one head are charged, unlike there: 1,925 exemplars at 7.6 MB in place of 2,000; shortcuts of the "
+        "CIFAR ResNet without parameters",
     )
     config: Config
 

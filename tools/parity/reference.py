@@ -144,7 +144,8 @@ class Manager:
         if appendent is not None and len(appendent) and len(appendent[0]):
             arrays, targets = [*arrays, appendent[0]], [*targets, appendent[1]]
         array, target = np.concatenate(arrays), np.concatenate(targets).astype(np.int64)
-        shown = [] if mode == "train" else self.data.normalise(torch.from_numpy(array))
+        recorded = mode == "train" and len(indices) > 0  # what is drawn from such a set are the recorded batches
+        shown = [] if recorded else self.data.normalise(torch.from_numpy(array))
         dataset = [(i, x, torch.tensor(y)) for i, (x, y) in enumerate(zip(shown, target, strict=False))]
         return (array, target, dataset) if ret_data else dataset
 
