@@ -67,8 +67,8 @@ class PODNet(Rehearsal):
         heads=("head", "nme"),
         rehearsal=True,
         port="NCA without an effective margin, λ_c 5 and proxies drawn at random, as in the published comparisons; "
-        "proxies beyond one head are charged, unlike there: 1,925 exemplars at 7.6 MB in place of 2,000; shortcuts of the "
-        "CIFAR ResNet without parameters",
+        "proxies beyond one head are charged, unlike there: 1,925 exemplars at 7.6 MB in place of 2,000; shortcuts of "
+        "the CIFAR ResNet without parameters",
     )
     config: Config
 

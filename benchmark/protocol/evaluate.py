@@ -20,7 +20,7 @@ from cilbench.methods.training.images import Images, reordered
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import numerics
 from cilbench.methods.training.ranks import of_first
-from cilbench.protocol.restore import learner_of, restore_learner  # noqa: F401  # results/engine-accuracy takes it here
+from cilbench.protocol.restore import learner_of
 from cilbench.request import RunSpec
 from cilbench.scenario import seen_test_images
 

@@ -24,7 +24,7 @@ from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Schedule
 from cilbench.methods.training.loop import TaskData, batches, fit
 from cilbench.methods.training.numerics import numerics
-from cilbench.protocol.evaluate import restore_learner
+from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal, task_seed
 from cilbench.scenario import class_order, seen_test_images, stream
 from tools.speed import reference

@@ -234,7 +234,10 @@ class Reference:
             return shown if shuffle else torch_data.DataLoader(dataset, batch_size=batch_size)
 
         def ended(number: int) -> None:
-            own[number].after, own[number].losses = copied(self.parts(number)), values.copy()
+            own[number].after = copied(self.parts(number))
+
+        def told(number: int) -> None:
+            own[number].losses = values.copy()
             values.clear()
 
         def synchronised(*given: Any, **more: Any) -> None:
@@ -246,7 +249,9 @@ class Reference:
                 if phases[0].memory is not None:
                     learner.previous_data, learner.previous_label = phases[0].memory
             begun += 1
+            values.clear()  # BiC shows its corrections before
             train(*given, **more)
+            told(begun - 1 if entry == "_run" else trained[-1])
 
         trained = [number for number, phase in enumerate(phases) if phase.losses]
         with (
@@ -259,7 +264,7 @@ class Reference:
             observed() as values,
         ):
             if self.method == "foster" and len(phases) > 1:
-                learner._feature_compression = self._compression(learner._feature_compression, phases, ended)
+                learner._feature_compression = self._compression(learner._feature_compression, phases, told, ended)
             learner.incremental_train(Manager(self.data))
             ended(trained[-1])
         for number in trained:
@@ -271,11 +276,12 @@ class Reference:
         told = np.array(losses).reshape(steps, -1)
         return [float(loss) for loss in (told.sum(1) if self.method == "podnet" else told[:, 0])]
 
-    def _compression(self, compress: Any, phases: list[Phase], ended: Any) -> Any:
+    def _compression(self, compress: Any, phases: list[Phase], told: Any, ended: Any) -> Any:
         """FOSTER's second phase, whose student starts from our student's head."""
         network = self.module.FOSTERNet
 
         def synchronised(*loaders: Any) -> None:
+            told(0)
             ended(0)
             copy_fc = network.copy_fc
 
