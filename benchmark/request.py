@@ -27,8 +27,7 @@ from cilbench.options import RunOptions, comma_list
 from cilbench.records.weights import Weights
 from cilbench.scenario import make_scenario
 
-# RunOptions for tools/parity alone: everything else takes it from `options`.
-__all__ = ["RunOptions", "RunSpec", "by_reason", "check_feasible", "chosen_settings", "specs"]
+__all__ = ["RunSpec", "by_reason", "check_feasible", "chosen_settings", "specs"]
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ from cilbench.methods.rehearsal.memory import Compression
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.images import iter_batches
 from cilbench.methods.training.loop import TaskData, batches, fit
-from cilbench.methods.training.numerics import full_precision
+from cilbench.methods.training.numerics import at_least_float32, full_precision
 
 
 class EWC(Rehearsal):
@@ -128,8 +128,8 @@ class EWC(Rehearsal):
     def load(self, state: State) -> None:
         super().load(state)
         names = [name for name, _ in self.net.named_parameters()]
-        self.importance = {name: state[_key("fisher", name)].to(self.device).float() for name in names}
-        self.anchor = {name: state[_key("anchor", name)].to(self.device).float() for name in names}
+        self.importance = {name: at_least_float32(state[_key("fisher", name)].to(self.device)) for name in names}
+        self.anchor = {name: at_least_float32(state[_key("anchor", name)].to(self.device)) for name in names}
 
 
 def merged(old: dict[str, Tensor], new: dict[str, Tensor], share: float) -> dict[str, Tensor]:

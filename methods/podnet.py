@@ -36,6 +36,7 @@ from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal, balanced_i
 from cilbench.methods.rehearsal.subsets import balanced
 from cilbench.methods.training.config import Count, Positive, Schedule, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import fit
+from cilbench.methods.training.numerics import at_least_float32
 
 
 class PODNet(Rehearsal):
@@ -132,7 +133,7 @@ def pod_spatial(maps: Sequence[Tensor], old_maps: Sequence[Tensor]) -> Tensor:
     """POD-spatial, the mean over images and stages; maps [B, C, h, w] of each stage."""
 
     def pooled(maps_BChw: Tensor) -> Tensor:
-        energy_BChw = maps_BChw.float().square()
+        energy_BChw = at_least_float32(maps_BChw).square()
         return F.normalize(torch.cat([energy_BChw.sum(3).flatten(1), energy_BChw.sum(2).flatten(1)], dim=1), dim=1)
 
     return torch.stack([(pooled(a) - pooled(b)).norm(dim=1).mean() for a, b in zip(maps, old_maps, strict=True)]).mean()

@@ -12,6 +12,7 @@ from functools import cache
 from typing import Literal
 
 import torch
+from torch import Tensor
 
 Precision = Literal["fp32", "bf16"]
 MemoryFormat = Literal["contiguous", "channels_last"]
@@ -94,6 +95,11 @@ def full_precision(device: torch.device) -> Iterator[None]:
     """float32 for what is small and delicate: heads, losses, the backward pass's own dispatch."""
     with torch.autocast(device.type, enabled=False):
         yield
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """What was halved, by autocast or in a sealed state, in float32; what is wider stays so."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
 
 
 def widest(device: torch.device) -> torch.dtype:

@@ -18,8 +18,9 @@ from safetensors.torch import save_file
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
 from cilbench.methods.networks.incremental import IncrementalNet
+from cilbench.options import RunOptions
 from cilbench.records.files import sha256_of
-from cilbench.request import RunOptions, specs
+from cilbench.request import specs
 from cilbench.scenario import stream
 from tools.parity.reference import Data, NotThere, Reference, set_weights, weights
 

@@ -24,7 +24,8 @@ from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
 from cilbench.methods.contract import Context
 from cilbench.methods.training.numerics import numerics
-from cilbench.request import RunOptions, specs
+from cilbench.options import RunOptions
+from cilbench.request import specs
 from cilbench.scenario import seen_test_images, stream
 from tools.parity.reference import Data, NotThere, Reference, observed
 

@@ -31,7 +31,8 @@ from cilbench.data.download import load
 from cilbench.methods.bic import NewestCorrection
 from cilbench.methods.contract import Context, Task
 from cilbench.methods.training.numerics import numerics
-from cilbench.request import RunOptions, RunSpec, specs
+from cilbench.options import RunOptions
+from cilbench.request import RunSpec, specs
 from cilbench.scenario import seen_test_images, stream
 from tools.parity.reference import CLASSES, Data, NotThere, Phase, Reference, copied, patched, weights
 
