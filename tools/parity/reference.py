@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.utils import data as torch_data
 
 Batch = tuple[Tensor, Tensor]  # normalised and augmented images [B, C, H, W], labels int64 [B]
-Part = list[Tensor | tuple[Tensor, ...]]  # tensors that train; several that are one of ours, row after row
+Part = Sequence[Tensor | tuple[Tensor, ...]]  # tensors that train; several that are one of ours, row after row
 CLASSES = {
     "finetune": "Finetune",
     "lwf": "LwF",
@@ -350,7 +350,8 @@ class Reference:
 def _proxies(head: nn.Module) -> Part:
     """PODNet's: all proxies of a class are one row, old classes before new ones; then the scale."""
     kept: list[Any] = [head.fc1, head.fc2] if hasattr(head, "fc1") else [head]
-    return [tuple(rows.weight.view(rows.out_features // 10, -1) for rows in kept), head.sigma]
+    scale: Any = head.sigma
+    return [tuple(rows.weight.view(rows.out_features // 10, -1) for rows in kept), scale]
 
 
 def copied(parts: Sequence[Part]) -> list[list[Tensor]]:
