@@ -334,13 +334,13 @@ def class_ticks(axes: Axes, seen: Sequence[int]) -> None:
 
 
 def name_classes(axes: Axes, class_names: Sequence[str], at: float = 0) -> bool:
-    """`3 barrel` under every class, where there is room for it; whether there is."""
+    """`3: barrel` under every class, where there is room for it; whether there is."""
     figure = axes.get_figure(root=True)
     assert figure is not None  # made by `panel_grid`
     room = axes.get_position().width * figure.get_figwidth() / len(class_names)
     if len(class_names) > MOST_NAMED_CLASSES or room < (SMALL + 0.5) * POINT or not _told(class_names):
         return False
-    texts = [fitted(figure, f"{number} {name}", 0.7, SMALL) for number, name in enumerate(class_names)]
+    texts = [fitted(figure, f"{number}: {name}", 0.7, SMALL) for number, name in enumerate(class_names)]
     axes.set_xticks([number + at for number in range(len(texts))], texts, rotation=90, fontsize=SMALL)
     return True
 

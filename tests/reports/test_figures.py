@@ -212,7 +212,7 @@ def test_classes_have_their_names_unless_they_are_too_many(
     names = [f"kind {n}" for n in range(10)]
     found = reports.close_up(reports.representatives(three_seeds.cells), three_seeds.tests).evidence
     named = [replace(item, cell={**item.cell, "class_names": names}) for item in found]
-    expected = [f"{n} {name}" for n, name in enumerate(names)]
+    expected = [f"{n}: {name}" for n, name in enumerate(names)]
     for figure in (reports.confusion_matrices(named[:2], paper_columns), reports.weight_norms(named, paper_columns)):
         for axes in (axes for axes in panels(figure) if axes.get_label() != "<colorbar>"):
             assert [label.get_text() for label in axes.get_xticklabels()] == expected
