@@ -10,8 +10,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from make_runs import METHODS, REFERENCES, Grid, make_runs
 from toy import toy_dataset
 
+from cilbench import reports
 from cilbench.methods import dfkd, inversion
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
@@ -36,6 +38,14 @@ def fuzzed(check: Callable[[st.DataObject], None], examples: int, *, refresh: bo
 @pytest.fixture(scope="session")
 def toy():
     return toy_dataset()
+
+
+@pytest.fixture(scope="session")
+def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> reports.Runs:
+    """Runs of five methods, a floor and a ceiling at three budgets; nobody changes them."""
+    folder = tmp_path_factory.mktemp("runs")
+    make_runs(folder, Grid(methods=METHODS + REFERENCES, seeds=(1, 2, 3)))
+    return reports.read_runs([folder])
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
-from make_runs import METHODS, REFERENCES, Grid, Synthetic, make_run, make_runs
+from make_runs import METHODS, Grid, Synthetic, make_run, make_runs
 from matplotlib.figure import Figure
 
 from cilbench import reports
@@ -20,13 +20,6 @@ from cilbench.reports.spending import CONVENTIONS, spending
 from cilbench.reports.tables.auc import auc_table
 
 BUDGETS = (49_152, 98_304, 196_608)
-
-
-@pytest.fixture(scope="module")
-def three_seeds(tmp_path_factory: pytest.TempPathFactory) -> reports.Runs:
-    folder = tmp_path_factory.mktemp("runs")
-    make_runs(folder, Grid(methods=METHODS + REFERENCES, seeds=(1, 2, 3)))
-    return reports.read_runs([folder])
 
 
 def accuracies(table: list[list[float]], run: str = "a", images: tuple[int, ...] = (10, 10, 10)) -> pd.DataFrame:

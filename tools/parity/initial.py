@@ -22,7 +22,8 @@ from cilbench.options import RunOptions
 from cilbench.records.files import sha256_of
 from cilbench.request import specs
 from cilbench.scenario import stream
-from tools.parity.reference import Data, NotThere, Reference, set_weights, weights
+from tools.parity.given import Data
+from tools.parity.reference import NotThere, Reference, set_weights, weights
 
 CPU = torch.device("cpu")
 

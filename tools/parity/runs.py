@@ -27,7 +27,8 @@ from cilbench.methods.training.numerics import numerics
 from cilbench.options import RunOptions
 from cilbench.request import specs
 from cilbench.scenario import seen_test_images, stream
-from tools.parity.reference import Data, NotThere, Reference, observed
+from tools.parity.given import Data
+from tools.parity.reference import NotThere, Reference, observed
 
 CPU = torch.device("cpu")
 Settings = dict[str, Any]

@@ -34,7 +34,8 @@ from cilbench.methods.training.numerics import numerics
 from cilbench.options import RunOptions
 from cilbench.request import RunSpec, specs
 from cilbench.scenario import seen_test_images, stream
-from tools.parity.reference import CLASSES, Data, NotThere, Phase, Reference, copied, patched, weights
+from tools.parity.given import Data, Phase
+from tools.parity.reference import CLASSES, NotThere, Reference, copied, patched, weights
 
 TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch at the most: forty a task
 LR = 0.001
