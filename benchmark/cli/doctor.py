@@ -13,7 +13,7 @@ from cilbench import __version__
 from cilbench.budgets.size import human_bytes
 from cilbench.data.cache import cached_names, default_data_dir
 from cilbench.device.choose import pick_device, pick_workers, usable_cores
-from cilbench.device.measure import device_name, has_bf16
+from cilbench.device.measure import device_name, has_bf16, mps_runs
 from cilbench.errors import RequestError
 from cilbench.machine_cache import machine_file
 from cilbench.options import RunOptions
@@ -68,6 +68,8 @@ def _workers(device: torch.device) -> Iterator[tuple[str, str]]:
     """Runs side by side and their threads, of a request of many runs."""
     if device.type == "cuda":
         yield "side by side", "as many runs as fit the free memory and are measured to pay"
+        start = "they take turns; `nvidia-cuda-mps-control -d` starts what has them share the GPU"
+        yield "NVIDIA MPS", "runs: they share the GPU" if mps_runs() else start
         return
     asked = specs(RunOptions(methods="icarl", budget="24KiB", dataset="digits", seeds="1,2"))
     workers = pick_workers("auto", "auto", 64, asked, device)

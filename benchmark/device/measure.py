@@ -4,6 +4,7 @@ Every measurement takes seconds, is announced before it begins, and is kept for 
 """
 
 import math
+import os
 import platform
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -205,7 +206,8 @@ def process_rates(
 ) -> dict[str, float]:
     """Training steps per second of "1", "2", "4", … processes together, and "bytes" that one of them needs.
 
-    Empty where the first process died, and where nothing is known and it is not to be measured. For CUDA.
+    Empty where the first process died, and where nothing is known and it is not to be measured. For CUDA. What was
+    measured of processes that take turns is not that of processes that share the GPU.
     """
 
     def measured() -> dict[str, float]:
@@ -219,8 +221,13 @@ def process_rates(
                 break
         return rates
 
-    what = f"processes side by side, {scenario.single_backbone} in {precision}"
+    what = f"processes side by side{' under MPS' * mps_runs()}, {scenario.single_backbone} in {precision}"
     return figures("jobs", device, what, measured if measure else None, say)
+
+
+def mps_runs() -> bool:
+    """Does NVIDIA's Multi-Process Service run, so that processes share a GPU instead of taking turns? By its socket."""
+    return Path(os.environ.get("CUDA_MPS_PIPE_DIRECTORY", "/tmp/nvidia-mps"), "control").exists()
 
 
 def _side_by_side(n: int, scenario: Scenario, device: torch.device, precision: Precision) -> list[tuple[float, float]]:

@@ -12,7 +12,7 @@ from toy import CPU, toy_spec
 from cilbench import machine_cache
 from cilbench.device import choose, measure
 from cilbench.device.choose import Workers, in_fastest_precision, laid_out, pick_precision, pick_workers
-from cilbench.device.measure import BareStep, fastest_threads, step_seconds, using_threads
+from cilbench.device.measure import BareStep, fastest_threads, process_rates, step_seconds, using_threads
 from cilbench.errors import RequestError
 from cilbench.options import RunOptions
 from cilbench.request import specs
@@ -247,6 +247,22 @@ def test_jobs_that_are_said_are_not_measured(cifar, monkeypatch):
     monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
     monkeypatch.setattr(measure, "_side_by_side", lambda *_: pytest.fail("measured"))
     assert pick_workers("4", "auto", 20, [cifar] * 20, CUDA) == Workers(4, torch.get_num_threads(), 1.0, told=False)
+
+
+def test_processes_that_share_a_gpu_are_measured_apart_from_those_that_take_turns(cifar, monkeypatch, tmp_path):
+    monkeypatch.setattr(measure, "device_name", lambda device: "a GPU")
+    monkeypatch.setattr(torch.random, "fork_rng", lambda devices: using_threads(1))
+    monkeypatch.setenv("CUDA_MPS_PIPE_DIRECTORY", str(tmp_path))
+
+    def rate_of_one(now):
+        monkeypatch.setattr(measure, "_side_by_side", lambda n, *_: [(now, 1.0)] if n == 1 else [])
+        return process_rates(CUDA, "fp32", cifar.scenario, silent)["1"]
+
+    assert [rate_of_one(10.0), rate_of_one(15.0)] == [10.0, 10.0]  # it is kept
+    (tmp_path / "control").touch()
+    assert [rate_of_one(20.0), rate_of_one(25.0)] == [20.0, 20.0]
+    (tmp_path / "control").unlink()
+    assert rate_of_one(30.0) == 10.0
 
 
 def test_processes_are_measured_side_by_side(cifar, monkeypatch):
