@@ -12,10 +12,10 @@ Other distributions add methods through entry points in the group `cilbench.meth
 import copy
 import difflib
 import importlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
-from importlib.metadata import entry_points
+from importlib.metadata import EntryPoint, entry_points
 from pathlib import Path
 from typing import Annotated, Any, Literal, cast, get_args, get_origin
 
@@ -157,13 +157,19 @@ class MethodSpec:
         return self.compression(list(self.configs.values())[1], scenario)
 
 
+@cache
+def _plug_ins(found: Callable[..., Iterable[EntryPoint]]) -> tuple[EntryPoint, ...]:
+    """Looked for once in a process: it takes longer than planning most methods does."""
+    return tuple(found(group="cilbench.methods"))
+
+
 def known_methods() -> dict[str, str]:
     """Name → "module:Class", built in, from entry points and from files (`own`).
 
     Raises UnknownMethod where two have one name, BadFile.
     """
     table = dict(METHODS)
-    for point in entry_points(group="cilbench.methods"):
+    for point in _plug_ins(entry_points):
         if table.get(point.name, point.value) != point.value or point.name in ALIASES:
             raise UnknownMethod(
                 f"two methods of one name: {point.name} is built in and comes from {point.value} as well"
@@ -200,7 +206,7 @@ def plug_in_of(name: str) -> str:
     base = _spelled_out(name)[0].partition("+")[0]
     if where := own.known().get(base):
         return Path(where).name
-    points = () if base in METHODS else entry_points(group="cilbench.methods", name=base)
+    points = () if base in METHODS else [point for point in _plug_ins(entry_points) if point.name == base]
     return next((f"{point.dist.name} {point.dist.version}" for point in points if point.dist), "")
 
 
