@@ -26,7 +26,6 @@ from torch import Tensor
 
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
-from cilbench.methods.dgm.method import resized
 from cilbench.methods.generative.adversaries import AdversarialStep, fit_adversaries, wasserstein
 from cilbench.methods.generative.base import CALIBRATION_IMAGES, Generative
 from cilbench.methods.generative.config import GenerativeConfig
@@ -35,6 +34,7 @@ from cilbench.methods.training.config import Share
 from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.loop import in_batches
 from cilbench.methods.training.numerics import full_precision
+from cilbench.methods.training.resize import resized
 
 LOOKED_AT = 8  # images drawn for each that is to be looked at: the generator makes of a class what it makes
 

@@ -230,11 +230,22 @@ class MaskedGenerator(nn.Module):
             free[:read, : widths[i]] &= ~masks[i]
         return free
 
-    def keep(self, masks: Sequence[Tensor]) -> None:
-        """The task whose binary masks are kept is over: m_≤t = max(m_≤t−1, m_t)."""
+    def reserve(self, embeddings: Sequence[Tensor], task: int) -> list[int]:
+        """A task is over: `keep` the masks σ(s_max·e) ≥ ½.
+
+        No layer is left without an entry: a narrow dgma can close them all.
+        """
+        idle = self.idle(task)
+        chosen = [(e.detach() >= e.detach().max().clamp(max=0)) & (i not in idle) for i, e in enumerate(embeddings)]
+        return self.keep(chosen)
+
+    def keep(self, masks: Sequence[Tensor]) -> list[int]:
+        """A task's binary masks: m_≤t = max(m_≤t−1, m_t). How many entries of each layer that reserved anew."""
+        before = [int(reserved.sum()) for reserved in self.reserved]
         self.masks.append(list(masks))
         for reserved, mask in zip(self.reserved, masks, strict=True):
             reserved[: mask.shape[0], : mask.shape[1]] |= mask
+        return [int(now.sum()) - then for now, then in zip(self.reserved, before, strict=True)]
 
     def grow(self, widths: Sequence[int]) -> None:
         """Make the shared layers `widths` wide; what is added starts anew and is free."""

@@ -47,12 +47,11 @@ Where this departs from the authors' code, and why:
 
 import math
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import ClassVar
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Encoded, Raw
 from cilbench.budgets.planning import Budget
@@ -78,7 +77,7 @@ from cilbench.methods.dgm.planning import (
     restore,
     working_side,
 )
-from cilbench.methods.dgm.steps import Adversaries, Leaves, signed
+from cilbench.methods.dgm.steps import Adversaries, Leaves, TaskImages, signed
 from cilbench.methods.dgm.validation import Validation
 from cilbench.methods.rehearsal.memory import ExemplarMemory
 from cilbench.methods.training.checkpoint import Resumable, Stateful
@@ -87,6 +86,7 @@ from cilbench.methods.training.flops import Repeated, counted_as
 from cilbench.methods.training.images import Images
 from cilbench.methods.training.loop import Diverged, all_finite, in_batches, not_captured
 from cilbench.methods.training.numerics import full_precision
+from cilbench.methods.training.resize import resized
 
 EPOCHS_A_JUDGEMENT = 2  # the authors look at the validation images in every second epoch, and in the last
 CALIBRATION_IMAGES = 1024  # images whose statistics BatchNorm keeps, the generator's and the discriminator's
@@ -136,25 +136,40 @@ class DGM:
             self._learn(task, context)
 
     def _learn(self, task: Task, context: Context) -> None:
-        config, generator, t, rng = self.config, self.generator, task.index, context.generator
+        rng = context.generator
         if self.validation:
             task = self.validation.hold_out(task, rng)
-        images, labels = self._resized(task.images), task.labels
-        with counted_as("replay"):
-            old_images, old_labels = self._rehearsed(max(1, round(len(images) / len(self.scenario.new(t)))), rng)
-        pool, pool_labels = torch.cat([images, old_images]), torch.cat([labels, old_labels])
+        data = self._task_images(task, rng)
+        self.discriminator = self._next_discriminator(self.scenario.seen(task.index))
+        adversaries = self._adversaries(task.index, rng)
+        self._train(adversaries, data, task.index, context)
+        if self.validation:
+            self.discriminator.load_state_dict(self.validation.best_state)
+        else:
+            self._calibrate(data.pool, rng)
+        self._reserve(adversaries.embeddings, task.index, context)
+        if self.config.exemplars:
+            self._keep_exemplars(task)
 
-        self.discriminator = net = self._next_discriminator(self.scenario.seen(t))
+    def _task_images(self, task: Task, rng: torch.Generator) -> TaskImages:
+        """The task's own images, and as many of every old class as a new one has."""
+        images, new = self._resized(task.images), len(self.scenario.new(task.index))
+        with counted_as("replay"):
+            old_images, old_labels = self._rehearsed(max(1, round(len(images) / new)), rng)
+        pool, pool_labels = torch.cat([images, old_images]), torch.cat([task.labels, old_labels])
+        return TaskImages(images, task.labels, pool, pool_labels, self.config.batch_size)
+
+    def _adversaries(self, t: int, rng: torch.Generator) -> Adversaries:
+        """The discriminator, and the generator with what task `t` adds to it."""
+        config, generator, net = self.config, self.generator, self.discriminator
         part = generator.add_task(generator.widths, len(self.scenario.new(t)))
         shapes = generator.shapes(generator.widths)
         embeddings = [torch.zeros(shape, device=self.device).requires_grad_() for shape in shapes]
-        learning = [*generator.layers, *part.parameters(), *embeddings]
-        net_adam, generator_adam = self._adam(net.parameters()), self._adam(learning)
-        adversaries = Adversaries(
+        return Adversaries(
             made=lambda labels_B, masks: self._made(labels_B, t, masks, rng),
             net=net,
-            net_adam=net_adam,
-            generator_adam=generator_adam,
+            net_adam=self._adam(net.parameters()),
+            generator_adam=self._adam([*generator.layers, *part.parameters(), *embeddings]),
             embeddings=embeddings,
             writable=generator.writable(config.protect_closed_inputs),
             reserved=generator.reserved,
@@ -165,66 +180,66 @@ class DGM:
             critic_steps=config.critic_steps,
             clip=config.generator_clip,
         )
-        take = Repeated(CudaGraphStep(adversaries, self.device, rng, not_captured(context, t, "learning")))
 
-        steps = math.ceil(len(images) / config.batch_size)
-        taken = min(steps, config.max_steps or steps)
-        modules, optimizers = [generator, net], [net_adam, generator_adam]
-        others: list[Stateful] = [Leaves(embeddings), *([self.validation] if self.validation else [])]
+    def _train(self, adversaries: Adversaries, data: TaskImages, t: int, context: Context) -> None:
+        """All epochs of a task, from the context's checkpoint on."""
+        epochs, lr, rng = self.config.epochs, self.config.lr, context.generator
+        take = Repeated(CudaGraphStep(adversaries, self.device, rng, not_captured(context, t, "learning")))
+        modules, optimizers = [self.generator, self.discriminator], [adversaries.net_adam, adversaries.generator_adam]
+        others: list[Stateful] = [Leaves(adversaries.embeddings), *([self.validation] if self.validation else [])]
         going = Resumable(context.checkpoint, "learning", rng, modules, optimizers, others)
-        for epoch in range(int(going.numbers.get("epoch", 0)), config.epochs):
+        taken = min(data.steps, self.config.max_steps or data.steps)
+        for epoch in range(int(going.numbers.get("epoch", 0)), epochs):
             if going.due():
                 going.save({"epoch": epoch}, {})
             started = time.perf_counter()
-            s_epoch = epoch_scale(epoch + self.design.residual, config.epochs, config.s_max)
-            new = torch.randperm(len(images), device=self.device, generator=rng).tensor_split(steps)
-            mixed = torch.randperm(len(pool), device=self.device, generator=rng).tensor_split(steps)
-            adversaries.begin()
-            for step in range(taken):
-                s = batch_scale(step, steps, s_epoch) if config.variant == "dgmw" else s_epoch
-                adversaries.anneal(s, s_epoch)
-                chunks = mixed[step].tensor_split(math.ceil(len(mixed[step]) / config.batch_size))
-                rehearsed = [of[some_B] for some_B in chunks for of in (pool, pool_labels)]
-                take(images[new[step]], labels[new[step]], *rehearsed)
-            *sums, sound_steps = adversaries.sums.tolist()
-            loss, critic_loss, generator_loss = (value / taken for value in sums)
-            if not math.isfinite(loss + critic_loss + generator_loss):
-                raise Diverged(t, epoch, int(sound_steps), config.lr)
-            losses = {"loss": loss, "critic_loss": critic_loss, "generator_loss": generator_loss}
-            seconds, shown = time.perf_counter() - started, sum(map(len, mixed[:taken]))
+            shown = self._take_steps(adversaries, take, data, epoch, taken)
+            losses, sound_steps = adversaries.losses(taken)
+            if not math.isfinite(sum(losses.values())):
+                raise Diverged(t, epoch, sound_steps, lr)
+            seconds = time.perf_counter() - started
             speed = {"images": shown, "seconds": seconds, "images_per_second": shown / seconds}
-            if "masks" in context.record:
-                speed |= histogram(embeddings, s_epoch)
-            judged = {}
-            if self.validation and (epoch % EPOCHS_A_JUDGEMENT == 0 or epoch + 1 == config.epochs):
-                self._calibrate(pool, rng)
-                judged["validation_top1"] = 100 * self.validation.judge(self._predicted, net)
-            context.log(
-                {"task": t, "epoch": epoch, "epochs": config.epochs, "lr": config.lr, **losses, **speed, **judged}
-            )
-            context.progress((epoch + 1) / config.epochs, shown)
+            record = {"task": t, "epoch": epoch, "epochs": epochs, "lr": lr, **losses, **speed}
+            context.log({**record, **self._looked_at(adversaries, data, epoch, context)})
+            context.progress((epoch + 1) / epochs, shown)
         for optimizer in optimizers:
             optimizer.zero_grad(set_to_none=True)  # gradients lie in the memory of graphs
-        if not all_finite([*learning, *net.parameters()]):  # no later loss would tell
-            raise Diverged(t, config.epochs - 1, taken - 1, config.lr, "the weights are")
+        if not all_finite([*adversaries.learning, *self.discriminator.parameters()]):  # no later loss would tell
+            raise Diverged(t, epochs - 1, taken - 1, lr, "the weights are")
 
-        if self.validation:
-            net.load_state_dict(self.validation.best_state)
-        else:
-            self._calibrate(pool, rng)
-        # §3.2: σ(s_max·e) ≥ ½. No layer is left without an entry: a narrow dgma can close them all
-        before = [int(reserved.sum()) for reserved in generator.reserved]
-        idle = generator.idle(t)
-        generator.keep(
-            [(e.detach() >= e.detach().max().clamp(max=0)) & (i not in idle) for i, e in enumerate(embeddings)]
-        )
+    def _take_steps(
+        self, adversaries: Adversaries, take: Callable[..., None], data: TaskImages, epoch: int, taken: int
+    ) -> int:
+        """The first `taken` steps of an epoch; how many images of the pool they showed."""
+        s_epoch, shown = self._epoch_scale(epoch), 0
+        adversaries.begin()
+        for step, (own, pooled) in enumerate(data.shuffled(adversaries.rng)[:taken]):
+            s = batch_scale(step, data.steps, s_epoch) if self.config.variant == "dgmw" else s_epoch
+            adversaries.anneal(s, s_epoch)
+            take(*data.of_step(own, pooled))
+            shown += len(pooled)
+        return shown
+
+    def _looked_at(self, adversaries: Adversaries, data: TaskImages, epoch: int, context: Context) -> dict[str, float]:
+        """What an epoch's line says beside losses and speed, where it was asked for."""
+        masks = "masks" in context.record
+        found = dict(histogram(adversaries.embeddings, self._epoch_scale(epoch))) if masks else {}
+        if self.validation and (epoch % EPOCHS_A_JUDGEMENT == 0 or epoch + 1 == self.config.epochs):
+            self._calibrate(data.pool, context.generator)
+            found["validation_top1"] = 100 * self.validation.judge(self._predicted, self.discriminator)
+        return found
+
+    def _epoch_scale(self, epoch: int) -> float:
+        return epoch_scale(epoch + self.design.residual, self.config.epochs, self.config.s_max)
+
+    def _reserve(self, embeddings: Sequence[Tensor], t: int, context: Context) -> None:
+        """§3.2: what the masks select is never written again, and the generator grows by as much."""
+        newly = self.generator.reserve(embeddings, t)
         classes = torch.tensor(self.scenario.new(t), device=self.device)
         labels = classes.repeat(math.ceil(CALIBRATION_IMAGES / len(classes)))
-        generator.calibrate_batchnorm(self._noise(labels, rng), t, labels - classes[0])
+        self.generator.calibrate_batchnorm(self._noise(labels, context.generator), t, labels - classes[0])
         if t < self.scenario.tasks - 1:
-            self._grow(t, before, context)
-        if config.exemplars:
-            self._keep_exemplars(task)
+            self._grow(t, newly, context)
 
     def scores(self, images: Tensor) -> dict[str, Tensor]:
         with torch.no_grad(), full_precision(self.device):
@@ -336,10 +351,9 @@ class DGM:
         """uint8 [N, C, H, W] → uint8 [N, C, S, S]."""
         return resized(images, (self.side, self.side))
 
-    def _grow(self, task: int, before: Sequence[int], context: Context) -> None:
-        """Expand after a task as far as the bytes allow. `before` it so many mask entries were reserved, by layer."""
+    def _grow(self, task: int, newly: Sequence[int], context: Context) -> None:
+        """Expand after a task as far as the bytes allow. `newly`: mask entries that it reserved anew, by layer."""
         config, scenario, generator = self.config, self.scenario, self.generator
-        newly = [int(now.sum()) - then for now, then in zip(generator.reserved, before, strict=True)]
         widths = generator.widths
         wanted = grown_widths(generator.topology, config.z_dim, widths, newly, config.variant)
         got, clipped = affordable(self.bounds, scenario, config, generator.history, wanted)
@@ -380,20 +394,7 @@ class DGM:
         if net.lasting and self._seen:
             known = self.discriminator.state_dict()
             for name, tensor in net.state_dict().items():
-                if tensor.dim() and not name.startswith(
-                    "critic."
-                ):  # a count of batches has no dimension; nobody reads it
+                counts_batches = not tensor.dim()  # nobody reads it
+                if not counts_batches and not name.startswith("critic."):
                     tensor[: len(known[name])] = known[name]
         return net
-
-
-def resized(images: Images, size: tuple[int, int]) -> Tensor:
-    """uint8 [N, C, H, W] → uint8 of `size`, bilinear and antialiased, on the device."""
-    if images.shape[2:] == size:
-        return images[:]
-
-    def resize(batch: Tensor) -> Tensor:
-        smooth = F.interpolate(batch.float(), size, mode="bilinear", antialias=True)
-        return smooth.round().clamp(0, 255).to(torch.uint8)
-
-    return in_batches(resize, images)

@@ -3,6 +3,7 @@
 All of it is one step, which a CUDA device captures and replays: nothing here waits for the device.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -50,6 +51,12 @@ class Adversaries:
     def begin(self) -> None:
         """Before an epoch."""
         self.sums.zero_()
+
+    def losses(self, steps: int) -> tuple[dict[str, float], int]:
+        """Means over the epoch's steps, and how many of them were sound. The one wait for the device in an epoch."""
+        *sums, sound_steps = self.sums.tolist()
+        names = ("loss", "critic_loss", "generator_loss")
+        return {name: value / steps for name, value in zip(names, sums, strict=True)}, int(sound_steps)
 
     def anneal(self, s: float, s_epoch: float) -> None:
         """Before a step: the scale of the soft masks σ(s·e), and what it comes to in this epoch."""
@@ -104,6 +111,36 @@ class Adversaries:
     def masks(self) -> list[Tensor]:
         """Soft: σ(s·e)."""
         return [torch.sigmoid(self.s * e) for e in self.embeddings]
+
+
+@dataclass(frozen=True)
+class TaskImages:
+    """What a task is learned from: its own images, uint8 [N, C, S, S], and a pool of these and the old classes'."""
+
+    images: Tensor
+    labels: Tensor
+    pool: Tensor
+    pool_labels: Tensor
+    batch_size: int
+
+    @property
+    def steps(self) -> int:
+        """Of an epoch: the task's own images set the pace."""
+        return math.ceil(len(self.images) / self.batch_size)
+
+    def shuffled(self, rng: torch.Generator) -> list[tuple[Tensor, Tensor]]:
+        """Positions by step, of the task's own images and of the pool."""
+        sets = (self.images, self.pool)
+        orders = [
+            torch.randperm(len(some), device=some.device, generator=rng).tensor_split(self.steps) for some in sets
+        ]
+        return list(zip(*orders, strict=True))
+
+    def of_step(self, own: Tensor, pooled: Tensor) -> list[Tensor]:
+        """Images and labels of the task's own, then of the pool's batch by batch: `Adversaries` takes these."""
+        chunks = pooled.tensor_split(math.ceil(len(pooled) / self.batch_size))
+        rehearsed = [of[some_B] for some_B in chunks for of in (self.pool, self.pool_labels)]
+        return [self.images[own], self.labels[own], *rehearsed]
 
 
 class Leaves:

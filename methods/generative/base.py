@@ -11,7 +11,6 @@ from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.budgets.sealed import State
 from cilbench.methods.contract import Augmentation, Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.discriminator import Discriminator
-from cilbench.methods.dgm.method import resized
 from cilbench.methods.dgm.planning import working_side
 from cilbench.methods.dgm.steps import signed
 from cilbench.methods.generative.config import GenerativeConfig
@@ -22,6 +21,7 @@ from cilbench.methods.training.flops import counted_as
 from cilbench.methods.training.images import Images
 from cilbench.methods.training.loop import TaskData, fit, in_batches
 from cilbench.methods.training.numerics import full_precision
+from cilbench.methods.training.resize import resized
 
 CALIBRATION_IMAGES = 1024  # as dgm: generated images whose statistics the generator's BatchNorm keeps
 

@@ -88,11 +88,10 @@ def reserving(
     generator = learner.generator
     for t in range(scenario.tasks):
         generator.add_task(generator.widths)
-        before = [int(reserved.sum()) for reserved in generator.reserved]
-        generator.keep([masks(shape) for shape in generator.shapes(generator.widths)])
+        newly = generator.keep([masks(shape) for shape in generator.shapes(generator.widths)])
         learner.discriminator = learner._new_discriminator(scenario.seen(t))
         if t < scenario.tasks - 1:
-            learner._grow(t, before, context(records=records))
+            learner._grow(t, newly, context(records=records))
         ledgers.append(ledger_of_state(learner.state(), plan.budget.storage))
     return ledgers, records
 

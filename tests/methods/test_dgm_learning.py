@@ -17,12 +17,13 @@ from cilbench.methods.dgm.generator import (
     layer_widths,
     new_generator,
 )
-from cilbench.methods.dgm.method import DGM, resized
+from cilbench.methods.dgm.method import DGM
 from cilbench.methods.dgm.planning import Design
 from cilbench.methods.dgm.steps import Adversaries
 from cilbench.methods.registry import UnknownMethod, components, resolve
 from cilbench.methods.training.images import DiskImages
 from cilbench.methods.training.loop import Diverged
+from cilbench.methods.training.resize import resized
 
 # the networks for ImageNet
 
