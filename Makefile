@@ -12,15 +12,21 @@ UV     := build/uv
 PART   := tests/benchmark/test_golden.py tests/budgets tests/benchmark/test_protocol.py tests/benchmark/test_data_cache.py \
 	tests/benchmark/test_data_import.py tests/reports/test_reports_files.py tests/reports/test_load.py tests/reports/test_report_tables.py
 
-.PHONY: demo docs test test-locked test-lowest test-slurm lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
+.PHONY: demo docs test test-long test-locked test-lowest test-slurm lock lint types bench soak campaign campaign-status gpu test-cuda parity reproduction clean
 
 # The environment of the demo has the package alone; what the tests need comes with `make test`.
 demo: $(LIGHT)
 	$(BIN)/cilbench demo
 
-# A process a core, a thread each: torch's own threads bring little on networks as small as those of the tests.
-test: lint types   ## what CI runs
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m "not gpu and not soak and not slurm"
+# A process a core, a thread each: torch's own threads bring little on networks as small as those of the tests. Each
+# process begins with a run of neighbours, so that what a file makes for all its tests is hardly ever made twice.
+RUN := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
+
+test: lint types   ## what is run after every change: under 8 minutes on two cores
+	$(RUN) -m "not long and not gpu and not soak and not slurm"
+
+test-long: $(READY)   ## the rest of what CI runs: tests that are long, as CONTRIBUTING.md has it
+	$(RUN) -m "long and not gpu and not soak and not slurm" --durations=20
 
 # The newest releases are tested by `make test`; these are the ones that requirements.lock names, to the byte: a part of the suite.
 test-locked:       ## the same for the locked releases, in an environment of their own; CI runs it too
@@ -80,8 +86,8 @@ bench: $(READY)  ## speed, as ratios measured in one run
 	mkdir -p build
 	$(BIN)/python -m tools bench --out build/bench.json $(BENCH)
 
-soak: $(READY)   ## long tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto -m soak --durations=30
+soak: $(READY)   ## inputs that no run has tried, kills, a simulation: CI does not run it
+	$(RUN) -m soak --durations=30
 
 # tools/campaign.toml says what is run. `make campaign CAMPAIGN="--work DIR --threads 2"`; SIGTERM keeps a checkpoint.
 campaign: $(READY)   ## the queue of published configurations: goes on where it stopped

@@ -67,6 +67,8 @@ def ledger_of_state(state: State, storage: Storage = "fp32", allowance: Allowanc
 
 def pack_bits(mask: Tensor) -> Tensor:
     """Boolean tensor of any shape → uint8 [⌈n/8⌉], one bit an entry, first entry in the lowest bit."""
+    if mask.is_meta:
+        return torch.empty(-(-mask.numel() // 8), dtype=torch.uint8, device="meta")
     flat = mask.reshape(-1).to(torch.uint8)
     padded = torch.nn.functional.pad(flat, (0, -flat.numel() % 8)).reshape(-1, 8)
     weights = torch.tensor([1, 2, 4, 8, 16, 32, 64, 128], dtype=torch.uint8, device=mask.device)

@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from cilbench.budgets.codecs import Codec, Encoded, Latent, Shape, StoredAs
 from cilbench.budgets.planning import Budget
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import spec_of
@@ -93,7 +94,7 @@ class FeatureReplay(Rehearsal):
         """`details`: parameters of the adaptation network, which no boundary sees."""
         plan = super().plan(budget, scenario, config, compression)
         features = spec_of(scenario.family, plan.backbone).features
-        with torch.device("meta"):
+        with shapes_alone():
             count = sum(p.numel() for p in adaptation_network(features, config.width).parameters())
         return replace(plan, details={"adaptation_parameters": count})
 

@@ -21,6 +21,7 @@ from torch import nn
 
 from cilbench.budgets.codecs import Codec, Latent, Shape, shape_of
 from cilbench.budgets.planning import Budget, DoesNotFit
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.bibliography import cite
 from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task
 from cilbench.methods.der import DER
@@ -72,7 +73,7 @@ class MEMO(DER):
         if not isinstance(codec, Latent):
             return scenario.image_shape
         meta = torch.device("meta")
-        with meta:
+        with shapes_alone():
             net = cls.growth_of(config).net(scenario, backbone, meta, head_bias=True)
             return shape_of(net.general_maps(torch.empty(1, *scenario.image_shape)))
 

@@ -15,8 +15,10 @@ from toy import toy_dataset
 
 from cilbench import reports
 from cilbench.methods import dfkd, inversion
+from cilbench.reports.figures import drawing
 
 torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
+drawing._MOST_PROCESSES = 1  # as many tests run as there are cores; test_the_surroundings_… has processes that draw
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by every command that a test starts
 

@@ -23,7 +23,13 @@ LINK = re.compile(r"\]\((?!https?:|mailto:|#)([^)#\s]+)[^)]*\)")  # within the r
 BLOCK = re.compile(r'^```(sh|python)(?: title="([^"]+)")?\n(.*?)^```$', re.M | re.S)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.stem)
+def marked(page: Path) -> object:
+    """Pages that train more than a little are run by `make test-long`."""
+    long = page.stem in ("analyse", "backbone", "own-method", "tutorial")
+    return pytest.param(page, marks=pytest.mark.long) if long else page
+
+
+@pytest.mark.parametrize("page", [*map(marked, PAGES)], ids=lambda page: page.stem)
 def test_every_block_of_a_page_runs(page, tmp_path):
     blocks = BLOCK.findall(page.read_text())
     assert len(blocks) == len(re.findall(r"^```(sh|python)", page.read_text(), re.M))  # none is written another way
@@ -87,6 +93,7 @@ def test_the_pages_of_the_site_are_those_of_the_folder():
     assert listed == made | {name for name in there if not name.startswith("adr/")}
 
 
+@pytest.mark.long
 def test_each_figure_of_the_gallery_is_drawn_by_the_line_above_it():
     made = site.gallery()
     page = made.pop("gallery.md")
@@ -122,6 +129,7 @@ def test_the_leaderboard_is_made_of_accepted_runs_alone(tmp_path):
 
 
 @pytest.mark.parametrize("path", site.NOTEBOOKS, ids=lambda path: path.stem)
+@pytest.mark.long
 def test_a_notebook_runs(path, tmp_path, monkeypatch):
     pytest.importorskip("nbclient", reason="needs the extra `docs`")
     pytest.importorskip("ipykernel", reason="needs the extra `docs`")

@@ -1,10 +1,12 @@
 """A data set small enough for every test: six classes of 8×8 grey images, each a bright patch at a place of its own."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 
 from cilbench.budgets.planning import Budget, BudgetTooSmall
@@ -20,6 +22,15 @@ from cilbench.scenario import make_scenario
 
 OVERRIDES: dict[str, Any] = {"batch_size": 16, "dgm.z_dim": 12, "dgr.z_dim": 12, "mergan.z_dim": 12, "ewc-m.z_dim": 12}
 OVERRIDES |= {"grace.threshold": 0.68}  # of these images: the second task compresses, the third does not
+
+
+# One of every kind, where all are tried by `make test-long`.
+SOME = ("icarl", "bic", "memo", "der+prune", "foster+cim", "dgr", "feature-replay", "fecam")
+
+
+def long_but(given: Iterable[Any], *stay: Any) -> list[Any]:
+    """Parameters of a test, all but those that stay in `make test` marked as long."""
+    return [one if one in stay else pytest.param(one, marks=pytest.mark.long) for one in given]
 
 
 def toy_dataset(

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 
 from cilbench.budgets.codecs import Codec, fixed_codec
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.budgets.weighing import Weight, weigh
 from cilbench.errors import RequestError
@@ -46,7 +47,7 @@ def report_on(thing: str, codec: str) -> list[str]:
 
 
 def _backbone(family: Family, name: str, channels: int = 3) -> Weight:
-    with torch.device("meta"):
+    with shapes_alone():
         return weigh(nn.ModuleList([build_shared(family, name, channels), build_specialised(family, name)]))
 
 
@@ -58,7 +59,7 @@ def _torchvision(thing: str) -> list[str]:
     if name not in list_models():
         near = difflib.get_close_matches(name, list_models(), n=3)
         raise RequestError(f"THING {thing}: torchvision has no model {name!r}; nearest: {', '.join(near) or 'none'}")
-    with torch.device("meta"):
+    with shapes_alone():
         try:
             model = get_model(name, weights=None, weights_backbone=None)
         except TypeError:  # a classifier has no backbone of its own to download

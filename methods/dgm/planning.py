@@ -21,6 +21,7 @@ from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall, DoesNotFit
 from cilbench.budgets.sealed import State, Storage, ledger_of_state, pack_bits
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.dgm.config import DGMConfig
 from cilbench.methods.dgm.discriminator import Discriminator, ResNetDiscriminator
@@ -106,12 +107,12 @@ class Design:
         widths: Sequence[int],
     ) -> Ledger:
         """After as many tasks as `history` has widths, the shared layers being `widths` wide by then."""
-        generator = self.generator(scenario, config, widths, "meta")
-        for t, past in enumerate(history):
-            generator.add_task(past, len(scenario.new(t)))
-            shapes = generator.shapes(past)
-            generator.masks.append([torch.empty(shape, dtype=torch.bool, device="meta") for shape in shapes])
-        discriminator = self.discriminator(scenario, scenario.seen(len(history) - 1), "meta")
+        with shapes_alone():
+            generator = self.generator(scenario, config, widths, "meta")
+            for t, past in enumerate(history):
+                generator.add_task(past, len(scenario.new(t)))
+                generator.masks.append([torch.empty(shape, dtype=torch.bool) for shape in generator.shapes(past)])
+            discriminator = self.discriminator(scenario, scenario.seen(len(history) - 1), "meta")
         return ledger_of_state(export(generator, discriminator), storage, scenario.allowance)
 
     def total(self, budget: Budget, scenario: Scenario, config: DGMConfig) -> int:
@@ -199,7 +200,8 @@ def largest_fitting(fits: Callable[[int], bool]) -> int:
 
 
 def _discriminator_bytes(budget: Budget, scenario: Scenario, d: int) -> int:
-    net = Discriminator(scenario.image_shape[0], working_side(scenario), d, scenario.classes, "meta")
+    with shapes_alone():
+        net = Discriminator(scenario.image_shape[0], working_side(scenario), d, scenario.classes, "meta")
     return ledger_of_state(export(None, net), budget.storage).total(budget.accounting)
 
 

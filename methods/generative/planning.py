@@ -7,6 +7,7 @@ from cilbench.budgets.layout import layout_of
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.budgets.sealed import State, ledger_of_state
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.dgm.discriminator import Discriminator
 from cilbench.methods.dgm.generator import Device
@@ -41,7 +42,8 @@ def make_plan(key: str, budget: Budget, scenario: Scenario, config: GenerativeCo
     """
 
     def ledger(widths: Widths, seen: int) -> Ledger:
-        networks = widths.generator(scenario, config, "meta"), widths.discriminator(scenario, seen, "meta")
+        with shapes_alone():
+            networks = widths.generator(scenario, config, "meta"), widths.discriminator(scenario, seen, "meta")
         return ledger_of_state(carried(*networks), budget.storage, scenario.allowance)
 
     def total(widths: Widths) -> int:
@@ -51,7 +53,8 @@ def make_plan(key: str, budget: Budget, scenario: Scenario, config: GenerativeCo
         return total(widths) <= budget.bytes
 
     def suits(d: int) -> bool:
-        solver = replace(smallest, d=d).discriminator(scenario, scenario.classes, "meta")
+        with shapes_alone():
+            solver = replace(smallest, d=d).discriminator(scenario, scenario.classes, "meta")
         solver_bytes = ledger_of_state(export_solver(solver), budget.storage).total(budget.accounting)
         return solver_bytes <= budget.bytes * DISCRIMINATOR_SHARE and fits(Widths(roomy, d))
 

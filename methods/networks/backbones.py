@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.contract import Family
 from cilbench.methods.networks.convolved import activated, convolved
 
@@ -274,6 +275,6 @@ def split_general(general: nn.Sequential, stage: int) -> tuple[nn.Sequential, nn
 @cache
 def backbone_bytes(family: Family, name: str, channels: int) -> int:
     """Bytes of the float32 parameters of a whole backbone."""
-    with torch.device("meta"):
+    with shapes_alone():
         parts = build_shared(family, name, channels), build_specialised(family, name)
     return sum(4 * p.numel() for module in parts for p in module.parameters())

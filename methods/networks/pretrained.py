@@ -14,6 +14,7 @@ from safetensors.torch import load
 from torch import Tensor, nn
 
 from cilbench.budgets.ledger import LedgerError, read_header
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.contract import Pretrained, Scenario
 from cilbench.methods.networks.backbones import spec_of
 from cilbench.methods.networks.incremental import IncrementalNet
@@ -44,7 +45,7 @@ def check_pretrained(scenario: Scenario, backbone: str) -> None:
         header = read_header(path)
     except LedgerError as error:
         raise ValueError(f"{path}: no safetensors file of floats ({error})") from None
-    with torch.device("meta"):
+    with shapes_alone():
         net = IncrementalNet(scenario, backbone, torch.device("meta"))
         net.add_branch()
     _check(net, {name: shape for name, _, shape in header.tensors}, path)

@@ -16,6 +16,7 @@ from cilbench.budgets.layout import Layout, layout_of
 from cilbench.budgets.ledger import Ledger
 from cilbench.budgets.planning import Budget, BudgetTooSmall, whole_fitting
 from cilbench.budgets.sealed import STORAGE_BITS, State, ledger_of_state
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.methods.contract import MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.networks.backbones import BACKBONES, backbone_bytes
 from cilbench.methods.networks.heads import HeadKind, linear
@@ -358,10 +359,10 @@ def _model_states(
 ) -> Iterator[State]:
     """At each stage everything but the exemplars themselves, shapes only; `counts`: there is a memory."""
     meta = torch.device("meta")
-    with meta:
+    with shapes_alone():
         net = growth.net(scenario, backbone, meta, compression.head_bias)
     for branches, seen in stages:
-        with meta:
+        with shapes_alone():
             while len(net.branches) < branches:
                 net.add_branch()
             net.grow_head(seen)

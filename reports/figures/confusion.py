@@ -42,7 +42,14 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
         for axes, (item, counts) in zip(panels, shown, strict=True):
             shares = 100 * counts / np.maximum(counts.sum(axis=1, keepdims=True), 1)
             # Not seaborn's heatmap, which draws the whole figure to see whether labels overlap.
-            axes.pcolormesh(shares, norm=norm, cmap=sns.cm.rocket_r, linewidths=0, edgecolor="white", rasterized=True)
+            axes.pcolormesh(
+                shares,
+                norm=norm,
+                cmap=sns.color_palette("rocket_r", as_cmap=True),
+                linewidths=0,
+                edgecolor="white",
+                rasterized=True,
+            )
             axes.set(xlim=(0, len(counts)), ylim=(len(counts), 0), aspect="equal")
             for lines in (axes.hlines, axes.vlines):
                 lines(item.boundaries, 0, len(counts), colors=FAINT, alpha=0.5, linewidths=0.3)
@@ -53,7 +60,7 @@ def confusion_matrices(evidence: Sequence[Evidence], paper_columns: PaperColumns
             for axis in (axes.xaxis, axes.yaxis):  # a class is in the middle of its cells
                 axis.set_ticks([n + 0.5 for n in ticked], [f"{n:.0f}" for n in ticked])
             for text in axes.get_yticklabels():
-                text.set_va("center")
+                text.set_verticalalignment("center")
             axes.tick_params(rotation=0)
             name_classes(axes, item.class_names, 0.5)
             axes.spines[:].set_visible(True)

@@ -174,6 +174,7 @@ SHIFT = '<a href="{}#shift">How far a task moves each block</a>'
 
 
 @pytest.mark.parametrize("out", ["found", "runs/found", "reports/found"])
+@pytest.mark.long
 def test_a_report_links_the_analyses_beside_or_among_its_runs_and_beside_itself(
     runs: Path, tmp_path: Path, out: str
 ) -> None:
@@ -189,6 +190,7 @@ def test_a_report_links_the_analyses_beside_or_among_its_runs_and_beside_itself(
     assert json.loads((tmp_path / out / "provenance.json").read_text())["analyses"][0]["name"] == "shift"
 
 
+@pytest.mark.long
 def test_a_report_without_analyses_says_what_makes_them_and_links_none_of_other_runs(
     runs: Path, tmp_path: Path
 ) -> None:
@@ -199,6 +201,7 @@ def test_a_report_without_analyses_says_what_makes_them_and_links_none_of_other_
     assert "#shift" not in page
 
 
+@pytest.mark.long
 def test_two_folders_of_analyses_are_told_apart_by_name(runs: Path, tmp_path: Path) -> None:
     for out in ("one", "two"):
         assert analysed(of(runs, "icarl"), "--what", "shift", "--out", out, at=tmp_path)[0] == 0
@@ -207,6 +210,7 @@ def test_two_folders_of_analyses_are_told_apart_by_name(runs: Path, tmp_path: Pa
     assert all(SHIFT.format(f"../{out}/index.html") + f" ({out})" in page for out in ("one", "two"))
 
 
+@pytest.mark.long
 def test_without_names_all_that_can_be_is_made_and_the_rest_says_what_to_record(runs: Path, tmp_path: Path) -> None:
     code, said = analysed(runs, "--out", "out", at=tmp_path)
     assert code == 0, said

@@ -36,6 +36,7 @@ def test_the_mean_over_steps_of_each_blocks_norm_frozen_blocks_left_out() -> Non
     assert set(norms.means().values()) == {0.0}  # begun anew
 
 
+@pytest.mark.long
 def test_recording_changes_neither_id_nor_bytes_and_analyse_asks_for_it(tmp_path: Path) -> None:
     for out, more in (("plain", ()), ("recorded", ("--record", "gradients,masks"))):
         code, said = nursery().run(("run", *DIGITS, *more, "--out", out), tmp_path)

@@ -16,6 +16,9 @@ KEPT = ("--keep", "all", "--record", "masks")
 SIDE, CLASSES, TASKS = 8, 10, 5
 
 
+pytestmark = pytest.mark.long  # what is found in four runs that are made here
+
+
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of the runs and, beside it, of the analyses."""

@@ -4,7 +4,7 @@ import json
 from dataclasses import replace
 
 import pytest
-from toy import CPU, OVERRIDES, run, toy_spec
+from toy import CPU, OVERRIDES, SOME, long_but, run, toy_spec
 
 from cilbench import api
 from cilbench.budgets.planning import DoesNotFit
@@ -37,7 +37,7 @@ def counted(spec, dataset):
 
 
 @pytest.mark.usefixtures("short_inversions")
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", long_but(NAMES, *SOME))
 def test_what_is_planned_is_what_a_run_counts(name, toy):
     spec = with_recipe(name, toy, "0.03")
     assert arithmetic(spec, spec.plan()).of(spec.method) == counted(spec, toy)

@@ -123,6 +123,7 @@ def test_a_wrong_request_as_a_user_meets_it(arguments, says, tmp_path):
     refused(done.returncode, done.stdout, done.stderr, says, tmp_path)
 
 
+@pytest.mark.long
 def test_run_report_resume_audit(cilbench, tmp_path):
     request = (*DIGITS, "--methods", "dgm,cim,memo,icarl,der", "--budget", "24KiB,96KiB", "--keep", "all")
     first = cilbench(*request)

@@ -3,9 +3,11 @@
 import json
 from pathlib import Path
 
+import pytest
 from nursery import nursery
 
 
+@pytest.mark.long
 def test_the_demo_ends_with_a_page_and_goes_on_where_it_was(tmp_path: Path) -> None:
     code, said = nursery().run(["demo", "--recipe", "smoke"], tmp_path)
     assert code == 0, said

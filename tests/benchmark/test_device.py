@@ -265,6 +265,7 @@ def test_processes_that_share_a_gpu_are_measured_apart_from_those_that_take_turn
     assert rate_of_one(30.0) == 10.0
 
 
+@pytest.mark.long
 def test_processes_are_measured_side_by_side(cifar, monkeypatch):
     monkeypatch.setattr(measure, "LIMIT_SECONDS", 0.02)
     rates = measure._side_by_side(2, replace(cifar.scenario, single_backbone="convnet2"), CPU, "fp32")

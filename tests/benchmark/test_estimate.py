@@ -175,6 +175,7 @@ def test_a_plan_says_hours_on_a_cpu_with_a_way_out_as_well():
     assert time_lines([planned("published", None)], CPU) == []
 
 
+@pytest.mark.long
 def test_a_plan_with_time_measures_whatever_was_measured_before(tmp_path):
     def plan(*options):
         asked = ["plan", "--dataset", "digits", "--methods", "icarl", "--budget", "24KiB", "--time", *options]

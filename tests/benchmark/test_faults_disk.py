@@ -62,6 +62,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     subprocess.run(["umount", "--lazy", there], check=True)
 
 
+@pytest.mark.long
 def test_a_small_disk_that_is_full(small_disk: Path) -> None:
     """Full almost at once, then with room for a part, then with room for all: it goes on where it was."""
     ballast = small_disk / "ballast"

@@ -16,6 +16,7 @@ from cilbench.cli.main import app
 HOSTILE = "<script>alert(1)</script> \\input{/etc/passwd} [/x] `$(id)` \"'\x1b[2J\n| =cmd()"
 
 
+@pytest.mark.long
 def test_no_name_is_more_than_text_in_a_report(tmp_path: Path) -> None:
     """Method, data set, classes, heads, settings, versions: everywhere a run folder may say something."""
     make_runs(tmp_path / "runs", Grid(methods=(METHODS[0], METHODS[2]), budgets_bytes=(49_152,), seeds=(1, 2)))

@@ -25,6 +25,7 @@ from cilbench.records.folder import RunFolder
 RUN = ["run", "--dataset", "digits", "--methods", "icarl,replay,finetune", "--budget", "24KiB", "--recipe", "smoke"]
 
 
+@pytest.mark.long
 def test_side_by_side_gives_what_one_after_the_other_does(tmp_path):
     for number in ("1", "3"):
         done = nursery().command(*RUN, "--out", number, "--jobs", number, cwd=tmp_path)
@@ -125,8 +126,9 @@ def test_a_signal_to_the_command_alone_ends_its_children_too(tmp_path, options, 
     ("options", "processes", "number", "code"),
     [
         (ALONE, 0, signal.SIGINT, 130),
-        (["--jobs", "2"], 0, signal.SIGTERM, 143),
-        (["--jobs", "2", "--isolate"], 5, signal.SIGINT, 130),  # two workers, a server of each, a learner
+        pytest.param(["--jobs", "2"], 0, signal.SIGTERM, 143, marks=pytest.mark.long),
+        # two workers, a server of each, a learner
+        pytest.param(["--jobs", "2", "--isolate"], 5, signal.SIGINT, 130, marks=pytest.mark.long),
     ],
     ids=["isolated", "two jobs", "two isolated jobs"],
 )
@@ -169,6 +171,7 @@ def test_a_signal_after_the_last_run_is_done_has_nothing_to_stop(methods, code, 
     assert len(list(tmp_path.glob("runs/*/cell.json"))) == (2 if code == 0 else 1)
 
 
+@pytest.mark.long
 def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint(tmp_path):
     with in_a_session(tmp_path, [*ALONE, "--seeds", "1"], 1) as (process, (_, child)):
         os.kill(child, signal.SIGTERM)

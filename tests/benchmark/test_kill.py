@@ -105,6 +105,7 @@ def test_killed_at_a_change_of_the_disk(kind: Kind, tmp_path: Path, count: Count
 
 
 @pytest.mark.parametrize(("methods", "seed", "kills"), [("icarl", 1, 24), ("cim", 2, 5), ("dgm", 3, 4)])
+@pytest.mark.long
 def test_killed_at_random_moments(methods: str, seed: int, kills: int, tmp_path: Path, count: Count) -> None:
     print(f"seed {seed}, {kills} kills")  # noqa: T201
     killed_at_moments(methods, seed, kills, tmp_path)
@@ -177,6 +178,7 @@ def reports_killed_at(changes: list[int], kind: Kind, folder: Path) -> None:
         assert contents(there / "runs") == before
 
 
+@pytest.mark.long
 def test_a_report_that_was_killed_is_made_again(tmp_path: Path, count: Count) -> None:
     reports_killed_at(several(1, seed=5, most=whole_report()[1]), "torn", tmp_path)
     count("kills survived", 1)

@@ -91,6 +91,7 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     ]
 
 
+@pytest.mark.long
 def test_two_ranks_seal_what_one_does(alone, tmp_path):
     one, of_one = alone
     together = told(started(tmp_path / "two", 2, *EVERY))
@@ -102,6 +103,7 @@ def test_two_ranks_seal_what_one_does(alone, tmp_path):
         assert [differing(*pair) for pair in pairs] == [[], [], []], name
 
 
+@pytest.mark.long
 def test_ranks_with_statistics_of_their_own_are_seen(alone, tmp_path):
     names = ["icarl", "dgm", "dgr"]
     told(started(tmp_path / "two", 2, *names, OWN_STATISTICS="1"))
@@ -160,6 +162,7 @@ def test_a_plug_in_with_networks_of_its_own_is_refused(toy, torchrun):
         pass
 
 
+@pytest.mark.long
 def test_the_command_does_it_under_torchrun(tmp_path):
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "-m", "cilbench", "run"]
     asked = [

@@ -4,6 +4,7 @@ import json
 import subprocess
 from pathlib import Path
 
+import pytest
 from nursery import nursery
 
 ASKED = ("--dataset", "digits", "--methods", "icarl", "--budget", "16KiB", "--recipe", "smoke", "--precision", "fp32")
@@ -13,6 +14,7 @@ def cilbench(folder: Path, *asked: str) -> "subprocess.CompletedProcess[str]":
     return nursery().command(*asked, cwd=folder, env={"CILBENCH_CACHE": str(folder / "cache"), "COLUMNS": "140"})
 
 
+@pytest.mark.long
 def test_shares_are_run_refused_and_drawn(tmp_path):
     done = cilbench(tmp_path, "run", *ASKED, "--split", "0.3,0.7,0.99", "--jobs", "1")
     assert done.returncode == 1, done.stderr  # a share is refused

@@ -159,6 +159,7 @@ def test_a_plan_of_a_file_counts_runs_and_bytes_of_every_comparison(tmp_path):
     assert total_line([refusal, *records[1:]]).startswith("In all: 6 runs, 2 more are refused")
 
 
+@pytest.mark.long
 def test_two_parts_and_the_whole_are_the_same_folders(tmp_path):
     """Runs, predictions, ledgers and the resolved file; `replay` is in both comparisons and in one part."""
     (tmp_path / "two.toml").write_text(TWO.replace("budget-mb = 0.5\n", "").replace("jobs = 2", "jobs = 1"))

@@ -219,6 +219,7 @@ def test_a_line_is_folded_between_words_below_its_text(line, lines):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="pseudo terminals")
+@pytest.mark.long
 def test_no_word_is_broken_on_a_terminal_of_80_columns(tmp_path):
     import fcntl
     import pty

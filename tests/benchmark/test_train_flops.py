@@ -41,6 +41,7 @@ def learned(cell: dict[str, Any]) -> int:
     return sum(flops for phase, flops in cell["timing"]["flops"].items() if phase not in ("means", "evaluation"))
 
 
+@pytest.mark.long
 def test_a_share_of_joint_is_that_many_operations_whatever_the_number_of_jobs(tmp_path):
     asked = ("--methods", "icarl,finetune", *DIGITS)
     done = cilbench(tmp_path, "run", *asked, "--train-flops", "0.5x-joint", "--jobs", "2", "--out", "two")

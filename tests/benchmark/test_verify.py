@@ -54,6 +54,7 @@ def test_a_run_agrees_with_its_sealed_states(made: Path, tmp_path: Path) -> None
     assert lines[0].startswith(f"agrees   {made}: tasks 1, 2, 3, 4, 5 of 5 on cpu")
 
 
+@pytest.mark.long
 def test_a_run_that_keeps_the_last_state_is_verified_there_and_says_so(tmp_path: Path) -> None:
     """Made in isolated processes, which changes nothing."""
     folder = run_once(tmp_path, *DIGITS, "--methods", "der", "--isolate")

@@ -12,6 +12,7 @@ from cilbench.budgets import Allowance, Ledger, format_bytes, human_bytes, parse
 from cilbench.budgets.ledger import KINDS, LedgerError, feature_width
 from cilbench.budgets.planning import whole_fitting
 from cilbench.budgets.sealed import DTYPE_NAMES, STORED_KINDS, ledger_of_state, pack_bits, unpack_bits
+from cilbench.budgets.shapes import shapes_alone
 from cilbench.budgets.weighing import Weight, weigh
 
 
@@ -106,6 +107,19 @@ def test_the_ledger_of_a_state_is_that_of_its_seal():
     state = small_state()
     meta = {key: value.to("meta") for key, value in state.items()}
     assert ledger_of_state(meta) == ledger_of_state(state) == Ledger.of_sealed(seal(state))
+
+
+def test_networks_of_shapes_alone_weigh_what_they_do_and_nothing_is_drawn():
+    def net():
+        return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.BatchNorm2d(8), torch.nn.Linear(8, 2))
+
+    before = torch.get_rng_state()
+    with shapes_alone():
+        of_shapes = net()
+        torch.nn.init.normal_(of_shapes[0].weight)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert all(tensor.is_meta for tensor in of_shapes.state_dict().values())
+    assert weigh(of_shapes) == weigh(net())
 
 
 def test_a_file_weighs_what_its_bytes_weigh(tmp_path):

@@ -12,7 +12,7 @@ import torch
 from test_conformance import EVERY, learn_all
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
-from toy import CPU, OVERRIDES, toy_dataset, toy_spec
+from toy import CPU, OVERRIDES, SOME, long_but, toy_dataset, toy_spec
 
 from cilbench.methods.cim import method as cim
 from cilbench.methods.contract import Augmentation
@@ -101,13 +101,14 @@ def assert_replayed_as_written(spec, dataset, monkeypatch):
 
 # GEM solves its quadratic programme on the CPU, in every step after the first task.
 @pytest.mark.usefixtures("short_inversions")
-@pytest.mark.parametrize("name", [name for name in EVERY if not name.startswith("gem")])
+@pytest.mark.parametrize("name", long_but([name for name in EVERY if not name.startswith("gem")], *SOME))
 def test_a_step_that_is_done_again_learns_what_the_step_as_written_does(name, toy, monkeypatch):
     spec = replace(toy_spec(name, toy), method=resolve(name, "0.05", OVERRIDES, {}))
     assert_replayed_as_written(spec, toy, monkeypatch)
 
 
 @pytest.mark.parametrize("name", ["icarl", "memo", "foster+cim"])
+@pytest.mark.long
 def test_so_does_one_of_crops_flips_and_brightness_in_bf16(name, monkeypatch):
     colour = toy_dataset(shape=(3, 20, 20))  # the smallest of the family that has ResNets
     colour.card = replace(colour.card, augmentation=Augmentation(padding=4, flip=True, brightness=0.25))

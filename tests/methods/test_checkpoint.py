@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from test_conformance import EVERY, ignore, learn_all
-from toy import CPU, Silent, run, toy_spec
+from toy import CPU, SOME, Silent, long_but, run, toy_spec
 
 from cilbench.methods.registry import components, load_class
 from cilbench.methods.training.checkpoint import Checkpoint, Interrupted, Resumable
@@ -54,7 +54,7 @@ def several_epochs(name):
     return more | ({"foster.compression_epochs": "2"} if base == "foster" else {})
 
 
-@pytest.mark.parametrize("name", EVERY)
+@pytest.mark.parametrize("name", long_but(EVERY, *SOME))
 def test_stopped_again_and_again_it_seals_the_same_bytes(name, toy, tmp_path):
     spec = toy_spec(name, toy, settings=several_epochs(name))
     expected = learn_all(spec, toy, tasks=2)

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from toy import CPU, run, toy_dataset, toy_spec
+from toy import CPU, long_but, run, toy_dataset, toy_spec
 
 from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
@@ -40,6 +40,7 @@ EVERY = [
     "dgm+exemplars",
     "mergan+joint",
 ]
+SEARCHING = {"dgm", "dgma", "dgm+exemplars", "dgr", "mergan"}  # for the widths that fit, each time anew
 BOUNDED = [name for name in EVERY if name not in UNBOUNDED]
 
 
@@ -126,7 +127,7 @@ def test_the_smallest_budget_is_the_smallest(name, accounting, toy):
     assert again.value.smallest_bytes == smallest
 
 
-@pytest.mark.parametrize("name", BOUNDED)
+@pytest.mark.parametrize("name", long_but(BOUNDED, *set(BOUNDED) - SEARCHING))
 @settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(budget_bytes=st.integers(11_000, 60_000), accounting=st.sampled_from(["published", "strict"]))
 def test_no_plan_exceeds_its_budget(name, toy, budget_bytes, accounting):
@@ -168,12 +169,12 @@ def test_nothing_holds_a_task_once_it_is_sealed(name, toy):
     ("data", "inc", "budget_bytes"),
     [
         ({"per_class": 1}, 2, 16_000),
-        ({"per_class": 1}, 1, 16_000),
-        ({"per_class": 2}, 2, 16_000),
+        pytest.param({"per_class": 1}, 1, 16_000, marks=pytest.mark.long),
+        pytest.param({"per_class": 2}, 2, 16_000, marks=pytest.mark.long),
         ({}, 1, 16_000),
-        ({}, 4, 16_000),
+        pytest.param({}, 4, 16_000, marks=pytest.mark.long),
         ({"per_class": 17}, 1, 16_000),
-        ({"shape": (3, 32, 32)}, 2, 3_000_000),
+        pytest.param({"shape": (3, 32, 32)}, 2, 3_000_000, marks=pytest.mark.long),
     ],
     ids=[
         "one image a class",
@@ -196,7 +197,7 @@ def test_small_and_odd_data(name, data, inc, budget_bytes):
 
 
 @pytest.mark.parametrize("name", BOUNDED)
-@pytest.mark.parametrize("storage", ["bf16", "fp16"])
+@pytest.mark.parametrize("storage", long_but(["bf16", "fp16"], "fp16"))
 def test_half_precision_storage_halves_what_it_stores_and_nothing_else(name, storage, toy):
     full, half = toy_spec(name, toy), toy_spec(name, toy, storage=storage)
     plan = half.plan()
@@ -300,6 +301,7 @@ def test_any_method_with_exemplars_takes_any_fixed_codec(name, codec, toy):
         }
     ),
 )
+@pytest.mark.long
 def test_planned_covers_sealed_whatever_is_asked(name, budget_bytes, protocol, terms, toy):
     spec = toy_spec(name, toy, budget_bytes, base=protocol[0], inc=protocol[1], **terms)
     try:

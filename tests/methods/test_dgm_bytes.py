@@ -113,6 +113,7 @@ def one_entry(shape: Shape) -> torch.Tensor:
     share=st.floats(0, 1),
     seed=st.integers(0, 99),
 )
+@pytest.mark.long
 def test_a_budget_is_used_and_never_overrun_whatever_the_masks_reserve(
     budget_bytes: int, accounting: Any, storage: Any, variant: Any, share: float, seed: int
 ) -> None:
@@ -149,6 +150,7 @@ def test_budgets_of_the_demo_are_used(name: str, budget: str) -> None:
 
 @settings(max_examples=25, deadline=None)
 @given(budget_bytes=st.integers(12_000, 300_000), accounting=st.sampled_from(["published", "strict"]))
+@pytest.mark.long
 def test_plan_is_the_widest_that_fits(budget_bytes: int, accounting: Any) -> None:
     budget, config = Budget(budget_bytes, accounting), DGM.Config(z_dim=16)
     plan = DGM.plan(budget, DIGITS, config)

@@ -34,6 +34,7 @@ def kept_images(state: Mapping[str, torch.Tensor]) -> list[torch.Tensor]:
     accounting=st.sampled_from(["published", "strict"]),
     storage=st.sampled_from(["fp32", "bf16"]),
 )
+@pytest.mark.long
 def test_exemplars_take_what_is_left_and_no_more(
     budget_bytes: int, inc: int, variant: Any, accounting: Any, storage: Any
 ) -> None:

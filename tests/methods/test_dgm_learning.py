@@ -57,6 +57,7 @@ def test_networks_for_imagenet_come_where_the_budget_holds_them() -> None:
     )
 
 
+@pytest.mark.long
 def test_networks_for_imagenet_learn_grow_and_remember_what_they_generate(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cilbench.methods.dgm.planning.RESIDUAL_WIDTH", 3)
     config = replace(TINY, width=3, epochs=1, max_steps=2, batch_size=6, planned_growth=0.5)

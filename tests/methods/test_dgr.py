@@ -128,6 +128,7 @@ def test_its_work_is_what_it_shows() -> None:
     assert sum(shown) == DGR.work(plan, config, replace(TOY, train_images=6 * 24), 1).images == (3 + 2) * 2 * 48
 
 
+@pytest.mark.long
 def test_it_remembers() -> None:
     """Two tasks: old classes stay known by replay, and without it (r = 1) one of them at the least is lost."""
     config = DGRConfig(z_dim=10, width=8, d=8, epochs=40, solver_epochs=20, solver_lr=5e-3, batch_size=16)

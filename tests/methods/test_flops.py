@@ -12,7 +12,7 @@ from test_conformance import ignore
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
-from toy import CPU, run, toy_dataset, toy_spec
+from toy import CPU, SOME, long_but, run, toy_dataset, toy_spec
 
 from cilbench.methods.cim import method as cim
 from cilbench.methods.contract import Context
@@ -41,7 +41,7 @@ def learned(spec, dataset, tasks=2):
     return found
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", long_but(NAMES, *SOME, "joint"))
 def test_multiplied_is_what_counting_every_step_gives(name, toy, monkeypatch):
     spec = toy_spec(name, toy, settings=several_epochs(name))
     multiplied = learned(spec, toy)
@@ -164,7 +164,7 @@ def test_a_task_that_was_stopped_again_and_again_counts_no_more(name, toy, tmp_p
     assert stops >= 4
 
 
-@pytest.mark.parametrize("name", ["icarl", "dgm", "mergan", "foster+cim"])
+@pytest.mark.parametrize("name", long_but(["icarl", "dgm", "mergan", "foster+cim"], *SOME))
 def test_steps_that_are_replayed_count_as_steps_that_are_run(name, toy, monkeypatch):
     spec = toy_spec(name, toy, settings=several_epochs(name))
     written = learned(spec, toy)

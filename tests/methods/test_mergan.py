@@ -141,6 +141,7 @@ def test_a_class_and_noise_have_to_fit_into_z() -> None:
     DGR.plan(PLENTY, TOY, DGRConfig(**{**SMALL, "z_dim": 6}))  # its generator is told no class
 
 
+@pytest.mark.long
 def test_it_remembers() -> None:
     """Images of old classes stay what they were where they are aligned, and old classes known in both variants."""
     config = MeRGANConfig(z_dim=10, width=8, d=8, epochs=30, solver_epochs=20, solver_lr=5e-3, batch_size=16)

@@ -159,6 +159,7 @@ def test_records_ids_and_the_terminal_name_the_weights(ran):
         assert " ".join(text.split()).count(f"on {'free ' * (cost == 'free')}weights {digest[:8]}") >= 1
 
 
+@pytest.mark.long
 def test_free_and_charged_runs_are_never_in_one_table(ran, tmp_path):
     folder, _ = ran
     runs = reports.read_runs([folder / "runs"])

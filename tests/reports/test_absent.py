@@ -70,6 +70,7 @@ def test_multiples_that_are_missing_are_explained(group: Group) -> None:
     assert ("", "No run here of joint, which others would be multiples of") in compute.notes
 
 
+@pytest.mark.long
 def test_the_page_says_it_with_its_answer_and_its_curves(tmp_path: Path) -> None:
     result = write_report([runs_at(tmp_path / "runs")], tmp_path / "report", command="cilbench report")
     page = result.index.read_text()

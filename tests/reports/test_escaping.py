@@ -63,6 +63,7 @@ def test_bibtex_is_rewritten_once_per_key() -> None:
     assert remarks == ["a:1 has several texts; the first is kept"]
 
 
+@pytest.mark.long
 def test_hostile_names_are_text_everywhere(tmp_path: Path) -> None:
     method = replace(METHODS[0], name=HOSTILE, port=HOSTILE)
     make_runs(tmp_path / "runs", Grid(methods=(method, METHODS[2]), budgets_bytes=(49_152,)))

@@ -90,6 +90,7 @@ def drawn_by_a_process(folder: Path, out: str, **environment: str) -> dict[str, 
     return {path.relative_to(folder / out).as_posix(): path.read_bytes() for path in (folder / out).rglob("*.*")}
 
 
+@pytest.mark.long
 def test_the_surroundings_change_no_byte_of_a_report(tmp_path: Path) -> None:
     """A notebook's backend, somebody's matplotlibrc, modules of the working folder, one core."""
     make_run(tmp_path / "runs", Grid(), METHODS[0], 49_152, 1)

@@ -234,6 +234,7 @@ def crowded(tmp_path_factory: pytest.TempPathFactory) -> Group:
 
 
 @pytest.mark.parametrize("paper_columns", [1, 2])
+@pytest.mark.long
 def test_nothing_is_cut_at_the_edge_of_a_figure_of_twenty_methods(
     crowded: Group, tmp_path: Path, paper_columns: styles.PaperColumns
 ) -> None:
@@ -269,7 +270,7 @@ def test_a_floor_of_several_runs_has_its_interval(three_seeds: reports.Runs) -> 
 
 
 @pytest.mark.parametrize("paper_columns", [1, 2])
-@pytest.mark.parametrize("methods", [1, 2, 3, 5])
+@pytest.mark.parametrize("methods", [1, 2, 3, pytest.param(5, marks=pytest.mark.long)])
 def test_pictures_have_their_titles_whole_and_no_empty_band(
     three_seeds: reports.Runs, methods: int, paper_columns: styles.PaperColumns
 ) -> None:

@@ -170,6 +170,7 @@ def test_nothing_on_the_page_lies_elsewhere(written: Path) -> None:
     assert not any(re.match(r"[a-z]+:(?!,)|//", address) for address in addresses if address != "data:,")
 
 
+@pytest.mark.long
 def test_the_page_of_a_whole_report_holds_together(tmp_path: Path) -> None:
     """With the figures, tables and files as `write_report` makes them."""
     make_runs(tmp_path / "runs", Grid(METHODS[:1], BUDGETS))

@@ -35,6 +35,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[reports.ReportRes
     return reports.write_report([folder / "runs"], folder / "out", command="cilbench report runs"), folder
 
 
+@pytest.mark.long
 def test_what_an_earlier_report_left_is_removed_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -54,7 +54,7 @@ def texts(figure: Figure) -> list[tuple[str, Bbox]]:
     return [(item.get_text(), item.get_window_extent()) for item in shown]
 
 
-@pytest.mark.parametrize("columns", [1, 2])
+@pytest.mark.parametrize("columns", [1, pytest.param(2, marks=pytest.mark.long)])
 @pytest.mark.parametrize("name", [*NAMES, *OF_ONE_RUN])
 def test_no_text_lies_over_another_and_every_panel_says_n(group: Group, name: str, columns: PaperColumns) -> None:
     (drawing,) = [item for item in drawings_of(group) if item.stem == f"{group.slug}-{name}"]

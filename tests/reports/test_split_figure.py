@@ -70,6 +70,7 @@ def test_without_a_split_or_with_one_alone_there_is_no_figure(tmp_path: Path) ->
     assert not any(drawing.stem.endswith("-split") for drawing in drawings_of(plain))
 
 
+@pytest.mark.long
 def test_a_report_has_the_points_as_a_table(tmp_path: Path) -> None:
     group_of(tmp_path / "runs", 0.2, 0.6)
     out = tmp_path / "report"

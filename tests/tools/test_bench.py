@@ -302,6 +302,7 @@ def test_learning_ends_with_the_epochs_that_are_timed(quick, monkeypatch, method
 # ------------------------------------------------------------------------------------------- the command
 
 
+@pytest.mark.long
 def test_every_section_and_what_is_written(quick, tmp_path, capsys):
     out = tmp_path / "bench.json"
     assert bench.measure(quick, list(bench.SECTIONS), out) == 0
@@ -321,6 +322,7 @@ def test_every_section_and_what_is_written(quick, tmp_path, capsys):
     assert targets == {"iCaRL": 3, "of it: other": 0.05, "exemplars": 7, "selection": 12, "operations of iCaRL": 0.01}
 
 
+@pytest.mark.long
 def test_runs_side_by_side_and_threads_are_rows_where_there_are_threads(quick):
     assert bench.thread_rows(quick) == []  # tests have one
     with using_threads(2):
@@ -389,6 +391,7 @@ def test_where_nothing_can_be_written_nothing_is_measured(tmp_path, monkeypatch,
     assert capsys.readouterr().err.endswith("bench.json: No such file or directory\n")
 
 
+@pytest.mark.long
 def test_the_command_starts():
     done = subprocess.run([sys.executable, "-m", "tools", "bench", "--help"], capture_output=True, text=True)
     assert done.returncode == 0

@@ -44,6 +44,7 @@ def started(folder: Path) -> "subprocess.Popen[bytes]":
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.DEVNULL)
 
 
+@pytest.mark.long
 def test_a_queue_is_stopped_goes_on_and_comes_to_its_results(tmp_path):
     child = started(tmp_path)
     while not list(tmp_path.glob("work/runs/*.partial/tasks/*/record.json")):
