@@ -17,6 +17,7 @@ from matplotlib.colors import LogNorm, Normalize, to_hex
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, MaxNLocator
+from matplotlib.transforms import Bbox
 from numpy.typing import NDArray
 
 from cilbench.reports.comparability import parts
@@ -217,6 +218,7 @@ def points(
     with paper_style([*names, *texts, *labelled, *levels]):
         figure, (axes,), _ = layout.panel_grid(1, paper_columns, 2.4)
         dashed: dict[str, Any] = {"linestyle": "--", "linewidth": 0.8, "zorder": 0}
+        names_at: list[tuple[float, float, str]] = []
         for name, level in levels.items():
             axes.axhline(level, color=styles[name].colour, **dashed)
         for name in names:
@@ -227,9 +229,8 @@ def points(
                 axes.vlines(
                     at, part[f"{y}_low"], part[f"{y}_high"], color=style.colour, linewidth=0.8, gid=layout.INTERVAL
                 )
-            for n, (x_of, y_of, text) in enumerate(zip(at, part[y], part[named], strict=True) if labelled else ()):
-                look: dict[str, Any] = {"textcoords": "offset points", "fontsize": SMALL, "color": FAINT}
-                axes.annotate(fitted(figure, str(text)), (x_of, y_of), (4, 3 if n % 2 else -8), **look)
+            if labelled:
+                names_at += zip(at, part[y], map(str, part[named]), strict=True)
         if table[y].dtype.kind == "i":
             axes.yaxis.set_major_locator(MaxNLocator(6, integer=True, min_n_ticks=1))
         axes.margins(*((0.08, 0.12) if labelled else (0.05, 0.05)))
@@ -244,7 +245,30 @@ def points(
         handles = layout.handles_of(names, styles, linestyle="None")
         handles += [Line2D([], [], color=styles[name].colour, label=name, **dashed) for name in levels]
         layout.finish(figure, handles)
+        _name(axes, names_at)
     return figure
+
+
+def _name(axes: Axes, names_at: Sequence[tuple[float, float, str]]) -> None:
+    """Names beside their markers, (x, y, name): below or above, right or left, where no other marker or name is."""
+    figure = axes.figure
+    assert isinstance(figure, Figure)
+    point = figure.dpi / 72
+    centres = [axes.transData.transform((x, y)) for x, y, _ in names_at]
+    taken = [Bbox.from_bounds(x - 2 * point, y - 2 * point, 4 * point, 4 * point) for x, y in centres]
+    for x, y, text in sorted(names_at):
+        note = axes.annotate(
+            fitted(figure, text), (x, y), (0, 0), textcoords="offset points", fontsize=SMALL, color=FAINT
+        )
+        found = []
+        for side, offset in ((1, -8), (1, 3), (-1, 3), (-1, -8), (1, -16), (1, 11)):
+            note.set(position=(4 * side, offset), horizontalalignment="left" if side > 0 else "right")
+            place = note.get_window_extent()
+            cut = not (axes.bbox.x0 <= place.x0 and place.x1 <= figure.bbox.x1 and axes.bbox.y0 <= place.y0)
+            found.append((place.count_overlaps(taken) + cut, len(found), side, offset, place))
+        _, _, side, offset, place = min(found, key=lambda tried: tried[:2])
+        note.set(position=(4 * side, offset), horizontalalignment="left" if side > 0 else "right")
+        taken.append(place)
 
 
 def bars(table: pd.DataFrame, label: str, paper_columns: PaperColumns = 2) -> Figure:

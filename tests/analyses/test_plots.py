@@ -40,6 +40,20 @@ def test_classes_are_named_where_there_are_few(classes: int, written: int) -> No
     assert all(tick == round(tick) for tick in make.axes[0].get_yticks())
 
 
+def test_names_of_neighbours_lie_over_no_marker_and_no_other_name() -> None:
+    """Shares and exemplars of six classes of Caltech-101, in the order of their classes."""
+    shares, exemplars = (36.6, 79.9, 85.7, 66.5, 92.7, 77.8), (11, 7, 6, 8, 6, 7)
+    names = ["Faces_easy", "Motorbikes", "airplanes", "bonsai", "watch", "Leopards"]
+    rows = pd.DataFrame({"name": "CIM", "share": shares, "exemplars": exemplars, "class_name": names})
+    figure = plots.points(rows, "share", "exemplars", ("", ""), STYLES, named="class_name")
+    (axes,) = figure.axes
+    places = [text.get_window_extent() for text in axes.texts]
+    markers = axes.transData.transform(rows[["share", "exemplars"]].to_numpy())
+    assert all(place.count_overlaps(places) == 1 for place in places)  # itself
+    assert not any(place.contains(*marker) for place in places for marker in markers)
+    assert all(place.x1 <= figure.bbox.x1 and place.y0 >= axes.bbox.y0 for place in places)
+
+
 def test_a_method_of_one_value_alone_is_a_dashed_line_named_in_the_legend() -> None:
     rows = pd.DataFrame({"name": ["CIM"], "share": [40.0], "exemplars": [3]})
     styles = {**STYLES, "iCaRL": Style("#0072B2", "o")}
