@@ -260,7 +260,7 @@ def _name(axes: Axes, names_at: Sequence[tuple[float, float, str]]) -> None:
         note = axes.annotate(
             fitted(figure, text), (x, y), (0, 0), textcoords="offset points", fontsize=SMALL, color=FAINT
         )
-        found = []
+        found: list[tuple[int, int, int, int, Bbox]] = []
         for side, offset in ((1, -8), (1, 3), (-1, 3), (-1, -8), (1, -16), (1, 11)):
             note.set(position=(4 * side, offset), horizontalalignment="left" if side > 0 else "right")
             place = note.get_window_extent()
