@@ -1,3 +1,4 @@
+import gc
 import shutil
 import signal
 from collections import Counter
@@ -21,6 +22,13 @@ torch.set_num_threads(1)  # tiny tensors: threads cost more than they bring
 drawing._MOST_PROCESSES = 1  # as many tests run as there are cores; test_the_surroundings_… has processes that draw
 with suppress(ValueError):  # not the main thread
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # under nohup it is ignored, by every command that a test starts
+
+
+def pytest_collection_finish() -> None:
+    """A run looks for garbage after every task: of all that was imported that takes longer than learning the task."""
+    gc.collect()
+    gc.freeze()
+
 
 PATIENCE_MS = 300_000  # a busy machine is no failure
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

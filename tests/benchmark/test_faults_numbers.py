@@ -92,6 +92,7 @@ class Starved(ICaRL):
         raise MemoryError(GIB)
 
 
+@pytest.mark.long
 def test_what_an_isolated_process_had_needed_is_told(toy, tmp_path: Path) -> None:
     spec = with_class(toy_spec("icarl", toy), Starved)
     outcome, _ = run(spec, toy, tmp_path, isolate=True)

@@ -108,6 +108,7 @@ def children_of(pid: int) -> list[int]:
     [(ALONE, 1, signal.SIGTERM, 143), (["--jobs", "2"], 2, signal.SIGINT, 130)],
     ids=["isolated", "two jobs"],
 )
+@pytest.mark.long
 def test_a_signal_to_the_command_alone_ends_its_children_too(tmp_path, options, processes, number, code):
     with in_a_session(tmp_path, options, processes) as (process, (server, *children)):
         wait_until(lambda: list(tmp_path.glob("runs/icarl*.partial")))
@@ -188,6 +189,7 @@ def test_an_isolated_task_that_is_told_to_end_is_a_failed_cell_with_a_checkpoint
 @pytest.mark.parametrize(
     ("options", "processes"), [(["--isolate"], 1), (["--jobs", "2"], 2)], ids=["isolated", "two jobs"]
 )
+@pytest.mark.long
 def test_no_child_outlives_its_parent(tmp_path, options, processes):
     with in_a_session(tmp_path, options, processes) as (process, children):
         os.kill(process, signal.SIGKILL)

@@ -69,6 +69,13 @@ def alone(tmp_path_factory):
     return out, told(started(out, 1, *EVERY))
 
 
+@pytest.fixture(scope="module")
+def two_alone(tmp_path_factory):
+    """The same of two methods, for the tests that take no more."""
+    out = tmp_path_factory.mktemp("alone") / "one"
+    return out, told(started(out, 1, "icarl", "dgm"))
+
+
 def states(out: Path, name: str) -> list[dict[str, torch.Tensor]]:
     (folder,) = (path for path in out.iterdir() if path.name.split("-toy-")[0] == name)
     found = [unseal(path.read_bytes()) for path in sorted(folder.glob("tasks/*/state.safetensors"))]
@@ -91,16 +98,24 @@ def differing(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> l
     ]
 
 
-@pytest.mark.long
-def test_two_ranks_seal_what_one_does(alone, tmp_path):
+def assert_sealed_alike(alone, two, *names):
     one, of_one = alone
-    together = told(started(tmp_path / "two", 2, *EVERY))
-    assert {name: how[:2] for name, how in together.items()} == {name: ["done", None] for name in EVERY}
+    together = told(started(two, 2, *names))
+    assert {name: how[:2] for name, how in together.items()} == {name: ["done", None] for name in names}
     assert all(sums == 0 for *_, sums in of_one.values())
     assert all(sums > 50 for *_, sums in together.values())
-    for name in EVERY:
-        pairs = zip(states(tmp_path / "two", name), states(one, name), strict=True)
+    for name in names:
+        pairs = zip(states(two, name), states(one, name), strict=True)
         assert [differing(*pair) for pair in pairs] == [[], [], []], name
+
+
+def test_two_ranks_seal_what_one_does_of_two_methods(two_alone, tmp_path):
+    assert_sealed_alike(two_alone, tmp_path / "two", "icarl", "dgm")
+
+
+@pytest.mark.long
+def test_two_ranks_seal_what_one_does(alone, tmp_path):
+    assert_sealed_alike(alone, tmp_path / "two", *EVERY)
 
 
 @pytest.mark.long
@@ -113,7 +128,7 @@ def test_ranks_with_statistics_of_their_own_are_seen(alone, tmp_path):
 @pytest.mark.parametrize(
     ("name", "number"), [("icarl", signal.SIGTERM), ("icarl", signal.SIGKILL), ("dgm", signal.SIGTERM)]
 )
-def test_all_ends_with_one_rank_and_the_run_goes_on_alone(name, number, alone, tmp_path):
+def test_all_ends_with_one_rank_and_the_run_goes_on_alone(name, number, two_alone, tmp_path):
     ranks = started(tmp_path / "two", 2, name, seconds=0.1)
     partial = RunFolder(tmp_path / "two", spec_of(name).id).partial
     wait_until(lambda: list(partial.glob("tasks/*")) or not living(ranks[0].pid))  # the first task is over
@@ -127,7 +142,7 @@ def test_all_ends_with_one_rank_and_the_run_goes_on_alone(name, number, alone, t
     ]
     assert bool(list(partial.glob("checkpoint-*"))) == (number == signal.SIGTERM)
     assert told(started(tmp_path / "two", 1, name))[name][:2] == ["done", None]
-    pairs = zip(states(tmp_path / "two", name), states(alone[0], name), strict=True)
+    pairs = zip(states(tmp_path / "two", name), states(two_alone[0], name), strict=True)
     assert [differing(*pair) for pair in pairs] == [[], [], []]
 
 

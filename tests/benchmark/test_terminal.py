@@ -8,6 +8,7 @@ import sys
 
 import pytest
 from rich.console import Console
+from toy import long_but
 
 import cilbench
 from cilbench.cli import terminal
@@ -59,7 +60,9 @@ def test_the_list_of_data_sets_is_as_narrow_without_a_terminal_and_has_every_tit
     assert titles["cifar100"].split() == ["cifar100", "100", "3×32×32", "to", "fetch"]  # CIFAR-100 says no more
 
 
-@pytest.mark.parametrize("command", ["methods", "data list", "plan --methods icarl --budget-mb 7.6"])
+@pytest.mark.parametrize(
+    "command", long_but(["methods", "data list", "plan --methods icarl --budget-mb 7.6"], "data list")
+)
 def test_an_ascii_terminal_gets_plainer_characters(command, tmp_path):
     surroundings = {**os.environ, "PYTHONIOENCODING": "ascii", "CILBENCH_DATA": str(tmp_path)}
     done = subprocess.run([*MODULE, *command.split()], cwd=tmp_path, capture_output=True, env=surroundings)
@@ -185,7 +188,7 @@ def test_data_sets_are_listed_in_ascii(tmp_path):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="descriptors are closed by a shell")
-@pytest.mark.parametrize("closing", [">&-", ">&- 2>&-", "<&- >&-"])
+@pytest.mark.parametrize("closing", long_but([">&-", ">&- 2>&-", "<&- >&-"], ">&-"))
 def test_a_closed_standard_output_ends_nothing(closing, tmp_path):
     environment = os.environ | {"CILBENCH_DATA": str(tmp_path / "data")}
     command = f'"{sys.executable}" -m cilbench data fetch digits {closing}'

@@ -59,6 +59,7 @@ def test_a_share_of_joint_is_that_many_operations_whatever_the_number_of_jobs(tm
         assert [t["flops"] for t in alone[method]["tasks"]] == [t["flops"] for t in cell["tasks"]]
 
 
+@pytest.mark.long
 def test_too_few_operations_are_refused_with_the_fewest_that_would_do(tmp_path):
     asked = ("--methods", "icarl", *DIGITS)
     refused = cilbench(tmp_path, "run", *asked, "--train-flops", "1000", "--out", "runs")

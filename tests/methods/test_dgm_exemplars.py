@@ -66,6 +66,7 @@ def test_exemplars_take_what_is_left_and_no_more(
 
 @settings(max_examples=8, deadline=None)
 @given(budget_bytes=st.integers(24_000, 300_000), accounting=st.sampled_from(["published", "strict"]))
+@pytest.mark.long
 def test_networks_beside_exemplars_are_those_of_half_the_budget(budget_bytes: int, accounting: Any) -> None:
     config = DGM.Config(z_dim=16)
     plan = DGM.plan(Budget(budget_bytes, accounting), DIGITS, replace(config, exemplars=True))

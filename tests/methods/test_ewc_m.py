@@ -108,6 +108,7 @@ def test_batchnorm_keeps_the_statistics_of_the_first_task() -> None:
     assert not torch.equal(first["generator/layers.0"], second["generator/layers.0"])
 
 
+@pytest.mark.long
 def test_what_is_important_stays() -> None:
     """Σ F (θ − θ*)² over the second task, with and without the penalty."""
     moved = []

@@ -13,6 +13,7 @@ from cilbench.reports.figures.styles import KIND_COLOURS
 NAMES = ("lwf", "fetril", "pass", "acil", "ds-al", "abd", "dfkd")
 
 
+@pytest.mark.long
 def test_matrices_and_prototypes_stand_beside_the_network_in_bytes_by_kind(tmp_path: Path) -> None:
     dataset, sealed = toy_dataset(), {}
     for method in NAMES:

@@ -93,6 +93,7 @@ def test_a_column_sorts_both_ways_and_says_so(visit: Any, written: Path) -> None
     assert names == sorted(names)
 
 
+@pytest.mark.long
 def test_the_filter_acts_on_charts_tables_and_runs(visit: Any, written: Path) -> None:
     view = visit(written)
     view.locator("summary", has_text="runs").click()
