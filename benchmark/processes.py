@@ -5,6 +5,7 @@ terminal and a batch system signal a whole group of processes, and a parent asks
 first and no other, and ends at once only when its parent does.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -88,6 +89,7 @@ def fresh_process(target: Callable[..., object], *arguments: object) -> BaseProc
 
 
 def _begin(environment: Mapping[str, str], target: Callable[..., object], arguments: tuple[object, ...]) -> None:
+    gc.freeze()  # what the server has imported is no garbage
     os.environ.clear()  # the server's, from when it was started
     os.environ.update(environment)
     target(*arguments)

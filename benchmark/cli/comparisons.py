@@ -1,5 +1,6 @@
 """`cilbench run` and `plan`: the comparisons of a sweep file, or the one of the command line, one after another."""
 
+import gc
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -32,6 +33,7 @@ def run_comparisons(asked_for: Comparisons, screen: Screen) -> int:
     asked = of_each(asked_for, asked_in)
     mine = None if shard is None else shard.taken(spec.id for runs in asked.values() for spec in runs)
     worst = 0
+    gc.freeze()  # no garbage is among what was imported, which every task of every run would be looked through for
     for name, request in asked_for.requests.items():
         if len(asked) > 1:
             screen.say(f"[{name}]")
