@@ -38,7 +38,7 @@ class CudaGraphStep:
         self.step, self.device, self.generator, self.note = step, device, generator, note
         self.what = _name_of(getattr(step, "loss", step))
         self.capturing = device.type == "cuda" and not low_memory() and not in_company()
-        self.stream = _side_stream(device) if self.capturing else None
+        self.stream = _side_stream(_number(device)) if self.capturing else None
         # Memory of all graphs: one runs at a time, and what it reads there (gradients too) it has written before.
         self.pool: Any = None
         self.taken: Counter[_Sizes] = Counter()
@@ -112,7 +112,7 @@ class CudaGraphStep:
         with suppress(RuntimeError), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that the graph is empty
             self._captured(lambda: None, None)
-        index = torch.cuda.current_device() if self.device.index is None else self.device.index
+        index = _number(self.device)
         for give_back in (torch._C._cuda_endAllocateToPool, torch._C._cuda_releasePool):
             with suppress(RuntimeError):  # it has been
                 give_back(index, self.pool)
@@ -130,9 +130,14 @@ class CudaGraphStep:
 
 
 @cache
-def _side_stream(device: torch.device) -> torch.cuda.Stream:
-    """One for all: cuBLAS keeps tens of MiB for every stream it has seen."""
-    return torch.cuda.Stream(device)
+def _side_stream(number: int) -> torch.cuda.Stream:
+    """One for all of a device: cuBLAS keeps tens of MiB for every stream it has seen."""
+    return torch.cuda.Stream(number)
+
+
+def _number(device: torch.device) -> int:
+    """Of "cuda" that of the device that is current, which need not be the one it was before."""
+    return torch.cuda.current_device() if device.index is None else device.index
 
 
 @cache

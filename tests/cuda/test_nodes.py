@@ -46,6 +46,15 @@ def test_the_step_of_a_resnet_with_a_teacher_has_no_more_nodes_than_it_had(tmp_p
     assert row["reference"] > NODES + 100, "what saves nodes is switched off, and that is not seen"
 
 
+def test_cuda_without_a_number_steps_on_a_stream_of_the_device_that_is_current():
+    found = []
+    for number in (0, 1):
+        with torch.cuda.device(number):
+            step = CudaGraphStep(lambda: None, torch.device("cuda"), torch.Generator(DEVICE), pytest.fail)
+            found.append(step.stream.device.index)
+    assert found == [0, 1]
+
+
 def test_weights_that_are_cast_all_at_once_learn_the_same_to_the_last_bit(colour):
     ours = learned("finetune", colour, "bf16")
     with as_torch_does():
