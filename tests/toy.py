@@ -12,7 +12,7 @@ import torch
 from cilbench.budgets.planning import Budget, BudgetTooSmall
 from cilbench.data.cards import DatasetCard
 from cilbench.data.download import Dataset, Images
-from cilbench.methods.contract import Augmentation
+from cilbench.methods.augmentation import Augmentation
 from cilbench.methods.registry import resolve
 from cilbench.protocol.context import RunContext
 from cilbench.protocol.run import execute

@@ -82,7 +82,7 @@ def _inventory(data_dir: Path) -> "tuple[RenderableType, list[str]]":
     from rich.console import Group as Stack
     from rich.text import Text
 
-    from cilbench.cli.tables import plain_table, two_columns
+    from cilbench.cli.columns import plain_table, two_columns
     from cilbench.data import cache
     from cilbench.data.cards import DatasetError, builtin_cards
 

@@ -187,7 +187,7 @@ def doctor(
     ] = Path("runs"),
 ) -> None:
     """What will be used here and why: device, precision, threads, data, disk, versions. Belongs in a bug report."""
-    from cilbench.cli.tables import two_columns
+    from cilbench.cli.columns import two_columns
 
     with working("looking"):
         from cilbench.cli.doctor import findings

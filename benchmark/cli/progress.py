@@ -15,7 +15,8 @@ from rich.text import Text
 
 from cilbench.budgets.size import format_bytes
 from cilbench.cli import terminal
-from cilbench.cli.tables import announce, plain_table, result_table
+from cilbench.cli.columns import plain_table
+from cilbench.cli.tables import announce, result_table
 from cilbench.cli.trackers import STEPS_A_TASK, TRACKERS, Tracker, epoch_values
 from cilbench.errors import counted
 from cilbench.protocol import context

@@ -18,13 +18,16 @@ from rich.table import Table
 from rich.text import Text
 
 from cilbench.api import result_of
-from cilbench.errors import RequestError, printable
+from cilbench.cli.columns import plain_table
+from cilbench.errors import RequestError
 from cilbench.methods import ALIASES, COMPRESSIONS, DEPARTURES
 from cilbench.methods.contract import MethodCard
 from cilbench.methods.registry import UnknownMethod, known_methods, load_class, load_compression, resolve
 from cilbench.protocol import estimate
 from cilbench.records.folder import Outcome
 from cilbench.request import RunSpec, by_reason
+
+WIDE = 120  # columns of a terminal that has room for everything
 
 
 def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]:
@@ -41,18 +44,6 @@ def time_lines(records: list[dict[str, Any]], device: torch.device) -> list[str]
     for recipe, seconds in spent.items():
         lines += estimate.way_out(seconds, recipe, device)
     return lines
-
-
-WIDE = 120  # columns of a terminal that has room for everything
-FOLDS = frozenset({"paper", "not as in the paper", "title"})
-
-
-def two_columns(rows: Iterable[tuple[str, str]]) -> Table:
-    """A name and what is to be said of it, broken between words."""
-    table = Table.grid(padding=(0, 2))
-    for name, text in rows:
-        table.add_row(Text(name), Text(printable(text)))
-    return table
 
 
 def plan_table(records: list[dict[str, Any]], timed: bool = False, width: int = 140) -> Group:
@@ -286,12 +277,4 @@ def methods_table(width: int) -> Table:
         table.add_row(name, card.arxiv or "–", "\n".join(card.heads), paper, *departs)
     for name, meaning in ALIASES.items():
         table.add_row(name, "", "", f"short for {meaning}")
-    return table
-
-
-def plain_table(*columns: str, right: Set[str] = frozenset(), folds: Set[str] = FOLDS) -> Table:
-    """A table in which only the columns of `folds` may take several lines."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0))
-    for name in columns:
-        table.add_column(name, justify="right" if name in right else "left", no_wrap=name not in folds)
     return table

@@ -13,7 +13,7 @@ from cilbench.budgets.shapes import shapes_alone
 from cilbench.budgets.size import format_bytes, human_bytes
 from cilbench.budgets.weighing import Weight, weigh
 from cilbench.errors import RequestError
-from cilbench.methods.contract import Family
+from cilbench.methods.augmentation import Family
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
 
 IMAGES = {"CIFAR (32×32×3)": (3, 32, 32), "ImageNet (224×224×3)": (3, 224, 224)}

@@ -3,12 +3,10 @@
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import TYPE_CHECKING
 
 from cilbench.errors import RequestError, printable
-
-if TYPE_CHECKING:
-    from cilbench.methods.contract import Augmentation, Family
+from cilbench.methods.augmentation import Augmentation, Family
+from cilbench.methods.bibliography import cite
 
 EXEMPLARS_PER_CLASS = 20  # of an imported data set; the published protocols keep 20 a class (2000 on CIFAR-100)
 
@@ -65,10 +63,7 @@ def of_solvers(**settings: object) -> dict[str, object]:
 
 @cache
 def builtin_cards() -> dict[str, DatasetCard]:
-    """The data sets known by name. A function, so that importing this module does not import torch."""
-    from cilbench.methods.bibliography import cite
-    from cilbench.methods.contract import Augmentation
-
+    """The data sets known by name."""
     digits = DatasetCard(
         name="digits",
         title="Optical Recognition of Handwritten Digits (scikit-learn's part)",
@@ -259,8 +254,6 @@ def imported_card(
     train_images: int,
 ) -> DatasetCard:
     """The card of an imported data set: equal tasks, and the networks made for images of its shorter side."""
-    from cilbench.methods.contract import Augmentation
-
     side, classes = min(image_shape[1:]), len(class_names)
     families: tuple[tuple[Family, str], ...] = (("tiny", "tinyconv12"), ("cifar", "resnet32"), ("imagenet", "resnet18"))
     family, single_backbone = families[(side > 16) + (side > 64)]

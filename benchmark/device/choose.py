@@ -11,7 +11,8 @@ import torch
 from cilbench.budgets.planning import DoesNotFit
 from cilbench.device.measure import PROCESSES, WORTH_PROCESSES, Say, fastest_threads, process_rates, step_seconds
 from cilbench.errors import RequestError
-from cilbench.methods.contract import Family, Plan, Scenario
+from cilbench.methods.augmentation import Family
+from cilbench.methods.contract import Plan, Scenario
 from cilbench.methods.training.numerics import Precision, is_out_of_memory
 from cilbench.request import RunSpec
 

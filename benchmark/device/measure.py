@@ -20,7 +20,8 @@ from torch.nn import functional as F
 
 from cilbench.errors import counted
 from cilbench.machine_cache import recall, remember
-from cilbench.methods.contract import Family, Scenario
+from cilbench.methods.augmentation import Family
+from cilbench.methods.contract import Scenario
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.numerics import MEMORY_FORMATS, Precision, numerics, wait_for

@@ -9,7 +9,8 @@ from torch.nn import functional as F
 
 from cilbench.budgets.planning import Budget, DoesNotFit
 from cilbench.budgets.sealed import State
-from cilbench.methods.contract import Augmentation, Context, MethodCard, Plan, Scenario, Task, TrainingCost
+from cilbench.methods.augmentation import Augmentation
+from cilbench.methods.contract import Context, MethodCard, Plan, Scenario, Task, TrainingCost
 from cilbench.methods.dgm.discriminator import Discriminator
 from cilbench.methods.dgm.planning import working_side
 from cilbench.methods.dgm.steps import signed

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from cilbench.budgets.shapes import shapes_alone
-from cilbench.methods.contract import Family
+from cilbench.methods.augmentation import Family
 from cilbench.methods.networks.convolved import activated, convolved
 
 

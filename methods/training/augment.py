@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from cilbench.methods.contract import Augmentation, Policy, Scenario
+from cilbench.methods.augmentation import Augmentation, Policy
+from cilbench.methods.contract import Scenario
 from cilbench.methods.training.numerics import full_precision
 
 TRIES = 10  # at an area and an aspect ratio that fit, as torchvision has it

@@ -6,7 +6,8 @@ from contextlib import suppress
 from dataclasses import dataclass, field, fields, replace
 from typing import Annotated, Any, ClassVar, Literal
 
-from cilbench.methods.contract import Augmentation, Policy, Scenario
+from cilbench.methods.augmentation import Augmentation, Policy
+from cilbench.methods.contract import Scenario
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,8 @@ from cilbench.cli.progress import Screen
 from cilbench.data.download import Dataset
 from cilbench.device.measure import BareStep
 from cilbench.methods import METHODS
-from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.augmentation import Augmentation
+from cilbench.methods.contract import Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.registry import resolve

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.nn import functional as F
 from toy import CPU
 
+from cilbench.methods.augmentation import Augmentation
 from cilbench.methods.cim.method import CIM
-from cilbench.methods.contract import Augmentation, Context, Scenario
+from cilbench.methods.contract import Context, Scenario
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, train_unfrozen
 from cilbench.methods.training.augment import Transform
 from cilbench.methods.training.config import Schedule

@@ -7,7 +7,7 @@ from torchvision.transforms.v2 import functional as V
 from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.data.cards import builtin_cards
-from cilbench.methods.contract import Augmentation
+from cilbench.methods.augmentation import Augmentation
 from cilbench.methods.registry import resolve
 from cilbench.methods.training.augment import Transform, auto_augment, cut_out, random_boxes, resized_crop
 from cilbench.scenario import make_scenario

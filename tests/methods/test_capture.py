@@ -14,8 +14,8 @@ from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatc
 from torch.utils._pytree import tree_leaves
 from toy import CPU, OVERRIDES, SOME, long_but, toy_dataset, toy_spec
 
+from cilbench.methods.augmentation import Augmentation
 from cilbench.methods.cim import method as cim
-from cilbench.methods.contract import Augmentation
 from cilbench.methods.dgm import method as dgm
 from cilbench.methods.generative import adversaries
 from cilbench.methods.registry import resolve

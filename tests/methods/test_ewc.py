@@ -7,7 +7,8 @@ from method_losses import batch, cross_entropy, later_task, log_softmax, numbers
 from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets import Ledger
-from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.augmentation import Augmentation
+from cilbench.methods.contract import Context
 from cilbench.methods.ewc import merged
 from cilbench.methods.registry import resolve
 from cilbench.methods.training.loop import TaskData

@@ -11,7 +11,8 @@ from toy import CPU, toy_dataset, toy_spec
 
 from cilbench.budgets.planning import Budget
 from cilbench.data.cards import builtin_cards
-from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.augmentation import Augmentation
+from cilbench.methods.contract import Context
 from cilbench.methods.foster import FOSTER, balanced_kd_loss, boosting_loss, effective_number_weights
 from cilbench.methods.networks.backbones import build_shared, build_specialised
 from cilbench.methods.networks.incremental import IncrementalNet, freeze, new_head, train_unfrozen

@@ -18,7 +18,8 @@ from toy import CPU
 
 from cilbench.budgets.sealed import unseal
 from cilbench.device.measure import using_threads
-from cilbench.methods.contract import Augmentation, Context
+from cilbench.methods.augmentation import Augmentation
+from cilbench.methods.contract import Context
 from cilbench.methods.icarl import ICaRL
 from cilbench.methods.networks.incremental import IncrementalNet, train_unfrozen
 from cilbench.methods.rehearsal.herding import herd
@@ -132,6 +133,7 @@ def test_what_workers_are_given_can_be_sent_to_them(twenty):
     assert pickle.loads(pickle.dumps(loader.dataset))[0][0].shape == (3, 8, 8)
 
 
+@pytest.mark.long
 def test_the_reference_is_icarl_as_the_engine_is(twenty):
     """Tasks that can be told apart by their pixels are learned by both, and both keep what the budget allows."""
     scale = replace(QUICK, epochs=6)

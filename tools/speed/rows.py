@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from cilbench.data.cards import DatasetCard, builtin_cards
 from cilbench.data.download import Dataset, Images
-from cilbench.methods.contract import Family
+from cilbench.methods.augmentation import Family
 from cilbench.methods.networks.backbones import backbone_bytes
 
 ORDER = 1993  # of the classes, which "the first 20 of CIFAR-100" follow
