@@ -97,7 +97,7 @@ def predictions(name, data_dir, out):
     return record["environment"]["data_sha256"], [task["sealed_sha256"] for task in record["tasks"]], found
 
 
-@pytest.mark.parametrize("resident_bytes", [2**30, 0])
+@pytest.mark.parametrize("resident_bytes", [2**30, pytest.param(0, marks=pytest.mark.long)])
 def test_a_run_from_shards_predicts_what_one_from_a_cache_does(resident_bytes, data_dir, tmp_path, monkeypatch):
     """On the device as a whole, and read batch by batch."""
     monkeypatch.setenv("CILBENCH_RESIDENT_BYTES", str(resident_bytes))

@@ -273,6 +273,7 @@ def test_processes_are_measured_side_by_side(cifar, monkeypatch):
     assert all(rate > 0 and memory >= 2**29 for rate, memory in rates)
 
 
+@pytest.mark.long
 def test_a_measuring_process_that_dies_is_no_gain(cifar, monkeypatch):
     monkeypatch.setattr(measure, "_train", os.abort)  # which takes no arguments
     assert measure._side_by_side(2, cifar.scenario, CPU, "fp32") == []

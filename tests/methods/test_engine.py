@@ -99,6 +99,7 @@ def test_bf16_learns_the_same_to_its_precision(name, toy):
     assert (losses[0] == losses[1]) == name.startswith(FLOAT32)
 
 
+@pytest.mark.long
 def test_the_same_seed_gives_the_same_bytes_in_bf16_as_well():
     """As most users have it: a network that is measured for its precision, channels-last."""
     colour = toy_dataset(per_class=20, shape=(3, 32, 32))

@@ -13,6 +13,7 @@ from test_page import BUDGETS, HOSTILE, SEEDS, hostile_page, write_page
 from cilbench import reports
 from cilbench.reports import aggregate
 
+pytestmark = pytest.mark.long  # a browser draws in software here
 RESULTS = "table:has(button:text-is('Avg (%)')):not(:has(tr[id^=run-]))"
 # A point of a chart as the library has it, and where it is in the window.
 POINTS = """(plot) => {

@@ -231,6 +231,7 @@ def test_reports_import_neither_torch_nor_methods(tmp_path: Path) -> None:
     assert done.stdout.strip() == "set()"
 
 
+@pytest.mark.long
 def test_the_example_of_the_documentation_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS[:2], seeds=(1, 2)))
     text = (Path(__file__).parents[2] / "docs" / "reports.md").read_text(encoding="utf-8")
