@@ -12,7 +12,7 @@ Other distributions add methods through entry points in the group `cilbench.meth
 import copy
 import difflib
 import importlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
@@ -158,9 +158,9 @@ class MethodSpec:
 
 
 @cache
-def _plug_ins(found: Callable[..., Iterable[EntryPoint]]) -> tuple[EntryPoint, ...]:
-    """Looked for once in a process: it takes longer than planning most methods does."""
-    return tuple(found(group="cilbench.methods"))
+def plug_ins() -> tuple[EntryPoint, ...]:
+    """Methods of other distributions, looked for once in a process: it takes longer than planning most methods does."""
+    return tuple(entry_points(group="cilbench.methods"))
 
 
 def known_methods() -> dict[str, str]:
@@ -169,7 +169,7 @@ def known_methods() -> dict[str, str]:
     Raises UnknownMethod where two have one name, BadFile.
     """
     table = dict(METHODS)
-    for point in _plug_ins(entry_points):
+    for point in plug_ins():
         if table.get(point.name, point.value) != point.value or point.name in ALIASES:
             raise UnknownMethod(
                 f"two methods of one name: {point.name} is built in and comes from {point.value} as well"
@@ -206,7 +206,7 @@ def plug_in_of(name: str) -> str:
     base = _spelled_out(name)[0].partition("+")[0]
     if where := own.known().get(base):
         return Path(where).name
-    points = () if base in METHODS else [point for point in _plug_ins(entry_points) if point.name == base]
+    points = () if base in METHODS else [point for point in plug_ins() if point.name == base]
     return next((f"{point.dist.name} {point.dist.version}" for point in points if point.dist), "")
 
 

@@ -4,7 +4,7 @@ import os
 import platform
 import shutil
 from collections.abc import Iterator
-from importlib.metadata import PackageNotFoundError, entry_points, version
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from cilbench.device.choose import pick_device, pick_workers, usable_cores
 from cilbench.device.measure import device_name, has_bf16, mps_runs
 from cilbench.errors import RequestError
 from cilbench.machine_cache import machine_file
+from cilbench.methods.registry import plug_ins
 from cilbench.options import RunOptions
 from cilbench.protocol.sweep import check_writable
 from cilbench.request import specs
@@ -41,8 +42,7 @@ def findings(device: str, data_dir: Path | None, out: Path) -> Iterator[tuple[st
     except RequestError as error:
         yield "locks", str(error)
     yield "measured", f"{machine_file()}{'' if machine_file().exists() else ' (nothing measured yet)'}"
-    plugins = entry_points(group="cilbench.methods")
-    yield "plug-ins", ", ".join(f"{point.name} = {point.value}" for point in plugins) or "none"
+    yield "plug-ins", ", ".join(f"{point.name} = {point.value}" for point in plug_ins()) or "none"
     yield "libraries", ", ".join(f"{name} {found}" for name in LIBRARIES if (found := _version(name)))
 
 

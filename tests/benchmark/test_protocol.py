@@ -193,7 +193,7 @@ def test_isolated_tasks_give_the_same_bytes(toy, tmp_path):
 def test_a_run_records_the_plug_in_of_its_method(toy, tmp_path, monkeypatch):
     dist = SimpleNamespace(name="cilbench-mine", version="1.2")
     point = SimpleNamespace(name="mine", value="cilbench.methods.replay:Replay", dist=dist)
-    monkeypatch.setattr("cilbench.methods.registry.entry_points", lambda **_: [point])
+    monkeypatch.setattr("cilbench.methods.registry.plug_ins", lambda: (point,))
     spec = toy_spec("replay", toy, inc=3)
     plugged = toy_spec("mine+lowres:2", toy, inc=3)
     recorded = []
