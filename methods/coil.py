@@ -33,7 +33,7 @@ from cilbench.methods.rehearsal.base import NetworkGrowth, Rehearsal
 from cilbench.methods.rehearsal.herding import class_means
 from cilbench.methods.training.config import Count, Positive, SgdConfig, Weight, in_epochs
 from cilbench.methods.training.loop import Loss, TaskCompression, fit, in_batches
-from cilbench.methods.training.losses import balanced_distillation, kd_loss
+from cilbench.methods.training.losses import balanced, balanced_distillation, kd_loss
 from cilbench.methods.training.numerics import full_precision, widest
 
 ITERATIONS = 200  # of Sinkhorn's: costs are at most 2, and a few dozen give the plan to the last bits
@@ -82,7 +82,7 @@ class COIL(Rehearsal):
         compressor: TaskCompression = self.compression.start_task(
             self.net, task_data, self.transform, schedule, context, task.index
         )
-        loss = balanced_distillation(self.net, teacher, known, self.config.temperature)
+        loss: Loss = balanced_distillation(self.net, teacher, known, self.config.temperature)
         if known:
             exemplars, labels = self.memory.decoded(self.device)
 
@@ -94,7 +94,7 @@ class COIL(Rehearsal):
                 return class_means(features_ND, torch.cat([labels, task.labels]), self.net.seen)
 
             transport = CoTransport(self.net, means, known, schedule.epochs, self.config, compressor)
-            loss = transport.added_to(loss, teacher)
+            loss = transport.loss(teacher)
             compressor = transport
 
         train_unfrozen(self.net)
@@ -145,21 +145,25 @@ class CoTransport:
         back = plan(new_KD, old_KD, self.config.entropy, self.config.norm)
         self.old_rows.copy_(transported(self.head.weight[self.known :].detach(), back))
 
-    def added_to(self, loss: Loss, teacher: IncrementalNet) -> Loss:
-        """`loss` and both distillations, each by its weight in the epoch."""
+    def loss(self, teacher: IncrementalNet) -> Loss:
+        """`balanced`, and both distillations, each by its weight in the epoch. The network sees a batch once: BatchNorm
+        would average it twice.
+        """
         known, temperature = self.known, self.config.temperature
 
         def co_transported(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
             features_BD = self.net.features(x_BCHW)
+            logits_BK = self.net.logits(features_BD)
             with torch.no_grad():
                 old_logits_BK = teacher(x_BCHW)
             with full_precision(x_BCHW.device):
                 unit_BD = F.normalize(features_BD, dim=1)
                 as_new_BK = unit_BD @ F.normalize(self.new_rows, dim=1).T
                 as_old_BK = unit_BD @ F.normalize(self.old_rows, dim=1).T
-            prospective = kd_loss(self.net.logits(features_BD)[:, known:], as_new_BK, temperature)
+            prospective = kd_loss(logits_BK[:, known:], as_new_BK, temperature)
             retrospective = kd_loss(as_old_BK, old_logits_BK, temperature)
-            return loss(x_BCHW, labels_B) + self.weights[0] * prospective + self.weights[1] * retrospective
+            value = balanced(logits_BK, old_logits_BK, labels_B, temperature)
+            return value + self.weights[0] * prospective + self.weights[1] * retrospective
 
         return co_transported
 

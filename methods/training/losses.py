@@ -21,22 +21,24 @@ def kd_loss(student_BK: Tensor, teacher_BK: Tensor, temperature: float) -> Tenso
 def balanced_distillation(
     net: IncrementalNet, teacher: IncrementalNet, known: int, temperature: float
 ) -> Callable[[Tensor, Tensor], Tensor]:
-    """(1 − λ)·CE on all classes + λ·KD of the teacher's, λ = known / seen (BiC, Wu 2019; WA, Zhao 2020).
-
-    Nothing is known in a first task: cross-entropy alone.
-    """
-    share = known / net.seen
+    """`balanced` of what `net` and `teacher` say. Nothing is known in a first task: cross-entropy alone."""
 
     def loss(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-        logits_BK = net(x_BCHW)
-        value = F.cross_entropy(logits_BK, labels_B)
         if not known:
-            return value
+            return F.cross_entropy(net(x_BCHW), labels_B)
         with torch.no_grad():
             old_logits_BK = teacher(x_BCHW)
-        return (1 - share) * value + share * kd_loss(logits_BK[:, :known], old_logits_BK, temperature)
+        return balanced(net(x_BCHW), old_logits_BK, labels_B, temperature)
 
     return loss
+
+
+def balanced(logits_BK: Tensor, old_logits_BK: Tensor, labels_B: Tensor, temperature: float) -> Tensor:
+    """(1 − λ)·CE on all classes + λ·KD of the teacher's, λ = known / seen (BiC, Wu 2019; WA, Zhao 2020)."""
+    known = old_logits_BK.shape[1]
+    share = known / logits_BK.shape[1]
+    distilled = kd_loss(logits_BK[:, :known], old_logits_BK, temperature)
+    return (1 - share) * F.cross_entropy(logits_BK, labels_B) + share * distilled
 
 
 def expansion_loss(
