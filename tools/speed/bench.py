@@ -55,6 +55,7 @@ from tools.speed.engine import (
     whole_cell,
 )
 from tools.speed.nodes import as_torch_does, counted_nodes
+from tools.speed.peers import Peers, named
 from tools.speed.rows import CPU, CUDA, INC, QUICK, Row, Scale, alternately, faster, made_classes, share
 
 FORMAT = 2
@@ -70,6 +71,7 @@ class Bench:
     scale: Scale
     device: torch.device
     folder: Path
+    peers: Peers = Peers()
 
     @property
     def end_to_end(self) -> float:
@@ -193,6 +195,12 @@ def brute_force(features_ND: NDArray[np.float64], count: int) -> list[int]:
         distances_N[chosen] = np.inf
         chosen.append(int(distances_N.argmin()))
     return chosen
+
+
+def peer_rows(bench: Bench) -> list[Row]:
+    """A whole cell beside other toolboxes' own programs; no row where none is named."""
+    asked = two_tasks(bench.twenty, bench.scale, bench.device)
+    return bench.peers.rows(lambda: whole_cell(asked, bench.folder).seconds, bench.twenty, bench.scale, bench.folder)
 
 
 def node_rows(bench: Bench) -> list[Row]:
@@ -324,6 +332,7 @@ SECTIONS: dict[str, Callable[[Bench], list[Row]]] = {
     "der": der_rows,
     "memo": memo_rows,
     "herding": herding_rows,
+    "peers": peer_rows,
     "nodes": node_rows,
     "counting": counting_rows,
     "threads": thread_rows,
@@ -375,11 +384,13 @@ def command(
     ] = False,
     only: Annotated[str, typer.Option("--only", help=f"Of {','.join(SECTIONS)}.")] = ",".join(SECTIONS),
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Pairs of whole runs and of steps.")] = None,
+    peers: Annotated[str, typer.Option("--peers", help="Beside these: pycil=DIR,mammoth=DIR,avalanche.")] = "",
+    python: Annotated[Path, typer.Option("--peers-python", help="What they are installed for.")] = Peers.python,
     out: Annotated[Path, typer.Option("--out")] = Path("bench.json"),
 ) -> None:
     """Speed of the engine and of a reference loop, measured in turn."""
-    where, sections = pick_device(device), _chosen(only)
+    where, sections, others = pick_device(device), _chosen(only), Peers(named(peers), python)
     scale = QUICK if quick else CUDA if where.type == "cuda" else CPU
     scale = scale if rounds is None else replace(scale, rounds=rounds)
     with tempfile.TemporaryDirectory() as folder:
-        raise typer.Exit(measure(Bench(scale, where, Path(folder)), sections, out))
+        raise typer.Exit(measure(Bench(scale, where, Path(folder), others), sections, out))
