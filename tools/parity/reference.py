@@ -112,6 +112,8 @@ class Reference:
                     self.learner = getattr(self.module, CLASSES[method])(arguments)
             except (ImportError, AttributeError) as error:
                 raise NotThere(f"{folder}: no PyCIL that can be run there ({error})") from None
+        if method == "gem":  # which wants a gradient of every parameter: this layer takes part in nothing
+            del self.learner._network.convnet.fc
         if method == "foster":  # which takes a class of CIFAR-100 to have 500 images
             self.learner.samples_new_class = lambda label: int((data.train[1] == label).sum())
         self.learner._compute_accuracy = lambda model, loader: model.eval() and 0.0  # BiC's would use up the batches
@@ -153,9 +155,7 @@ class Reference:
         with (
             patched(self.module, DataLoader=loader),
             patched(self.base, DataLoader=loader),
-            patched(torch, FloatTensor=torch.DoubleTensor),  # FOSTER's weights of classes
-            patched(Tensor, float=Tensor.double, cuda=lambda tensor: tensor),  # GEM's gradient, Coil's plan
-            patched(nn.Module, cuda=lambda module: module),
+            on_the_cpu(),
             patched(learner, **{entry: synchronised}),
             observed() as values,
         ):
@@ -240,7 +240,17 @@ class Reference:
         return self.learner._data_memory, self.learner._targets_memory.astype(np.int64)
 
     def after_task(self) -> None:
-        self.learner.after_task()
+        learner = self.learner
+        if self.method != "coil":
+            learner.after_task()
+            return
+
+        def means(manager: Manager, low: int, high: int) -> None:
+            """Of old classes by their exemplars, as ours: it has no other images of them when it learns the next."""
+            learner._extract_class_means_with_memory(manager, learner._total_classes, high)
+
+        with on_the_cpu(), patched(learner, _extract_class_means=means):
+            learner.after_task()
 
 
 def _proxies(head: nn.Module) -> Part:
@@ -284,6 +294,17 @@ def observed() -> Iterator[list[float]]:
 
     with patched(Tensor, item=noted):
         yield values
+
+
+@contextmanager
+def on_the_cpu() -> Iterator[None]:
+    """What a learner sends to a GPU stays here, and what it makes float32 is float64."""
+    with (
+        patched(torch, FloatTensor=torch.DoubleTensor),  # FOSTER's weights of classes
+        patched(Tensor, float=Tensor.double, cuda=lambda tensor: tensor),  # GEM's gradient, Coil's plan
+        patched(nn.Module, cuda=lambda module: module),
+    ):
+        yield
 
 
 @contextmanager
