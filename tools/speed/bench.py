@@ -384,6 +384,7 @@ def command(
     ] = False,
     only: Annotated[str, typer.Option("--only", help=f"Of {','.join(SECTIONS)}.")] = ",".join(SECTIONS),
     rounds: Annotated[int | None, typer.Option("--rounds", min=1, help="Pairs of whole runs and of steps.")] = None,
+    epochs: Annotated[int | None, typer.Option("--epochs", min=1, help="A task in whole cells (3).")] = None,
     peers: Annotated[str, typer.Option("--peers", help="Beside these: pycil=DIR,mammoth=DIR,avalanche.")] = "",
     python: Annotated[Path, typer.Option("--peers-python", help="What they are installed for.")] = Peers.python,
     out: Annotated[Path, typer.Option("--out")] = Path("bench.json"),
@@ -391,6 +392,6 @@ def command(
     """Speed of the engine and of a reference loop, measured in turn."""
     where, sections, others = pick_device(device), _chosen(only), Peers(named(peers), python)
     scale = QUICK if quick else CUDA if where.type == "cuda" else CPU
-    scale = scale if rounds is None else replace(scale, rounds=rounds)
+    scale = replace(scale, rounds=rounds or scale.rounds, epochs=epochs or scale.epochs)
     with tempfile.TemporaryDirectory() as folder:
         raise typer.Exit(measure(Bench(scale, where, Path(folder), others), sections, out))
