@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from cilbench.data.download import Dataset
-from cilbench.errors import RequestError
+from cilbench.errors import RequestError, counted
 from tools.speed import peer_loops
 from tools.speed.rows import Figure, Row, Scale, alternately, faster
 
@@ -32,7 +32,9 @@ class Peers:
             words += [] if clone is None else ["--clone", clone]
             command = [str(self.python), peer_loops.__file__, *map(str, words)]
             pairs = alternately(ours, partial(_seconds, command), scale.rounds, warm=False)
-            found.append(faster("peers", f"iCaRL, 10 + 10 classes, {scale.epochs} epochs, beside {name}", "s", pairs))
+            found.append(
+                faster("peers", f"iCaRL, 10 + 10 classes, {counted(scale.epochs, 'epoch')}, beside {name}", "s", pairs)
+            )
         return found
 
 
