@@ -22,7 +22,7 @@ demo: $(LIGHT)
 # process begins with a run of neighbours, so that what a file makes for all its tests is hardly ever made twice.
 RUN := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n auto --dist worksteal
 
-test: lint types   ## what is run after every change: some twelve minutes on two cores
+test: lint types   ## what is run after every change: some nine minutes on two cores
 	$(RUN) -m "not long and not gpu and not soak and not slurm"
 
 test-long: $(READY)   ## the rest of what CI runs: tests that are long, as CONTRIBUTING.md has it

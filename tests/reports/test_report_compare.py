@@ -178,6 +178,7 @@ def test_means_before_and_after_are_over_what_both_sides_have(tmp_path: Path) ->
     assert (row["before"], row["after"], row["difference"], row["n"]) == pytest.approx((55.0, 65.0, 10.0, 2))
 
 
+@pytest.mark.long
 def test_what_is_written_names_what_moved_and_every_run(sides: tuple[Path, Path], tmp_path: Path) -> None:
     a, b = sides
     for path in b.glob("digits-der*"):

@@ -215,7 +215,8 @@ def test_one_run_of_each_method_at_one_budget_is_looked_at(tmp_path: Path) -> No
     assert set(cells["seed"]) == {3}
 
 
-@pytest.mark.parametrize("columns", [1, pytest.param(2, marks=pytest.mark.long)])
+@pytest.mark.long
+@pytest.mark.parametrize("columns", [1, 2])
 def test_close_ups_have_a_panel_per_method_that_has_the_data(tmp_path: Path, columns: PaperColumns) -> None:
     make_runs(tmp_path, Grid(METHODS, BUDGETS))
     runs = reports.read_runs([tmp_path])

@@ -135,6 +135,7 @@ def test_report_writes_everything_and_names_what_it_left_out(written: tuple[repo
     assert result.runs == 7 * 2 * 2
 
 
+@pytest.mark.long
 def test_tables_and_csv_are_the_same_bytes_for_the_same_runs(
     written: tuple[reports.ReportResult, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -269,6 +270,7 @@ def test_csv_has_bytes_and_counts_to_the_last_one(tmp_path: Path, monkeypatch: p
     assert all(re.fullmatch(r"\d+(\.\d)?", text) for text in large)
 
 
+@pytest.mark.long
 def test_a_report_that_fails_leaves_the_one_before_as_it_was(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     make_runs(tmp_path / "runs", Grid(METHODS[:2], BUDGETS))
@@ -287,6 +289,7 @@ def test_a_report_that_fails_leaves_the_one_before_as_it_was(tmp_path: Path, mon
     assert [path.name for path in (tmp_path / "out").iterdir() if path.name.startswith(".")] == []
 
 
+@pytest.mark.long
 def test_published_works_are_in_the_bibliography(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("cilbench.reports.report.draw", lambda *given: [])
     labels = {7_998_016: "7.6", 24_684_160: "23.5"}

@@ -45,6 +45,7 @@ def test_a_verdict_says_what_was_tested(rows: list[tuple[str, float, int, str]],
     assert words in why
 
 
+@pytest.mark.long
 @settings(max_examples=150, deadline=None)
 @given(seed=st.integers(0, 10**6))
 def test_no_verdict_contradicts_a_rank_or_a_mark(seed: int) -> None:
