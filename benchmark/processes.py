@@ -89,10 +89,23 @@ def fresh_process(target: Callable[..., object], *arguments: object) -> BaseProc
 
 
 def _begin(environment: Mapping[str, str], target: Callable[..., object], arguments: tuple[object, ...]) -> None:
-    gc.freeze()  # what the server has imported is no garbage
     os.environ.clear()  # the server's, from when it was started
     os.environ.update(environment)
-    target(*arguments)
+    with imports_are_no_garbage():
+        target(*arguments)
+
+
+@contextmanager
+def imports_are_no_garbage() -> Iterator[None]:
+    """What is there by now is not looked through, as it otherwise would be after every task of every run.
+
+    It is afterwards: an interpreter that ends and may not collect it says of torch's libraries that they leak.
+    """
+    gc.freeze()
+    try:
+        yield
+    finally:
+        gc.unfreeze()
 
 
 def start_sheltered(process: BaseProcess) -> None:

@@ -1,6 +1,5 @@
 """`cilbench run` and `plan`: the comparisons of a sweep file, or the one of the command line, one after another."""
 
-import gc
 import os
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -13,6 +12,7 @@ from cilbench import api
 from cilbench.budgets.size import format_bytes
 from cilbench.errors import RequestError, counted
 from cilbench.options import RunOptions
+from cilbench.processes import imports_are_no_garbage
 from cilbench.protocol.arithmetic import within_flops
 from cilbench.protocol.context import Screen
 from cilbench.protocol.sweep import sweep
@@ -33,19 +33,19 @@ def run_comparisons(asked_for: Comparisons, screen: Screen) -> int:
     asked = of_each(asked_for, asked_in)
     mine = None if shard is None else shard.taken(spec.id for runs in asked.values() for spec in runs)
     worst = 0
-    gc.freeze()  # no garbage is among what was imported, which every task of every run would be looked through for
     for name, request in asked_for.requests.items():
         if len(asked) > 1:
             screen.say(f"[{name}]")
-        swept = sweep(
-            asked[name],
-            request.data_dir,
-            asked_for.how,
-            screen,
-            fastest_precision=request.precision == "auto",
-            mine=mine,
-            begin=lambda: store_resolved(asked_for),
-        )
+        with imports_are_no_garbage():
+            swept = sweep(
+                asked[name],
+                request.data_dir,
+                asked_for.how,
+                screen,
+                fastest_precision=request.precision == "auto",
+                mine=mine,
+                begin=lambda: store_resolved(asked_for),
+            )
         if swept.exit_code > 1:
             return swept.exit_code
         worst = max(worst, swept.exit_code)

@@ -124,6 +124,15 @@ def test_a_wrong_request_as_a_user_meets_it(arguments, says, tmp_path):
 
 
 @pytest.mark.long
+def test_a_run_in_an_interpreter_of_its_own_says_nothing_on_standard_error(data_dir, tmp_path):
+    """Nor does its end: torch's libraries speak up where what they made may not be collected."""
+    command = [sys.executable, "-m", "cilbench", *DIGITS, "--methods", "finetune", "--budget", "24KiB"]
+    environment = os.environ | {"CILBENCH_DATA": str(data_dir)}
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, env=environment)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+@pytest.mark.long
 def test_run_report_resume_audit(cilbench, tmp_path):
     request = (*DIGITS, "--methods", "dgm,cim,memo,icarl,der", "--budget", "24KiB,96KiB", "--keep", "all")
     first = cilbench(*request)
