@@ -2,7 +2,6 @@
 
 import gc
 import weakref
-from collections import Counter
 from dataclasses import replace
 from functools import cache
 
@@ -10,14 +9,12 @@ import pytest
 import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from torch.nn import functional as F
 from toy import CPU, SOME, long_but, run, toy_dataset, toy_spec
 
 from cilbench.budgets import BudgetTooSmall, Ledger, seal, unseal
 from cilbench.budgets.planning import Budget
 from cilbench.methods.contract import Context
 from cilbench.methods.registry import components, known_methods, load_class, resolve
-from cilbench.methods.training.loop import _Step
 from cilbench.protocol.restore import restore_learner
 from cilbench.protocol.task import learn_and_seal
 from cilbench.records.files import read_json
@@ -122,26 +119,6 @@ def test_same_seed_same_bytes_other_seed_other_weights(name, toy):
     weights = [key for key, value in unseal(first[0]).items() if key.startswith("backbone/") and value.dim() > 1]
     assert weights
     assert not any(torch.equal(unseal(first[0])[key], other[key]) for key in weights)
-
-
-@pytest.mark.parametrize("name", long_but([n for n in EVERY if components(n)[0] != "gem"], *SOME, "coil"))
-def test_a_step_shows_a_network_its_batch_once(name, toy, monkeypatch):
-    """Running statistics of BatchNorm would average it twice. GEM shows exemplars of every earlier task beside it."""
-    batch_norm, step, seen, most = F.batch_norm, _Step.__call__, Counter(), set()
-
-    def counted(x, mean, variance, weight=None, bias=None, training=False, *more, **options):
-        seen[id(mean)] += training and mean is not None
-        return batch_norm(x, mean, variance, weight, bias, training, *more, **options)
-
-    def one_step(self, *batch):
-        seen.clear()
-        step(self, *batch)
-        most.add(max(seen.values(), default=0))
-
-    monkeypatch.setattr(F, "batch_norm", counted)
-    monkeypatch.setattr(_Step, "__call__", one_step)
-    learn_all(toy_spec(name, toy), toy, tasks=2)
-    assert most - {0} == (set() if name.startswith("dgm") else {1})  # whose networks step by themselves
 
 
 def test_other_orders_bring_other_classes(toy):

@@ -1,6 +1,7 @@
 """Precision, memory layout, where images are, captured steps: what comes out is the same, to rounding at the most."""
 
 import math
+from collections import Counter
 from contextlib import nullcontext
 from dataclasses import replace
 
@@ -10,15 +11,18 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_conformance import EVERY, ignore, learn_all
+from torch.nn import functional as F
 from toy import CPU, SOME, long_but, run, toy_dataset, toy_spec
 
 from cilbench.budgets.codecs import Box
 from cilbench.methods.cim.method import as_stored
 from cilbench.methods.networks.backbones import BACKBONES, build_shared, build_specialised
 from cilbench.methods.networks.convolved import FoldedOnce, cast_once, convolved
+from cilbench.methods.registry import components
 from cilbench.methods.training.config import recipe_named
 from cilbench.methods.training.cudagraph import CudaGraphStep
 from cilbench.methods.training.images import ConcatImages, DiskImages, concat_images, iter_batches, release
+from cilbench.methods.training.loop import _Step
 from cilbench.methods.training.numerics import memory_format, numerics
 from cilbench.protocol.task import learn_and_seal
 from cilbench.scenario import stream
@@ -243,3 +247,23 @@ def test_hooks_are_called_wherever_something_is_learned(part, hook):
     getattr(modules[part], hook)(lambda module, *given: called.append(module))
     convolved(torch.ones(2, 1, 4, 4), modules["convolution"], modules["norm"])
     assert called == [modules[part]]
+
+
+@pytest.mark.parametrize("name", long_but([n for n in EVERY if components(n)[0] != "gem"], *SOME, "coil"))
+def test_a_step_shows_a_network_its_batch_once(name, toy, monkeypatch):
+    """Running statistics of BatchNorm would average it twice. GEM shows exemplars of every earlier task beside it."""
+    batch_norm, step, seen, most = F.batch_norm, _Step.__call__, Counter(), set()
+
+    def counted(x, mean, variance, weight=None, bias=None, training=False, *more, **options):
+        seen[id(mean)] += training and mean is not None
+        return batch_norm(x, mean, variance, weight, bias, training, *more, **options)
+
+    def one_step(self, *batch):
+        seen.clear()
+        step(self, *batch)
+        most.add(max(seen.values(), default=0))
+
+    monkeypatch.setattr(F, "batch_norm", counted)
+    monkeypatch.setattr(_Step, "__call__", one_step)
+    learn_all(toy_spec(name, toy), toy, tasks=2)
+    assert most - {0} == (set() if name.startswith("dgm") else {1})  # whose networks step by themselves

@@ -25,9 +25,10 @@ class Peers:
 
     def rows(self, ours: Figure, data: Dataset, scale: Scale, folder: Path) -> list[Row]:
         """Seconds of a cell. Raises RuntimeError where one of them fails."""
-        found = []
+        if not self.clones:
+            return []
+        found, images = [], _written(data, folder / "images.npz")
         for name, clone in self.clones.items():
-            images = _written(data, folder / "images.npz")
             words = [name, images, "--epochs", scale.epochs, "--exemplars", scale.exemplars]
             words += [] if clone is None else ["--clone", clone]
             command = [str(self.python), peer_loops.__file__, *map(str, words)]
