@@ -12,7 +12,8 @@ Loss       CE(z/τ) over all turns + λ_kd ‖f − f_old‖ + λ_p CE(z(p + r·
 Radius     r² is the mean over the first task's classes of the variance of a feature (tr Σ / D).
 Optimizer  Adam; `momentum` plays no part.
 Deviations the protocol's backbone, the authors' is a ResNet-18; a prototype is the mean of its class's images as they
-           are, in the authors' code of those augmented in whole batches.
+           are, in the authors' code of those augmented in whole batches; a later task's step passes a batch once, the
+           authors' once for z and again for f, so that running statistics there average it twice.
 Made for a large first task: --base 50 --inc 5.
 """
 

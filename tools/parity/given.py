@@ -16,12 +16,16 @@ class Phase:
     """What one training phase started from and was shown, and what came of it.
 
     `before`, `after`: tensors of the parts that train (`weights`), in the order of their definition. `memory`: all
-    exemplars, where every step sees them (GEM).
+    exemplars, where every step sees them (GEM). `drawn`: of every step the classes of prototypes and their noise
+    (PASS). `features`: what a head learns from, as a whole (FeTrIL). `expansion`: [D, M] of the features (ACIL).
     """
 
     before: list[list[Tensor]]
     epochs: int
     memory: Batch | None = None
+    drawn: list[tuple[Tensor, Tensor]] = field(default_factory=list)
+    features: Tensor | None = None
+    expansion: Tensor | None = None
     batches: list[Batch] = field(default_factory=list)
     losses: list[float] = field(default_factory=list)
     after: list[list[Tensor]] = field(default_factory=list)

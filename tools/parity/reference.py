@@ -1,77 +1,30 @@
 """The reference implementation, PyCIL, driven on given batches: a clone outside the checkout, none of it kept here.
 
-Its learners are run as they are. Replaced are what they read (data manager, loaders) and how long they train; before a
-phase of training their weights are set to ours.
+Its learners are run as they are. Replaced are what they read (data manager, loaders), what they draw and how long they
+train; before a phase of training their weights are set to ours. What they import beside torch (tqdm, SciPy; FeTrIL
+scikit-learn, GEM quadprog, Coil POT) has to be installed.
 """
 
 import importlib
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, chdir, contextmanager
 from pathlib import Path
-from types import ModuleType
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.utils import data as torch_data
 
+from tools.parity.arguments import ANALYTIC, CLASSES, settings
 from tools.parity.given import Data, Manager, Phase, Recorded, Unrecorded
 
 Part = Sequence[Tensor | tuple[Tensor, ...]]  # tensors that train; several that are one of ours, row after row
-CLASSES = {
-    "finetune": "Finetune",
-    "lwf": "LwF",
-    "ewc": "EWC",
-    "replay": "Replay",
-    "icarl": "iCaRL",
-    "gem": "GEM",
-    "wa": "WA",
-    "bic": "BiC",
-    "podnet": "PODNet",
-    "coil": "COIL",
-    "der": "DER",
-    "memo": "MEMO",
-    "foster": "FOSTER",
-}
-RUNS = {"bic", "podnet"}  # train their phases by `_run`, the others theirs by `_train`
-COSINE = {"podnet", "coil"}  # on a ResNet-32 of their own
-# The settings of exps/*.json that a learner reads from its arguments; lengths and learning rates are the caller's.
-ARGUMENTS: dict[str, dict[str, Any]] = {
-    "memo": {
-        "convnet_type": "memo_resnet32",
-        "train_base": True,
-        "train_adaptive": False,
-        "skip": False,
-        "scheduler": "steplr",
-        "init_weight_decay": 5e-4,
-        "init_lr_decay": 0.1,
-        "init_milestones": [60, 120, 170],
-        "milestones": [80, 120, 150],
-        "batch_size": 128,
-        "weight_decay": 2e-4,
-        "lrate_decay": 0.1,
-        "alpha_aux": 1.0,
-        "t_max": None,
-    },
-    "coil": {"sinkhorn": 0.464, "calibration_term": 1.5, "norm_term": 3.0, "reg_term": 1e-3},
-    "foster": {
-        "beta1": 0.96,
-        "beta2": 0.97,
-        "oofc": "ft",
-        "is_teacher_wa": False,
-        "is_student_wa": False,
-        "lambda_okd": 1,
-        "wa_value": 1,
-        "init_weight_decay": 5e-4,
-        "batch_size": 128,
-        "weight_decay": 5e-4,
-        "num_workers": 0,
-        "T": 2,
-    },
-}
+ENTRIES = {"bic": "_run", "podnet": "_run"} | dict.fromkeys(ANALYTIC, "_init_train")  # what trains; else `_train`
 
 
 class NotThere(RuntimeError):
@@ -98,26 +51,26 @@ class Reference:
         self.method, self.data = method, data
         with importable(folder):
             try:
-                self.module = importlib.import_module(f"models.{method}")
+                module, name = CLASSES[method].split(".")
+                self.module = importlib.import_module(f"models.{module}")
                 self.base = importlib.import_module("models.base")
                 self.pipeline = importlib.import_module("utils.data_manager")
                 cosine = importlib.import_module("convs.ucir_cifar_resnet")
-                lengths = dict.fromkeys(("init_epoch", "init_epochs", "epochs", "boosting_epochs"), epochs)
-                lengths |= {"compression_epochs": epochs, "ft_epochs": epochs}
-                network = "cosine_resnet32" if method in COSINE else "resnet32"
-                arguments = {"memory_size": exemplars, "device": [torch.device("cpu")], "convnet_type": network}
-                rates = dict.fromkeys(("init_lr", "lrate", "lr", "ft_lrate"), lr)
-                arguments |= {"dataset": "cifar100", **ARGUMENTS.get(method, {}), **lengths, **rates}
-                with patched(cosine, DownsampleB=cosine.DownsampleA):  # shortcuts without parameters, as ours
-                    self.learner = getattr(self.module, CLASSES[method])(arguments)
+                given = settings(method, exemplars, epochs, lr)
+                # shortcuts without parameters, as ours; ACIL makes a folder for logs where it is
+                with patched(cosine, DownsampleB=cosine.DownsampleA), TemporaryDirectory() as place, chdir(place):
+                    self.learner = getattr(self.module, name)(given)
             except (ImportError, AttributeError) as error:
                 raise NotThere(f"{folder}: no PyCIL that can be run there ({error})") from None
         if method == "gem":  # which wants a gradient of every parameter: this layer takes part in nothing
             del self.learner._network.convnet.fc
+        if method in ANALYTIC:
+            self.linear = nn.Linear(self.learner.feature_dim, data.inc, bias=False)  # which learns and is given up
         if method == "foster":  # which takes a class of CIFAR-100 to have 500 images
             self.learner.samples_new_class = lambda label: int((data.train[1] == label).sum())
         self.learner._compute_accuracy = lambda model, loader: model.eval() and 0.0  # BiC's would use up the batches
-        for name, value in {**lengths, **rates, "memory_size": exemplars}.items():
+        self.modules = [sys.modules[kind.__module__] for kind in type(self.learner).__mro__[:-1]]
+        for name, value in given.items():
             if hasattr(self.module, name):
                 setattr(self.module, name, value)
 
@@ -125,10 +78,10 @@ class Reference:
         """One task on the recorded phases; the same phases as this implementation went through them."""
         learner, shown = self.learner, Recorded(phases)
         own = [Phase(phase.before, phase.epochs) for phase in phases]
-        entry = "_run" if self.method in RUNS else "_train"
+        entry = ENTRIES.get(self.method, "_train")
         train, begun = getattr(learner, entry), 0
 
-        def loader(dataset: Any, batch_size: int, shuffle: bool, **_: Any) -> Any:
+        def loader(dataset: Any, batch_size: int, shuffle: bool = False, **_: Any) -> Any:
             return shown if shuffle else torch_data.DataLoader(dataset, batch_size=batch_size)
 
         def ended(number: int) -> None:
@@ -148,24 +101,51 @@ class Reference:
                     learner.previous_data, learner.previous_label = phases[0].memory
             begun += 1
             values.clear()  # BiC shows its corrections before
-            train(*given, **more)
+            with self._alike(phases[0], values):
+                train(*given, **more)
             told(begun - 1 if entry == "_run" else trained[-1])
 
         trained = [number for number, phase in enumerate(phases) if phase.losses]
         with (
-            patched(self.module, DataLoader=loader),
-            patched(self.base, DataLoader=loader),
+            self._loading(loader),
             on_the_cpu(),
             patched(learner, **{entry: synchronised}),
             observed() as values,
         ):
             if self.method == "foster" and len(phases) > 1:
                 learner._feature_compression = self._compression(learner._feature_compression, phases, told, ended)
+            if self.method in ANALYTIC and phases:
+                learner._network.generate_buffer = _as_drawn(learner._network, phases[0].expansion)
             learner.incremental_train(Manager(self.data))
-            ended(trained[-1])
+            if trained:
+                ended(trained[-1])
         for number in trained:
             own[number].losses = self._by_step(own[number].losses, len(phases[number].losses))
         return own
+
+    @contextmanager
+    def _loading(self, loader: Any) -> Iterator[None]:
+        with ExitStack() as stack:
+            for module in self.modules:
+                if hasattr(module, "DataLoader"):
+                    stack.enter_context(patched(module, DataLoader=loader))
+            yield
+
+    @contextmanager
+    def _alike(self, phase: Phase, values: list[float]) -> Iterator[None]:
+        """What one method alone draws, makes or tells in its training, as ours."""
+        with ExitStack() as stack:
+            if phase.drawn:  # PASS
+                classes, noise = (iter([part.numpy() for part in parts]) for parts in zip(*phase.drawn, strict=True))
+                numbers = {"choice": lambda *_, **__: next(classes), "normal": lambda *_, **__: next(noise)}
+                stack.enter_context(patched(np.random, **numbers))
+            if self.method == "pass":
+                stack.enter_context(_features_once(type(self.learner._network)))
+            if self.method in ANALYTIC:
+                stack.enter_context(patched(nn, Linear=lambda *_, **__: self.linear))
+                stack.enter_context(patched(nn.CrossEntropyLoss, forward=_told_to(values)))
+                stack.enter_context(patched(torch, save=lambda *_, **__: None))
+            yield
 
     def _by_step(self, losses: list[float], steps: int) -> list[float]:
         """What a step was told of its loss: PODNet its three terms, others the sum first."""
@@ -202,6 +182,13 @@ class Reference:
         if self.method == "ewc" and self.learner.fisher is not None:
             used = [value for name, value in self.learner.fisher.items() if not name.startswith("convnet.fc.")]
             return [[*weights(net.convnet), *weights(net.fc)], used]
+        if self.method == "pass":  # all turns of a class are one row
+            rows = len(net.fc.bias) // 4
+            return [[*weights(net.convnet), *(tensor.view(rows, -1) for tensor in weights(net.fc))]]
+        if self.method == "fetril" and self.learner._cur_task:
+            return [weights(net.fc)]
+        if self.method in ANALYTIC:
+            return [[*weights(net.convnet), *weights(self.linear)]]
         if hasattr(net, "convnet"):
             return [[*weights(net.convnet), *weights(net.fc)]]
         if self.method == "memo":
@@ -219,7 +206,7 @@ class Reference:
         def loader(dataset: Any, batch_size: int, shuffle: bool, **_: Any) -> Any:
             return torch_data.DataLoader(dataset, batch_size=batch_size, shuffle=shuffle)
 
-        with patched(self.module, DataLoader=loader), patched(self.base, DataLoader=loader):
+        with self._loading(loader):
             yield Unrecorded(self.data, self.pipeline)
 
     def predictions(self) -> dict[str, NDArray[np.int64]]:
@@ -235,6 +222,20 @@ class Reference:
             best: NDArray[np.int64] = self.learner._eval_cnn(self.learner.test_loader)[0][:, 0]
         return best
 
+    def statistics(self) -> list[Tensor]:
+        """What is kept of classes beside weights and exemplars, and what FeTrIL makes of it for a task."""
+        learner, net = self.learner, self.learner._network
+        if self.method == "pass":
+            radius = np.sqrt(np.mean(learner._radiuses[: self.data.inc]))  # the authors' and ours: of the first task
+            return [torch.from_numpy(np.array(learner._protos)), torch.tensor([radius])]
+        if self.method == "fetril":
+            made_up = [torch.from_numpy(learner.vectors_train)] if learner._cur_task else []
+            return [torch.from_numpy(np.array(learner._means)), *made_up]
+        if self.method in ANALYTIC:
+            streams = [net.fc, net.fc_comp] if self.method == "ds-al" else [net.fc]
+            return [tensor for stream in streams for tensor in (stream.weight.T, stream.R)]
+        return []
+
     def exemplars(self) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
         """uint8 [N, C, H, W] and their classes, as herded."""
         return self.learner._data_memory, self.learner._targets_memory.astype(np.int64)
@@ -242,7 +243,8 @@ class Reference:
     def after_task(self) -> None:
         learner = self.learner
         if self.method != "coil":
-            learner.after_task()
+            with patched(learner, save_checkpoint=lambda name: None):
+                learner.after_task()
             return
 
         def means(manager: Manager, low: int, high: int) -> None:
@@ -251,6 +253,49 @@ class Reference:
 
         with on_the_cpu(), patched(learner, _extract_class_means=means):
             learner.after_task()
+
+
+def _told_to(values: list[float]) -> Any:
+    """In place of `CrossEntropyLoss.forward`: notes what is learned from."""
+
+    def forward(criterion: nn.CrossEntropyLoss, logits_BK: Tensor, labels_B: Tensor) -> Tensor:
+        loss = F.cross_entropy(logits_BK, labels_B, reduction=criterion.reduction)
+        if loss.requires_grad:
+            values.append(loss.item())
+        return loss
+
+    return forward
+
+
+def _as_drawn(net: Any, expansion_DM: Tensor | None) -> Any:
+    """In place of `generate_buffer` of ACIL's network: the random expansion is ours."""
+    expand = net.generate_buffer
+
+    def expanded() -> None:
+        assert expansion_DM is not None
+        expand()
+        net.buffer.weight.copy_(expansion_DM.T)
+
+    return expanded
+
+
+@contextmanager
+def _features_once(network: Any) -> Iterator[None]:
+    """A step of PASS takes its features from the pass that gave its logits, not from a second one, in which BatchNorm
+    would average the batch once more."""
+    forward, extract_vector = network.forward, network.extract_vector
+    found: list[Tensor] = []
+
+    def logits(net: Any, x_BCHW: Tensor) -> Any:
+        said = forward(net, x_BCHW)
+        found[:] = [said["features"]]
+        return said
+
+    def features(net: Any, x_BCHW: Tensor) -> Any:
+        return found.pop() if net.training else extract_vector(net, x_BCHW)
+
+    with patched(network, forward=logits, extract_vector=features):
+        yield
 
 
 def _proxies(head: nn.Module) -> Part:
@@ -324,26 +369,8 @@ def importable(folder: Path) -> Iterator[None]:
     """Its top-level names (`models`, `utils`, `convs`) are found there for as long as the block runs."""
     if not (folder / "models" / "base.py").is_file():
         raise NotThere(f"{folder}: no PyCIL there; clone LAMDA-CL/PyCIL and give --reference")
-    bars = ModuleType("tqdm")
-    bars.tqdm = _Bar  # type: ignore[attr-defined]
-    here = sys.modules.setdefault("tqdm", bars) is bars  # the learners' only dependency that we lack
-    sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(folder.resolve()))
     try:
         yield
     finally:
-        sys.path.remove(str(folder))
-        if here:
-            del sys.modules["tqdm"]
-
-
-class _Bar:
-    """What the clone asks of a progress bar."""
-
-    def __init__(self, epochs: Any) -> None:
-        self.epochs = epochs
-
-    def __iter__(self) -> Iterator[Any]:
-        return iter(self.epochs)
-
-    def set_description(self, text: str) -> None:
-        return None
+        sys.path.remove(str(folder.resolve()))

@@ -9,9 +9,8 @@ in batches as small, the first steps are so rough that the last bits of float64 
 forty steps in one phase of two, whoever computes them, and would hide a difference of that size.
 """
 
-import importlib
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,20 +27,27 @@ from torch.nn import functional as F
 
 from cilbench.data.cache import default_data_dir
 from cilbench.data.download import load
-from cilbench.methods.bic import NewestCorrection
 from cilbench.methods.contract import Context, Task
 from cilbench.methods.training.numerics import numerics
 from cilbench.options import RunOptions
 from cilbench.request import RunSpec, specs
 from cilbench.scenario import seen_test_images, stream
+from tools.parity.arguments import ANALYTIC, CLASSES, WIDTH
 from tools.parity.given import Data, Phase
-from tools.parity.reference import CLASSES, NotThere, Reference, copied, patched, weights
+from tools.parity.recording import recorded, statistics
+from tools.parity.reference import NotThere, Reference
 
 TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch at the most: forty a task
 LR = 0.001
-WITHOUT_EXEMPLARS = {"finetune", "lwf", "ewc"}
+LR_OF = {"pass": 1e-5}  # whose published one is 0.001, by Adam
+WITHOUT_EXEMPLARS = {"finetune", "lwf", "ewc", "pass", "fetril", *ANALYTIC}
 # Of those whose file names a variant as in PyCIL.
-VARIANTS = {"bic": ("bic.correction=published",), "podnet": (f"podnet.finetuning_lr={LR}",)}
+VARIANTS = {
+    "bic": ("bic.correction=published",),
+    "podnet": (f"podnet.finetuning_lr={LR}",),
+    "fetril": (f"fetril.head_lr={LR}",),
+    **{method: (f"{method}.width={WIDTH}",) for method in ANALYTIC},
+}
 PER_CLASS, EXEMPLARS = 100, 200
 TIE = 1e-9  # scores that are no further apart are equal
 CPU = torch.device("cpu")
@@ -49,15 +55,19 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class Compared:
-    """One phase of one task. Largest differences; weights relative to the largest of their tensor."""
+    """One phase of one task. Largest differences; weights and statistics relative to the largest of their tensor.
+
+    A task whose learning has no steps (ACIL's later ones) has a row without losses.
+    """
 
     method: str
     task: int
     phase: int
-    steps: int
-    first_loss: float
-    largest_loss_difference: float
-    largest_weight_difference: float
+    steps: int = 0
+    first_loss: float | None = None
+    largest_loss_difference: float | None = None
+    largest_weight_difference: float | None = None
+    largest_statistic_difference: float | None = None  # prototypes, their radius, what is solved; features made of them
     exemplars_alike_percent: float | None = None
     head_alike_percent: float | None = None
     nme_alike_percent: float | None = None
@@ -76,7 +86,7 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
     herded_by: list[Any] = []  # of each task's classes, the network
     torch.manual_seed(spec.seed)
     with numerics(CPU, "fp32", "contiguous"), float64():
-        theirs = Reference(reference, method, data, plan.exemplars, EPOCHS, LR)
+        theirs = Reference(reference, method, data, plan.exemplars, EPOCHS, LR_OF.get(method, LR))
         for task in tasks:
             learner = _learner(spec, plan, state, data)
             with recorded(learner) as phases:
@@ -86,6 +96,8 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
             state = {key: tensor.clone() for key, tensor in learner.state().items()}
             pairs = [pair for pair in zip(phases, other, strict=True) if pair[0].losses]
             rows += [_row(method, task.index, n, *pair) for n, pair in enumerate(pairs)]
+            rows += [] if pairs else [Compared(method, task.index, 0)]
+            apart = _apart(statistics(learner, phases), theirs.statistics())
             herded_by.append((getattr(learner, "boosted", None) or learner.net).eval())
             kept = (
                 _exemplars_alike(learner.memory.decoded(CPU), theirs.exemplars(), herded_by, data)
@@ -93,11 +105,12 @@ def compare(method: str, reference: Path, data_dir: Path) -> list[Compared]:
                 else None
             )
             sealed, judged = (_learner(spec, plan, s, data) for s in (state, learner.unsealed_state()))
-            said = _predictions_alike(judged, theirs.predictions(), data)
+            said = _predictions_alike(judged, theirs.predictions(), data, spec.scenario.seen(task.index))
             if method == "foster" and len(phases) > 1:
-                student = _predictions_alike(sealed, {"head": theirs.student_predictions()}, data)
+                answers = {"head": theirs.student_predictions()}
+                student = _predictions_alike(sealed, answers, data, spec.scenario.seen(task.index))
                 said["student_alike_percent"] = student["head_alike_percent"]
-            rows[-1] = replace(rows[-1], exemplars_alike_percent=kept, **said)
+            rows[-1] = replace(rows[-1], exemplars_alike_percent=kept, largest_statistic_difference=apart, **said)
             theirs.after_task()
     return rows
 
@@ -111,12 +124,13 @@ def _tensor(images: Any) -> Tensor:
 def _spec(method: str, data_dir: Path) -> RunSpec:
     """`EXEMPLARS` beside ResNet-32s, as the reference has them."""
     more = {"foster": ["compression_epochs"], "podnet": ["finetuning_epochs"]}
-    lengths = ["first_epochs", "epochs", *more.get(method, [])]
+    lr = LR_OF.get(method, LR)
+    lengths = ["first_epochs", *more.get(method, [])] + ([] if method in ANALYTIC else ["epochs"])
     settings = [f"{method}.{name}={EPOCHS}" for name in lengths] + [
         *VARIANTS.get(method, ()),
         f"{method}.max_steps={STEPS}",
         f"{method}.batch_size={BATCH}",
-        f"{method}.lr={LR}",
+        f"{method}.lr={lr}",
     ]
     options = RunOptions(methods=method, backbone="resnet32", inc=INC, precision="fp32", data_dir=data_dir)
     options = replace(options, settings=tuple(settings))
@@ -166,90 +180,19 @@ def _data(spec: RunSpec, dataset: Any, tasks: list[Task]) -> Data:
     )
 
 
-@contextmanager
-def recorded(learner: Any) -> Iterator[list[Phase]]:
-    """The phases that the learner goes through while the block runs."""
-    phases: list[Phase] = []
-    modules_of = [importlib.import_module(kind.__module__) for kind in type(learner).__mro__]
-    module: Any = next(module for module in modules_of if hasattr(module, "fit"))  # MEMO's is DER's
-    fit, train = module.fit, learner.transform.train
-    shown: list[Tensor] = []
-    trained: list[Any] = []
-    seen_by_every_step: list[Any] = []
-
-    def training(images: Tensor, generator: torch.Generator) -> Tensor:
-        shown.append(train(images, generator).double())
-        return shown[-1]
-
-    def recording(loss: Any, modules: Any, task_data: Any, schedule: Any, *others: Any, **more: Any) -> None:
-        modules = list(modules)
-        phases.append(Phase(copied([_weights(m) for m in modules]), schedule.epochs, *seen_by_every_step))
-
-        def noted(x_BCHW: Tensor, labels_B: Tensor) -> Tensor:
-            value: Tensor = loss(x_BCHW, labels_B)
-            phases[-1].batches.append((shown[-1].contiguous().clone(), labels_B.clone()))
-            phases[-1].losses.append(value.item())
-            return value
-
-        fit(noted, modules, task_data, schedule, *others, **more)
-        phases[-1].after = copied([_weights(m) for m in modules])
-        trained[:] = modules
-
-    def constraints(*given: Any) -> Any:  # GEM's
-        parts = type(learner)._constraints(learner, *given)
-        if parts:
-            seen_by_every_step.append((torch.cat([x for x, _, _ in parts]), torch.cat([y for _, y, _ in parts])))
-        return parts
-
-    def measured(*given: Any) -> Any:  # EWC's pass over what was learned, which has no loss to compare
-        phases.append(Phase([], 1))
-        cross_entropy = F.cross_entropy
-
-        def noted(logits_BK: Tensor, labels_B: Tensor) -> Tensor:
-            phases[-1].batches.append((shown[-1].contiguous().clone(), labels_B.clone()))
-            return cross_entropy(logits_BK, labels_B)
-
-        with patched(F, cross_entropy=noted):
-            return type(learner).measured(learner, *given)
-
-    hooks = {
-        name: hook
-        for name, hook in {"_constraints": constraints, "measured": measured}.items()
-        if hasattr(learner, name)
-    }
-    with patched(module, fit=recording), patched(learner.transform, train=training), patched(learner, **hooks):
-        yield phases
-    # The head is aligned once all is learned, and what is important is known then.
-    last = next(phase for phase in reversed(phases) if phase.losses)
-    last.after = copied([*(_weights(m) for m in trained), *_importance(learner)])
-
-
-def _importance(learner: Any) -> list[list[Tensor]]:
-    """EWC's F."""
-    if not hasattr(learner, "importance"):
-        return []
-    return [[share * learner.config.fisher_max for share in learner.importance.values()]]
-
-
-def _weights(module: Any) -> list[Tensor]:
-    """Of a network without its head, then of the head: the reference keeps them apart. BiC's correction learns by
-    itself.
-    """
-    if isinstance(module, NewestCorrection):
-        return [module.correction]
-    if not hasattr(module, "branches"):
-        return weights(module)
-    parts = [*([module.shared] if module.share_general else []), *module.branches, module.head]
-    return [tensor for part in parts for tensor in weights(part)]
-
-
 def _row(method: str, task: int, number: int, ours: Phase, theirs: Phase) -> Compared:
     losses = np.abs(np.subtract(ours.losses, theirs.losses))
     pairs = [
         (a, b) for mine, other in zip(ours.after, theirs.after, strict=False) for a, b in zip(mine, other, strict=True)
     ]
-    apart = [float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs]
-    return Compared(method, task, number, len(losses), ours.losses[0], float(losses.max()), max(apart))
+    apart = _apart(*zip(*pairs, strict=True))
+    return Compared(method, task, number, len(losses), ours.losses[0], float(losses.max()), apart)
+
+
+def _apart(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> float | None:
+    """Largest difference, each relative to its tensor's largest; None where there is nothing."""
+    pairs = zip(ours, theirs, strict=True)
+    return max((float((a - b).abs().max() / b.abs().max().clamp(min=1e-12)) for a, b in pairs), default=None)
 
 
 @torch.no_grad()
@@ -269,9 +212,9 @@ def _exemplars_alike(ours: tuple[Tensor, Tensor], theirs: Any, herded_by: list[A
     return 100 * alike / places
 
 
-def _predictions_alike(rebuilt: Any, said: dict[str, Any], data: Data) -> dict[str, Any]:
+def _predictions_alike(rebuilt: Any, said: dict[str, Any], data: Data, seen: int) -> dict[str, Any]:
     """What a rebuilt learner says of the test images beside the reference, by head."""
-    tested = data.test[1] < rebuilt.net.seen
+    tested = data.test[1] < seen
     with torch.no_grad():
         scores = rebuilt.scores(data.test[0][tested])
     return {f"{head}_alike_percent": _alike(scores[head], said[head]) for head in said if head in scores}
