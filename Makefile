@@ -121,8 +121,8 @@ gpu: $(if $(filter $(BIN)/python,$(GPU_PYTHON)),$(READY))   ## GPU tests, then t
 	left=$$((ends - $$(date +%s))); [ $$left -gt 0 ] || exit $$code; \
 	$$for_now $$left $(GPU_PYTHON) -m tools campaign run --device cuda $(CAMPAIGN) || [ $$? -eq 124 ] || code=1; exit $$code
 
-# A clone of LAMDA-CL/PyCIL outside the checkout; skipped with a reason where there is none. Runs as long as asked are
-# `python -m tools.parity.runs --help`.
+# A clone of LAMDA-CL/PyCIL outside the checkout, and what it imports (tools/parity/reference.py) in .venv; skipped with a
+# reason where they are not. Runs as long as asked are `python -m tools.parity.runs --help`.
 REFERENCE ?= ../PyCIL
 parity: $(READY)   ## ours and the reference implementation, step by step from the same weights and batches
 	$(BIN)/python -m tools.parity.steps --reference $(REFERENCE) $(PARITY)

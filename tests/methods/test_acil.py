@@ -56,6 +56,24 @@ def test_recursive_least_squares_is_ridge_regression_of_all_rows_at_once(counts)
     assert numbers(ridge(torch.from_numpy(probe))) == pytest.approx(probe @ solved(x, y, 0.1).T, abs=1e-11)
 
 
+def test_with_more_features_than_dimensions_it_loses_fewer_digits_than_the_published_inverse():
+    """256 features of 64 dimensions, so nearly singular; results/parity has PyCIL's formula beside ours."""
+    rng, width, gamma = np.random.default_rng(0), 256, 0.1
+    expansion = rng.uniform(-1 / 8, 1 / 8, (64, width))
+    tasks = [(np.maximum(3 * rng.random((500, 64)) @ expansion, 0), np.eye(5)[rng.integers(0, 5, 500)]) for _ in "ab"]
+    ours, theirs_MK, R = Ridge.empty(width, gamma, torch.float64, CPU), np.zeros((width, 5)), np.eye(width) / gamma
+    for x, y in tasks:
+        ours.take_in(lambda rows: rows, torch.from_numpy(x), torch.from_numpy(y))
+        R = R - R @ x.T @ np.linalg.inv(np.eye(500) + x @ R @ x.T) @ x @ R
+        theirs_MK = theirs_MK + R @ x.T @ (y - x @ theirs_MK)
+    x, y = (np.concatenate(parts).astype(np.longdouble) for parts in zip(*tasks, strict=True))
+    gram, wanted_MK = x.T @ x + gamma * np.eye(width), np.zeros((width, 5), np.longdouble)
+    for _ in range(6):  # refined: residuals are of extended precision
+        wanted_MK += np.linalg.solve(gram.astype(float), (x.T @ y - gram @ wanted_MK).astype(float))
+    apart = [float(abs(w - wanted_MK).max() / abs(wanted_MK).max()) for w in (numbers(ours.weight_KM).T, theirs_MK)]
+    assert apart[0] < 1e-10 < 1e-8 < apart[1]
+
+
 def test_task_by_task_it_is_the_joint_solution_on_all_features():
     dataset = toy_dataset()
     _, every = learned("acil", dataset)

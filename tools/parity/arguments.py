@@ -25,6 +25,7 @@ CLASSES = {
 }
 COSINE = {"podnet", "coil"}  # on a ResNet-32 of their own
 ANALYTIC = {"acil", "ds-al"}
+INC, BATCH = 5, 25  # classes a task, images a batch
 WIDTH = 256  # of the random expansion of the analytic ones; 8,192 there
 SETTINGS: dict[str, dict[str, Any]] = {
     "memo": {
@@ -62,14 +63,14 @@ SETTINGS: dict[str, dict[str, Any]] = {
         "lambda_fkd": 10,
         "lambda_proto": 10,
         "temp": 0.1,
-        "batch_size": 25,  # of prototypes too: that of the recorded batches
+        "batch_size": BATCH,  # as many prototypes
         "weight_decay": 2e-4,
         "step_size": 45,
         "gamma": 0.1,
         "num_workers": 0,
         "model_name": "pass",
-        "init_cls": 5,
-        "increment": 5,
+        "init_cls": INC,
+        "increment": INC,
     },
     "fetril": {"init_weight_decay": 5e-4, "weight_decay": 5e-4, "batch_size": 128, "num_workers": 0},
 }
@@ -89,6 +90,6 @@ def _analytic(method: str, epochs: int, lr: float) -> dict[str, Any]:
     steps = {"type": "MultiStep", "milestones": [120, 140], "decay": 0.1, "init_epochs": epochs, "init_lr": lr}
     ridge = {"buffer_size": WIDTH, "gamma": 0.1, "gamma_comp": 0.1, "compensation_ratio": 0.6}
     own = {"scheduler": steps, "init_weight_decay": 5e-4, **ridge}
-    run = {"model_name": method, "init_cls": 5, "seed": 1, "num_workers": 0}
+    run = {"model_name": method, "init_cls": INC, "seed": 1, "num_workers": 0}
     # Whole tasks at once, and never an evaluation of the training images, which would use up the recorded batches.
     return {"configurations": {"cifar100": own}, "IL_batch_size": 4096, "train_eval_freq": 10**6, **run}

@@ -32,12 +32,12 @@ from cilbench.methods.training.numerics import numerics
 from cilbench.options import RunOptions
 from cilbench.request import RunSpec, specs
 from cilbench.scenario import seen_test_images, stream
-from tools.parity.arguments import ANALYTIC, CLASSES, WIDTH
+from tools.parity.arguments import ANALYTIC, BATCH, CLASSES, INC, WIDTH
 from tools.parity.given import Data, Phase
 from tools.parity.recording import recorded, statistics
 from tools.parity.reference import NotThere, Reference
 
-TASKS, INC, EPOCHS, STEPS, BATCH = 2, 5, 2, 20, 25  # steps an epoch at the most: forty a task
+TASKS, EPOCHS, STEPS = 2, 2, 20  # steps an epoch at the most: forty a task
 LR = 0.001
 LR_OF = {"pass": 1e-5}  # whose published one is 0.001, by Adam
 WITHOUT_EXEMPLARS = {"finetune", "lwf", "ewc", "pass", "fetril", *ANALYTIC}
